@@ -1,0 +1,41 @@
+"""The `peft-mrpc` command: hands on to the verbs, and imports only the one that runs."""
+
+import importlib
+import sys
+
+from peft_mrpc import __version__
+from peft_mrpc.errors import EXIT_USER_ERROR, closest, run_verb
+
+VERBS = {
+    "train": "adapt a model to pairs, evaluate it, write a Run",
+    "hard_prompt": "score pairs with a prompted causal LM, write a Run",
+    "compare": "Runs -> one table, pictures, one report",
+    "predict": "label new pairs with a Run, a directory or a Hub repository",
+    "push": "publish a Run on the Hub",
+    "quickstart": "run every strategy on the built-in pairs and compare them",
+}
+
+
+def main() -> int:
+    """Run one verb; see `run_verb` for the exit codes."""
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        width = max(map(len, VERBS))
+        lines = [f"  {verb.ljust(width)}  {text}" for verb, text in VERBS.items()]
+        sys.stdout.write("usage: peft-mrpc VERB [FLAGS]\n\n" + "\n".join(lines))
+        sys.stdout.write("\n\n`peft-mrpc VERB --help` shows the flags of one.\n")
+        return 0
+    if name == "--version":
+        sys.stdout.write(f"peft-mrpc {__version__}\n")
+        return 0
+    verb = name.replace("-", "_")
+    if verb not in VERBS:
+        sys.stderr.write(
+            f"peft-mrpc: got {name!r}; expected one of {', '.join(VERBS)}.{closest(name, VERBS)}\n"
+        )
+        return EXIT_USER_ERROR
+    return run_verb(importlib.import_module(f"peft_mrpc.{verb}").main, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The model card of a Run: what it is, how good, and how to load it."""
+
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from peft_mrpc.runs import Run
+
+LIBRARIES = {"adapter": "peft", "model": "transformers", "prompt": "transformers"}
+
+LOADING = {
+    "model": """from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+model = AutoModelForSequenceClassification.from_pretrained("{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
+    "adapter": """from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+base = AutoModelForSequenceClassification.from_pretrained("{base_model}", num_labels={num_labels})
+model = PeftModel.from_pretrained(base, "{repo_id}")
+tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
+}
+
+
+def build_card(run: Run, repo_id: str | None = None) -> str:
+    """Write the card, metadata first.
+
+    Args:
+        run: The Run; nothing of its paths goes into the card.
+        repo_id: Where it is published; None for the card that stays in the Run.
+    Returns:
+        Markdown with a YAML header, as the Hub reads it.
+    """
+    kind = run.artifact.name
+    record = run.record
+    base = record["base_model_id"]
+    name = repo_id.split("/")[-1] if repo_id else f"{record['method']}-{record['data']['name']}"
+    data = ModelCardData(
+        library_name=LIBRARIES[kind],
+        base_model=base,
+        pipeline_tag="text-classification",
+        tags=["peft-mrpc", "sentence-pair-classification", record["method"]],
+        datasets=_hub_datasets(record["data"]["name"]),
+        metrics=["accuracy", "f1", "roc_auc"],
+        model_name=name,
+        eval_results=_eval_results(run),
+    )
+    body = "\n\n".join(
+        filter(None, [f"# {name}", _summary(run), _results(run), _usage(run, repo_id)])
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _hub_datasets(name: str) -> list[str] | None:
+    if name == "mrpc":
+        return ["nyu-mll/glue"]
+    return [name.split(":")[0]] if "/" in name else None
+
+
+def _eval_results(run: Run) -> list[EvalResult] | None:
+    name = run.record["data"]["name"]
+    results = [
+        EvalResult(
+            task_type="text-classification",
+            dataset_type="nyu-mll/glue" if name == "mrpc" else name,
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=metric,
+            metric_value=round(values[metric], 4),
+        )
+        for split, values in run.metrics.items()
+        for metric in ("accuracy", "macro_f1", "roc_auc")
+        if values.get(metric) is not None
+    ]
+    return results or None
+
+
+def _summary(run: Run) -> str:
+    record = run.record
+    base = record["base_model_id"] or "a local model"
+    labels = ", ".join(f"`{name}`" for name in run.label_names)
+    how = f"`{base}` adapted by **{record['method']}** to tell sentence pairs apart ({labels})."
+    if "trainable" in record:
+        counts = record["trainable"]
+        how += (
+            f" {counts['trained']:,} of {counts['total']:,} parameters "
+            f"({counts['trained'] / counts['total']:.2%}) were trained"
+            f" on {record['data']['splits']['train']['num_examples']:,} pairs of"
+            f" `{record['data']['name']}`, seed {record['seed']}."
+        )
+    return how
+
+
+def _results(run: Run) -> str:
+    if not run.metrics:
+        return ""
+    header = [f"F1 {name}" for name in run.label_names]
+    lines = [
+        f"| split | rows | majority | accuracy | {' | '.join(header)} | ROC-AUC |",
+        "|---" * (5 + len(header)) + "|",
+    ]
+    for split, values in run.metrics.items():
+        f1 = " | ".join(f"{values['f1'][name]:.3f}" for name in run.label_names)
+        area = "-" if values["roc_auc"] is None else f"{values['roc_auc']:.3f}"
+        lines.append(
+            f"| {split} | {values['num_examples']} | {values['majority_accuracy']:.3f} | "
+            f"{values['accuracy']:.3f} | {f1} | {area} |"
+        )
+    return "## Results\n\n" + "\n".join(lines)
+
+
+def _usage(run: Run, repo_id: str | None) -> str:
+    where = repo_id or "path/to/this/run"
+    kind = run.artifact.name
+    parts = [
+        "## Use\n\n```bash\npip install peft-mrpc\n"
+        f"peft-mrpc predict {where} --input pairs.csv --output labelled.csv\n```"
+    ]
+    if kind in LOADING:
+        code = LOADING[kind].format(
+            repo_id=repo_id or f"path/to/this/run/{kind}",
+            base_model=run.record["base_model_id"] or "path/to/the/base/model",
+            num_labels=len(run.label_names),
+        )
+        parts.append(f"Or without this toolkit:\n\n```python\n{code}\n```")
+    if kind == "prompt":
+        template: dict[str, Any] = run.record["config"]["template"]
+        parts.append(f"The question asked:\n\n```\n{template['text'].strip()}\n```")
+    return "\n\n".join(parts)

@@ -1,0 +1,79 @@
+"""What the user did wrong, said in one line for each fault."""
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+logger = logging.getLogger("peft_mrpc")
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+MAX_FAULTS_SHOWN = 10
+
+
+class UserError(Exception):
+    """Faults in what the user gave: `<where>: got <value>; expected <allowed>. <next step>`."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+    def lines(self) -> list[str]:
+        """The faults to print; a long list is cut and says how much was cut."""
+        shown = [" ".join(fault.split()) for fault in self.faults[:MAX_FAULTS_SHOWN]]
+        rest = len(self.faults) - len(shown)
+        return [*shown, f"... and {rest} more faults of this kind."] if rest else shown
+
+
+def closest(name: str, choices: Iterable[str]) -> str:
+    """` Did you mean 'x'?`, or nothing where no choice is near."""
+    close = difflib.get_close_matches(name, sorted(choices), n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def unknown_name(where: str, name: str, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among a short list of choices."""
+    known = sorted(choices)
+    return UserError(
+        f"{where}: got {name!r}; expected one of {', '.join(known)}.{closest(name, known)}"
+    )
+
+
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise all faults at once, if there are any."""
+    if faults:
+        raise UserError(*faults)
+
+
+def one_line(error: BaseException) -> str:
+    """A library's error message without its line breaks, to stand inside one of ours."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+    """Run one command and turn what it raises into the exit code the user is promised.
+
+    Returns:
+        0 done, 2 the input is wrong, 130 interrupted. Any other error keeps its traceback (1).
+    """
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    # Every rank of a distributed job makes the same checks: one of them speaks.
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        main(sys.argv[1:] if argv is None else argv)
+    except UserError as error:
+        if os.environ.get("RANK", "0") == "0":
+            for line in error.lines():
+                sys.stderr.write(f"peft-mrpc: {line}\n")
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt as error:
+        sys.stderr.write(f"peft-mrpc: interrupted. {error}\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`): nothing more to say, and nothing is wrong.
+        sys.stderr.close()
+        return 0
+    return 0

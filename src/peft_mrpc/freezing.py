@@ -1,0 +1,143 @@
+"""Which layers train: selection, and the callback that holds frozen layers still."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from peft_mrpc.errors import UserError, logger
+
+
+def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
+    """The stack of transformer layers, whatever the architecture calls it.
+
+    Raises:
+        UserError: If the model has no such stack.
+    """
+    depth = getattr(model.config, "num_hidden_layers", None)
+    for module in model.base_model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == depth:
+            return module
+    raise UserError(f"--model: found no stack of {depth} layers in {type(model).__name__}.")
+
+
+def frozen_modules(model: PreTrainedModel, num_unfrozen_layers: int) -> list[nn.Module]:
+    """The modules below the last `num_unfrozen_layers` layers: embeddings and lower layers.
+
+    What stands after the stack (pooler, final norm) and the head is not among them.
+
+    Raises:
+        UserError: If the model has fewer layers than are to be unfrozen.
+    """
+    layers = encoder_layers(model)
+    if not 0 <= num_unfrozen_layers <= len(layers):
+        raise UserError(
+            f"--num_unfrozen_layers: got {num_unfrozen_layers}; {model.config.model_type} here has "
+            f"{len(layers)} layers, expected 0 to {len(layers)}."
+        )
+    frozen: list[nn.Module] = list(layers[: len(layers) - num_unfrozen_layers])
+    embeddings = model.get_input_embeddings()
+    for child in model.base_model.children():
+        # The embeddings proper, with position table and norm, are the child that holds the table.
+        if any(module is embeddings for module in child.modules()) and not any(
+            module is layers for module in child.modules()
+        ):
+            return [child, *frozen]
+    return [embeddings, *frozen]
+
+
+class LayerFreezeCallback(TrainerCallback):
+    """Freeze all but the last layers, keep the frozen ones in eval mode, and say what trains.
+
+    The Trainer builds its optimizer before `on_train_begin` and calls `model.train()` before every
+    step: so parameters are frozen in `on_init_end`, and each frozen module goes back to eval mode
+    (no dropout) just before it runs, by a hook that lasts as long as the training.
+
+    Args:
+        num_unfrozen_layers: How many of the last encoder layers train.
+    """
+
+    def __init__(self, num_unfrozen_layers: int) -> None:
+        self.num_unfrozen_layers = num_unfrozen_layers
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._trainable: list[str] = []
+
+    def on_init_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        for module in frozen_modules(model, self.num_unfrozen_layers):
+            module.requires_grad_(False)
+        self._trainable = trainable_names(model)
+        logger.info("layer_freeze: %s", describe_trainable(model))
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        # A later callback or a resumed checkpoint may have touched requires_grad.
+        assert trainable_names(model) == self._trainable, "frozen parameters were unfrozen"
+        for module in frozen_modules(model, self.num_unfrozen_layers):
+            self._hooks.append(module.register_forward_pre_hook(_to_eval_mode))
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+
+def _to_eval_mode(module: nn.Module, args: tuple[Any, ...]) -> None:
+    module.eval()
+
+
+def trainable_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that receive gradients."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def parameter_counts(model: nn.Module) -> tuple[int, int]:
+    """How many numbers train, and how many there are (a 4-bit weight counts unpacked)."""
+    trainable = total = 0
+    for parameter in model.parameters():
+        shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
+        count = shape.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return trainable, total
+
+
+def describe_trainable(model: nn.Module) -> str:
+    """One line on what trains: count, share, and the modules."""
+    trainable, total = parameter_counts(model)
+    modules = dict.fromkeys(_module_of(name) for name in trainable_names(model))
+    return (
+        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}): "
+        f"{', '.join(modules)}"
+    )
+
+
+def _module_of(name: str) -> str:
+    """`bert.encoder.layer.4.attention.self.query.weight` -> `bert.encoder.layer.4`."""
+    parts = name.split(".")
+    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    end = len(parts) - 1 if numbered is None else numbered + 1
+    return ".".join(parts[:end])

@@ -1,0 +1,150 @@
+"""Ask a causal LM about each pair, score its answers, and write a Run."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from accelerate import PartialState
+
+from peft_mrpc import config as cfg
+from peft_mrpc.data import PairData, load_pairs, reported_splits
+from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
+from peft_mrpc.models import (
+    QUANTIZATIONS,
+    ModelSource,
+    find_model,
+    load_causal_lm,
+    load_tokenizer,
+)
+from peft_mrpc.predictors import PromptClassifier, save_info
+from peft_mrpc.prompts import Template, load_template
+from peft_mrpc.publishing import check_access, publish
+from peft_mrpc.reporting import describe_data, summary_line, write_run
+from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
+from peft_mrpc.train import default_output_dir
+
+DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
+
+
+def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataConfig]:
+    """Parse flags over the user's recipe.
+
+    Raises:
+        UserError: For unknown flags, wrong values, and flags that cannot stand together.
+    """
+    path = cfg.flag_value(argv, "config")
+    recipes = [cfg.load_recipe(path)] if path else []
+    (config, data), _ = cfg.parse_flags(
+        "hard_prompt", DESCRIPTION, (cfg.HardPromptConfig, cfg.DataConfig), argv, recipes
+    )
+    faults = []
+    if config.batch_size < 1:
+        faults.append(f"--batch_size: got {config.batch_size}; expected at least 1.")
+    if config.push_to_hub and not config.hub_model_id:
+        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
+    if config.quantization not in QUANTIZATIONS:
+        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    raise_faults(faults)
+    return config, data
+
+
+def main(argv: Sequence[str]) -> None:
+    config, data_config = parse_request(argv)
+    ask(config, data_config)
+
+
+def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
+    """Score the wanted splits and write the Run.
+
+    Returns:
+        The Run, on every process.
+    """
+    output_dir = Path(
+        config.output_dir or default_output_dir("hard_prompt", config.model, data_config)
+    )
+    check_output_dir(output_dir, config.overwrite)
+    if config.push_to_hub:
+        check_access(str(config.hub_model_id))
+    template = load_template(config.template)
+    source = find_model(config.model, config.base_model_id)
+    data = load_pairs(data_config, config.seed)
+    splits = reported_splits(data, data_config.split)
+    template.words(data.label_names)
+    classifier = PromptClassifier(
+        load_causal_lm(source, config.quantization),
+        load_tokenizer(source),
+        template,
+        list(data.label_names),
+        config.max_length,
+    )
+    state = PartialState()
+    if state.is_main_process:
+        with staged_run(output_dir) as staging:
+            _ask_into(staging, config, data_config, source, data, splits, classifier)
+    else:
+        _ask_into(None, config, data_config, source, data, splits, classifier)
+    state.wait_for_everyone()
+    run = load_run(output_dir)
+    if state.is_main_process:
+        lines = [summary_line(run, split) for split in run.metrics]
+        sys.stdout.write("\n".join([*lines, f"Run: {run.path}"]) + "\n")
+        if config.push_to_hub:
+            publish(run, str(config.hub_model_id), config.hub_private_repo)
+    return run
+
+
+def _ask_into(
+    staging: Path | None,
+    config: cfg.HardPromptConfig,
+    data_config: cfg.DataConfig,
+    source: ModelSource,
+    data: PairData,
+    splits: Sequence[str],
+    classifier: PromptClassifier,
+) -> None:
+    """Score on every process; the one that has a staging directory writes."""
+    started = time.perf_counter()
+    probabilities, label_mass = {}, {}
+    for split in splits:
+        if not data.splits[split]:
+            raise UserError(f"{data.name}: split {split} is empty.")
+        probabilities[split] = classifier.score(data.splits[split], config.batch_size)
+        label_mass[split] = classifier.label_mass
+    seconds = time.perf_counter() - started
+    if staging is None:
+        return
+    save_info(
+        staging / "prompt",
+        source,
+        method="hard_prompt",
+        label_names=classifier.label_names,
+        max_length=config.max_length,
+        quantization=config.quantization,
+        template=classifier.template.record(),
+    )
+    record = {
+        "strategy": "hard_prompt",
+        "method": "hard_prompt",
+        "model": config.model,
+        "base_model_id": source.hub_id,
+        "seed": config.seed,
+        "num_processes": PartialState().num_processes,
+        "data": describe_data(data, splits),
+        "label_mass": label_mass,
+        "timing": {
+            "score_seconds": seconds,
+            "score_pairs_per_second": sum(map(len, probabilities.values())) / seconds,
+        },
+        "config": cfg.config_record(data_config, config)
+        | {"template": _record(classifier.template)},
+    }
+    write_run(staging, record, data, probabilities)
+
+
+def _record(template: Template) -> dict[str, object]:
+    return template.record()
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -1,0 +1,141 @@
+"""How a model is made trainable: one entry for each method."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+import yaml
+from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from transformers import PreTrainedModel, TrainerCallback
+
+from peft_mrpc.errors import UserError, one_line, unknown_name
+from peft_mrpc.freezing import LayerFreezeCallback, frozen_modules
+
+# What PEFT's config says about the run and not about the method.
+RESERVED_PEFT_FIELDS = {
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "inference_mode",
+    "base_model_name_or_path",
+    "revision",
+    "peft_version",
+}
+
+
+@dataclass
+class NoOptions:
+    """A method without options."""
+
+
+@dataclass
+class LayerFreezeOptions:
+    """Options of `layer_freeze`."""
+
+    num_unfrozen_layers: int = field(
+        default=2, metadata={"help": "how many of the last encoder layers train"}
+    )
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of making a model trainable.
+
+    Attributes:
+        apply: Takes the loaded model and the options, returns the model to train.
+        options: Dataclass of the options (PEFT's own config for its methods).
+        callbacks: Trainer callbacks that the method needs.
+        source: Where the method is described.
+    """
+
+    apply: Callable[[PreTrainedModel, Any], Any]
+    options: type = NoOptions
+    callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
+    source: str = ""
+
+    @property
+    def is_peft(self) -> bool:
+        """Whether an adapter is saved rather than a whole model."""
+        return issubclass(self.options, PeftConfig)
+
+    def option_defaults(self) -> dict[str, Any]:
+        """Names and defaults of the options that are flags."""
+        fields = (f for f in dataclasses.fields(self.options) if f.init)
+        return {f.name: f.default for f in fields if f.name not in RESERVED_PEFT_FIELDS}
+
+    def build_options(self, given: Mapping[str, Any]) -> Any:
+        """The options with what was given set.
+
+        Raises:
+            UserError: If PEFT's config refuses a value.
+        """
+        reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
+        try:
+            return self.options(**reserved, **given)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
+
+
+def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
+    """Leave every parameter trainable."""
+    return model
+
+
+def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTrainedModel:
+    """Check the options; the freezing itself is the callback's, once the Trainer has the model."""
+    frozen_modules(model, options.num_unfrozen_layers)
+    return model
+
+
+def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
+    """Freeze the model and add PEFT's trainable parts to it; the head trains too.
+
+    Raises:
+        UserError: If PEFT cannot fit the method to the model.
+    """
+    try:
+        return get_peft_model(model, options)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
+
+
+METHODS: dict[str, Method] = {
+    "full": Method(train_everything, source="arXiv:1810.04805"),
+    "layer_freeze": Method(
+        freeze_layers,
+        LayerFreezeOptions,
+        lambda options: [LayerFreezeCallback(options.num_unfrozen_layers)],
+        source="arXiv:1911.03090",
+    ),
+    "lora": Method(add_adapter, LoraConfig, source="arXiv:2106.09685"),
+    "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of this name.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if name not in METHODS:
+        raise unknown_name("--method", name, METHODS)
+    return METHODS[name]
+
+
+def load_default_recipe(name: str) -> dict[str, Any]:
+    """The packaged recipe of a method: its defaults."""
+    text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
+    recipe: dict[str, Any] = yaml.safe_load(text)
+    return recipe
+
+
+def method_flags() -> dict[str, str]:
+    """Every option of every method, with the methods it belongs to."""
+    owners: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        for option in method.option_defaults():
+            owners.setdefault(option, []).append(name)
+    return {flag: " and ".join(names) for flag, names in owners.items()}

@@ -1,0 +1,137 @@
+"""Pictures of results: arrays in, a matplotlib Figure out. Nothing here saves or shows."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score, roc_curve
+
+# Okabe and Ito's colour-blind safe colours, one for each method, the same in every picture.
+METHOD_COLORS = {
+    "layer_freeze": "#0072B2",
+    "prompt_tuning": "#D55E00",
+    "hard_prompt": "#009E73",
+    "full": "#CC79A7",
+    "lora": "#E69F00",
+}
+OTHER_COLORS = ("#56B4E9", "#8C6D1F", "#000000")
+LINE_STYLES = ("-", "--", "-.", ":")
+GRID = {"color": "#d9d9d9", "linewidth": 0.6}
+DPI = 150
+
+
+def run_styles(methods: Sequence[str]) -> list[tuple[str, str]]:
+    """Colour and line style of each Run: colour by method, style by its turn within the method."""
+    styles: list[tuple[str, str]] = []
+    for position, method in enumerate(methods):
+        turn = methods[:position].count(method)
+        unknown = sorted({m for m in methods if m not in METHOD_COLORS})
+        color = METHOD_COLORS.get(method) or OTHER_COLORS[unknown.index(method) % len(OTHER_COLORS)]
+        styles.append((color, LINE_STYLES[turn % len(LINE_STYLES)]))
+    return styles
+
+
+def plot_confusion_matrix(
+    counts: NDArray[np.int64], label_names: Sequence[str], title: str
+) -> Figure:
+    """One confusion matrix.
+
+    Args:
+        counts: [C, C], row = true label.
+        label_names: Names of the C labels.
+        title: What was scored.
+    """
+    size = 3.4 + 0.5 * len(label_names)
+    figure = Figure(figsize=(size + 0.4, size), layout="constrained")
+    _draw_confusion(figure.subplots(), counts, label_names, title)
+    return figure
+
+
+def plot_confusion_matrices(
+    matrices: Mapping[str, NDArray[np.int64]], label_names: Sequence[str]
+) -> Figure:
+    """Confusion matrices of several Runs side by side, at most four in a row."""
+    columns = min(4, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, (name, counts) in zip(axes, matrices.items(), strict=False):
+        _draw_confusion(axis, counts, label_names, name)
+    for axis in axes[len(matrices) :]:
+        axis.set_axis_off()
+    return figure
+
+
+def _draw_confusion(
+    axis: Axes, counts: NDArray[np.int64], label_names: Sequence[str], title: str
+) -> None:
+    # Shaded by the share of the true label, so that a rare class is read as well as a common one.
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(counts.shape):
+        axis.text(
+            column,
+            row,
+            f"{counts[row, column]}\n{shares[row, column]:.0%}",
+            ha="center",
+            va="center",
+            color="white" if shares[row, column] > 0.55 else "#1a1a1a",
+        )
+    names = [name.replace("_", " ") for name in label_names]
+    axis.set_xticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), names, rotation=90, va="center")
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("true")
+    axis.set_title(title, fontsize=10)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+
+
+def plot_roc_curves(
+    curves: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]],
+    styles: Sequence[tuple[str, str]],
+    title: str,
+) -> Figure:
+    """ROC curves in one picture; over more than two classes, one against the rest, pooled.
+
+    Args:
+        curves: For each name the true label indices, [N], and the probabilities, [N, C].
+        styles: Colour and line style of each.
+        title: What was scored.
+    """
+    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([0, 1], [0, 1], color="#8c8c8c", linewidth=1, linestyle=":", label="chance (0.500)")
+    for (name, (references, probabilities)), (color, style) in zip(
+        curves.items(), styles, strict=True
+    ):
+        truth, score = _binary_view(references, probabilities)
+        if len(np.unique(truth)) < 2:
+            continue
+        false_positives, true_positives, _ = roc_curve(truth, score)
+        label = f"{name} ({roc_auc_score(truth, score):.3f})"
+        axis.plot(
+            false_positives, true_positives, color=color, linestyle=style, linewidth=2, label=label
+        )
+    axis.set(
+        xlim=(-0.01, 1.01),
+        ylim=(-0.01, 1.01),
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        aspect="equal",
+    )
+    axis.set_title(title, fontsize=10)
+    axis.grid(**GRID)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(loc="lower right", frameon=False, fontsize=9, title="area under the curve")
+    return figure
+
+
+def _binary_view(
+    references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    if probabilities.shape[1] == 2:
+        return references, probabilities[:, 1]
+    return np.eye(probabilities.shape[1], dtype=np.int64)[references].ravel(), probabilities.ravel()

@@ -1,0 +1,168 @@
+"""Label new pairs with a Run, an adapter or model directory, or a repository on the Hub."""
+
+import csv
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from numpy.typing import NDArray
+
+from peft_mrpc import config as cfg
+from peft_mrpc.data import Table, pairs_from_table, read_table
+from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.predictors import load_predictor
+
+DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
+OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+@dataclass
+class PredictConfig:
+    """What is labelled and where it goes."""
+
+    input: str | None = cfg.option(None, "csv, tsv, jsonl or parquet file, or - (csv)")
+    output: str = cfg.option("-", "file in one of these formats, or - (csv)")
+    sentence1_column: str | None = cfg.option(None, "column of the first sentence")
+    sentence2_column: str | None = cfg.option(None, "column of the second sentence")
+    batch_size: int = cfg.option(32, "pairs in one forward pass")
+    overwrite: bool = cfg.option(False, "replace the output file")
+
+
+def main(argv: Sequence[str]) -> None:
+    (config, names), _ = cfg.parse_flags(
+        "predict",
+        DESCRIPTION,
+        (PredictConfig,),
+        argv,
+        positional={"dest": "run", "metavar": "RUN", "help": "Run, directory or owner/name"},
+    )
+    predict(names.run, config)
+
+
+def predict(name: str, config: PredictConfig) -> None:
+    """Label the rows of a file; every other column is kept as it was.
+
+    Raises:
+        UserError: For a missing input, an existing output, columns that clash.
+    """
+    _check(config)
+    table = _read_input(str(config.input))
+    columns = _data_config(config)
+    pairs = pairs_from_table(table, columns)
+    predictor = load_predictor(name)
+    added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
+    clash = [column for column in added if column in table.columns]
+    if clash:
+        raise UserError(f"{table.where}: already has the columns {', '.join(clash)}; rename them.")
+    probabilities = predictor.score(pairs, config.batch_size)
+    if PartialState().is_main_process:
+        rows = _labelled_rows(table, probabilities, predictor.label_names)
+        _write_output(config.output, [*table.columns, *added], rows)
+        if config.output != "-":
+            sys.stderr.write(f"{len(rows)} pairs labelled: {config.output}\n")
+
+
+def _check(config: PredictConfig) -> None:
+    faults = []
+    if config.input is None:
+        faults.append("--input: got none; expected a file, or - for standard input.")
+    if config.batch_size < 1:
+        faults.append(f"--batch_size: got {config.batch_size}; expected at least 1.")
+    output = Path(config.output)
+    if config.output != "-":
+        if output.suffix.lower() not in OUTPUT_TYPES:
+            faults.append(f"--output: got {config.output!r}; expected {', '.join(OUTPUT_TYPES)}.")
+        if output.exists() and not config.overwrite:
+            faults.append(
+                f"--output: got {config.output!r}, which exists; name another, or --overwrite."
+            )
+        if not output.absolute().parent.is_dir():
+            faults.append(f"--output: got {config.output!r}, whose directory does not exist.")
+    raise_faults(faults)
+
+
+def _data_config(config: PredictConfig) -> cfg.DataConfig:
+    return cfg.DataConfig(
+        sentence1_column=config.sentence1_column, sentence2_column=config.sentence2_column
+    )
+
+
+def _read_input(name: str) -> Table:
+    if name != "-":
+        return read_table(name)
+    if PartialState().num_processes > 1:
+        raise UserError("--input: got -, which one process alone can read; expected a file.")
+    return read_table("stdin.csv", text=sys.stdin.read())
+
+
+def _labelled_rows(
+    table: Table, probabilities: NDArray[np.float64], label_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **row,
+            "prediction": label_names[int(scores.argmax())],
+            **{
+                f"probability_{name}": float(score)
+                for name, score in zip(label_names, scores, strict=True)
+            },
+        }
+        for row, scores in zip(table.rows, probabilities, strict=True)
+    ]
+
+
+def _write_output(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    if name == "-":
+        sys.stdout.write(_as_delimited(columns, rows, ","))
+        return
+    path = Path(name)
+    # Written aside and moved, so that a reader never sees half a file.
+    with tempfile.NamedTemporaryFile("wb", dir=path.absolute().parent, delete=False) as file:
+        try:
+            file.write(_serialize(path.suffix.lower(), columns, rows))
+            file.close()
+            Path(file.name).chmod(0o644)
+            Path(file.name).replace(path)
+        except BaseException:
+            Path(file.name).unlink(missing_ok=True)
+            raise
+
+
+def _serialize(suffix: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> bytes:
+    if suffix == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+        return buffer.getvalue()
+    if suffix == ".jsonl":
+        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+    return _as_delimited(columns, rows, "\t" if suffix == ".tsv" else ",").encode()
+
+
+def _as_delimited(columns: Sequence[str], rows: Sequence[dict[str, Any]], delimiter: str) -> str:
+    if delimiter == "\t":  # unquoted, as we read it; no field holds a tab or a line break then
+        lines = ["\t".join(columns)]
+        lines += ["\t".join(_flat(row.get(column, "")) for column in columns) for row in rows]
+        return "\n".join(lines) + "\n"
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _flat(value: Any) -> str:
+    return str(value).replace("\t", " ").replace("\r", " ").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -1,0 +1,329 @@
+"""A trained classifier or a prompted LM, ready to score pairs; and their way to disk and back."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from peft_mrpc.data import Pair
+from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.models import (
+    ModelSource,
+    find_model,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+)
+from peft_mrpc.prompts import Template, build_template
+from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, read_json, write_json
+from peft_mrpc.scoring import classifier_probabilities, score_label_tokens, score_rows
+
+# Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
+CHAT_DATE = "26 Jul 2024"
+
+
+class Predictor(Protocol):
+    """Anything that gives pairs label probabilities."""
+
+    label_names: list[str]
+
+    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+        """Probabilities of the labels, [N, C], in the order of the pairs."""
+
+
+@dataclass
+class PairClassifier:
+    """A sequence classifier with its tokenizer.
+
+    Attributes:
+        model: Takes `input_ids` and its kin, gives logits [B, C].
+        tokenizer: Pads on the side the model needs.
+        label_names: Names of the C labels.
+        max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    label_names: list[str]
+    max_length: int
+
+    def encode(self, pairs: Sequence[Pair]) -> tuple[list[dict[str, list[int]]], int]:
+        """Token ids of each pair, and how many pairs had to be cut."""
+        return encode_pairs(self.tokenizer, pairs, self.max_length)
+
+    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+        """Probabilities of the labels, [N, C], in the order of the pairs."""
+        features, _ = self.encode(pairs)
+        model = self.model.to(PartialState().device).eval()
+
+        @torch.inference_mode()
+        def score_batch(rows: list[int]) -> NDArray[np.float64]:
+            batch = self.tokenizer.pad([features[row] for row in rows], return_tensors="pt")
+            return classifier_probabilities(model(**batch.to(model.device)).logits)
+
+        lengths = [len(feature["input_ids"]) for feature in features]
+        return score_rows(lengths, batch_size, score_batch, "scoring")
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
+) -> tuple[list[dict[str, list[int]]], int]:
+    """Tokenize pairs for a classifier.
+
+    Args:
+        tokenizer: Writes its own separators; one without a separator (a decoder's) gets the
+            sentences as two labelled lines.
+        pairs: N pairs.
+        max_length: Most tokens of a pair.
+    Returns:
+        One mapping of model inputs for each pair, and how many pairs had to be cut.
+    """
+    if tokenizer.sep_token is None:
+        texts = [f"Sentence 1: {p.sentence1}\nSentence 2: {p.sentence2}" for p in pairs]
+        arguments: tuple[list[str], ...] = (texts,)
+    else:
+        arguments = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
+    encoded = tokenizer(*arguments, truncation=False, verbose=False)
+    num_cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
+    if num_cut:
+        encoded = tokenizer(*arguments, truncation=True, max_length=max_length)
+    keys = list(encoded)
+    return [
+        dict(zip(keys, row, strict=True)) for row in zip(*encoded.values(), strict=True)
+    ], num_cut
+
+
+@dataclass
+class PromptClassifier:
+    """A causal LM asked through a template; the label words' probabilities are the answer.
+
+    Attributes:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer, with a chat template or without.
+        template: The question.
+        label_names: Names of the C labels.
+        max_length: Most tokens of a prompt; a longer one is an error.
+        label_mass: Mean probability that fell on the label words at all in the last `score`.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    label_names: list[str]
+    max_length: int
+    label_mass: float | None = None
+
+    def encode(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[int]]:
+        """Prompt ids of each pair and the one token of each label.
+
+        Prompt and word are tokenized together, since what stands before a word changes its token.
+
+        Raises:
+            UserError: If a label's word is not one token after the prompt, two words begin alike,
+                or a prompt is too long.
+        """
+        words = self.template.words(self.label_names)
+        prompts = [self._prompt(pair) for pair in pairs]
+        prompt_ids = self._tokenize(prompts)
+        label_tokens = [self._label_token(prompts[0], prompt_ids[0], word) for word in words]
+        if len(set(label_tokens)) < len(label_tokens):
+            raise UserError(f"--template: the words {', '.join(words)} begin with the same token.")
+        limit = min(self.max_length, getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        faults = [
+            f"pair {pair.idx}: its prompt has {len(ids)} tokens; expected at most {limit}. "
+            "Shorten it, or raise --max_length where the model allows."
+            for pair, ids in zip(pairs, prompt_ids, strict=True)
+            if len(ids) > limit
+        ]
+        if faults:
+            raise UserError(*faults)
+        return prompt_ids, label_tokens
+
+    def _prompt(self, pair: Pair) -> str:
+        if self.tokenizer.chat_template is None:
+            return self.template.plain(pair.sentence1, pair.sentence2)
+        text = self.tokenizer.apply_chat_template(
+            self.template.messages(pair.sentence1, pair.sentence2),
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=CHAT_DATE,
+        )
+        return str(text)
+
+    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
+        # A chat template writes the BOS itself; a second one would change every score.
+        is_chat = self.tokenizer.chat_template is not None
+        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=not is_chat)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        assert all(row[:2] != [bos, bos] for row in ids), "the prompt begins with two BOS tokens"
+        return ids
+
+    def _label_token(self, prompt: str, prompt_ids: list[int], word: str) -> int:
+        space = "" if self.tokenizer.chat_template is not None else " "
+        joint = self._tokenize([prompt + space + word])[0]
+        if joint[:-1] != prompt_ids:
+            raise UserError(
+                f"--template: the word {word!r} is not one token of this model after the prompt; "
+                "expected words that are scored in one pass."
+            )
+        return joint[-1]
+
+    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
+        prompt_ids, label_tokens = self.encode(pairs)
+        pad = self.tokenizer.pad_token_id or 0
+
+        def score_batch(rows: list[int]) -> NDArray[np.float64]:
+            return score_label_tokens(self.model, [prompt_ids[r] for r in rows], label_tokens, pad)
+
+        lengths = [len(ids) for ids in prompt_ids]
+        scores = np.exp(score_rows(lengths, batch_size, score_batch, "asking"))
+        mass = scores.sum(axis=1, keepdims=True)
+        self.label_mass = float(mass.mean())
+        return scores / mass
+
+
+def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
+    """Write what `transformers` and PEFT do not keep: how this folder classifies pairs.
+
+    A model of the user's own disk is named by its Hub id, or not at all once it is published.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"format_version": 1, "model": source.name, "base_model_id": source.hub_id} | facts
+    write_json(folder / ARTIFACT_FILE, record)
+
+
+def save_classifier(
+    folder: Path, classifier: PairClassifier, source: ModelSource, method: str
+) -> None:
+    """Save a model or an adapter, its tokenizer, and what is needed to classify as trained."""
+    classifier.model.save_pretrained(folder)
+    classifier.tokenizer.save_pretrained(folder)
+    save_info(
+        folder,
+        source,
+        method=method,
+        label_names=classifier.label_names,
+        max_length=classifier.max_length,
+    )
+    adapter_config = folder / "adapter_config.json"
+    if adapter_config.is_file() and source.hub_id:
+        # PEFT writes the path it was loaded from, which is good on this machine alone.
+        config = json.loads(adapter_config.read_text("utf-8"))
+        for key in ("base_model_name_or_path", "tokenizer_name_or_path"):
+            if config.get(key):
+                config[key] = source.hub_id
+        write_json(adapter_config, config)
+
+
+def find_artifact(name: str) -> Path:
+    """The folder to load: a Run's, an adapter's or model's own, or one fetched from the Hub.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = _download(name)
+    for folder in ARTIFACT_FOLDERS:
+        if (path / folder / ARTIFACT_FILE).is_file():
+            return path / folder
+    return path
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"RUN: got {name!r}, which is no directory; expected a Run, an adapter or model "
+            "directory, or owner/name on the Hub."
+        )
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:  # not found, no access, no network: each with the Hub's own words
+        raise UserError(
+            f"RUN: got {name!r}, which is no directory here and could not be fetched from the Hub: "
+            f"{one_line(error)[:200]}"
+        ) from error
+
+
+def load_predictor(name: str) -> Predictor:
+    """Load what a Run, a directory or a Hub repository holds.
+
+    Raises:
+        UserError: If it holds nothing that classifies pairs.
+    """
+    folder = find_artifact(name)
+    if (folder / ARTIFACT_FILE).is_file():
+        info = read_json(folder / ARTIFACT_FILE)
+    elif (folder / "config.json").is_file():
+        info = _info_of_plain_model(folder)
+    else:
+        raise UserError(
+            f"RUN: got {name!r}, which holds neither {ARTIFACT_FILE} nor a model's config.json; "
+            "expected a Run, or what one published."
+        )
+    loader = next(
+        load for file, load in LOADERS.items() if file is None or (folder / file).is_file()
+    )
+    return loader(folder, info)
+
+
+def _info_of_plain_model(folder: Path) -> dict[str, Any]:
+    """What another tool's sequence classifier says of itself."""
+    config = read_json(folder / "config.json")
+    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    return {"label_names": list(labels.values()), "max_length": 128}
+
+
+def _base_source(info: dict[str, Any]) -> ModelSource:
+    """The base model under its local name if it is here, under its Hub id if not."""
+    try:
+        return find_model(info["model"], info["base_model_id"])
+    except UserError:
+        if info["base_model_id"] in (None, info["model"]):
+            raise
+        return find_model(info["base_model_id"])
+
+
+def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
+    base = load_classifier(_base_source(info), info["label_names"], tokenizer.pad_token_id)
+    model = PeftModel.from_pretrained(base, str(folder))
+    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+
+
+def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
+    source = ModelSource(str(folder), str(folder), None)
+    tokenizer = load_tokenizer(source)
+    model = load_classifier(source, info["label_names"], tokenizer.pad_token_id)
+    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+
+
+def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:
+    source = _base_source(info)
+    return PromptClassifier(
+        load_causal_lm(source, info["quantization"]),
+        load_tokenizer(source),
+        build_template(info["template"], str(folder / ARTIFACT_FILE)),
+        info["label_names"],
+        info["max_length"],
+    )
+
+
+# What marks each kind of folder; the last is what remains.
+LOADERS: dict[str | None, Callable[[Path, dict[str, Any]], Predictor]] = {
+    "adapter_config.json": _load_adapter,
+    "config.json": _load_model,
+    None: _load_prompt,
+}

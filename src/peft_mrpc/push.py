@@ -1,0 +1,56 @@
+"""Publish a Run on the Hub."""
+
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from peft_mrpc import config as cfg
+from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.publishing import check_access, check_publishable, collect_files, publish
+from peft_mrpc.runs import load_run
+
+DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name"
+
+
+@dataclass
+class PushConfig:
+    """What goes where."""
+
+    repo_id: str | None = cfg.option(None, "owner/name of the repository")
+    private: bool = cfg.option(False, "make the repository private if it is new")
+    base_model_id: str | None = cfg.option(None, "Hub id of the base model, if it was a directory")
+    dry_run: bool = cfg.option(False, "list what would be uploaded, upload nothing")
+
+
+def main(argv: Sequence[str]) -> None:
+    (config, names), _ = cfg.parse_flags(
+        "push",
+        DESCRIPTION,
+        (PushConfig,),
+        argv,
+        positional={"dest": "run", "metavar": "RUN", "help": "directory of the Run"},
+    )
+    if not config.repo_id:
+        raise UserError("--repo_id: got none; expected owner/name.")
+    run = load_run(names.run)
+    if config.base_model_id:
+        run = replace(run, record={**run.record, "base_model_id": config.base_model_id})
+    check_publishable(run)
+    if config.dry_run:
+        with tempfile.TemporaryDirectory() as folder:
+            collect_files(run, config.repo_id, Path(folder))
+            files = sorted(p for p in Path(folder).rglob("*") if p.is_file())
+            for file in files:
+                size = file.stat().st_size / 1e6
+                sys.stdout.write(f"{size:10.3f} MB  {file.relative_to(folder)}\n")
+        sys.stdout.write(f"dry run: nothing was uploaded to {config.repo_id}\n")
+        return
+    check_access(config.repo_id)
+    url = publish(run, config.repo_id, config.private)
+    sys.stdout.write(f"{url}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

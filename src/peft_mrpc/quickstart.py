@@ -1,0 +1,60 @@
+"""All three strategies on the built-in pairs with the built-in models, then the comparison."""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_mrpc import config as cfg
+from peft_mrpc import hard_prompt, train
+from peft_mrpc.compare import compare
+from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.runs import RUN_FILE
+
+DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no network, no GPU."
+
+DATA = ["--dataset", "builtin:pairs"]
+STEPS: dict[str, list[str]] = {
+    "layer_freeze": ["--model", "builtin:minilm", "--num_train_epochs", "6"],
+    "prompt_tuning": ["--model", "builtin:minilm", "--num_train_epochs", "12"],
+    "hard_prompt": ["--model", "builtin:smollm2"],
+}
+
+
+@dataclass
+class QuickstartConfig:
+    """Where the quickstart writes."""
+
+    output_dir: str = cfg.option("runs/quickstart", "directory of the Runs and the report")
+
+
+def main(argv: Sequence[str]) -> None:
+    (config,), _ = cfg.parse_flags("quickstart", DESCRIPTION, (QuickstartConfig,), argv)
+    folder = Path(config.output_dir)
+    if folder.is_file():
+        raise UserError(f"--output_dir: got {str(folder)!r}, a file; expected a directory.")
+    started = time.perf_counter()
+    for number, (name, flags) in enumerate(STEPS.items(), start=1):
+        _heading(f"{number}/{len(STEPS)} {name}", flags)
+        run = folder / name
+        if (run / RUN_FILE).is_file():
+            sys.stderr.write(f"already done: {run}\n")
+            continue
+        arguments = [*flags, *DATA, "--output_dir", str(run)]
+        if name == "hard_prompt":
+            hard_prompt.main(arguments)
+        else:
+            train.main(["--method", name, *arguments])
+    report = compare([str(folder / name) for name in STEPS], folder / "comparison", overwrite=True)
+    sys.stdout.write(f"\n{report}\n")
+    sys.stderr.write(f"done in {time.perf_counter() - started:.0f} s\n")
+
+
+def _heading(text: str, flags: Sequence[str]) -> None:
+    sys.stderr.write(f"\n== {text}: {' '.join(flags)}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -1,0 +1,155 @@
+"""A comparison as Markdown, JSON and one HTML file that needs nothing but itself."""
+
+import base64
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment
+
+from peft_mrpc.runs import write_json
+
+if TYPE_CHECKING:
+    from peft_mrpc.compare import Comparison
+
+CAPTIONS = {
+    "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
+    "roc_curves": "ROC curves, with the area under each",
+}
+
+
+def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
+    """The cells of one table row, as text."""
+    seconds = row.get("train_seconds")
+    trained = row.get("trained_parameters")
+    return [
+        row["name"],
+        f"{row['accuracy']:.3f}",
+        *(f"{row['f1'][name]:.3f}" for name in label_names),
+        "-" if row["roc_auc"] is None else f"{row['roc_auc']:.3f}",
+        "-" if trained is None else f"{trained:,} ({row['trained_share']:.2%})",
+        "-" if seconds is None else f"{seconds:,.0f} s",
+        f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",
+        f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else "-",
+    ]
+
+
+def table_header(label_names: list[str]) -> list[str]:
+    """Names of the table's columns."""
+    return [
+        "method",
+        "accuracy",
+        *(f"F1 {name.replace('_', ' ')}" for name in label_names),
+        "ROC-AUC",
+        "trained parameters",
+        "training",
+        "scored pairs/s",
+        "peak memory",
+    ]
+
+
+def markdown_table(header: list[str], cells: list[list[str]]) -> str:
+    """A Markdown table whose columns line up in a terminal too."""
+    # A pipe in a name would open a new column.
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in [header, *cells]]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
+        for row in rows
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def headline(comparison: "Comparison") -> str:
+    """What was found, in a sentence or two, claimed no further than it was measured."""
+    rows = comparison.rows()
+    baseline, runs = rows[0], sorted(rows[1:], key=lambda row: -row["accuracy"])
+    best = runs[0]
+    size = len(comparison.predictions[0].idx)
+    gain = 100 * (best["accuracy"] - baseline["accuracy"])
+    text = (
+        f"Of {len(runs)} strategies, {best['name']} has the highest accuracy on these {size} "
+        f"pairs: {best['accuracy']:.1%}, {abs(gain):.1f} points {'above' if gain > 0 else 'below'} "
+        f"always answering {baseline['name'].removeprefix('always ')}."
+    )
+    if len(runs) == 1:
+        text = text.replace("Of 1 strategies, ", "").replace(
+            " has the highest accuracy on", " reaches on"
+        )
+    elif len(runs) > 1:
+        lead = 100 * (best["accuracy"] - runs[1]["accuracy"])
+        text += f" It leads {runs[1]['name']} by {lead:.1f} points."
+    # Half the width of a 95 % interval for the best accuracy, by the normal approximation.
+    margin = 196 * (best["accuracy"] * (1 - best["accuracy"]) / size) ** 0.5
+    return (
+        f"{text} One accuracy on {size} pairs is known to about ±{margin:.1f} points (95 %), so "
+        "smaller differences should not be read as real."
+    )
+
+
+def write_report(folder: Path, comparison: "Comparison", figures: list[str]) -> str:
+    """Write `report.md`, `report.json` and `report.html`.
+
+    Returns:
+        The table as Markdown.
+    """
+    label_names = comparison.label_names
+    header = table_header(label_names)
+    rows = comparison.rows()
+    cells = [format_row(row, label_names) for row in rows]
+    table = markdown_table(header, cells)
+    data = comparison.runs[0].record["data"]
+    facts = {
+        "title": f"{data['name']}: {comparison.split} split",
+        "headline": headline(comparison),
+        "split": comparison.split,
+        "num_examples": len(comparison.predictions[0].idx),
+        "fingerprint": data["splits"][comparison.split]["fingerprint"],
+    }
+    pictures = "\n\n".join(f"![{CAPTIONS[name]}](plots/{name}.png)" for name in figures)
+    (folder / "report.md").write_text(
+        f"# {facts['title']}\n\n{facts['headline']}\n\n{table}\n\n{pictures}\n", encoding="utf-8"
+    )
+    write_json(folder / "report.json", {"format_version": 1, "data": data, **facts, "rows": rows})
+    images = {
+        name: base64.b64encode((folder / "plots" / f"{name}.png").read_bytes()).decode()
+        for name in figures
+    }
+    template = (resources.files("peft_mrpc") / "assets" / "report.html.jinja").read_text("utf-8")
+    best = max((row["accuracy"] for row in rows[1:]), default=None)
+    html = (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            facts=facts,
+            header=header,
+            body=list(zip(rows, cells, strict=True)),
+            best=best,
+            images=images,
+            captions=CAPTIONS,
+            runs=[
+                _provenance(name, run)
+                for name, run in zip(comparison.names, comparison.runs, strict=True)
+            ],
+        )
+    )
+    (folder / "report.html").write_text(html, encoding="utf-8")
+    return table
+
+
+def _provenance(name: str, run: Any) -> dict[str, Any]:
+    record = run.record
+    return {
+        "name": name,
+        "model": record["model"],
+        "seed": record["seed"],
+        "finished": record["finished"],
+        "cpu": record["hardware"]["cpu"],
+        "gpus": ", ".join(record["hardware"]["gpus"]) or "no GPU",
+        "versions": ", ".join(
+            f"{key} {record['versions'][key]}"
+            for key in ("peft-mrpc", "torch", "transformers", "peft")
+            if key in record["versions"]
+        ),
+    }

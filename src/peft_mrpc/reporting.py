@@ -1,0 +1,117 @@
+"""What every strategy ends in: the files of a Run, and the few lines that a user reads first."""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peft_mrpc.cards import build_card
+from peft_mrpc.data import UNKNOWN_LABEL, PairData, label_counts
+from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.plots import DPI, plot_confusion_matrix, plot_roc_curves, run_styles
+from peft_mrpc.runs import (
+    CARD_FILE,
+    FORMAT_VERSION,
+    METRICS_FILE,
+    RUN_FILE,
+    Run,
+    describe_environment,
+    load_run,
+    peak_memory,
+    write_json,
+    write_predictions,
+)
+
+
+def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
+    """Name, label names, and of each split used its size, label counts and fingerprint."""
+    return {
+        "name": data.name,
+        "label_names": list(data.label_names),
+        "splits": {
+            split: {
+                "num_examples": len(data.splits[split]),
+                "labels": label_counts(data.splits[split], data.label_names),
+                "fingerprint": data.fingerprint(split),
+            }
+            for split in splits
+        },
+    }
+
+
+def write_run(
+    folder: Path,
+    record: Mapping[str, Any],
+    data: PairData,
+    probabilities: Mapping[str, NDArray[np.float64]],
+) -> Run:
+    """Write all files of a Run but its artifact, which is there already.
+
+    Args:
+        folder: The staging directory.
+        record: What is particular to the strategy, for `run.json`.
+        data: The pairs that were scored.
+        probabilities: For each split scored [N, C], in dataset order.
+    """
+    common = {
+        "format_version": FORMAT_VERSION,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "peak_memory": peak_memory(),
+    }
+    write_json(folder / RUN_FILE, {**common, **record, **describe_environment()})
+    metrics = {}
+    for split, rows in probabilities.items():
+        pairs = data.splits[split]
+        write_predictions(folder / "predictions" / f"{split}.jsonl", pairs, rows, data.label_names)
+        known = [number for number, pair in enumerate(pairs) if pair.label != UNKNOWN_LABEL]
+        if known:
+            references = np.array([pairs[number].label for number in known])
+            scored = rows[known]
+            metrics[split] = compute_metrics(
+                references, scored.argmax(axis=1), scored, data.label_names
+            )
+    write_json(folder / METRICS_FILE, metrics)
+    run = load_run(folder)
+    _write_plots(run)
+    (folder / CARD_FILE).write_text(build_card(run), encoding="utf-8")
+    return run
+
+
+def _write_plots(run: Run) -> None:
+    """Draw the last scored split: test where it is labelled, else validation."""
+    if not run.metrics:
+        return
+    split = list(run.metrics)[-1]
+    values, rows = run.metrics[split], run.predictions(split)
+    known = rows.references != UNKNOWN_LABEL
+    title = f"{run.name}\n{run.record['data']['name']} {split}, {values['num_examples']} pairs"
+    folder = run.path / "plots"
+    folder.mkdir(exist_ok=True)
+    figures = {
+        "confusion_matrix": plot_confusion_matrix(
+            np.array(values["confusion_matrix"]),
+            run.label_names,
+            f"{title}, accuracy {values['accuracy']:.3f}",
+        ),
+        "roc_curve": plot_roc_curves(
+            {run.record["method"]: (rows.references[known], rows.probabilities[known])},
+            run_styles([run.record["method"]]),
+            title,
+        ),
+    }
+    for name, figure in figures.items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI)
+
+
+def summary_line(run: Run, split: str) -> str:
+    """One line for the terminal: what was reached on a split, beside the majority baseline."""
+    values = run.metrics[split]
+    f1 = " / ".join(f"{values['f1'][name]:.3f}" for name in run.label_names)
+    area = "-" if values["roc_auc"] is None else f"{values['roc_auc']:.3f}"
+    return (
+        f"{split}: accuracy {values['accuracy']:.3f} (majority {values['majority_accuracy']:.3f}), "
+        f"F1 {' / '.join(run.label_names)} {f1}, ROC-AUC {area}, {values['num_examples']} pairs"
+    )

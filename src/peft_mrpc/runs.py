@@ -1,0 +1,275 @@
+"""A Run: the directory that every strategy ends in, and all that later commands read."""
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peft_mrpc.data import UNKNOWN_LABEL, Pair
+from peft_mrpc.errors import UserError, closest, one_line
+
+FORMAT_VERSION = 1
+RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
+ARTIFACT_FILE = "peft_mrpc.json"
+# A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
+ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
+RECORDED_PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "bitsandbytes",
+    "datasets",
+    "evaluate",
+    "scikit-learn",
+    "numpy",
+)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a Run answered on one split, in dataset order.
+
+    Attributes:
+        idx: Row numbers, [N].
+        references: True label indices, [N]; -1 where unknown.
+        predictions: Predicted label indices, [N].
+        probabilities: [N, C].
+    """
+
+    idx: NDArray[np.int64]
+    references: NDArray[np.int64]
+    predictions: NDArray[np.int64]
+    probabilities: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A written Run; its files are read when they are asked for."""
+
+    path: Path
+    record: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Short name for tables and legends: method and model."""
+        return f"{self.record['method']} · {self.record['model'].split('/')[-1]}"
+
+    @property
+    def label_names(self) -> list[str]:
+        """Names of the labels, by index."""
+        return list(self.record["data"]["label_names"])
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The content of `metrics.json`: metrics by split."""
+        content: dict[str, dict[str, Any]] = read_json(self.path / METRICS_FILE)
+        return content
+
+    @property
+    def artifact(self) -> Path:
+        """The folder that `predict` loads and `push` uploads."""
+        for folder in ARTIFACT_FOLDERS:
+            if (self.path / folder).is_dir():
+                return self.path / folder
+        raise UserError(f"{self.path}: holds no {' or '.join(ARTIFACT_FOLDERS)} folder.")
+
+    def predictions(self, split: str) -> Predictions:
+        """Read `predictions/<split>.jsonl`.
+
+        Raises:
+            UserError: If the Run did not score the split, or the file is damaged.
+        """
+        path = self.path / "predictions" / f"{split}.jsonl"
+        index = {name: number for number, name in enumerate(self.label_names)}
+        try:
+            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            return Predictions(
+                np.array([row["idx"] for row in rows]),
+                np.array(
+                    [index[row["label"]] if "label" in row else UNKNOWN_LABEL for row in rows]
+                ),
+                np.array([index[row["prediction"]] for row in rows]),
+                np.array([[row["probabilities"][name] for name in index] for row in rows]),
+            )
+        except FileNotFoundError as error:
+            scored = sorted(file.stem for file in path.parent.glob("*.jsonl"))
+            raise UserError(
+                f"{self.path}: has no predictions of split {split!r}; it has {', '.join(scored)}."
+            ) from error
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: not a predictions file of this Run: {error!r}.") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a Run.
+
+    Raises:
+        UserError: If it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a finished Run.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON that a person can read too."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_run(path: str | Path) -> Run:
+    """Open a Run.
+
+    Raises:
+        UserError: If the directory is missing, is no Run, or was written by a newer version.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        near = closest(
+            path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        )
+        raise UserError(f"RUN: got {str(path)!r}, which is no directory; expected a Run.{near}")
+    if not (path / RUN_FILE).is_file():
+        raise UserError(f"RUN: got {str(path)!r}, which holds no {RUN_FILE}; expected a Run.")
+    record = read_json(path / RUN_FILE)
+    missing = {"method", "model", "data", "format_version"} - set(record)
+    if missing:
+        raise UserError(f"{path / RUN_FILE}: lacks {', '.join(sorted(missing))}; not a Run's file.")
+    if record["format_version"] > FORMAT_VERSION:
+        raise UserError(
+            f"{path}: got format {record['format_version']}; this peft-mrpc reads up to "
+            f"{FORMAT_VERSION}. Install a newer one."
+        )
+    return Run(path, record)
+
+
+def check_output_dir(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a place where writing would lose something.
+
+    Raises:
+        UserError: If a Run is there and `overwrite` is off, or anything else is there at all.
+    """
+    if output_dir.is_file():
+        raise UserError(f"--output_dir: got {str(output_dir)!r}, a file; expected a directory.")
+    if not output_dir.exists() or not any(output_dir.iterdir()):
+        return
+    if not (output_dir / RUN_FILE).is_file():
+        raise UserError(
+            f"--output_dir: got {str(output_dir)!r}, which holds files that are no Run; "
+            "expected a new directory."
+        )
+    if not overwrite:
+        raise UserError(
+            f"--output_dir: got {str(output_dir)!r}, which already holds a Run; "
+            "name another directory, or replace it with --overwrite."
+        )
+
+
+@contextlib.contextmanager
+def staged_run(output_dir: Path) -> Iterator[Path]:
+    """Build a Run beside its place and move it there whole, or not at all.
+
+    Yields:
+        A directory on the same file system. When the block ends well it becomes `output_dir` (a
+        Run that was there goes then, and not before). When it fails it is removed, unless it
+        holds training checkpoints: those are kept, and the error says where.
+    """
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
+    staging.chmod(0o777 & ~_current_umask())
+    try:
+        yield staging
+    except BaseException as error:
+        if any(staging.glob("checkpoints/checkpoint-*")):
+            error.add_note(
+                f"Checkpoints are kept: --resume_from_checkpoint {staging}/checkpoints/..."
+            )
+        else:
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
+    replaced = None
+    if output_dir.exists():
+        replaced = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
+        output_dir.rename(replaced / "run")
+    staging.rename(output_dir)
+    if replaced:
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _current_umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+def write_predictions(
+    path: Path,
+    pairs: Sequence[Pair],
+    probabilities: NDArray[np.float64],
+    label_names: Sequence[str],
+) -> None:
+    """Write one JSON line for each pair, in dataset order."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for pair, row in zip(pairs, probabilities, strict=True):
+            line: dict[str, Any] = {"idx": pair.idx}
+            if pair.label != UNKNOWN_LABEL:
+                line["label"] = label_names[pair.label]
+            line["prediction"] = label_names[int(row.argmax())]
+            line["probabilities"] = dict(zip(label_names, map(float, row), strict=True))
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of what computes, and the hardware it ran on."""
+    import torch
+
+    versions = {"python": platform.python_version(), "peft-mrpc": metadata.version("peft-mrpc")}
+    for package in RECORDED_PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    hardware = {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+    }
+    return {"versions": versions, "hardware": hardware}
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory() -> dict[str, int]:
+    """Peak memory of this process so far, in bytes: resident, and allocated on the GPU."""
+    import torch
+
+    # Linux counts ru_maxrss in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks = {"resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_available():
+        peaks["gpu_bytes"] = torch.cuda.max_memory_allocated()
+    return peaks

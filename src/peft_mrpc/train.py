@@ -1,0 +1,310 @@
+"""Adapt a pretrained model to sentence pairs, evaluate it, and write a Run."""
+
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+from peft_mrpc import config as cfg
+from peft_mrpc.data import PairData, load_pairs, reported_splits
+from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
+from peft_mrpc.freezing import describe_trainable, parameter_counts, trainable_names
+from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
+from peft_mrpc.models import (
+    ModelSource,
+    find_model,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    position_limit,
+)
+from peft_mrpc.predictors import PairClassifier, encode_pairs, save_classifier
+from peft_mrpc.publishing import check_access, publish
+from peft_mrpc.reporting import describe_data, summary_line, write_run
+from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
+
+DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
+FINE_TUNING_RATE = 1e-3
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What was asked for, parsed and checked as far as flags go."""
+
+    config: cfg.TrainConfig
+    data: cfg.DataConfig
+    arguments: TrainingArguments
+    method: Method
+    options: Any
+    given_options: Mapping[str, Any]
+    output_dir: Path
+    publish: bool
+
+
+def parse_request(argv: Sequence[str]) -> TrainRequest:
+    """Parse flags over the user's recipe over the method's default recipe.
+
+    Raises:
+        UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
+    """
+    path = cfg.flag_value(argv, "config")
+    recipe = cfg.load_recipe(path) if path else {}
+    name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
+    method = find_method(str(name))
+    (config, data, arguments), given = cfg.parse_flags(
+        "train",
+        DESCRIPTION,
+        (cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
+        argv,
+        [load_default_recipe(str(name)), recipe],
+        method.option_defaults(),
+        method_flags(),
+    )
+    faults = []
+    if arguments.hub_token:
+        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
+    if config.max_length < 8:
+        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
+    raise_faults(faults)
+    publish_it = arguments.push_to_hub
+    # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
+    arguments.push_to_hub = False
+    options = method.build_options(given)
+    # TrainingArguments fills in a name of its own, so what was typed is asked for.
+    given_dir = cfg.flag_value(argv, "output_dir") or recipe.get("output_dir")
+    output_dir = Path(given_dir or default_output_dir(config.method, config.model, data))
+    return TrainRequest(config, data, arguments, method, options, given, output_dir, publish_it)
+
+
+def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
+    """`runs/DATASET-MODEL-METHOD`, in letters that any file system takes."""
+    dataset = "files" if data.train_file or data.validation_file or data.test_file else data.dataset
+    parts = [Path(dataset).name, Path(model).name, method]
+    return "runs/" + "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
+
+
+def main(argv: Sequence[str]) -> None:
+    request = parse_request(argv)
+    train(request)
+
+
+def train(request: TrainRequest) -> Run | None:
+    """Train, evaluate and write the Run; every check that can fail comes before the training.
+
+    Returns:
+        The Run, on every process; None after `--dry_run`.
+    """
+    check_output_dir(request.output_dir, request.config.overwrite)
+    if request.publish:
+        check_access(str(request.arguments.hub_model_id))
+    source = find_model(request.config.model, request.config.base_model_id)
+    data = load_pairs(request.data, request.arguments.seed)
+    splits = reported_splits(data, request.data.split)
+    if "train" not in data.splits:
+        raise UserError(f"{data.name}: has no train split; give --train_file.")
+    set_seed(request.arguments.seed)
+    classifier = build_classifier(request, source, data)
+    if request.config.dry_run:
+        _print_plan(request, data, splits, classifier)
+        return None
+    state = PartialState()
+    if state.is_main_process:
+        with staged_run(request.output_dir) as staging:
+            _train_into(staging, request, source, data, splits, classifier)
+    else:
+        _train_into(None, request, source, data, splits, classifier)
+    state.wait_for_everyone()
+    run = load_run(request.output_dir)
+    if state.is_main_process:
+        _print_results(run)
+        if request.publish:
+            private = bool(request.arguments.hub_private_repo)
+            publish(run, str(request.arguments.hub_model_id), private)
+    return run
+
+
+def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
+    """Load model and tokenizer and make the model trainable by the method."""
+    tokenizer = load_tokenizer(source)
+    virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
+    limit = position_limit(load_config(source), tokenizer)
+    if virtual + 8 > limit:
+        raise UserError(
+            f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
+            "the pair together."
+        )
+    max_length = min(request.config.max_length, limit) - virtual
+    if max_length < 8:
+        raise UserError(
+            f"--max_length: got {request.config.max_length}, of which {virtual} are virtual "
+            "tokens; expected at least 8 more for the pair."
+        )
+    if virtual and tokenizer.sep_token is None:
+        # A decoder's classifier reads the last position once virtual tokens stand before it:
+        # padded on the left, that is the last real token.
+        tokenizer.padding_side = "left"
+    model = load_classifier(source, data.label_names, tokenizer.pad_token_id)
+    if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
+        request.options.tokenizer_name_or_path = source.location
+    adapted = request.method.apply(model, request.options)
+    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length)
+
+
+def _train_into(
+    staging: Path | None,
+    request: TrainRequest,
+    source: ModelSource,
+    data: PairData,
+    splits: Sequence[str],
+    classifier: PairClassifier,
+) -> None:
+    """Train and score on every process; the one that has a staging directory writes."""
+    holder = [str(staging) if staging else None]
+    broadcast_object_list(holder)
+    trainer, num_cut = build_trainer(request, data, classifier, str(holder[0]))
+    started = time.perf_counter()
+    outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
+    train_seconds = time.perf_counter() - started
+    probabilities: dict[str, NDArray[np.float64]] = {}
+    started = time.perf_counter()
+    for split in splits:
+        probabilities[split] = classifier.score(
+            data.splits[split], request.arguments.per_device_eval_batch_size
+        )
+    score_seconds = time.perf_counter() - started
+    if staging is None:
+        return
+    folder = staging / ("adapter" if request.method.is_peft else "model")
+    save_classifier(folder, classifier, source, request.config.method)
+    num_scored = sum(len(rows) for rows in probabilities.values())
+    record = {
+        "strategy": "train",
+        "method": request.config.method,
+        "model": request.config.model,
+        "base_model_id": source.hub_id,
+        "seed": request.arguments.seed,
+        "num_processes": PartialState().num_processes,
+        "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
+        "trainable": describe_parameters(classifier.model),
+        "truncated_train_pairs": num_cut,
+        "timing": {
+            "train_seconds": train_seconds,
+            "train_pairs_per_second": outcome.metrics.get("train_samples_per_second"),
+            "score_seconds": score_seconds,
+            "score_pairs_per_second": num_scored / score_seconds,
+        },
+        "log_history": trainer.state.log_history,
+        "method_options": dict(request.given_options),
+        "config": cfg.config_record(request.config, request.data, request.arguments),
+    }
+    write_run(staging, record, data, probabilities)
+
+
+def build_trainer(
+    request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
+) -> tuple[Trainer, int]:
+    """The Hugging Face Trainer over encoded pairs, and how many training pairs were cut."""
+    features, num_cut = classifier.encode(data.splits["train"])
+    if num_cut:
+        logger.info(
+            "%d of %d training pairs (%.1f%%) are longer than %d tokens and were cut",
+            *(num_cut, len(features), 100 * num_cut / len(features), classifier.max_length),
+        )
+    arguments = request.arguments
+    arguments.output_dir = f"{staging}/checkpoints"
+    if request.options and getattr(request.options, "is_prompt_learning", False):
+        _warn_of_low_rate(arguments.learning_rate, request.config.method)
+    trainer = Trainer(
+        model=classifier.model,
+        args=arguments,
+        data_collator=DataCollatorWithPadding(classifier.tokenizer),
+        train_dataset=_labelled(features, data, "train"),
+        eval_dataset=_evaluation_rows(request, data, classifier.tokenizer, classifier.max_length),
+        processing_class=classifier.tokenizer,
+        compute_metrics=_accuracy_of_logits,
+        callbacks=request.method.callbacks(request.options),
+    )
+    if request.config.method != "layer_freeze":  # its callback has said so already
+        logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
+    return trainer, num_cut
+
+
+def _warn_of_low_rate(learning_rate: float, method: str) -> None:
+    if learning_rate < FINE_TUNING_RATE:
+        logger.warning(
+            "--learning_rate: %g is a rate for fine-tuning; %s learns little below 1e-2",
+            *(learning_rate, method),
+        )
+
+
+def _labelled(
+    features: Sequence[dict[str, list[int]]], data: PairData, split: str
+) -> list[dict[str, Any]]:
+    return [
+        {**feature, "labels": pair.label}
+        for feature, pair in zip(features, data.splits[split], strict=True)
+    ]
+
+
+def _evaluation_rows(
+    request: TrainRequest, data: PairData, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> list[dict[str, Any]] | None:
+    """Rows for the Trainer's own evaluation as it trains, where `--eval_strategy` asks for it."""
+    if str(request.arguments.eval_strategy) in ("no", "IntervalStrategy.NO"):
+        return None
+    if "validation" not in data.splits:
+        raise UserError(f"--eval_strategy: got one, but {data.name} has no validation split.")
+    features, _ = encode_pairs(tokenizer, data.splits["validation"], max_length)
+    return _labelled(features, data, "validation")
+
+
+def _accuracy_of_logits(prediction: Any) -> dict[str, float]:
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+def describe_parameters(model: Any) -> dict[str, Any]:
+    """Which parameters train and how many, for `run.json`."""
+    trained, total = parameter_counts(model)
+    return {"trained": trained, "total": total, "parameters": trainable_names(model)}
+
+
+def _print_plan(
+    request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
+) -> None:
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
+    lines = [
+        f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
+        f"{', '.join(splits)})",
+        f"model: {request.config.model}, {request.config.method}, "
+        f"at most {classifier.max_length} tokens a pair",
+        f"output: {request.output_dir}",
+        "dry run: nothing was trained, nothing was written",
+    ]
+    if PartialState().is_main_process:
+        sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _print_results(run: Run) -> None:
+    lines = [summary_line(run, split) for split in run.metrics]
+    sys.stdout.write("\n".join([*lines, f"Run: {run.path}"]) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))
