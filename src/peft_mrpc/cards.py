@@ -34,7 +34,7 @@ def build_card(run: Run, repo_id: str | None = None) -> str:
     kind = run.artifact.name
     record = run.record
     base = record["base_model_id"]
-    name = repo_id.split("/")[-1] if repo_id else f"{record['method']}-{record['data']['name']}"
+    name = repo_id.split("/")[-1] if repo_id else f"{record['method']}-{_short_name(record)}"
     data = ModelCardData(
         library_name=LIBRARIES[kind],
         base_model=base,
@@ -49,6 +49,10 @@ def build_card(run: Run, repo_id: str | None = None) -> str:
         filter(None, [f"# {name}", _summary(run), _results(run), _usage(run, repo_id)])
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n"))
+
+
+def _short_name(record: dict[str, Any]) -> str:
+    return str(record["data"]["name"]).rsplit(":", 1)[-1].rsplit("/", 1)[-1]
 
 
 def _hub_datasets(name: str) -> list[str] | None:

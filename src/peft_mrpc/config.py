@@ -14,21 +14,21 @@ from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 DEFAULT_CLASSIFIER = "bert-base-uncased"
 DEFAULT_CAUSAL_LM = "meta-llama/Llama-3.1-8B-Instruct"
 
-# The handful of TrainingArguments shown in `train --help`; all the others are accepted too.
-SHOWN_TRAINING_ARGUMENTS = (
-    "output_dir",
-    "learning_rate",
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "seed",
-    "bf16",
-    "report_to",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_private_repo",
-    "resume_from_checkpoint",
-)
+# The TrainingArguments shown in `train --help`, in our words; all the others are accepted too.
+SHOWN_TRAINING_ARGUMENTS = {
+    "output_dir": "where the Run goes (runs/DATASET-MODEL-METHOD if not given)",
+    "learning_rate": "peak learning rate",
+    "num_train_epochs": "passes over the training pairs",
+    "per_device_train_batch_size": "training pairs a step and process",
+    "per_device_eval_batch_size": "pairs in one forward pass when scoring",
+    "seed": "fixes the head, the order of the pairs and dropout",
+    "bf16": "mixed precision, where the hardware has it",
+    "report_to": "trackers: tensorboard, wandb, mlflow, trackio, none",
+    "push_to_hub": "publish the Run when it is written",
+    "hub_model_id": "owner/name for --push_to_hub",
+    "hub_private_repo": "make the new repository private",
+    "resume_from_checkpoint": "checkpoint directory to go on from",
+}
 
 
 def option(default: Any, help: str) -> Any:
@@ -105,6 +105,25 @@ class HardPromptConfig:
     hub_private_repo: bool = option(False, "make the new repository private")
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with each flag spelled once and only the defaults that say something."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return super()._format_action_invocation(action)
+        flag = action.option_strings[-1 if action.dest == "help" else 0]
+        # A switch needs no value, everything else does.
+        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
+        return f"{flag} {(action.metavar or 'X')}" if takes_value else flag
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in str(action.help)
+        return action.help if silent else super()._get_help_string(action)
+
+
 def flag_names(*dataclass_types: type) -> set[str]:
     """Names of all flags that these dataclasses define."""
     return {f.name for kind in dataclass_types for f in dataclasses.fields(kind) if f.init}
@@ -115,6 +134,7 @@ def parse_known_flags(
     description: str,
     dataclass_types: Sequence[type],
     argv: Sequence[str],
+    shown_defaults: Mapping[str, Any],
     positional: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], list[str]]:
     """Parse flags into one instance of each dataclass, through transformers' HfArgumentParser.
@@ -132,15 +152,19 @@ def parse_known_flags(
             raise UserError(f"{prog}: {message}. See {prog} --help.")
 
     parser = Parser(
-        dataclass_types,
+        list(dataclass_types),  # type: ignore[arg-type]
         prog=prog,
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     if positional:
         parser.add_argument(**positional)
+    for action in parser._actions:
+        action.default = shown_defaults.get(action.dest, action.default)
+    parser.usage = f"{prog}{' ' + positional['metavar'] if positional else ''} [--FLAG VALUE ...]"
     if TrainingArguments in dataclass_types:
+        parser._optionals.title = "training arguments"
         _shorten_help(parser, flag_names(TrainingArguments))
     try:
         *instances, rest = parser.parse_args_into_dataclasses(
@@ -152,17 +176,13 @@ def parse_known_flags(
 
 
 def _shorten_help(parser: argparse.ArgumentParser, names: set[str]) -> None:
-    """Keep the best-known TrainingArguments in the help, each with one line."""
+    """Show the best-known TrainingArguments in the help, each on one line."""
     for action in parser._actions:
         if action.dest in names:
-            shown = action.dest in SHOWN_TRAINING_ARGUMENTS and "--no_" not in str(
-                action.option_strings
-            )
-            action.help = (
-                str(action.help).strip().split(". ")[0].split("\n")[0]
-                if shown
-                else argparse.SUPPRESS
-            )
+            # The `--no_X` twins of boolean flags share their dest.
+            is_twin = any("--no_" in flag for flag in action.option_strings)
+            ours = None if is_twin else SHOWN_TRAINING_ARGUMENTS.get(action.dest)
+            action.help = ours or argparse.SUPPRESS
     parser.epilog = (
         "Every other option of transformers.TrainingArguments is accepted as it is, and so are "
         "the options of the chosen method (`--num_unfrozen_layers 2`, `--r 16`, "
@@ -198,8 +218,9 @@ def parse_flags(
         UserError: Naming every unknown flag, with the nearest known one.
     """
     tokens = [token for recipe in recipes for token in recipe_to_flags(recipe)]
+    defaults = {name: value for recipe in recipes for name, value in recipe.items()}
     instances, rest = parse_known_flags(
-        prog, description, dataclass_types, [*tokens, *argv], positional
+        prog, description, dataclass_types, [*tokens, *argv], defaults, positional
     )
     method_options = method_options or {}
     known = flag_names(*dataclass_types) | set(method_options)
@@ -218,11 +239,13 @@ def parse_flags(
 
 def _group_tokens(tokens: Sequence[str], faults: list[str]) -> list[tuple[str, list[str]]]:
     groups: list[tuple[str, list[str]]] = []
+    takes_more = False
     for token in tokens:
         if token.startswith("--"):
             name, equals, value = token[2:].partition("=")
             groups.append((name.replace("-", "_"), [value] if equals else []))
-        elif groups:
+            takes_more = not equals
+        elif takes_more:
             groups[-1][1].append(token)
         else:
             faults.append(f"got {token!r}; expected a flag (--NAME VALUE).")

@@ -168,7 +168,7 @@ def _load_from_hub(
     names = None
     for rows in loaded.values():
         feature = next((rows.features[c] for c in LABEL_COLUMNS if c in rows.features), None)
-        names = tuple(feature.names) if hasattr(feature, "names") else names
+        names = tuple(getattr(feature, "names", None) or names or ()) or None
     return dataset, tables, names, None
 
 

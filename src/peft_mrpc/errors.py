@@ -4,6 +4,7 @@ import difflib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 
 logger = logging.getLogger("peft_mrpc")
@@ -59,6 +60,8 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     Returns:
         0 done, 2 the input is wrong, 130 interrupted. Any other error keeps its traceback (1).
     """
+    # PEFT still calls what transformers has renamed: not the user's to mend.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     # Every rank of a distributed job makes the same checks: one of them speaks.
     logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)

@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from accelerate import PartialState
-
 from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
@@ -18,8 +16,9 @@ from peft_mrpc.models import (
     load_tokenizer,
 )
 from peft_mrpc.predictors import PromptClassifier, save_info
-from peft_mrpc.prompts import Template, load_template
-from peft_mrpc.publishing import check_access, publish
+from peft_mrpc.processes import process_state
+from peft_mrpc.prompts import load_template
+from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary_line, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
 from peft_mrpc.train import default_output_dir
@@ -68,6 +67,8 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
         check_access(str(config.hub_model_id))
     template = load_template(config.template)
     source = find_model(config.model, config.base_model_id)
+    if config.push_to_hub:
+        check_base(source.name, source.hub_id)
     data = load_pairs(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     template.words(data.label_names)
@@ -78,7 +79,7 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
         list(data.label_names),
         config.max_length,
     )
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         with staged_run(output_dir) as staging:
             _ask_into(staging, config, data_config, source, data, splits, classifier)
@@ -129,7 +130,7 @@ def _ask_into(
         "model": config.model,
         "base_model_id": source.hub_id,
         "seed": config.seed,
-        "num_processes": PartialState().num_processes,
+        "num_processes": process_state().num_processes,
         "data": describe_data(data, splits),
         "label_mass": label_mass,
         "timing": {
@@ -137,13 +138,9 @@ def _ask_into(
             "score_pairs_per_second": sum(map(len, probabilities.values())) / seconds,
         },
         "config": cfg.config_record(data_config, config)
-        | {"template": _record(classifier.template)},
+        | {"template": classifier.template.record()},
     }
     write_run(staging, record, data, probabilities)
-
-
-def _record(template: Template) -> dict[str, object]:
-    return template.record()
 
 
 if __name__ == "__main__":

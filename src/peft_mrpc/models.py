@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, logger, one_line, unknown_name
+from peft_mrpc.processes import process_state
 
 NO_LIMIT = 1 << 30
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
@@ -173,7 +174,7 @@ def _convert_gguf(path: Path, package: str) -> Path:
             )
             # The weights are plain floats by now; these two marks alone forbid saving them.
             del model.config.quantization_config
-            model.hf_quantizer = None
+            model.hf_quantizer = None  # type: ignore[assignment]
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
         shutil.rmtree(target, ignore_errors=True)
@@ -251,11 +252,9 @@ def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
     Raises:
         UserError: If the quantization is unknown or the weights do not load.
     """
-    from accelerate import PartialState
-
     if quantization not in QUANTIZATIONS:
         raise unknown_name("--quantization", quantization, QUANTIZATIONS)
-    device = PartialState().device
+    device = process_state().device
     options: dict[str, Any] = {"dtype": compute_dtype(device)}
     if quantization != "none":
         # One replica a rank: "auto" would spread each rank's copy over all GPUs.

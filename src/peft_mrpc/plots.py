@@ -18,7 +18,6 @@ METHOD_COLORS = {
 }
 OTHER_COLORS = ("#56B4E9", "#8C6D1F", "#000000")
 LINE_STYLES = ("-", "--", "-.", ":")
-GRID = {"color": "#d9d9d9", "linewidth": 0.6}
 DPI = 150
 
 
@@ -123,7 +122,7 @@ def plot_roc_curves(
         aspect="equal",
     )
     axis.set_title(title, fontsize=10)
-    axis.grid(**GRID)
+    axis.grid(color="#d9d9d9", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(loc="lower right", frameon=False, fontsize=9, title="area under the curve")
     return figure

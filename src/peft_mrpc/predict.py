@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
 from peft_mrpc.data import Table, pairs_from_table, read_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.predictors import load_predictor
+from peft_mrpc.processes import process_state
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -62,7 +62,7 @@ def predict(name: str, config: PredictConfig) -> None:
     if clash:
         raise UserError(f"{table.where}: already has the columns {', '.join(clash)}; rename them.")
     probabilities = predictor.score(pairs, config.batch_size)
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         rows = _labelled_rows(table, probabilities, predictor.label_names)
         _write_output(config.output, [*table.columns, *added], rows)
         if config.output != "-":
@@ -97,7 +97,7 @@ def _data_config(config: PredictConfig) -> cfg.DataConfig:
 def _read_input(name: str) -> Table:
     if name != "-":
         return read_table(name)
-    if PartialState().num_processes > 1:
+    if process_state().num_processes > 1:
         raise UserError("--input: got -, which one process alone can read; expected a file.")
     return read_table("stdin.csv", text=sys.stdin.read())
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,7 +19,9 @@ from peft_mrpc.models import (
     load_causal_lm,
     load_classifier,
     load_tokenizer,
+    quiet_transformers,
 )
+from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import Template, build_template
 from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, read_json, write_json
 from peft_mrpc.scoring import classifier_probabilities, score_label_tokens, score_rows
@@ -61,7 +62,7 @@ class PairClassifier:
     def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
         features, _ = self.encode(pairs)
-        model = self.model.to(PartialState().device).eval()
+        model = self.model.to(process_state().device).eval()
 
         @torch.inference_mode()
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
@@ -187,7 +188,8 @@ class PromptClassifier:
         scores = np.exp(score_rows(lengths, batch_size, score_batch, "asking"))
         mass = scores.sum(axis=1, keepdims=True)
         self.label_mass = float(mass.mean())
-        return scores / mass
+        probabilities: NDArray[np.float64] = scores / mass
+        return probabilities
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
@@ -204,7 +206,8 @@ def save_classifier(
     folder: Path, classifier: PairClassifier, source: ModelSource, method: str
 ) -> None:
     """Save a model or an adapter, its tokenizer, and what is needed to classify as trained."""
-    classifier.model.save_pretrained(folder)
+    with quiet_transformers():
+        classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     save_info(
         folder,

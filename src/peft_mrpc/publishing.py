@@ -9,7 +9,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils._validators import validate_repo_id
 
 from peft_mrpc.cards import build_card
 from peft_mrpc.errors import UserError, logger, one_line
@@ -48,17 +48,27 @@ def check_access(repo_id: str) -> None:
         ) from error
 
 
-def check_publishable(run: Run) -> None:
-    """Refuse a Run whose base model nobody else could load.
+def check_base(model: str, base_model_id: str | None) -> None:
+    """Refuse to publish an adapter or a prompt whose base model nobody else could load.
 
     Raises:
-        UserError: If an adapter or prompt rests on a local directory without a Hub id.
+        UserError: If the base is a local directory without a Hub id.
     """
-    if run.artifact.name != "model" and not run.record["base_model_id"]:
+    if not base_model_id:
         raise UserError(
-            f"{run.path}: its base model is the local directory {run.record['model']!r}, which "
-            "others cannot load; give its Hub id with --base_model_id."
+            f"push: the base model is the local directory {model!r}, which others cannot load; "
+            "give its Hub id with --base_model_id."
         )
+
+
+def check_publishable(run: Run) -> None:
+    """Refuse a Run that would be of no use elsewhere.
+
+    Raises:
+        UserError: As `check_base` says; a whole model needs no base.
+    """
+    if run.artifact.name != "model":
+        check_base(run.record["model"], run.record["base_model_id"])
 
 
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:

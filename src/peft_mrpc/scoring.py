@@ -5,11 +5,12 @@ from operator import itemgetter
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+
+from peft_mrpc.processes import process_state
 
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
 
@@ -36,7 +37,7 @@ def score_rows(
     Returns:
         The scores in row order, [N, K], on every process.
     """
-    state = PartialState()
+    state = process_state()
     batches = length_sorted_batches(lengths, batch_size)
     scored: list[tuple[int, NDArray[np.float64]]] = []
     with tqdm(

@@ -1,5 +1,6 @@
 """Adapt a pretrained model to sentence pairs, evaluate it, and write a Run."""
 
+import contextlib
 import re
 import sys
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
+import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from transformers import (
@@ -34,7 +35,8 @@ from peft_mrpc.models import (
     position_limit,
 )
 from peft_mrpc.predictors import PairClassifier, encode_pairs, save_classifier
-from peft_mrpc.publishing import check_access, publish
+from peft_mrpc.processes import prepare_processes, process_state
+from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary_line, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
 
@@ -101,6 +103,7 @@ def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+    prepare_processes()  # before TrainingArguments, which look for devices
     request = parse_request(argv)
     train(request)
 
@@ -115,6 +118,8 @@ def train(request: TrainRequest) -> Run | None:
     if request.publish:
         check_access(str(request.arguments.hub_model_id))
     source = find_model(request.config.model, request.config.base_model_id)
+    if request.publish and request.method.is_peft:
+        check_base(source.name, source.hub_id)
     data = load_pairs(request.data, request.arguments.seed)
     splits = reported_splits(data, request.data.split)
     if "train" not in data.splits:
@@ -124,7 +129,7 @@ def train(request: TrainRequest) -> Run | None:
     if request.config.dry_run:
         _print_plan(request, data, splits, classifier)
         return None
-    state = PartialState()
+    state = process_state()
     if state.is_main_process:
         with staged_run(request.output_dir) as staging:
             _train_into(staging, request, source, data, splits, classifier)
@@ -191,6 +196,8 @@ def _train_into(
     score_seconds = time.perf_counter() - started
     if staging is None:
         return
+    with contextlib.suppress(OSError):
+        (staging / "checkpoints").rmdir()  # empty unless --save_strategy asked for some
     folder = staging / ("adapter" if request.method.is_peft else "model")
     save_classifier(folder, classifier, source, request.config.method)
     num_scored = sum(len(rows) for rows in probabilities.values())
@@ -200,7 +207,7 @@ def _train_into(
         "model": request.config.model,
         "base_model_id": source.hub_id,
         "seed": request.arguments.seed,
-        "num_processes": PartialState().num_processes,
+        "num_processes": process_state().num_processes,
         "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
         "trainable": describe_parameters(classifier.model),
         "truncated_train_pairs": num_cut,
@@ -229,6 +236,7 @@ def build_trainer(
         )
     arguments = request.arguments
     arguments.output_dir = f"{staging}/checkpoints"
+    arguments.dataloader_pin_memory &= torch.cuda.is_available()  # only a warning without one
     if request.options and getattr(request.options, "is_prompt_learning", False):
         _warn_of_low_rate(arguments.learning_rate, request.config.method)
     trainer = Trainer(
@@ -297,7 +305,7 @@ def _print_plan(
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",
     ]
-    if PartialState().is_main_process:
+    if process_state().is_main_process:
         sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -1,0 +1,194 @@
+"""Tiny models and a tokenizer built in memory, and ways to run the commands."""
+
+import csv
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, normalizers, pre_tokenizers, processors
+from tokenizers.models import WordLevel
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+WORDS = "the a cat dog sat ran on mat road not same thing yes no answer sentence is it true".split()
+CONFIGS = Path(__file__).parents[1] / "accelerate_configs"
+MRPC = Path(__file__).parents[2] / "shared" / "data" / "glue" / "MRPC"
+ROWS = [
+    ("the cat sat on the mat", "on the mat the cat sat", "equivalent"),
+    ("the dog ran on the road", "the dog sat on the mat", "not_equivalent"),
+    ("a cat ran", "a cat ran not", "not_equivalent"),
+    ("the dog is on the road", "it is true the dog is on the road", "equivalent"),
+    ("a dog sat", "a dog sat on a mat on a road", "not_equivalent"),
+    ("the same cat sat", "it is the same cat sat", "equivalent"),
+    ("the cat is not on the mat", "the cat is on the mat", "not_equivalent"),
+    ("the mat is the same thing", "the same thing is the mat", "equivalent"),
+    ("no dog ran", "not a dog ran", "equivalent"),
+]
+
+requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")
+
+
+def build_tokenizer(is_chat: bool = False) -> PreTrainedTokenizerFast:
+    """A word-level tokenizer: BERT's special tokens, or a decoder's with label words."""
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<s>", "</s>"]
+    words = [*special, *WORDS, "Yes", "No", "A", "B", "1", "2", ":", "?", ".", ","]
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    if is_chat:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", 4)]
+        )
+        return PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            bos_token="<s>",
+            eos_token="</s>",
+            unk_token="[UNK]",
+            model_max_length=256,
+        )
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        model_max_length=64,
+        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a BERT of 2 layers, 16 wide."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Directory of a causal LLaMA of 2 layers, 16 wide, without a chat template."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-llama"
+    tokenizer = build_tokenizer(is_chat=True)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=256,
+        bos_token_id=4,
+        eos_token_id=5,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def write_csv(path: Path, rows: list[tuple[str, ...]], header: tuple[str, ...]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pair_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Paths of small train, validation and unlabelled files."""
+    folder = tmp_path_factory.mktemp("data")
+    header = ("sentence1", "sentence2", "label")
+    return {
+        "train": str(write_csv(folder / "train.csv", ROWS * 2, header)),
+        "validation": str(write_csv(folder / "validation.csv", ROWS, header)),
+        "unlabelled": str(write_csv(folder / "new.csv", [row[:2] for row in ROWS], header[:2])),
+    }
+
+
+@pytest.fixture(scope="session")
+def data_flags(pair_files: dict[str, str]) -> list[str]:
+    return ["--train_file", pair_files["train"], "--validation_file", pair_files["validation"]]
+
+
+def launcher(processes: int) -> list[str]:
+    """`accelerate launch` with the configuration we ship, for so many CPU processes."""
+    config = CONFIGS / ("multi_cpu.yaml" if processes > 1 else "cpu.yaml")
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return [*command, "--num_processes", str(processes)] if processes > 1 else command
+
+
+def run_command(
+    *arguments: str,
+    processes: int | None = None,
+    env: dict[str, str] | None = None,
+    stdin: str = "",
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb in a new process, alone or under `accelerate launch` with several."""
+    command = [sys.executable, "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
+    if processes is not None:
+        command = [*launcher(processes), "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env={**os.environ, **(env or {})},
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a verb that must end with exit code 2, and give what it said."""
+    from peft_mrpc.errors import run_verb
+
+    def run(main: Callable[[list[str]], None], *argv: str) -> str:
+        assert run_verb(main, list(argv)) == 2
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        return "\n".join(line for line in said.splitlines() if line.startswith("peft-mrpc:"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, data_flags: list[str]
+) -> Path:
+    """A layer_freeze Run of the tiny BERT."""
+    from peft_mrpc.train import main
+
+    folder = tmp_path_factory.mktemp("runs") / "layer_freeze"
+    main(
+        ["--model", tiny_bert, "--num_unfrozen_layers", "1", "--num_train_epochs", "1"]
+        + ["--output_dir", str(folder), *data_flags]
+    )
+    return folder

@@ -1,0 +1,151 @@
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peft_mrpc.cards import build_card
+from peft_mrpc.compare import compare, load_comparison, main
+from peft_mrpc.data import Pair, PairData
+from peft_mrpc.reporting import describe_data, write_run
+from peft_mrpc.runs import Run, load_run
+
+NAMES = ("not_equivalent", "equivalent")
+TRUTH = [1, 1, 1, 0, 0]
+SCORES = {"a": [0.9, 0.8, 0.6, 0.7, 0.1], "b": [0.9, 0.2, 0.6, 0.3, 0.1]}
+
+
+def build_run(
+    path: Path, positive: list[float], method: str = "full", names: tuple[str, ...] = NAMES
+) -> Run:
+    """A Run written by the real code from given answers."""
+    labels = [names.index(NAMES[t]) for t in TRUTH]
+    pairs = tuple(Pair(i, f"sentence {i}", f"other {i}", t) for i, t in enumerate(labels))
+    data = PairData("toy", names, {"test": pairs})
+    columns = {"equivalent": np.array(positive), "not_equivalent": 1 - np.array(positive)}
+    path.mkdir(parents=True)
+    (path / "model").mkdir()
+    record = {
+        "method": method,
+        "model": "some/model-x",
+        "base_model_id": "some/model-x",
+        "seed": 1,
+        "data": describe_data(data, ["test"]),
+        "timing": {"score_pairs_per_second": 12.0, "train_seconds": 3.0},
+        "config": {},
+    }
+    return write_run(path, record, data, {"test": np.stack([columns[n] for n in names], axis=1)})
+
+
+@pytest.fixture
+def two_runs(tmp_path: Path) -> list[Run]:
+    return [
+        build_run(tmp_path / "a", SCORES["a"], "layer_freeze"),
+        build_run(tmp_path / "b", SCORES["b"], "prompt_tuning"),
+    ]
+
+
+def test_the_table_holds_the_baseline_and_each_runs_own_metrics(
+    two_runs: list[Run], tmp_path: Path
+) -> None:
+    said = compare([str(run.path) for run in two_runs], tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    baseline, first, second = report["rows"]
+    assert baseline["name"] == "always “equivalent”"
+    assert baseline["accuracy"] == pytest.approx(0.6)
+    assert baseline["f1"] == pytest.approx({"not_equivalent": 0, "equivalent": 2 * 0.6 / 1.6})
+    assert (first["accuracy"], second["accuracy"]) == (0.8, 0.8)
+    assert first["roc_auc"] == pytest.approx(5 / 6)
+    assert second["roc_auc"] == pytest.approx(5 / 6)
+    assert "layer_freeze · model-x" in said and str(tmp_path / "out" / "report.html") in said
+    for name in ("confusion_matrices.png", "roc_curves.png"):
+        assert (tmp_path / "out" / "plots" / name).stat().st_size > 5000
+    markdown = (tmp_path / "out" / "report.md").read_text()
+    assert "| layer_freeze · model-x" in markdown and "0.800" in markdown
+
+
+def test_runs_with_another_label_order_are_aligned_by_name(tmp_path: Path) -> None:
+    first = build_run(tmp_path / "a", SCORES["a"])
+    other = build_run(tmp_path / "b", SCORES["a"], names=("equivalent", "not_equivalent"))
+    rows = load_comparison([first, other], "test").predictions
+    assert (rows[0].references == rows[1].references).all()
+    assert (rows[0].predictions == rows[1].predictions).all()
+    assert np.allclose(rows[0].probabilities, rows[1].probabilities)
+
+
+def test_runs_on_other_rows_are_refused_with_the_reason(
+    two_runs: list[Run], trained_run: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    said = fails(main, str(two_runs[0].path), str(trained_run), "--output_dir", str(tmp_path / "o"))
+    assert "share no labelled split" in said
+    record = json.loads((two_runs[1].path / "run.json").read_text())
+    record["data"]["splits"]["test"]["fingerprint"] = "0" * 64
+    (two_runs[1].path / "run.json").write_text(json.dumps(record))
+    said = fails(main, *(str(r.path) for r in two_runs), "--output_dir", str(tmp_path / "o"))
+    assert (
+        "was scored on other rows of 'test'" in said and "toy, 5 rows against toy, 5 rows" in said
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_bad_arguments_are_refused(
+    two_runs: list[Run], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    run, out = str(two_runs[0].path), str(tmp_path / "o")
+    assert "has no labelled split 'dev'" in fails(main, run, "--split", "dev", "--output_dir", out)
+    assert "is no directory" in fails(main, str(tmp_path / "gone"), "--output_dir", out)
+    assert "required" in fails(main, "--output_dir", out)
+    main([run, "--output_dir", out])
+    before = (Path(out) / "report.html").read_bytes()
+    assert "already holds a report" in fails(main, run, "--output_dir", out)
+    assert (Path(out) / "report.html").read_bytes() == before
+    main([run, "--output_dir", out, "--overwrite"])
+
+
+class Audit(HTMLParser):
+    """What a page would fetch or run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+
+
+def test_the_report_needs_nothing_else_and_escapes_what_it_is_given(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"], method="<script>alert(1)</script>")
+    compare([str(run.path)], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    audit = Audit()
+    audit.feed(page)
+    assert "script" not in audit.tags and "&lt;script&gt;" in page
+    assert len(audit.addresses) == 2
+    assert all(address.startswith("data:image/png;base64,") for address in audit.addresses)
+
+
+def test_three_classes_compare_too(tmp_path: Path) -> None:
+    names = ("contradiction", "entailment", "neutral")
+    pairs = tuple(Pair(i, f"s{i}", f"t{i}", i % 3) for i in range(9))
+    data = PairData("nli", names, {"test": pairs})
+    rng = np.random.default_rng(0)
+    (tmp_path / "r" / "model").mkdir(parents=True)
+    record = {
+        **{"method": "full", "model": "m", "base_model_id": None, "seed": 1, "config": {}},
+        "data": describe_data(data, ["test"]),
+        "timing": {"score_pairs_per_second": 1.0},
+    }
+    run = write_run(tmp_path / "r", record, data, {"test": rng.dirichlet(np.ones(3), 9)})
+    said = compare([str(run.path)], tmp_path / "out")
+    assert "F1 contradiction" in said and "0.333" in said
+
+
+def test_the_card_carries_the_figures_and_no_path(two_runs: list[Run], tmp_path: Path) -> None:
+    card = build_card(load_run(two_runs[0].path), "owner/name")
+    assert "value: 0.8" in card and "base_model: some/model-x" in card
+    assert "| test | 5 | 0.600 | 0.800 |" in card
+    assert str(tmp_path) not in card

@@ -1,0 +1,79 @@
+from pathlib import Path
+
+import pytest
+
+from peft_mrpc.config import parse_scalar, recipe_to_flags
+from peft_mrpc.errors import UserError
+from peft_mrpc.methods import METHODS, load_default_recipe
+from peft_mrpc.train import parse_request
+
+
+def test_recipe_is_the_methods_default_and_flags_override_it(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("method: lora\nlearning_rate: 2e-5\nr: 4\nfp16: false\n")
+    request = parse_request(["--config", str(recipe), "--num_train_epochs", "7"])
+    assert request.config.method == "lora"
+    assert request.arguments.learning_rate == 2e-5  # PyYAML alone leaves this a string
+    assert request.arguments.num_train_epochs == 7
+    assert request.options.r == 4
+    assert request.options.lora_alpha == load_default_recipe("lora")["lora_alpha"]
+    assert parse_request(["--config", str(recipe), "--r", "2"]).options.r == 2
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_recipe_that_parses(name: str) -> None:
+    request = parse_request(["--method", name])
+    assert request.config.method == name
+    assert request.arguments.learning_rate == float(load_default_recipe(name)["learning_rate"])
+
+
+def test_methods_and_recipes_are_the_same_set() -> None:
+    folder = Path(__file__).parents[1] / "src" / "peft_mrpc" / "recipes"
+    names = {path.stem for path in folder.glob("*.yaml")}
+    assert names and names == set(METHODS)
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--methd", "lora"], "--methd: got an unknown flag. Did you mean 'method'?"),
+        (["--learning_rat", "1"], "Did you mean 'learning_rate'?"),
+        (["--method", "loar"], "Did you mean 'lora'?"),
+        (["--r", "8"], "--r: got an option of lora; drop it here."),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--method", "lora", "--r", "many"], "--r: got 'many'; expected int."),
+        (["--push_to_hub"], "--push_to_hub: got no --hub_model_id"),
+        (["--hub_token", "hf_secret"], "--hub_token: got a token"),
+        (["--max_length", "3"], "--max_length: got 3"),
+        (["stray"], "got 'stray'; expected a flag"),
+        (["--config", "no/such.yaml"], "--config: got 'no/such.yaml'"),
+    ],
+)
+def test_wrong_flags_are_named_with_the_nearest_right_one(argv: list[str], said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_request(argv)
+    assert said in str(caught.value)
+    assert "hf_secret" not in str(caught.value)
+
+
+def test_every_unknown_flag_is_reported_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_request(["--learning_rat", "1", "--methd", "x"])
+    assert len(caught.value.faults) == 2
+
+
+def test_values_read_as_yaml_does_but_for_exponents() -> None:
+    assert [parse_scalar(text) for text in ("2e-5", "3", "true", "[a, b]", "a: b: c")] == [
+        2e-5,
+        3,
+        True,
+        ["a", "b"],
+        "a: b: c",
+    ]
+    assert recipe_to_flags({"a": None, "b": True, "c": [1, 2], "d": "2e-5"}) == [
+        "--b=true",
+        "--c",
+        "1",
+        "2",
+        "--d=2e-5",
+    ]

@@ -1,0 +1,175 @@
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import MRPC, ROWS, requires_mrpc, write_csv
+
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import SPLITS, load_pairs, read_table, reported_splits
+from peft_mrpc.errors import UserError
+
+HEADER = ("sentence1", "sentence2", "label")
+
+
+def faults_of(config: DataConfig) -> tuple[str, ...]:
+    with pytest.raises(UserError) as caught:
+        load_pairs(config)
+    return caught.value.faults
+
+
+@requires_mrpc
+def test_mrpc_loads_whole_in_glues_layout() -> None:
+    data = load_pairs(DataConfig(dataset=str(MRPC)))
+    assert {split: len(pairs) for split, pairs in data.splits.items()} == {
+        "train": 3668,
+        "validation": 408,
+    }
+    assert sum(pair.label for pair in data.splits["train"]) == 2474
+    assert sum(pair.label for pair in data.splits["validation"]) == 279
+    assert data.label_names == ("not_equivalent", "equivalent")
+
+
+def test_tsv_is_unquoted_so_a_lone_quote_joins_no_rows(tmp_path: Path) -> None:
+    lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
+    lines += ['1\t1\t2\t"He said so\tHe said that', '0\t3\t4\tNo" quote\t"Another']
+    (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
+    train = load_pairs(DataConfig(dataset=str(tmp_path))).splits["train"]
+    assert [pair.sentence1 for pair in train] == ['"He said so', 'No" quote']
+    assert [pair.label for pair in train] == [1, 0]
+
+
+def test_csv_cells_are_text_whatever_they_spell(tmp_path: Path) -> None:
+    rows = [("null", "NA", "yes"), ('a "quoted", cell', "two\nlines", "no")]
+    path = write_csv(tmp_path / "train.csv", rows, HEADER)
+    data = load_pairs(DataConfig(train_file=str(path)))
+    assert [(p.sentence1, p.sentence2) for p in data.splits["train"]] == [row[:2] for row in rows]
+    assert data.label_names == ("no", "yes")
+
+
+def test_all_file_types_give_the_same_pairs(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    records = [dict(zip(HEADER, row, strict=True)) for row in ROWS]
+    csv_path = write_csv(tmp_path / "a.csv", ROWS, HEADER)
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
+    expected = load_pairs(DataConfig(train_file=str(csv_path)))
+    for name in ("a.jsonl", "a.parquet"):
+        data = load_pairs(DataConfig(train_file=str(tmp_path / name)))
+        assert data.splits == expected.splits
+        assert data.fingerprint("train") == expected.fingerprint("train")
+
+
+def test_every_fault_of_a_file_is_named_with_its_row(tmp_path: Path) -> None:
+    rows = [*ROWS, ("", "b", "equivalent"), ("a", "  ", "equivalent"), ("a", "b", "equivalnt")]
+    names = "not_equivalent,equivalent"
+    path = write_csv(tmp_path / "train.csv", rows, HEADER)
+    faults = faults_of(DataConfig(train_file=str(path), class_names=names))
+    assert faults == (
+        f"{path} row 10: got an empty 'sentence1'; expected a sentence.",
+        f"{path} row 11: got an empty 'sentence2'; expected a sentence.",
+        f"{path} row 12: got label 'equivalnt'; expected one of not_equivalent, equivalent. "
+        "Did you mean 'equivalent'?",
+    )
+
+
+def test_a_label_that_training_never_had_is_refused(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", ROWS, HEADER)
+    other = write_csv(tmp_path / "test.csv", [("a", "b", "maybe")], HEADER)
+    (fault,) = faults_of(DataConfig(train_file=str(train), test_file=str(other)))
+    assert "got label 'maybe'; expected one of not_equivalent, equivalent." in fault
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        ("mprc", "Did you mean 'mrpc'?"),
+        ("builtin:pair", "Did you mean 'builtin:pairs'?"),
+        ("./nowhere", "expected a directory in GLUE's layout"),
+        ("files", "without --train_file"),
+    ],
+)
+def test_unknown_data_sets_are_refused(dataset: str, said: str) -> None:
+    assert said in faults_of(DataConfig(dataset=dataset))[0]
+
+
+def test_missing_empty_and_odd_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "header.csv").write_text("sentence1,sentence2,label\n")
+    (tmp_path / "wide.csv").write_text("sentence1,sentence2,label\na,b,1\na,b,1,c\n")
+    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "broken.jsonl").write_text('{"sentence1": "a"}\n{oops\n')
+    said = {
+        name: faults_of(DataConfig(train_file=str(tmp_path / name)))[0]
+        for name in ("no.csv", "empty.csv", "header.csv", "wide.csv", "binary.csv", "broken.jsonl")
+    }
+    assert said["no.csv"].endswith("no such file.")
+    assert "the file is empty" in said["empty.csv"]
+    assert "the file is empty" in said["header.csv"]
+    assert "row 2: got 4 fields; expected 3" in said["wide.csv"]
+    assert "cannot be read as UTF-8" in said["binary.csv"]
+    assert "line 2: not valid JSON" in said["broken.jsonl"]
+
+
+def test_a_column_is_named_or_found_or_its_absence_explained(tmp_path: Path) -> None:
+    path = write_csv(tmp_path / "t.csv", [("a", "b", "x"), ("c", "d", "y")], ("left", "right", "y"))
+    (fault,) = faults_of(DataConfig(train_file=str(path)))
+    assert "found no sentence columns among left, right, y" in fault
+    columns = {"sentence1_column": "left", "sentence2_column": "right"}
+    (fault,) = faults_of(DataConfig(train_file=str(path), **columns))
+    assert "found no label column" in fault
+    (fault,) = faults_of(DataConfig(train_file=str(path), **columns, label_column="Y"))
+    assert fault.startswith("--label_column: got 'Y'")
+    data = load_pairs(DataConfig(train_file=str(path), **columns, label_column="y"))
+    assert data.label_names == ("x", "y")
+
+
+def test_the_split_to_report_is_found_or_refused(pair_files: dict[str, str]) -> None:
+    data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
+    assert reported_splits(data, None) == ["validation"]
+    with pytest.raises(UserError, match="--split: got 'valdation'.*Did you mean 'validation'"):
+        reported_splits(data, "valdation")
+    with pytest.raises(UserError, match="no validation or test split"):
+        reported_splits(load_pairs(DataConfig(train_file=pair_files["train"])), None)
+
+
+def test_builtin_pairs_are_many_distinct_and_hard() -> None:
+    data = load_pairs(DataConfig(dataset="builtin:pairs"))
+    pairs = [pair for split in SPLITS for pair in data.splits[split]]
+    assert len(pairs) >= 400
+    sentences = [s.lower() for pair in pairs for s in (pair.sentence1, pair.sentence2)]
+    assert len(set(sentences)) == len(sentences)
+    # No frame behind more than a few rows: the first three words open few pairs.
+    openings = Counter(tuple(pair.sentence1.lower().split()[:3]) for pair in pairs)
+    assert openings.most_common(1)[0][1] <= 6
+
+    def overlap(pair: object) -> float:
+        first, second = (
+            set(s.lower().strip(".?").split()) for s in (pair.sentence1, pair.sentence2)
+        )  # type: ignore[attr-defined]
+        return len(first & second) / len(first | second)
+
+    by_label = [[overlap(p) for p in pairs if p.label == label] for label in (0, 1)]
+    means = [sum(values) / len(values) for values in by_label]
+    assert means[0] > means[1]  # word overlap misleads: it is higher where meanings differ
+
+
+def test_sample_limits_keep_order_and_follow_the_seed(pair_files: dict[str, str]) -> None:
+    config = DataConfig(
+        train_file=pair_files["train"],
+        validation_file=pair_files["validation"],
+        max_train_samples=5,
+        max_eval_samples=3,
+    )
+    first, again, other = (load_pairs(config, seed=seed) for seed in (1, 1, 2))
+    assert [p.idx for p in first.splits["validation"]] == [0, 1, 2]
+    idx = [p.idx for p in first.splits["train"]]
+    assert len(idx) == 5 and idx == sorted(idx)
+    assert first.splits == again.splits != other.splits
+
+
+def test_standard_input_reads_as_csv() -> None:
+    table = read_table("stdin.csv", text='sentence1,sentence2\n"a, b",c\n')
+    assert table.rows == [{"sentence1": "a, b", "sentence2": "c"}]

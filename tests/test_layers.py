@@ -1,0 +1,57 @@
+"""A module imports only from lower layers (the verbs may call each other)."""
+
+import ast
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
+LAYERS = [
+    {"errors"},
+    {"config", "data", "metrics", "processes", "prompts", "runs"},
+    {"cards", "freezing", "models", "plots", "publishing", "scoring"},
+    {"methods", "predictors", "report", "reporting"},
+    {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
+    {"__main__"},
+]
+LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
+
+
+def imported(path: Path) -> set[str]:
+    """Our own modules that a module imports when it runs (not for type checking alone)."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    names = set()
+    for node in ast.walk(tree):
+        if node in typing_only or not isinstance(node, ast.ImportFrom) or not node.module:
+            continue
+        if node.module == "peft_mrpc":
+            names |= {alias.name for alias in node.names}
+        elif node.module.startswith("peft_mrpc."):
+            names.add(node.module.split(".")[1])
+    return names & set(LAYER_OF)
+
+
+def test_every_module_has_a_layer_and_imports_downwards() -> None:
+    modules = {path.stem: path for path in SOURCE.glob("*.py") if path.stem != "__init__"}
+    assert set(modules) == set(LAYER_OF)
+    upwards = [
+        (name, other)
+        for name, path in modules.items()
+        for other in imported(path)
+        if LAYER_OF[other] > LAYER_OF[name]
+    ]
+    assert upwards == []
+
+
+def test_text_modules_need_no_torch() -> None:
+    for name in ("errors", "prompts", "data"):
+        assert "import torch" not in (SOURCE / f"{name}.py").read_text()
+
+
+def test_only_models_knows_bitsandbytes_config() -> None:
+    users = [p.stem for p in SOURCE.glob("*.py") if "BitsAndBytesConfig" in p.read_text()]
+    assert users == ["models"]

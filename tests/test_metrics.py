@@ -1,0 +1,52 @@
+import evaluate
+import numpy as np
+import pytest
+
+from peft_mrpc.metrics import Accuracy, MatthewsCorrelation, compute_metrics
+
+NAMES = ["no", "yes"]
+# Five rows worked by hand: four right, one false positive.
+REFERENCES = np.array([1, 1, 1, 0, 0])
+POSITIVE = np.array([0.9, 0.8, 0.6, 0.7, 0.1])
+PROBABILITIES = np.stack([1 - POSITIVE, POSITIVE], axis=1)
+PREDICTIONS = np.array([1, 1, 1, 1, 0])
+
+
+def test_metrics_equal_what_is_worked_by_hand() -> None:
+    values = compute_metrics(REFERENCES, PREDICTIONS, PROBABILITIES, NAMES)
+    assert values["accuracy"] == pytest.approx(4 / 5)
+    assert values["majority_accuracy"] == pytest.approx(3 / 5)
+    assert values["confusion_matrix"] == [[1, 1], [0, 3]]
+    assert values["f1"] == pytest.approx({"no": 2 / 3, "yes": 6 / 7})
+    assert values["macro_f1"] == pytest.approx((2 / 3 + 6 / 7) / 2)
+    # Of 3 x 2 pairs of a positive and a negative one is in the wrong order: .6 under .7.
+    assert values["roc_auc"] == pytest.approx(5 / 6)
+    # Precision at each positive found: 1/1, 2/2, 3/4.
+    assert values["average_precision"] == pytest.approx((1 + 1 + 3 / 4) / 3)
+    assert values["brier"] == pytest.approx((0.01 + 0.04 + 0.16 + 0.49 + 0.01) / 5)
+    # One row a bin: |confidence - right| of .9 .8 .6 .7(wrong) .9.
+    assert values["ece"] == pytest.approx((0.1 + 0.2 + 0.4 + 0.7 + 0.1) / 5)
+    assert values["mcc"] == pytest.approx((3 * 1 - 1 * 0) / np.sqrt(4 * 3 * 2 * 1))
+    assert values["classification_report"]["no"]["support"] == 2
+    assert values["num_examples"] == 5
+
+
+def test_one_class_only_has_no_ranking_but_everything_else() -> None:
+    values = compute_metrics(np.ones(5, int), PREDICTIONS, PROBABILITIES, NAMES)
+    assert values["roc_auc"] is None and values["average_precision"] is None
+    assert values["accuracy"] == pytest.approx(4 / 5)
+
+
+def test_three_classes_are_scored_too() -> None:
+    probabilities = np.array([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.4, 0.3], [0.1, 0.2, 0.7]])
+    references = np.array([0, 1, 2, 2])
+    values = compute_metrics(references, probabilities.argmax(1), probabilities, ["a", "b", "c"])
+    assert values["accuracy"] == pytest.approx(3 / 4)
+    assert values["f1"] == pytest.approx({"a": 1, "b": 2 / 3, "c": 2 / 3})
+    assert values["roc_auc"] == pytest.approx(1.0)
+
+
+def test_metrics_work_inside_evaluate_combine() -> None:
+    combined = evaluate.combine([Accuracy(), MatthewsCorrelation()])
+    values = combined.compute(predictions=[1, 0, 1, 0], references=[1, 0, 0, 0])
+    assert values == pytest.approx({"accuracy": 0.75, "mcc": 1 / np.sqrt(3)})

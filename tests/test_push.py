@@ -1,0 +1,139 @@
+"""Publishing, with the real client against a Hub on loopback, and reading back from there."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import ROWS, run_command
+from hub_server import HubServer
+
+from peft_mrpc.runs import load_run
+
+BASE = "tiny-org/tiny-bert"
+
+
+@pytest.fixture(scope="module")
+def hub() -> HubServer:
+    with HubServer(token="hf_test") as server:
+        yield server
+
+
+def published_text(files: dict[str, bytes]) -> str:
+    """All files that are text, as one."""
+    return "".join(content.decode("utf-8", errors="ignore") for content in files.values())
+
+
+def test_a_pushed_model_is_read_back_in_a_new_process(
+    hub: HubServer, trained_run: Path, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    env = hub.environment(tmp_path / "home")
+    done = run_command("push", str(trained_run), "--repo_id", "owner/freeze", "--private", env=env)
+    assert done.returncode == 0, done.stderr
+    repository = hub.repositories["owner/freeze"]
+    assert repository.private
+    assert {"model.safetensors", "tokenizer.json", "metrics.json", "run.json", "README.md"} <= set(
+        repository.files
+    )
+    text = published_text(repository.files)
+    assert str(trained_run.parent.parent) not in text and "/tmp" not in text
+    card = repository.files["README.md"].decode()
+    assert card.startswith("---\n") and "library_name: transformers" in card
+    assert 'from_pretrained("owner/freeze")' in card
+    output = tmp_path / "out.jsonl"
+    done = run_command(
+        *("predict", "owner/freeze", "--input", pair_files["unlabelled"], "--output", str(output)),
+        env=hub.environment(tmp_path / "elsewhere"),
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    saved = load_run(trained_run).predictions("validation").probabilities
+    assert len(rows) == len(ROWS)
+    for row, expected in zip(rows, saved, strict=True):
+        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
+    hub: HubServer,
+    tiny_bert: str,
+    data_flags: list[str],
+    pair_files: dict[str, str],
+    tmp_path: Path,
+) -> None:
+    base = {p.name: p.read_bytes() for p in Path(tiny_bert).iterdir()}
+    hub.create(BASE).commit("base", base, lfs=["model.safetensors"])
+    env = hub.environment(tmp_path / "home")
+    done = run_command(
+        *("train", "--method", "prompt_tuning", "--num_virtual_tokens", "4", *data_flags),
+        *("--model", tiny_bert, "--base_model_id", BASE, "--num_train_epochs", "1"),
+        *("--output_dir", str(tmp_path / "run")),
+        *("--push_to_hub", "--hub_model_id", "owner/prompt"),
+        env=env,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (
+        len(hub.repositories["owner/prompt"].commits) == 2
+    )  # the Hub's own first, and one of ours
+    files = hub.repositories["owner/prompt"].files
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert json.loads(files["peft_mrpc.json"])["model"] == BASE
+    text = published_text(files)
+    assert "/tmp" not in text and "hf_test" not in text
+    # Elsewhere: no local base, everything comes from the Hub; PEFT alone can load it as well.
+    output = tmp_path / "out.jsonl"
+    clean = hub.environment(tmp_path / "elsewhere")
+    done = run_command(
+        *("predict", "owner/prompt", "--input", pair_files["unlabelled"], "--output", str(output)),
+        env=clean,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    saved = load_run(tmp_path / "run").predictions("validation").probabilities
+    for row, expected in zip(rows, saved, strict=True):
+        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-6)
+
+
+def test_a_second_push_is_one_more_commit(
+    hub: HubServer, trained_run: Path, tmp_path: Path
+) -> None:
+    env = hub.environment(tmp_path / "home")
+    for _ in range(2):
+        assert (
+            run_command("push", str(trained_run), "--repo_id", "owner/twice", env=env).returncode
+            == 0
+        )
+    assert not hub.repositories["owner/twice"].private
+
+
+def test_dry_run_lists_the_files_and_sends_nothing(
+    hub: HubServer, trained_run: Path, tmp_path: Path
+) -> None:
+    asked = len(hub.requests)
+    env = hub.environment(tmp_path)
+    done = run_command("push", str(trained_run), "--repo_id", "owner/dry", "--dry_run", env=env)
+    assert done.returncode == 0, done.stderr
+    assert "model.safetensors" in done.stdout and "nothing was uploaded" in done.stdout
+    assert len(hub.requests) == asked and "owner/dry" not in hub.repositories
+
+
+def test_a_push_that_cannot_work_is_one_line(
+    hub: HubServer, trained_run: Path, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    def said(*arguments: str, token: str = "hf_test") -> str:
+        done = run_command(*arguments, env=hub.environment(tmp_path / "home", token=token))
+        assert done.returncode == 2, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("peft-mrpc:")]
+        assert len(lines) == 1 and "hf_wrong" not in done.stderr
+        return lines[0]
+
+    run = str(trained_run)
+    assert "no Hub token found" in said("push", run, "--repo_id", "owner/x", token="")
+    assert "refused the token" in said("push", run, "--repo_id", "owner/x", token="hf_wrong")
+    assert "--repo_id: got none" in said("push", run)
+    assert "expected owner/name" in said("push", run, "--repo_id", "nameless")
+    assert "is no directory" in said("push", str(tmp_path / "gone"), "--repo_id", "owner/x")
+    # Before any training: a token that is refused, and a base that nobody else could load.
+    flags = [*data_flags, "--output_dir", str(tmp_path / "run"), "--push_to_hub"]
+    flags += ["--hub_model_id", "owner/x", "--model", tiny_bert, "--method", "lora"]
+    assert "refused the token" in said("train", *flags, token="hf_wrong")
+    assert "--base_model_id" in said("train", *flags)
+    assert "owner/x" not in hub.repositories and not (tmp_path / "run").exists()

@@ -1,0 +1,83 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from peft_mrpc.data import Pair
+from peft_mrpc.errors import UserError
+from peft_mrpc.runs import check_output_dir, load_run, staged_run, write_predictions
+
+
+def fake_run(path: Path, content: str = "old") -> Path:
+    path.mkdir()
+    (path / "run.json").write_text(content)
+    return path
+
+
+def test_a_run_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "run"
+    with pytest.raises(RuntimeError), staged_run(target) as staging:
+        (staging / "run.json").write_text("half")
+        raise RuntimeError("the power went")
+    assert list(tmp_path.iterdir()) == []
+    with staged_run(target) as staging:
+        (staging / "run.json").write_text("whole")
+        assert not target.exists()
+    assert (target / "run.json").read_text() == "whole"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_the_old_run_goes_only_when_the_new_one_is_there(tmp_path: Path) -> None:
+    target = fake_run(tmp_path / "run")
+    with pytest.raises(RuntimeError), staged_run(target):
+        raise RuntimeError
+    assert (target / "run.json").read_text() == "old"
+    with staged_run(target) as staging:
+        (staging / "run.json").write_text("new")
+    assert (target / "run.json").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_checkpoints_outlive_a_failure_and_are_named(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught, staged_run(tmp_path / "run") as staging:
+        (staging / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        raise RuntimeError
+    assert (staging / "checkpoints" / "checkpoint-5").is_dir()
+    assert str(staging) in caught.value.__notes__[0]
+
+
+def test_nothing_is_overwritten_unasked_and_no_strangers_files_ever(tmp_path: Path) -> None:
+    check_output_dir(tmp_path / "new", overwrite=False)
+    run = fake_run(tmp_path / "run")
+    with pytest.raises(UserError, match="already holds a Run"):
+        check_output_dir(run, overwrite=False)
+    check_output_dir(run, overwrite=True)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="files that are no Run"):
+            check_output_dir(tmp_path / "other", overwrite)
+
+
+def test_predictions_keep_order_and_leave_unknown_labels_out(tmp_path: Path) -> None:
+    pairs = [Pair(0, "a", "b", 1), Pair(1, "c", "d")]
+    path = tmp_path / "predictions" / "test.jsonl"
+    write_predictions(path, pairs, np.array([[0.25, 0.75], [0.5, 0.5]]), ["no", "yes"])
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"idx": 0, "label": "yes", "prediction": "yes", "probabilities": {"no": 0.25, "yes": 0.75}},
+        {"idx": 1, "prediction": "no", "probabilities": {"no": 0.5, "yes": 0.5}},
+    ]
+
+
+def test_what_is_no_run_is_refused_with_the_reason(tmp_path: Path, trained_run: Path) -> None:
+    with pytest.raises(UserError, match="is no directory.*Did you mean 'layer_freeze'"):
+        load_run(trained_run.parent / "layer_freez")
+    with pytest.raises(UserError, match=r"holds no run\.json"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"format_version": 99, "method": 1, "model": 1, "data": 1}')
+    with pytest.raises(UserError, match="got format 99"):
+        load_run(tmp_path)
+    (tmp_path / "run.json").write_text("{oops")
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_run(tmp_path)

@@ -1,0 +1,110 @@
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, launcher, run_command
+from transformers import AutoModelForCausalLM
+
+from peft_mrpc.runs import load_run
+from peft_mrpc.scoring import length_sorted_batches, score_label_tokens, score_rows
+
+SHARD_SCRIPT = """
+import sys, numpy as np
+from peft_mrpc.processes import process_state
+from peft_mrpc.scoring import score_rows
+rows = int(sys.argv[1])
+state = process_state()
+seen = []
+def score(batch):
+    seen.extend(batch)
+    return np.array([[row, 2.0 * row] for row in batch])
+scores = score_rows([7 - row % 3 for row in range(rows)], 2, score, "")
+assert scores.tolist() == [[row, 2.0 * row] for row in range(rows)], scores
+# One write a line: two ranks share the pipe.
+sys.stdout.write(f"rank {state.process_index} of {state.num_processes} scored {len(seen)}\n")
+"""
+
+
+def test_batches_hold_every_row_once_and_like_lengths_together() -> None:
+    lengths = [3, 9, 1, 9, 5]
+    assert length_sorted_batches(lengths, 2) == [[1, 3], [4, 0], [2]]
+
+
+@pytest.mark.parametrize(("rows", "processes"), [(9, 4), (1, 2)])
+def test_rows_come_back_once_in_order_whatever_the_processes(
+    rows: int, processes: int, tmp_path: Path
+) -> None:
+    script = tmp_path / "shard.py"
+    script.write_text(SHARD_SCRIPT)
+    done = subprocess.run(
+        [*launcher(processes), str(script), str(rows)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert len(said) == processes and said[0].startswith(f"rank 0 of {processes}")
+    assert sum(int(line.split()[-1]) for line in said) == rows
+
+
+def test_one_process_needs_no_launcher() -> None:
+    scores = score_rows([1, 2, 3], 2, lambda rows: np.array([[r] for r in rows], float), "")
+    assert scores.tolist() == [[0], [1], [2]]
+
+
+def test_padded_batches_score_labels_as_each_row_alone(tiny_llama: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
+    prompts = [[4, 6, 7, 8], [4, 9], [4, 6, 7, 8, 10, 11, 12], [4, 13, 14]]
+    labels = [25, 26]
+    batched = score_label_tokens(model, prompts, labels, pad_token_id=0)
+    for row, ids in enumerate(prompts):
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids])).logits[0, -1]
+        alone = logits.double().log_softmax(-1)[labels].numpy()
+        assert np.abs(batched[row] - alone).max() < 1e-5
+
+
+def test_two_processes_predict_as_one_does(
+    trained_run: Path, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    outputs = []
+    for processes in (1, 2):
+        output = tmp_path / f"{processes}.jsonl"
+        done = run_command(
+            *("predict", str(trained_run), "--input", pair_files["unlabelled"]),
+            *("--output", str(output), "--batch_size", "2"),
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        outputs.append([json.loads(line) for line in output.read_text().splitlines()])
+    one, two = outputs
+    assert len(one) == len(two) == len(ROWS)
+    for first, second in zip(one, two, strict=True):
+        assert [first[k] for k in ("sentence1", "sentence2", "prediction")] == [
+            second[k] for k in ("sentence1", "sentence2", "prediction")
+        ]
+        assert abs(first["probability_equivalent"] - second["probability_equivalent"]) < 1e-6
+
+
+def test_two_processes_ask_a_language_model_as_one_does(tmp_path: Path) -> None:
+    probabilities = []
+    for processes in (1, 2):
+        out = tmp_path / str(processes)
+        done = run_command(
+            *("hard_prompt", "--model", "builtin:smollm2", "--dataset", "builtin:pairs"),
+            *("--split", "test", "--max_eval_samples", "13", "--batch_size", "3"),
+            *("--output_dir", str(out)),
+            processes=processes,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        run = load_run(out)
+        assert run.record["num_processes"] == processes
+        probabilities.append(run.predictions("test"))
+    one, two = probabilities
+    assert (one.idx == two.idx).all() and (one.predictions == two.predictions).all()
+    assert np.abs(one.probabilities - two.probabilities).max() < 1e-6

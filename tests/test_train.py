@@ -1,0 +1,305 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, requires_mrpc, run_command
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification
+
+from peft_mrpc.freezing import trainable_names
+from peft_mrpc.methods import METHODS
+from peft_mrpc.models import find_model
+from peft_mrpc.predictors import load_predictor
+from peft_mrpc.runs import load_run
+from peft_mrpc.train import build_classifier, build_trainer, main, parse_request
+
+H, FF, LAYERS = 16, 32, 2  # the tiny BERT
+LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
+HEAD, POOLER = 2 * H + 2, H * H + H
+FLAGS = {
+    "full": [],
+    "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "lora": ["--r", "4"],
+    "prompt_tuning": ["--num_virtual_tokens", "5"],
+}
+# How many numbers train, by formula; None: all of them.
+TRAINED = {
+    "full": None,
+    "layer_freeze": LAYER + POOLER + HEAD,
+    "lora": LAYERS * 2 * 4 * (H + H) + HEAD,  # query and value: A is [r, H], B is [H, r]
+    "prompt_tuning": 5 * H + HEAD,
+}
+
+
+def prepare(method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path) -> Any:
+    from transformers import set_seed
+
+    from peft_mrpc.data import load_pairs
+
+    request = parse_request(
+        ["--method", method, "--model", tiny_bert, *FLAGS[method], *data_flags]
+        + ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+    )
+    set_seed(request.arguments.seed)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    return trainer
+
+
+def test_the_contract_covers_every_method() -> None:
+    assert set(FLAGS) == set(TRAINED) == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_steps_change_what_trains_and_nothing_else(
+    method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    trainer = prepare(method, tiny_bert, data_flags, tmp_path)
+    model = trainer.model
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    names = set(trainable_names(model))
+    count = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    expected = TRAINED[method]
+    assert count == (expected if expected is not None else sum(p.numel() for p in before.values()))
+    trainer.train()
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed <= names
+    # A key's bias moves no attention weight (softmax does not see a shift), rows of the embedding
+    # table that no pair uses stay as well; LoRA's A waits for B, which starts at zero.
+    still = {name for name in names - changed if "key.bias" not in name and "lora_A" not in name}
+    assert still <= {"bert.embeddings.position_embeddings.weight"}
+
+
+def test_frozen_layers_run_in_eval_mode_while_the_others_drop_out(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    trainer = prepare("layer_freeze", tiny_bert, data_flags, tmp_path)
+    bert = trainer.model.bert
+    modes: dict[str, set[bool]] = {"embeddings": set(), "frozen": set(), "trained": set()}
+    watched = {
+        "embeddings": bert.embeddings.dropout,
+        "frozen": bert.encoder.layer[0].output.dropout,
+        "trained": bert.encoder.layer[1].output.dropout,
+    }
+    for name, module in watched.items():
+        module.register_forward_hook(lambda m, *_, name=name: modes[name].add(m.training))
+    trainer.train()
+    assert modes == {"embeddings": {False}, "frozen": {False}, "trained": {True}}
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, data_flags: list[str]
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("methods")
+    for method in METHODS:
+        main(
+            ["--method", method, "--model", tiny_bert, *FLAGS[method], *data_flags]
+            + ["--output_dir", str(folder / method), "--num_train_epochs", "2"]
+        )
+    return {method: folder / method for method in METHODS}
+
+
+def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
+    runs: dict[str, Path], pair_files: dict[str, str]
+) -> None:
+    script = (
+        "import sys, json; from peft_mrpc.predictors import load_predictor;"
+        "from peft_mrpc.data import load_pairs; from peft_mrpc.config import DataConfig;"
+        "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
+        "print(json.dumps([load_predictor(p).score(pairs, 32).tolist() for p in sys.argv[2:]]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, pair_files["validation"], *map(str, runs.values())],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for path, reloaded in zip(runs.values(), json.loads(done.stdout), strict=True):
+        saved = load_run(path).predictions("validation").probabilities
+        assert abs(np.array(reloaded) - saved).max() < 1e-7, path
+
+
+def test_model_and_adapter_load_without_this_toolkit(
+    runs: dict[str, Path], tiny_bert: str, pair_files: dict[str, str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    for method, path in runs.items():
+        folder = path / ("adapter" if METHODS[method].is_peft else "model")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        if METHODS[method].is_peft:
+            base = AutoModelForSequenceClassification.from_pretrained(tiny_bert, num_labels=2)
+            model = PeftModel.from_pretrained(base, str(folder))
+        else:
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+            assert model.config.id2label == {0: "not_equivalent", 1: "equivalent"}
+        first = tokenizer(ROWS[0][0], ROWS[0][1], return_tensors="pt")
+        with torch.inference_mode():
+            probability = model.eval()(**first).logits.softmax(-1)[0]
+        saved = load_run(path).predictions("validation").probabilities[0]
+        assert torch.allclose(probability.double(), torch.tensor(saved), rtol=0, atol=1e-6), method
+
+
+def test_the_record_says_what_trained_on_what(runs: dict[str, Path]) -> None:
+    record = load_run(runs["layer_freeze"]).record
+    assert record["trainable"]["trained"] == TRAINED["layer_freeze"]
+    assert {name.split(".")[1] for name in record["trainable"]["parameters"]} <= {
+        "encoder",
+        "pooler",
+        "weight",
+        "bias",
+    }
+    assert not any("layer.0" in name for name in record["trainable"]["parameters"])
+    assert record["data"]["splits"]["train"]["num_examples"] == 2 * len(ROWS)
+    assert len(record["data"]["splits"]["validation"]["fingerprint"]) == 64
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["seed"] == 42 and record["config"]["learning_rate"] == 1e-4
+    assert record["peak_memory"]["resident_bytes"] > 1e8
+    for name in ("confusion_matrix.png", "roc_curve.png"):
+        assert (runs["layer_freeze"] / "plots" / name).stat().st_size > 5000
+
+
+def test_a_seed_fixes_the_run_and_another_changes_it(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    probabilities = {}
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        main(
+            ["--method", "lora", "--model", tiny_bert, *data_flags, "--seed", str(seed)]
+            + ["--output_dir", str(tmp_path / name), "--num_train_epochs", "1"]
+        )
+        probabilities[name] = load_run(tmp_path / name).predictions("validation").probabilities
+    assert (probabilities["a"] == probabilities["b"]).all()
+    assert (probabilities["a"] != probabilities["c"]).any()
+
+
+def test_virtual_tokens_count_against_the_positions(
+    tiny_bert: str, data_flags: list[str], fails: Callable[..., str], tmp_path: Path
+) -> None:
+    flags = ["--method", "prompt_tuning", "--model", tiny_bert, *data_flags]
+    said = fails(main, *flags, "--num_virtual_tokens", "60")
+    assert "--num_virtual_tokens: got 60; the model has 64 positions" in said
+    # As long a pair as the positions allow, cut to fit, and counted.
+    request = parse_request([*flags, "--num_virtual_tokens", "50"])
+    from peft_mrpc.data import load_pairs
+
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    assert classifier.max_length == 14
+    features, num_cut = classifier.encode(data.splits["train"])
+    assert max(len(feature["input_ids"]) for feature in features) == 14
+    assert num_cut == sum(len(f"{a} {b}".split()) + 3 > 14 for a, b, _ in ROWS * 2) > 0
+    assert classifier.score(data.splits["validation"], 4).shape == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model", "no/such/dir"], "--model: got 'no/such/dir', which is no directory"),
+        (["--model", "builtin:minlm"], "Did you mean 'builtin:minilm'?"),
+        (["--model", "{empty}"], "holds no config.json"),
+        (["--num_unfrozen_layers", "9"], "here has 2 layers, expected 0 to 2"),
+        (["--split", "tset"], "--split: got 'tset'"),
+        (["--max_train_samples", "0"], "--max_train_samples: got 0; expected at least 1"),
+        (
+            ["--method", "lora", "--target_modules", "nothing"],
+            "LoraConfig: No modules were targeted",
+        ),
+        (["--output_dir", "{run}"], "already holds a Run"),
+        (["--train_file", "gone.csv"], "gone.csv: no such file."),
+        (["--bf16", "--fp16"], "train: "),
+    ],
+)
+def test_bad_input_ends_in_one_line_before_anything_is_written(
+    flags: list[str],
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    trained_run: Path,
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = (trained_run / "run.json").read_bytes()
+    flags = [flag.format(empty=tmp_path / "empty", run=trained_run) for flag in flags]
+    out = [] if "--output_dir" in flags else ["--output_dir", str(tmp_path / "out")]
+    message = fails(main, "--model", tiny_bert, *data_flags, *out, *flags)
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["empty"]
+    assert (trained_run / "run.json").read_bytes() == before
+
+
+def test_a_hub_name_without_a_network_says_so_and_what_works(
+    data_flags: list[str], tmp_path: Path
+) -> None:
+    # Port 9 of this machine: refused at once, as a name that does not resolve would be.
+    env = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    done = run_command("train", *data_flags, env=env)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("peft-mrpc: --model: got 'bert-base-uncased'; the Hub cannot be reached")
+    assert "builtin:minilm, builtin:smollm2 or a local directory" in line
+    done = run_command("train", "--model", "builtin:minilm", env={**env, "HF_HUB_OFFLINE": "1"})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("peft-mrpc: --dataset: got 'mrpc', which could not be loaded")
+
+
+def test_dry_run_says_what_would_train_and_writes_nothing(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    main(["--model", tiny_bert, *data_flags, "--output_dir", str(out), "--dry_run"])
+    said = capsys.readouterr().out
+    assert "train 18" in said and "layer_freeze" in said and "nothing was written" in said
+    assert not out.exists()
+
+
+def test_interrupted_training_goes_on_from_its_checkpoint(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--num_train_epochs", "2"]
+    flags += ["--save_strategy", "epoch", "--per_device_train_batch_size", "6"]
+    main([*flags, "--output_dir", str(tmp_path / "whole")])
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-3"
+    resumed = ["--output_dir", str(tmp_path / "rest"), "--resume_from_checkpoint", str(checkpoint)]
+    main([*flags, *resumed])
+    whole, rest = (
+        load_run(tmp_path / name).predictions("validation").probabilities
+        for name in ("whole", "rest")
+    )
+    assert abs(whole - rest).max() < 1e-6
+
+
+def test_two_processes_train_and_write_one_run(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1"]
+    done = run_command("train", *flags, "--output_dir", str(tmp_path / "run"), processes=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run = load_run(tmp_path / "run")
+    assert run.record["num_processes"] == 2
+    assert list(run.predictions("validation").idx) == list(range(len(ROWS)))
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+@requires_mrpc
+def test_minilm_learns_mrpc_beyond_its_majority(tmp_path: Path) -> None:
+    from conftest import MRPC
+
+    main(
+        ["--model", "builtin:minilm", "--dataset", str(MRPC), "--max_train_samples", "600"]
+        + ["--method", "full", "--num_train_epochs", "3", "--output_dir", str(tmp_path / "run")]
+    )
+    values = load_run(tmp_path / "run").metrics["validation"]
+    assert values["roc_auc"] > 0.65
+    assert load_predictor(str(tmp_path / "run")).label_names == ["not_equivalent", "equivalent"]
