@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS
+from conftest import ROWS, write_csv
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
@@ -42,13 +42,13 @@ def test_braces_in_a_sentence_stay_text() -> None:
     [
         ("txt: a", ["unknown key 'txt'. Did you mean 'text'?", "'text' is missing", "label_words"]),
         (
-            "text: '{sentence1} {other}'\nlabel_words: {a: X, b: Y}",
-            ["{other}", "lacks {sentence2}"],
+            "text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}",
+            ["{it}", "lacks {sentence2}"],
         ),
         ("text: '{sentence1} {sentence2}'\nlabel_words: {a: X, b: X}", ["the same word"]),
         (
             "text: '{sentence1} {sentence2}'\nlabel_words: {a: yes, b: no}",
-            ["got True", "got False"],
+            ["got True"],
         ),
         ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
         ("[", ["not valid YAML"]),
@@ -149,11 +149,8 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
 def test_a_template_for_other_labels_is_refused(
     tiny_llama: str, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    from conftest import write_csv
-
-    path = write_csv(
-        tmp_path / "v.csv", [("a", "b", "x"), ("c", "d", "y")], ("sentence1", "sentence2", "label")
-    )
+    header = ("sentence1", "sentence2", "label")
+    path = write_csv(tmp_path / "v.csv", [("a", "b", "x"), ("c", "d", "y")], header)
     flags = run_flags(tiny_llama, {"validation": str(path)}, tmp_path)
     said = fails(main, *flags)
     assert "'paraphrase' answers equivalent, not_equivalent, but the data's labels are x, y" in said

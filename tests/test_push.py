@@ -92,15 +92,14 @@ def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
         assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-6)
 
 
-def test_a_second_push_is_one_more_commit(
+def test_a_second_push_of_the_same_run_changes_nothing(
     hub: HubServer, trained_run: Path, tmp_path: Path
 ) -> None:
     env = hub.environment(tmp_path / "home")
     for _ in range(2):
-        assert (
-            run_command("push", str(trained_run), "--repo_id", "owner/twice", env=env).returncode
-            == 0
-        )
+        done = run_command("push", str(trained_run), "--repo_id", "owner/twice", env=env)
+        assert done.returncode == 0, done.stderr
+    assert len(hub.repositories["owner/twice"].commits) == 2
     assert not hub.repositories["owner/twice"].private
 
 

@@ -63,17 +63,19 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     # PEFT still calls what transformers has renamed: not the user's to mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    # Every rank of a distributed job makes the same checks: one of them speaks.
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    # Every rank of a distributed job makes the same checks: one on each machine speaks.
+    speaks = os.environ.get("LOCAL_RANK", "0") == "0"
+    logger.setLevel(logging.INFO if speaks else logging.ERROR)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
+        if speaks:
             for line in error.lines():
                 sys.stderr.write(f"peft-mrpc: {line}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
-        sys.stderr.write(f"peft-mrpc: interrupted. {error}\n")
+        notes = " ".join(getattr(error, "__notes__", []))
+        sys.stderr.write(f"peft-mrpc: interrupted. {notes or 'Nothing was written.'}\n")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say, and nothing is wrong.

@@ -164,6 +164,11 @@ def _convert_gguf(path: Path, package: str) -> Path:
     with FileLock(f"{target}.lock"):  # the ranks of one job all come here at once
         if (target / "config.json").is_file():
             return target
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(
+                "--model: reading builtin:smollm2 for the first time needs the package gguf. "
+                "Next: pip install 'peft-mrpc[gguf]'"
+            )
         logger.info("converting %s to safetensors, once, into %s", path.name, target)
         staging = Path(tempfile.mkdtemp(dir=target.parent))
         with quiet_transformers():

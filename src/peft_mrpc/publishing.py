@@ -95,14 +95,22 @@ def _published_names(info: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def _published_record(run: Run) -> dict[str, Any]:
-    config = {k: v for k, v in run.record["config"].items() if k not in PRIVATE_KEYS}
-    public = run.record["base_model_id"] or "local"
-    for key in ("dataset", "model", "resume_from_checkpoint"):
-        if Path(str(config.get(key))).is_absolute() or Path(str(config.get(key))).is_dir():
-            config[key] = public if key == "model" else Path(str(config[key])).name
-    name = run.record["model"]
-    model = public if Path(name).is_absolute() or Path(name).is_dir() else name
+    config = {
+        key: _without_path(value)
+        for key, value in run.record["config"].items()
+        if key not in PRIVATE_KEYS
+    }
+    model = _without_path(run.record["model"])
+    if model != run.record["model"]:
+        model = config["model"] = run.record["base_model_id"] or model
     return {**run.record, "model": model, "config": config}
+
+
+def _without_path(value: Any) -> Any:
+    """The name alone of what is a file or directory here."""
+    if isinstance(value, str) and value and (Path(value).is_absolute() or Path(value).exists()):
+        return Path(value).name
+    return value
 
 
 def publish(run: Run, repo_id: str, private: bool) -> str:

@@ -18,7 +18,7 @@ DATA = ["--dataset", "builtin:pairs"]
 STEPS: dict[str, list[str]] = {
     "layer_freeze": ["--model", "builtin:minilm", "--num_train_epochs", "6"],
     "prompt_tuning": ["--model", "builtin:minilm", "--num_train_epochs", "12"],
-    "hard_prompt": ["--model", "builtin:smollm2"],
+    "hard_prompt": ["--model", "builtin:smollm2", "--split", "test"],
 }
 
 

@@ -27,7 +27,7 @@ def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
         f"{row['accuracy']:.3f}",
         *(f"{row['f1'][name]:.3f}" for name in label_names),
         "-" if row["roc_auc"] is None else f"{row['roc_auc']:.3f}",
-        "-" if trained is None else f"{trained:,} ({row['trained_share']:.2%})",
+        "-" if not trained else f"{trained:,} ({row['trained_share']:.2%})",
         "-" if seconds is None else f"{seconds:,.0f} s",
         f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",
         f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else "-",
@@ -41,9 +41,9 @@ def table_header(label_names: list[str]) -> list[str]:
         "accuracy",
         *(f"F1 {name.replace('_', ' ')}" for name in label_names),
         "ROC-AUC",
-        "trained parameters",
+        "trained",
         "training",
-        "scored pairs/s",
+        "pairs/s",
         "peak memory",
     ]
 
@@ -83,8 +83,8 @@ def headline(comparison: "Comparison") -> str:
     # Half the width of a 95 % interval for the best accuracy, by the normal approximation.
     margin = 196 * (best["accuracy"] * (1 - best["accuracy"]) / size) ** 0.5
     return (
-        f"{text} One accuracy on {size} pairs is known to about ±{margin:.1f} points (95 %), so "
-        "smaller differences should not be read as real."
+        f"{text} One accuracy on {size} pairs is known to about ±{margin:.1f} points (95 %): "
+        "read smaller differences with care."
     )
 
 

@@ -1,0 +1,100 @@
+"""The shipped launch scripts and configurations, and the commands that the README shows."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import CONFIGS, MRPC
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_every_script_has_its_configuration_and_the_other_way_round() -> None:
+    assert {path.stem for path in SCRIPTS} == {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert len(SCRIPTS) >= 4
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_accelerate_reads_every_configuration(path: Path) -> None:
+    from accelerate.commands.config.config_args import ClusterConfig
+
+    config = ClusterConfig.from_yaml_file(yaml_file=str(path))
+    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+    assert config.use_cpu == ("cpu" in path.stem)
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_scripts_are_executable_and_well_formed(path: Path) -> None:
+    assert os.access(path, os.X_OK)
+    subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+@pytest.mark.parametrize("name", ["cpu", "multi_cpu"])
+def test_cpu_scripts_run_a_verb(name: str, tiny_bert: str, data_flags: list[str]) -> None:
+    folder = Path(sys.executable).parent
+    done = subprocess.run(
+        [ROOT / "launch" / f"{name}.sh", "train", "--model", tiny_bert, *data_flags, "--dry_run"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("dry run: nothing was trained") == 1
+
+
+def readme_commands() -> list[list[str]]:
+    """Every peft-mrpc and accelerate command of the README's shell blocks: verb and flags."""
+    commands = []
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:2] == ["accelerate", "launch"]:
+                module = words.index("-m")
+                commands.append(
+                    [words[module + 1].removeprefix("peft_mrpc."), *words[module + 2 :]]
+                )
+            elif words[:1] == ["peft-mrpc"] or (words and words[0].startswith("launch/")):
+                commands.append(words[1:])
+    return commands
+
+
+def test_the_readme_shows_every_strategy() -> None:
+    methods = {
+        words[words.index("--method") + 1] for words in readme_commands() if "--method" in words
+    }
+    assert {"layer_freeze", "prompt_tuning"} <= methods
+    assert {"train", "hard_prompt", "compare", "predict", "push"} <= {
+        words[0] for words in readme_commands()
+    }
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_readme_commands_have_flags_that_exist(words: list[str]) -> None:
+    from peft_mrpc import compare, hard_prompt, predict, push, train
+    from peft_mrpc.config import DataConfig, flag_names
+
+    verb, *argv = words
+    if verb == "train":
+        train.parse_request(argv)
+        return
+    known = {
+        "hard_prompt": flag_names(hard_prompt.cfg.HardPromptConfig, DataConfig),
+        "compare": flag_names(compare.CompareConfig),
+        "predict": flag_names(predict.PredictConfig),
+        "push": flag_names(push.PushConfig),
+        "quickstart": {"output_dir"},
+    }[verb]
+    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
+    assert given <= known
+
+
+def test_the_readme_names_no_path_of_one_machine() -> None:
+    assert str(MRPC.parents[3]) not in README and "/root" not in README
