@@ -5,10 +5,11 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
-    {"errors"},
+    {"errors", "pair_model"},
     {"config", "data", "metrics", "processes", "prompts", "runs"},
     {"cards", "freezing", "models", "plots", "publishing", "scoring"},
     {"methods", "predictors", "report", "reporting"},
+    {"training"},
     {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
     {"__main__"},
 ]

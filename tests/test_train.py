@@ -17,7 +17,8 @@ from peft_mrpc.methods import METHODS
 from peft_mrpc.models import find_model
 from peft_mrpc.predictors import load_predictor
 from peft_mrpc.runs import load_run
-from peft_mrpc.train import build_classifier, build_trainer, main, parse_request
+from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.training import build_trainer
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H

@@ -22,6 +22,16 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
 }
 
 
+POOLED_LOADING = {
+    "model": LOADING["model"].replace('("{repo_id}")', '("{repo_id}", trust_remote_code=True)'),
+    "adapter": """from peft_mrpc.data import Pair
+from peft_mrpc.predictors import load_predictor
+
+classifier = load_predictor("{repo_id}")
+classifier.score([Pair(0, "One sentence.", "Another.")], batch_size=1)  # [1, {num_labels}]""",
+}
+
+
 def build_card(run: Run, repo_id: str | None = None) -> str:
     """Write the card, metadata first.
 
@@ -121,12 +131,15 @@ def _usage(run: Run, repo_id: str | None) -> str:
         f"peft-mrpc predict {where} --input pairs.csv --output labelled.csv\n```"
     ]
     if kind in LOADING:
-        code = LOADING[kind].format(
+        # Our own head is code of ours: it travels with a model, an adapter needs the toolkit.
+        pooled = run.record["config"].get("pooling", "native") != "native"
+        code = (POOLED_LOADING if pooled else LOADING)[kind].format(
             repo_id=repo_id or f"path/to/this/run/{kind}",
             base_model=run.record["base_model_id"] or "path/to/the/base/model",
             num_labels=len(run.label_names),
         )
-        parts.append(f"Or without this toolkit:\n\n```python\n{code}\n```")
+        how = "In Python" if pooled and kind == "adapter" else "Or without this toolkit"
+        parts.append(f"{how}:\n\n```python\n{code}\n```")
     if kind == "prompt":
         template: dict[str, Any] = run.record["config"]["template"]
         parts.append(f"The question asked:\n\n```\n{template['text'].strip()}\n```")

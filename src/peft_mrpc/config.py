@@ -73,6 +73,14 @@ class TrainConfig:
     model: str = option(
         DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"
     )
+    pooling: str = option(
+        "native",
+        "what the head reads: native (the architecture's own head), or ours over cls, first, mean "
+        "or segments (each sentence's mean, their difference and product)",
+    )
+    head_learning_rate: float | None = option(
+        None, "the head's own learning rate (--learning_rate if not given)"
+    )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
     base_model_id: str | None = option(
         None, "Hub id that a published adapter names as its base, for a --model that is a directory"

@@ -14,6 +14,9 @@ from transformers import (
 
 from peft_mrpc.errors import UserError, logger
 
+# What sequence classifiers of transformers, and ours, call their head.
+HEAD_NAMES = ("classifier", "score", "pre_classifier")
+
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The stack of transformer layers, whatever the architecture calls it.
@@ -112,6 +115,15 @@ def _to_eval_mode(module: nn.Module, args: tuple[Any, ...]) -> None:
 def trainable_names(model: nn.Module) -> list[str]:
     """Names of the parameters that receive gradients."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def head_parameter_ids(model: nn.Module) -> set[int]:
+    """Identities of the parameters outside the encoder and outside PEFT's own parts: the head."""
+    return {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if any(part in HEAD_NAMES for part in name.split("."))
+    }
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

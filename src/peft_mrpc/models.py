@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -24,9 +25,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, logger, one_line, unknown_name
+from peft_mrpc.pair_model import SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 
 NO_LIMIT = 1 << 30
+AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
+AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
+
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 
 
@@ -224,26 +229,44 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 
 
 def load_classifier(
-    source: ModelSource, label_names: Sequence[str], pad_token_id: int | None
+    source: ModelSource,
+    label_names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    pooling: str = "native",
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
 
     Args:
         source: The model; a head that the checkpoint lacks is drawn at random.
         label_names: Names of the C labels.
-        pad_token_id: The tokenizer's, for decoders, which find the last token by it.
+        tokenizer: The model's: decoders find the last token by its pad, our head the sentences by
+            its special tokens.
+        pooling: `native` for the architecture's own head, or one of ours (`SentencePairConfig`).
     Raises:
-        UserError: If the architecture has no sequence classifier or the weights do not load.
+        UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
+            weights do not load.
     """
-    model = _load(
-        AutoModelForSequenceClassification,
-        source,
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={name: index for index, name in enumerate(label_names)},
-        dtype=torch.float32,
-    )
-    model.config.pad_token_id = pad_token_id
+    labels: dict[str, Any] = {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: index for index, name in enumerate(label_names)},
+    }
+    if pooling == "native":
+        model = _load(AutoModelForSequenceClassification, source, dtype=torch.float32, **labels)
+    else:
+        if tokenizer.sep_token is None:
+            raise UserError(
+                f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
+                "expected native."
+            )
+        encoder = _load(AutoModel, source, dtype=torch.float32)
+        special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
+        config = SentencePairConfig(
+            encoder.config.to_dict(), pooling=pooling, special_ids=special_ids, **labels
+        )
+        model = SentencePairModel(config)
+        model.use_encoder(encoder)
+    model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 

@@ -9,7 +9,12 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BatchEncoding,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from peft_mrpc.data import Pair
 from peft_mrpc.errors import UserError, one_line
@@ -21,6 +26,7 @@ from peft_mrpc.models import (
     load_tokenizer,
     quiet_transformers,
 )
+from peft_mrpc.pair_model import SentencePairConfig, find_sentences
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import Template, build_template
 from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, read_json, write_json
@@ -63,14 +69,32 @@ class PairClassifier:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
         features, _ = self.encode(pairs)
         model = self.model.to(process_state().device).eval()
+        collate = PairCollator(self.tokenizer, self.model.config)
 
         @torch.inference_mode()
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
-            batch = self.tokenizer.pad([features[row] for row in rows], return_tensors="pt")
+            batch = collate([features[row] for row in rows])
             return classifier_probabilities(model(**batch.to(model.device)).logits)
 
         lengths = [len(feature["input_ids"]) for feature in features]
         return score_rows(lengths, batch_size, score_batch, "scoring")
+
+
+class PairCollator:
+    """Pads a batch, and marks the sentences where the model's head reads them apart.
+
+    Virtual tokens hide the token ids from the model, so the marks are made before.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        self.tokenizer = tokenizer
+        self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
+
+    def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
+        batch = self.tokenizer.pad(features, return_tensors="pt")
+        if self.special_ids is not None:
+            batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
+        return batch
 
 
 def encode_pairs(
@@ -215,6 +239,7 @@ def save_classifier(
         method=method,
         label_names=classifier.label_names,
         max_length=classifier.max_length,
+        pooling=getattr(classifier.model.config, "pooling", "native"),
     )
     adapter_config = folder / "adapter_config.json"
     if adapter_config.is_file() and source.hub_id:
@@ -301,7 +326,9 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     from peft import PeftModel
 
     tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
-    base = load_classifier(_base_source(info), info["label_names"], tokenizer.pad_token_id)
+    base = load_classifier(
+        _base_source(info), info["label_names"], tokenizer, info.get("pooling", "native")
+    )
     model = PeftModel.from_pretrained(base, str(folder))
     return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
 
@@ -309,7 +336,7 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
 def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
     source = ModelSource(str(folder), str(folder), None)
     tokenizer = load_tokenizer(source)
-    model = load_classifier(source, info["label_names"], tokenizer.pad_token_id)
+    model = load_classifier(source, info["label_names"], tokenizer)
     return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
 
 

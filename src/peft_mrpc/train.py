@@ -4,28 +4,20 @@ import contextlib
 import re
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from transformers import (
-    DataCollatorWithPadding,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
-from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
-from peft_mrpc.freezing import describe_trainable, parameter_counts, trainable_names
-from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
+from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
+from peft_mrpc.freezing import parameter_counts, trainable_names
+from peft_mrpc.methods import find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
     ModelSource,
     find_model,
@@ -34,28 +26,15 @@ from peft_mrpc.models import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.predictors import PairClassifier, encode_pairs, save_classifier
+from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.predictors import PairClassifier, save_classifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary_line, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
+from peft_mrpc.training import TrainRequest, build_trainer
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
-FINE_TUNING_RATE = 1e-3
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What was asked for, parsed and checked as far as flags go."""
-
-    config: cfg.TrainConfig
-    data: cfg.DataConfig
-    arguments: TrainingArguments
-    method: Method
-    options: Any
-    given_options: Mapping[str, Any]
-    output_dir: Path
-    publish: bool
 
 
 def parse_request(argv: Sequence[str]) -> TrainRequest:
@@ -84,6 +63,8 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
     if config.max_length < 8:
         faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
+    if config.pooling not in ("native", *POOLINGS):
+        faults += unknown_name("--pooling", config.pooling, ("native", *POOLINGS)).faults
     raise_faults(faults)
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
@@ -165,7 +146,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         # A decoder's classifier reads the last position once virtual tokens stand before it:
         # padded on the left, that is the last real token.
         tokenizer.padding_side = "left"
-    model = load_classifier(source, data.label_names, tokenizer.pad_token_id)
+    model = load_classifier(source, data.label_names, tokenizer, request.config.pooling)
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
     adapted = request.method.apply(model, request.options)
@@ -222,69 +203,6 @@ def _train_into(
         "config": cfg.config_record(request.config, request.data, request.arguments),
     }
     write_run(staging, record, data, probabilities)
-
-
-def build_trainer(
-    request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
-) -> tuple[Trainer, int]:
-    """The Hugging Face Trainer over encoded pairs, and how many training pairs were cut."""
-    features, num_cut = classifier.encode(data.splits["train"])
-    if num_cut:
-        logger.info(
-            "%d of %d training pairs (%.1f%%) are longer than %d tokens and were cut",
-            *(num_cut, len(features), 100 * num_cut / len(features), classifier.max_length),
-        )
-    arguments = request.arguments
-    arguments.output_dir = f"{staging}/checkpoints"
-    arguments.dataloader_pin_memory &= torch.cuda.is_available()  # only a warning without one
-    if request.options and getattr(request.options, "is_prompt_learning", False):
-        _warn_of_low_rate(arguments.learning_rate, request.config.method)
-    trainer = Trainer(
-        model=classifier.model,
-        args=arguments,
-        data_collator=DataCollatorWithPadding(classifier.tokenizer),
-        train_dataset=_labelled(features, data, "train"),
-        eval_dataset=_evaluation_rows(request, data, classifier.tokenizer, classifier.max_length),
-        processing_class=classifier.tokenizer,
-        compute_metrics=_accuracy_of_logits,
-        callbacks=request.method.callbacks(request.options),
-    )
-    if request.config.method != "layer_freeze":  # its callback has said so already
-        logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
-    return trainer, num_cut
-
-
-def _warn_of_low_rate(learning_rate: float, method: str) -> None:
-    if learning_rate < FINE_TUNING_RATE:
-        logger.warning(
-            "--learning_rate: %g is a rate for fine-tuning; %s learns little below 1e-2",
-            *(learning_rate, method),
-        )
-
-
-def _labelled(
-    features: Sequence[dict[str, list[int]]], data: PairData, split: str
-) -> list[dict[str, Any]]:
-    return [
-        {**feature, "labels": pair.label}
-        for feature, pair in zip(features, data.splits[split], strict=True)
-    ]
-
-
-def _evaluation_rows(
-    request: TrainRequest, data: PairData, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[dict[str, Any]] | None:
-    """Rows for the Trainer's own evaluation as it trains, where `--eval_strategy` asks for it."""
-    if str(request.arguments.eval_strategy) in ("no", "IntervalStrategy.NO"):
-        return None
-    if "validation" not in data.splits:
-        raise UserError(f"--eval_strategy: got one, but {data.name} has no validation split.")
-    features, _ = encode_pairs(tokenizer, data.splits["validation"], max_length)
-    return _labelled(features, data, "validation")
-
-
-def _accuracy_of_logits(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
 
 
 def describe_parameters(model: Any) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""A sequence classifier that reads both sentences: any encoder, a stated pooling, a small head.
+
+Self-contained on purpose: this file is saved beside the weights, so that `transformers` alone loads
+them with `trust_remote_code=True`.
+
+Shapes: B batch, T tokens, P virtual tokens, H hidden, C classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+POOLINGS = ("cls", "first", "mean", "segments")
+# What tools look for in a configuration and find here as the encoder has it.
+SHARED_WITH_ENCODER = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "vocab_size",
+    "max_position_embeddings",
+    "initializer_range",
+)
+
+
+class SentencePairConfig(PretrainedConfig):
+    """Configuration of a pair classifier.
+
+    Args:
+        encoder: The encoder's own configuration, as a dictionary.
+        pooling: What the head reads: `cls` the first real token, `first` the first position (a
+            virtual token, where there are some), `mean` the mean of all real tokens, `segments`
+            each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2).
+        special_ids: Token ids that are no word: what begins, separates, ends and pads.
+        head_dropout: Dropout before each layer of the head.
+    """
+
+    model_type = "sentence_pair"
+
+    def __init__(
+        self,
+        encoder: dict[str, Any] | None = None,
+        pooling: str = "segments",
+        special_ids: list[int] | None = None,
+        head_dropout: float = 0.1,
+        **kwargs: Any,
+    ) -> None:
+        self.encoder = encoder or {}
+        self.pooling = pooling
+        self.special_ids = special_ids or []
+        self.head_dropout = head_dropout
+        if self.encoder:
+            own = self.encoder_config()
+            for name in SHARED_WITH_ENCODER:
+                setattr(self, name, getattr(own, name, None))
+        super().__init__(**kwargs)
+
+    def encoder_config(self) -> PretrainedConfig:
+        """The encoder's configuration, of its own class."""
+        options = dict(self.encoder)
+        config: PretrainedConfig = AutoConfig.for_model(options.pop("model_type"), **options)
+        return config
+
+
+class PairHead(nn.Module):
+    """One hidden layer over the pooled features, [B, F] -> [B, C]; F is H, or 4 H for segments."""
+
+    def __init__(self, config: SentencePairConfig) -> None:
+        super().__init__()
+        assert config.hidden_size is not None and config.num_labels is not None
+        width = int(config.hidden_size)
+        size = width * (4 if config.pooling == "segments" else 1)
+        self.dense = nn.Linear(size, width)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.out_proj = nn.Linear(width, config.num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.dense(self.dropout(features)))
+        logits: torch.Tensor = self.out_proj(self.dropout(hidden))
+        return logits
+
+
+class SentencePairModel(PreTrainedModel):
+    """Encoder, pooling and head.
+
+    Virtual tokens that PEFT puts before a pair are seen by the encoder's attention and left out of
+    the pooling (but for `first`): what the head reads is the pair.
+    """
+
+    config_class = SentencePairConfig
+    base_model_prefix = "encoder"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+
+    def __init__(self, config: SentencePairConfig) -> None:
+        super().__init__(config)
+        self.encoder = AutoModel.from_config(config.encoder_config())
+        _drop_pooler(self.encoder)
+        self.classifier = PairHead(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            module.weight.data.normal_(
+                mean=0.0, std=getattr(self.config, "initializer_range", 0.02)
+            )
+            if module.bias is not None:
+                module.bias.data.zero_()
+
+    def use_encoder(self, encoder: PreTrainedModel) -> None:
+        """Take over a pretrained encoder in the place of the random one."""
+        _drop_pooler(encoder)
+        self.encoder = encoder
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        sentence_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        past_key_values: Any = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> SequenceClassifierOutput:
+        """Classify pairs.
+
+        Args:
+            input_ids: [B, T], or `inputs_embeds`, [B, P + T, H].
+            attention_mask: [B, P + T].
+            token_type_ids: [B, P + T], for encoders that have them.
+            inputs_embeds: What PEFT gives for `input_ids`, virtual tokens first.
+            sentence_ids: [B, T], 1 and 2 on the sentences' tokens, 0 elsewhere; found from
+                `input_ids` where not given.
+            labels: [B].
+            past_key_values: Keys and values of virtual tokens in every layer.
+            return_dict: Ignored; a mapping is returned.
+        """
+        if sentence_ids is None:
+            assert input_ids is not None, "inputs_embeds need sentence_ids"
+            sentence_ids = find_sentences(input_ids, self.config.special_ids)
+        optional = {"token_type_ids": token_type_ids, "past_key_values": past_key_values}
+        hidden = self.encoder(
+            input_ids=input_ids,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            **{name: value for name, value in optional.items() if value is not None},
+        )[0]  # [B, P + T, H]
+        logits = self.classifier(self._pool(hidden, attention_mask, sentence_ids))
+        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _pool(
+        self,
+        hidden: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        sentence_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        if self.config.pooling == "first":
+            return hidden[:, 0]
+        virtual = hidden.shape[1] - sentence_ids.shape[1]
+        hidden = hidden[:, virtual:]  # [B, T, H]
+        if self.config.pooling == "cls":
+            return hidden[:, 0]
+        if self.config.pooling == "mean":
+            real = torch.ones_like(sentence_ids) if attention_mask is None else attention_mask
+            return masked_mean(hidden, real[:, -sentence_ids.shape[1] :])
+        first, second = (masked_mean(hidden, sentence_ids == number) for number in (1, 2))
+        return torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
+
+
+def _drop_pooler(encoder: PreTrainedModel) -> None:
+    # Unused here: its parameters would get no gradient, which DDP takes for an error.
+    if getattr(encoder, "pooler", None) is not None:
+        encoder.pooler = None  # type: ignore[assignment]
+
+
+def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens that the mask keeps, [B, T, H] and [B, T] -> [B, H]; zero for none."""
+    weights = mask.to(hidden.dtype).unsqueeze(-1)
+    return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def find_sentences(input_ids: torch.Tensor, special_ids: list[int]) -> torch.Tensor:
+    """Mark the sentences of encoded pairs: [B, T] of 1, 2, and 0 for everything else.
+
+    The first special token after a word ends sentence 1; that holds for `[CLS] a [SEP] b [SEP]`
+    and for RoBERTa's `<s> a </s></s> b </s>`, padded on either side.
+    """
+    special = torch.zeros_like(input_ids, dtype=torch.bool)
+    for token in special_ids:
+        special |= input_ids == token
+    words = ~special
+    # Special tokens that come after the first word of the row.
+    ended = (special & (words.cumsum(dim=1) > 0)).cumsum(dim=1) > 0
+    return words.long() * (1 + ended.long())
+
+
+SentencePairConfig.register_for_auto_class()
+SentencePairModel.register_for_auto_class("AutoModelForSequenceClassification")

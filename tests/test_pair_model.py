@@ -1,0 +1,207 @@
+"""Our own head: what it reads, and that it survives saving, virtual tokens and other tools."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DebertaV2Config,
+    DistilBertConfig,
+    ElectraConfig,
+    ModernBertConfig,
+    RobertaConfig,
+)
+
+from peft_mrpc.data import Pair
+from peft_mrpc.models import find_model, load_classifier, load_tokenizer
+from peft_mrpc.pair_model import POOLINGS, SentencePairConfig, SentencePairModel, find_sentences
+from peft_mrpc.predictors import PairClassifier, load_predictor
+from peft_mrpc.runs import load_run
+from peft_mrpc.train import main
+
+LABELS = ["not_equivalent", "equivalent"]
+SHAPE: dict[str, Any] = {
+    "vocab_size": 50,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+}
+ENCODERS = {
+    "bert": BertConfig(**SHAPE),
+    "roberta": RobertaConfig(**SHAPE),
+    "electra": ElectraConfig(**SHAPE, embedding_size=16),
+    "deberta": DebertaV2Config(**SHAPE),
+    "distilbert": DistilBertConfig(
+        vocab_size=50, dim=16, n_layers=2, n_heads=2, hidden_dim=32, max_position_embeddings=64
+    ),
+    "modernbert": ModernBertConfig(
+        **SHAPE, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("row", "special", "expected"),
+    [
+        ([2, 10, 11, 3, 12, 3, 0], [0, 2, 3], [0, 1, 1, 0, 2, 0, 0]),  # BERT, padded on the right
+        ([0, 0, 2, 10, 3, 12, 3], [0, 2, 3], [0, 0, 0, 1, 0, 2, 0]),  # on the left
+        ([0, 10, 2, 2, 12, 13, 2, 1], [0, 1, 2], [0, 1, 0, 0, 2, 2, 0, 0]),  # RoBERTa
+    ],
+)
+def test_sentences_are_found_between_special_tokens(
+    row: list[int], special: list[int], expected: list[int]
+) -> None:
+    assert find_sentences(torch.tensor([row]), special).tolist() == [expected]
+
+
+def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
+    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    encoder = AutoModel.from_pretrained(tiny_bert).eval()
+    batch = tokenizer("the cat", "a dog sat", return_tensors="pt")  # [CLS] the cat [SEP] a dog sat
+    hidden = encoder(**batch).last_hidden_state[0]
+    u, v = hidden[1:3].mean(0), hidden[4:7].mean(0)
+    expected = {
+        "cls": hidden[0],
+        "first": hidden[0],
+        "mean": hidden.mean(0),
+        "segments": torch.cat([u, v, (u - v).abs(), u * v]),
+    }
+    assert set(expected) == set(POOLINGS)
+    for pooling, features in expected.items():
+        model = load_classifier(source, LABELS, tokenizer, pooling).eval()
+        seen: list[torch.Tensor] = []
+        model.classifier.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        model(**batch)
+        assert torch.allclose(seen[0][0], features, atol=1e-6), pooling
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_encoders_of_every_family_train_all_their_parameters(name: str, pooling: str) -> None:
+    torch.manual_seed(0)
+    config = SentencePairConfig(
+        ENCODERS[name].to_dict(), pooling=pooling, special_ids=[0, 2, 3], num_labels=3
+    )
+    model = SentencePairModel(config)
+    ids = torch.tensor([[2, 10, 11, 3, 12, 13, 3], [2, 10, 3, 12, 3, 0, 0]])
+    output = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.tensor([0, 2]))
+    assert output.logits.shape == (2, 3)
+    output.loss.backward()
+    # DDP takes a parameter that never gets a gradient for an error.
+    assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_padding_moves_no_score(tiny_bert: str) -> None:
+    source = find_model(tiny_bert)
+    tokenizer = load_tokenizer(source)
+    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    for pooling in POOLINGS:
+        model = load_classifier(source, LABELS, tokenizer, pooling)
+        classifier = PairClassifier(model, tokenizer, LABELS, 64)
+        together, alone = classifier.score(pairs, 9), classifier.score(pairs, 1)
+        assert np.abs(together - alone).max() < 1e-6
+
+
+FLAGS = {
+    "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "lora": ["--target_modules", "query", "value"],
+    "prompt_tuning": ["--num_virtual_tokens", "5"],
+}
+
+
+@pytest.fixture(scope="module")
+def pooled_runs(
+    tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, data_flags: list[str]
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pooled")
+    for method, flags in FLAGS.items():
+        main(
+            ["--method", method, "--model", tiny_bert, *flags, *data_flags]
+            + ["--pooling", "segments", "--head_learning_rate", "1e-3"]
+            + ["--output_dir", str(folder / method), "--num_train_epochs", "2"]
+        )
+    return {method: folder / method for method in FLAGS}
+
+
+def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) -> None:
+    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    for path in pooled_runs.values():
+        saved = load_run(path).predictions("validation").probabilities
+        assert np.abs(load_predictor(str(path)).score(pairs, 32) - saved).max() < 1e-7
+
+
+def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]) -> None:
+    script = (
+        "import sys, json; sys.modules['peft_mrpc'] = None\n"  # importing it would fail
+        "from transformers import AutoModelForSequenceClassification as M, AutoTokenizer as T\n"
+        "model = M.from_pretrained(sys.argv[1], trust_remote_code=True).eval()\n"
+        "tokenizer = T.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "batch = tokenizer(sys.argv[2], sys.argv[3], return_tensors='pt')\n"
+        "print(json.dumps(model(**batch).logits.softmax(-1).tolist()))"
+    )
+    folder = pooled_runs["layer_freeze"] / "model"
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), *ROWS[0][:2]],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-1500:]
+    saved = load_run(pooled_runs["layer_freeze"]).predictions("validation").probabilities[0]
+    assert np.abs(np.array(json.loads(done.stdout)[0]) - saved).max() < 1e-6
+
+
+def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) -> None:
+    predictor = load_predictor(str(pooled_runs["prompt_tuning"]))
+    assert isinstance(predictor, PairClassifier)
+    pairs = [Pair(0, *ROWS[0][:2])]
+    before = predictor.score(pairs, 1)
+    assert (predictor.score(pairs, 1) == before).all()  # so that any change is the prompt's
+    prompt = predictor.model.prompt_encoder["default"].embedding.weight
+    assert prompt.shape == (5, 16)
+    with torch.no_grad():
+        prompt += 100 * torch.randn_like(prompt)
+    assert np.abs(predictor.score(pairs, 1) - before).max() > 1e-7
+
+
+def test_the_head_trains_at_its_own_rate(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    from peft_mrpc.data import load_pairs
+    from peft_mrpc.train import build_classifier, parse_request
+    from peft_mrpc.training import build_trainer
+
+    request = parse_request(
+        ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]
+        + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3"]
+    )
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    groups = trainer.create_optimizer().param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert len(rates) == sum(len(group["params"]) for group in groups)
+    for name, parameter in classifier.model.named_parameters():
+        expected = 5e-3 if name.startswith("classifier.") else 1e-4
+        assert rates[id(parameter)] == expected, name
+
+
+def test_our_model_type_is_never_mistaken_for_another(pooled_runs: dict[str, Path]) -> None:
+    config = json.loads((pooled_runs["layer_freeze"] / "model" / "config.json").read_text())
+    assert config["model_type"] == "sentence_pair" and "auto_map" in config
+    model = AutoModelForSequenceClassification.from_pretrained(
+        pooled_runs["layer_freeze"] / "model"
+    )
+    assert isinstance(model, SentencePairModel)
