@@ -116,7 +116,7 @@ def test_padding_moves_no_score(tiny_bert: str) -> None:
 
 FLAGS = {
     "layer_freeze": ["--num_unfrozen_layers", "1"],
-    "lora": ["--target_modules", "query", "value"],
+    "lora": ["--r", "4"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
 }
 

@@ -7,11 +7,19 @@ from importlib import resources
 from typing import Any
 
 import yaml
-from peft import LoraConfig, PeftConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    PEFT_TYPE_TO_TUNER_MAPPING,
+    LoraConfig,
+    PeftConfig,
+    PeftType,
+    PromptTuningConfig,
+    get_peft_model,
+)
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, unknown_name
 from peft_mrpc.freezing import LayerFreezeCallback, frozen_modules
+from peft_mrpc.pair_model import SentencePairConfig
 
 # What PEFT's config says about the run and not about the method.
 RESERVED_PEFT_FIELDS = {
@@ -95,10 +103,21 @@ def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
     Raises:
         UserError: If PEFT cannot fit the method to the model.
     """
+    _name_target_modules(model, options)
     try:
         return get_peft_model(model, options)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
+
+
+def _name_target_modules(model: PreTrainedModel, options: PeftConfig) -> None:
+    """Give PEFT its own default targets for the encoder inside a model type it does not know."""
+    if isinstance(model.config, SentencePairConfig) and hasattr(options, "target_modules"):
+        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(options.peft_type)]
+        known = getattr(tuner, "target_module_mapping", {})
+        options.target_modules = options.target_modules or known.get(
+            model.config.encoder["model_type"]
+        )
 
 
 METHODS: dict[str, Method] = {
