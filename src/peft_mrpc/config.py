@@ -76,7 +76,8 @@ class TrainConfig:
     pooling: str = option(
         "native",
         "what the head reads: native (the architecture's own head), or ours over cls, first, mean "
-        "or segments (each sentence's mean, their difference and product)",
+        "or segments (each sentence's mean, their difference and product); auto is segments "
+        "where the tokenizer separates the sentences, native where it does not",
     )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"

@@ -63,8 +63,9 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
     if config.max_length < 8:
         faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
-    if config.pooling not in ("native", *POOLINGS):
-        faults += unknown_name("--pooling", config.pooling, ("native", *POOLINGS)).faults
+    known = ("auto", "native", *POOLINGS)
+    if config.pooling not in known:
+        faults += unknown_name("--pooling", config.pooling, known).faults
     raise_faults(faults)
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
@@ -146,6 +147,8 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         # A decoder's classifier reads the last position once virtual tokens stand before it:
         # padded on the left, that is the last real token.
         tokenizer.padding_side = "left"
+    if request.config.pooling == "auto":  # recorded as what it came to
+        request.config.pooling = "native" if tokenizer.sep_token is None else "segments"
     model = load_classifier(source, data.label_names, tokenizer, request.config.pooling)
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
