@@ -173,3 +173,32 @@ def test_sample_limits_keep_order_and_follow_the_seed(pair_files: dict[str, str]
 def test_standard_input_reads_as_csv() -> None:
     table = read_table("stdin.csv", text='sentence1,sentence2\n"a, b",c\n')
     assert table.rows == [{"sentence1": "a, b", "sentence2": "c"}]
+
+
+def test_a_hub_data_set_comes_with_its_own_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(repo_id: str, config_name: str | None) -> datasets.DatasetDict:
+        """The network's part alone: what the Hub's GLUE gives, with its columns and features."""
+        asked.append((repo_id, config_name))
+        names = datasets.ClassLabel(names=["not_equivalent", "equivalent"])
+        text = datasets.Value("string")
+        features = {"sentence1": text, "sentence2": text, "label": names}
+        features |= {"idx": datasets.Value("int32")}
+        columns = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": [1, 0], "idx": [7, 9]}
+        split = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+        unlabelled = datasets.Dataset.from_dict(
+            {**columns, "label": [-1, -1]}, features=datasets.Features(features)
+        )
+        return datasets.DatasetDict(train=split, validation=split, test=unlabelled)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    data = load_pairs(DataConfig())
+    assert asked == [("nyu-mll/glue", "mrpc")]
+    assert data.label_names == ("not_equivalent", "equivalent")
+    assert [pair.label for pair in data.splits["train"]] == [1, 0]
+    assert [pair.label for pair in data.splits["test"]] == [-1, -1]
+    load_pairs(DataConfig(dataset="owner/name:config"))
+    assert asked[-1] == ("owner/name", "config")

@@ -192,6 +192,20 @@ def test_the_record_says_what_trained_on_what(runs: dict[str, Path]) -> None:
         assert (runs["layer_freeze"] / "plots" / name).stat().st_size > 5000
 
 
+def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
+    tiny_bert: str, data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    from peft_mrpc.config import DataConfig
+    from peft_mrpc.data import load_pairs
+
+    flags = ["--use_cpu", "--bf16", "--output_dir", str(tmp_path / "run")]
+    main(["--model", tiny_bert, *data_flags, *flags])
+    saved = load_run(tmp_path / "run").predictions("validation").probabilities
+    pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
+    again = load_predictor(str(tmp_path / "run")).score(pairs, 32)
+    assert np.abs(again - saved).max() < 1e-7
+
+
 def test_a_seed_fixes_the_run_and_another_changes_it(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

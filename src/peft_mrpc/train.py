@@ -171,6 +171,10 @@ def _train_into(
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
+    # Mixed precision wraps the model's forward: what is scored must be what will be reloaded.
+    classifier.model = trainer.accelerator.unwrap_model(
+        trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+    )
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
     for split in splits:
