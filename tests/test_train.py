@@ -28,6 +28,7 @@ HEADS = {"native": 2 * H + 2, "segments": (4 * H * H + H) + (2 * H + 2)}
 FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "linear_probe": [],
     "lora": ["--r", "4"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
 }
@@ -35,6 +36,7 @@ FLAGS = {
 TRAINED = {
     "full": None,
     "layer_freeze": LAYER,
+    "linear_probe": 0,
     "lora": LAYERS * 2 * 4 * (H + H),  # query and value: A is [r, H], B is [H, r]
     "prompt_tuning": 5 * H,
 }

@@ -1,5 +1,6 @@
 """Which layers train: selection, and the callback that holds frozen layers still."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,19 +57,23 @@ def frozen_modules(model: PreTrainedModel, num_unfrozen_layers: int) -> list[nn.
     return [embeddings, *frozen]
 
 
-class LayerFreezeCallback(TrainerCallback):
-    """Freeze all but the last layers, keep the frozen ones in eval mode, and say what trains.
+class FreezeCallback(TrainerCallback):
+    """Freeze some modules, keep them in eval mode, and say what trains.
 
     The Trainer builds its optimizer before `on_train_begin` and calls `model.train()` before every
     step: so parameters are frozen in `on_init_end`, and each frozen module goes back to eval mode
     (no dropout) just before it runs, by a hook that lasts as long as the training.
 
     Args:
-        num_unfrozen_layers: How many of the last encoder layers train.
+        method: Name of the method, for the log.
+        select: The modules of a model to freeze.
     """
 
-    def __init__(self, num_unfrozen_layers: int) -> None:
-        self.num_unfrozen_layers = num_unfrozen_layers
+    def __init__(
+        self, method: str, select: Callable[[PreTrainedModel], Sequence[nn.Module]]
+    ) -> None:
+        self.method = method
+        self.select = select
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._trainable: list[str] = []
 
@@ -81,10 +86,10 @@ class LayerFreezeCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        for module in frozen_modules(model, self.num_unfrozen_layers):
+        for module in self.select(model):
             module.requires_grad_(False)
         self._trainable = trainable_names(model)
-        logger.info("layer_freeze: %s", describe_trainable(model))
+        logger.info("%s: %s", self.method, describe_trainable(model))
 
     def on_train_begin(
         self,
@@ -97,7 +102,7 @@ class LayerFreezeCallback(TrainerCallback):
         assert model is not None
         # A later callback or a resumed checkpoint may have touched requires_grad.
         assert trainable_names(model) == self._trainable, "frozen parameters were unfrozen"
-        for module in frozen_modules(model, self.num_unfrozen_layers):
+        for module in self.select(model):
             self._hooks.append(module.register_forward_pre_hook(_to_eval_mode))
 
     def on_train_end(

@@ -18,7 +18,7 @@ from peft import (
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, unknown_name
-from peft_mrpc.freezing import LayerFreezeCallback, frozen_modules
+from peft_mrpc.freezing import FreezeCallback, frozen_modules
 from peft_mrpc.pair_model import SentencePairConfig
 
 # What PEFT's config says about the run and not about the method.
@@ -87,7 +87,7 @@ class Method:
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
-    """Leave every parameter trainable."""
+    """Leave every parameter trainable (but for what a callback freezes)."""
     return model
 
 
@@ -125,8 +125,18 @@ METHODS: dict[str, Method] = {
     "layer_freeze": Method(
         freeze_layers,
         LayerFreezeOptions,
-        lambda options: [LayerFreezeCallback(options.num_unfrozen_layers)],
+        lambda options: [
+            FreezeCallback(
+                "layer_freeze", lambda model: frozen_modules(model, options.num_unfrozen_layers)
+            )
+        ],
         source="arXiv:1911.03090",
+    ),
+    # The head alone: what every frozen or prompted figure has to be read beside.
+    "linear_probe": Method(
+        train_everything,
+        callbacks=lambda _: [FreezeCallback("linear_probe", lambda model: [model.base_model])],
+        source="arXiv:1610.01644",
     ),
     "lora": Method(add_adapter, LoraConfig, source="arXiv:2106.09685"),
     "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),

@@ -15,8 +15,9 @@ METHOD_COLORS = {
     "hard_prompt": "#009E73",
     "full": "#CC79A7",
     "lora": "#E69F00",
+    "linear_probe": "#56B4E9",
 }
-OTHER_COLORS = ("#56B4E9", "#8C6D1F", "#000000")
+OTHER_COLORS = ("#8C6D1F", "#000000", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":")
 DPI = 150
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.data import PairData
 from peft_mrpc.errors import UserError, logger
-from peft_mrpc.freezing import describe_trainable, head_parameter_ids
+from peft_mrpc.freezing import FreezeCallback, describe_trainable, head_parameter_ids
 from peft_mrpc.methods import Method
 from peft_mrpc.predictors import PairClassifier, PairCollator
 
@@ -89,7 +89,7 @@ def build_trainer(
         compute_metrics=_accuracy_of_logits,
         callbacks=request.method.callbacks(request.options),
     )
-    if request.config.method != "layer_freeze":  # its callback has said so already
+    if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
 
