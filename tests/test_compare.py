@@ -97,11 +97,20 @@ def test_bad_arguments_are_refused(
     assert "has no labelled split 'dev'" in fails(main, run, "--split", "dev", "--output_dir", out)
     assert "is no directory" in fails(main, str(tmp_path / "gone"), "--output_dir", out)
     assert "required" in fails(main, "--output_dir", out)
+    assert "twice; name each Run once" in fails(main, run, run, "--output_dir", out)
+    assert "holds what is no report's" in fails(main, run, "--output_dir", run, "--overwrite")
     main([run, "--output_dir", out])
     before = (Path(out) / "report.html").read_bytes()
     assert "already holds a report" in fails(main, run, "--output_dir", out)
     assert (Path(out) / "report.html").read_bytes() == before
     main([run, "--output_dir", out, "--overwrite"])
+
+
+def test_runs_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    runs = [build_run(tmp_path / seed / "run", SCORES["a"]) for seed in ("s1", "s2")]
+    names = load_comparison(runs, "test").names
+    assert len(set(names)) == 2 and "s1" in names[0] and "s2" in names[1]
+    compare([str(run.path) for run in runs], tmp_path / "out")
 
 
 class Audit(HTMLParser):

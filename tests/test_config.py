@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_mrpc.config import parse_scalar, recipe_to_flags
+from peft_mrpc.config import TrainConfig, parse_scalar, recipe_to_flags
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods import METHODS, load_default_recipe
 from peft_mrpc.train import parse_request
@@ -27,7 +27,9 @@ def test_every_method_has_a_recipe_that_parses(name: str) -> None:
     assert request.arguments.learning_rate == float(load_default_recipe(name)["learning_rate"])
 
 
-def test_methods_and_recipes_are_the_same_set() -> None:
+def test_methods_and_recipes_and_help_name_the_same_set() -> None:
+    said = TrainConfig.__dataclass_fields__["method"].metadata["help"]
+    assert set(said.removeprefix("strategy: ").replace(" or ", ", ").split(", ")) == set(METHODS)
     folder = Path(__file__).parents[1] / "src" / "peft_mrpc" / "recipes"
     names = {path.stem for path in folder.glob("*.yaml")}
     assert names and names == set(METHODS)

@@ -126,6 +126,54 @@ def test_a_column_is_named_or_found_or_its_absence_explained(tmp_path: Path) -> 
     assert data.label_names == ("x", "y")
 
 
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ([1, 2], ("1", "2")),
+        ([1.0, 0], ("0", "1")),
+        ([True, False], ("false", "true")),
+        (["equivalent", "not equivalent"], ("not equivalent", "equivalent")),
+        (["duplicate", "not_duplicate"], ("not_duplicate", "duplicate")),
+        (["c", "a", "b"], ("a", "b", "c")),
+    ],
+)
+def test_labels_are_ordered_with_the_denied_one_first(
+    values: list[object], names: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "t.jsonl"
+    rows = [{"sentence1": "a", "sentence2": "b", "label": value} for value in values]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert load_pairs(DataConfig(train_file=str(path))).label_names == names
+
+
+def test_a_number_is_no_position_among_names_that_are_numbers(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "t.csv", [("a", "b", "1"), ("c", "d", "2")], HEADER)
+    other = write_csv(tmp_path / "v.csv", [("a", "b", "0")], HEADER)
+    (fault,) = faults_of(DataConfig(train_file=str(train), validation_file=str(other)))
+    assert "got label '0'; expected one of 1, 2." in fault
+    named = DataConfig(validation_file=str(other), class_names="no,yes")
+    assert load_pairs(named).splits["validation"][0].label == 0
+
+
+@pytest.mark.parametrize("names", ["a", "a,a", "a,,b", ""])
+def test_class_names_are_checked(names: str, pair_files: dict[str, str]) -> None:
+    (fault,) = faults_of(DataConfig(train_file=pair_files["train"], class_names=names))
+    assert fault.startswith(f"--class_names: got {names!r}; expected two or more different names")
+
+
+def test_clashing_columns_and_sources_are_refused(
+    tmp_path: Path, pair_files: dict[str, str]
+) -> None:
+    path = write_csv(tmp_path / "t.csv", [("a", "b", "1", "0")], (*HEADER, "label"))
+    (fault,) = faults_of(DataConfig(train_file=str(path)))
+    assert fault == f"{path}: got column 'label' twice; rename one."
+    train = pair_files["train"]
+    (fault,) = faults_of(DataConfig(train_file=train, dataset="builtin:pairs"))
+    assert "beside --train_file; give one" in fault
+    same = DataConfig(train_file=train, sentence1_column="label", label_column="label")
+    assert "got the same column twice" in faults_of(same)[0]
+
+
 def test_the_split_to_report_is_found_or_refused(pair_files: dict[str, str]) -> None:
     data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
     assert reported_splits(data, None) == ["validation"]

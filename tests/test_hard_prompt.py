@@ -79,7 +79,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
         plain = logits[label_tokens].softmax(-1).numpy()
         assert np.abs(scores[row] - plain).max() < 1e-5
     assert classifier.label_mass is not None and 0 < classifier.label_mass <= 1
-    with pytest.raises(UserError, match="pair 0: its prompt has .* tokens; expected at most 20"):
+    with pytest.raises(UserError, match="row 1: its prompt has .* tokens; expected at most 20"):
         PromptClassifier(model, tokenizer, classifier.template, LABELS, 20).encode(pairs)
 
 

@@ -22,6 +22,8 @@ from transformers import (
 )
 
 from peft_mrpc.data import Pair
+from peft_mrpc.errors import UserError
+from peft_mrpc.freezing import frozen_modules, trainable_names
 from peft_mrpc.models import find_model, load_classifier, load_tokenizer
 from peft_mrpc.pair_model import POOLINGS, SentencePairConfig, SentencePairModel, find_sentences
 from peft_mrpc.predictors import PairClassifier, load_predictor
@@ -75,6 +77,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
     expected = {
         "cls": hidden[0],
         "first": hidden[0],
+        "last": hidden[-1],
         "mean": hidden.mean(0),
         "segments": torch.cat([u, v, (u - v).abs(), u * v]),
     }
@@ -133,6 +136,35 @@ def pooled_runs(
             + ["--output_dir", str(folder / method), "--num_train_epochs", "2"]
         )
     return {method: folder / method for method in FLAGS}
+
+
+def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
+    tiny_llama: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--method", "prompt_tuning", "--num_virtual_tokens", "4", "--model", tiny_llama]
+    main([*flags, *data_flags, "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "2"])
+    run = load_run(tmp_path / "run")
+    assert run.record["config"]["pooling"] == "last"
+    saved = run.predictions("validation").probabilities
+    predictor = load_predictor(str(run.path))
+    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    # The same whatever a row is padded to, and the same as before it was saved.
+    for batch_size in (1, 2, 9):
+        assert np.abs(predictor.score(pairs, batch_size) - saved).max() < 1e-6
+    with pytest.raises(UserError, match="reads a pad once virtual tokens stand before the pair"):
+        main([*flags, *data_flags, "--output_dir", str(tmp_path / "no"), "--pooling", "native"])
+
+
+def test_deberta_freezes_all_that_feeds_its_frozen_layers() -> None:
+    config = SentencePairConfig(
+        {**ENCODERS["deberta"].to_dict(), "relative_attention": True, "pos_att_type": ["p2c"]},
+        special_ids=[0, 2, 3],
+    )
+    model = SentencePairModel(config)
+    for module in frozen_modules(model, 1):
+        module.requires_grad_(False)
+    trained = trainable_names(model.encoder)
+    assert trained and all(name.startswith("encoder.layer.1.") for name in trained)
 
 
 def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) -> None:

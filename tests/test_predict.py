@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,6 +50,26 @@ def test_standard_input_to_standard_output(trained_run: Path) -> None:
     (row,) = csv.DictReader(io.StringIO(done.stdout))
     assert list(row) == ["sentence1", "sentence2", *ADDED]
     assert row["prediction"] in ("equivalent", "not_equivalent")
+
+
+def test_a_model_without_a_trained_head_is_refused(
+    tiny_bert: str, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
+    said = fails(main, str(tmp_path / "base"), "--input", pair_files["unlabelled"])
+    assert "lacks the weights classifier.bias" in said and "expected a trained classifier" in said
+
+
+def test_a_run_that_lost_a_file_is_refused(
+    trained_run: Path, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    shutil.copytree(trained_run, tmp_path / "run")
+    (tmp_path / "run" / "model" / "tokenizer.json").unlink()
+    said = fails(main, str(tmp_path / "run"), "--input", pair_files["unlabelled"])
+    assert "damaged: tokenizer.json is missing" in said
 
 
 def test_a_model_directory_of_another_tool_works_too(

@@ -128,7 +128,7 @@ def test_a_push_that_cannot_work_is_one_line(
     assert "no Hub token found" in said("push", run, "--repo_id", "owner/x", token="")
     assert "refused the token" in said("push", run, "--repo_id", "owner/x", token="hf_wrong")
     assert "--repo_id: got none" in said("push", run)
-    assert "expected owner/name" in said("push", run, "--repo_id", "nameless")
+    assert "expected owner/name" in said("push", run, "--repo_id", "nameless", "--dry_run")
     assert "is no directory" in said("push", str(tmp_path / "gone"), "--repo_id", "owner/x")
     # Before any training: a token that is refused, and a base that nobody else could load.
     flags = [*data_flags, "--output_dir", str(tmp_path / "run"), "--push_to_hub"]

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import pytest
 
 from peft_mrpc.data import Pair
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs import check_output_dir, load_run, staged_run, write_predictions
+from peft_mrpc.runs import check_output_dir, load_run, staged_directory, write_predictions
 
 
 def fake_run(path: Path, content: str = "old") -> Path:
@@ -17,11 +18,11 @@ def fake_run(path: Path, content: str = "old") -> Path:
 
 def test_a_run_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     target = tmp_path / "run"
-    with pytest.raises(RuntimeError), staged_run(target) as staging:
+    with pytest.raises(RuntimeError), staged_directory(target) as staging:
         (staging / "run.json").write_text("half")
         raise RuntimeError("the power went")
     assert list(tmp_path.iterdir()) == []
-    with staged_run(target) as staging:
+    with staged_directory(target) as staging:
         (staging / "run.json").write_text("whole")
         assert not target.exists()
     assert (target / "run.json").read_text() == "whole"
@@ -30,17 +31,17 @@ def test_a_run_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_the_old_run_goes_only_when_the_new_one_is_there(tmp_path: Path) -> None:
     target = fake_run(tmp_path / "run")
-    with pytest.raises(RuntimeError), staged_run(target):
+    with pytest.raises(RuntimeError), staged_directory(target):
         raise RuntimeError
     assert (target / "run.json").read_text() == "old"
-    with staged_run(target) as staging:
+    with staged_directory(target) as staging:
         (staging / "run.json").write_text("new")
     assert (target / "run.json").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_checkpoints_outlive_a_failure_and_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError) as caught, staged_run(tmp_path / "run") as staging:
+    with pytest.raises(RuntimeError) as caught, staged_directory(tmp_path / "run") as staging:
         (staging / "checkpoints" / "checkpoint-5").mkdir(parents=True)
         raise RuntimeError
     assert (staging / "checkpoints" / "checkpoint-5").is_dir()
@@ -55,9 +56,34 @@ def test_nothing_is_overwritten_unasked_and_no_strangers_files_ever(tmp_path: Pa
     check_output_dir(run, overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
+    (tmp_path / "other" / "run.json").write_text("{}")
     for overwrite in (False, True):
-        with pytest.raises(UserError, match="files that are no Run"):
+        with pytest.raises(UserError, match=r"holds what is no Run's \(thesis\.txt\)"):
             check_output_dir(tmp_path / "other", overwrite)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write in"):
+        check_output_dir(tmp_path / "file" / "run", overwrite=False)
+    with pytest.raises(UserError, match="a file; expected a directory"):
+        check_output_dir(tmp_path / "file", overwrite=False)
+
+
+def test_what_was_trained_outlives_a_later_failure(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught, staged_directory(tmp_path / "run") as staging:
+        (staging / "model").mkdir()
+        raise RuntimeError("no space left for the plots")
+    assert (staging / "model").is_dir()
+    assert str(staging / "model") in caught.value.__notes__[0]
+
+
+def test_damaged_predictions_are_refused(trained_run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(trained_run, copy)
+    path = copy / "predictions" / "validation.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    for damaged in (lines[:4], lines[::-1], []):
+        path.write_text("".join(damaged))
+        with pytest.raises(UserError, match="damaged"):
+            load_run(copy).predictions("validation")
 
 
 def test_predictions_keep_order_and_leave_unknown_labels_out(tmp_path: Path) -> None:
@@ -75,7 +101,7 @@ def test_what_is_no_run_is_refused_with_the_reason(tmp_path: Path, trained_run: 
         load_run(trained_run.parent / "layer_freez")
     with pytest.raises(UserError, match=r"holds no run\.json"):
         load_run(tmp_path)
-    (tmp_path / "run.json").write_text('{"format_version": 99, "method": 1, "model": 1, "data": 1}')
+    (tmp_path / "run.json").write_text('{"format_version": 99}')
     with pytest.raises(UserError, match="got format 99"):
         load_run(tmp_path)
     (tmp_path / "run.json").write_text("{oops")

@@ -1,6 +1,8 @@
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -257,6 +259,16 @@ def test_virtual_tokens_count_against_the_positions(
         (["--output_dir", "{run}"], "already holds a Run"),
         (["--train_file", "gone.csv"], "gone.csv: no such file."),
         (["--bf16", "--fp16"], "train: "),
+        (["--learning_rate", "nan"], "--learning_rate: got nan; expected a number above 0"),
+        (["--num_train_epochs", "-1"], "--num_train_epochs: got -1.0; expected a number above 0"),
+        (["--per_device_eval_batch_size", "0"], "got 0; expected at least 1"),
+        (["--seed", "-1"], "--seed: got -1; expected 0 to 4294967295"),
+        (["--report_to", "nonsense"], "--report_to: nonsense is not supported"),
+        (["--resume_from_checkpoint", "gone"], "holds no trainer_state.json"),
+        (["--method", "prompt_tuning", "--num_virtual_tokens", "0"], "got 0; expected at least 1"),
+        (["--method", "prompt_tuning", "--prompt_tuning_init", "x"], "expected one of RANDOM"),
+        (["--method", "lora", "--bias", "nonsense"], "LoraConfig: "),
+        (["--pooling", "max"], "--pooling: got 'max'"),
     ],
 )
 def test_bad_input_ends_in_one_line_before_anything_is_written(
@@ -293,6 +305,59 @@ def test_a_hub_name_without_a_network_says_so_and_what_works(
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("peft-mrpc: --dataset: got 'mrpc', which could not be loaded")
+
+
+def test_evaluation_needs_labels(
+    tiny_bert: str, pair_files: dict[str, str], fails: Callable[..., str]
+) -> None:
+    files = ["--train_file", pair_files["train"], "--validation_file", pair_files["unlabelled"]]
+    said = fails(main, "--model", tiny_bert, *files, "--eval_strategy", "epoch")
+    assert "has no labelled validation split" in said
+
+
+def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
+    tiny_bert: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = ["--train_file", pair_files["train"], "--test_file", pair_files["unlabelled"]]
+    main(["--model", tiny_bert, *files, "--output_dir", str(tmp_path / "run")])
+    assert "test: has no labels, so there are no metrics" in capsys.readouterr().out
+    run = load_run(tmp_path / "run")
+    assert run.metrics == {} and len(run.predictions("test").idx) == len(ROWS)
+
+
+def test_one_target_module_is_a_name_and_no_pattern(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--method", "lora", "--target_modules", "query", "--model", tiny_bert, *data_flags]
+    main([*flags, "--output_dir", str(tmp_path / "run"), "--num_train_epochs", "1"])
+    names = load_run(tmp_path / "run").record["trainable"]["parameters"]
+    assert any("query.lora_A" in name for name in names)
+    assert not any("value.lora_A" in name for name in names)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_leaves_nothing_half_written(
+    number: signal.Signals, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peft_mrpc.train", "--model", tiny_bert, *data_flags]
+        + ["--output_dir", str(tmp_path / "run"), "--num_train_epochs", "100000"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert "peft-mrpc: interrupted. Nothing was written." in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_dry_run_says_what_would_train_and_writes_nothing(

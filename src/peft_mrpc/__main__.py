@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from peft_mrpc import __version__
-from peft_mrpc.errors import EXIT_USER_ERROR, closest, run_verb
+from peft_mrpc.errors import run_verb, unknown_name
 
 VERBS = {
     "train": "adapt a model to pairs, evaluate it, write a Run",
@@ -18,23 +18,28 @@ VERBS = {
 
 def main() -> int:
     """Run one verb; see `run_verb` for the exit codes."""
-    name, *argv = sys.argv[1:] or ["--help"]
+    return run_verb(dispatch)
+
+
+def dispatch(argv: list[str]) -> None:
+    """Hand on to the verb that is named first.
+
+    Raises:
+        UserError: If there is no such verb.
+    """
+    name, *rest = argv or ["--help"]
     if name in ("-h", "--help"):
         width = max(map(len, VERBS))
         lines = [f"  {verb.ljust(width)}  {text}" for verb, text in VERBS.items()]
         sys.stdout.write("usage: peft-mrpc VERB [FLAGS]\n\n" + "\n".join(lines))
         sys.stdout.write("\n\n`peft-mrpc VERB --help` shows the flags of one.\n")
-        return 0
-    if name == "--version":
+    elif name == "--version":
         sys.stdout.write(f"peft-mrpc {__version__}\n")
-        return 0
-    verb = name.replace("-", "_")
-    if verb not in VERBS:
-        sys.stderr.write(
-            f"peft-mrpc: got {name!r}; expected one of {', '.join(VERBS)}.{closest(name, VERBS)}\n"
-        )
-        return EXIT_USER_ERROR
-    return run_verb(importlib.import_module(f"peft_mrpc.{verb}").main, argv)
+    elif (verb := name.replace("-", "_")) in VERBS:
+        importlib.import_module(f"peft_mrpc.{verb}").main(rest)
+    else:
+        raise unknown_name("VERB", name, VERBS)
+    sys.stdout.flush()
 
 
 if __name__ == "__main__":

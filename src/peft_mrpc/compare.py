@@ -13,10 +13,17 @@ from peft_mrpc.data import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.plots import DPI, plot_confusion_matrices, plot_roc_curves, run_styles
 from peft_mrpc.report import write_report
-from peft_mrpc.runs import Predictions, Run, load_run
+from peft_mrpc.runs import (
+    Predictions,
+    Run,
+    check_output_dir,
+    load_run,
+    staged_directory,
+)
 
 DESCRIPTION = "Compare Runs on the same rows: peft-mrpc compare RUN... --output_dir DIR"
 REPORT_FILE = "report.html"
+REPORT_CONTENTS = frozenset({REPORT_FILE, "report.md", "report.json", "plots"})
 
 
 @dataclass
@@ -81,21 +88,15 @@ def compare(
     Raises:
         UserError: If the Runs were not scored on the same rows, or a report is there already.
     """
-    report = output_dir / REPORT_FILE
-    if report.exists() and not overwrite:
-        raise UserError(
-            f"--output_dir: got {str(output_dir)!r}, which already holds a report; name another "
-            "directory, or replace it with --overwrite."
-        )
-    if output_dir.is_file():
-        raise UserError(f"--output_dir: got {str(output_dir)!r}, a file; expected a directory.")
+    check_output_dir(output_dir, overwrite, REPORT_CONTENTS, "report")
     comparison = load_comparison([load_run(path) for path in paths], split)
     figures = build_figures(comparison)
-    (output_dir / "plots").mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(output_dir / "plots" / f"{name}.png", dpi=DPI)
-    table = write_report(output_dir, comparison, list(figures))
-    return f"{table}\n\nReport: {report}"
+    with staged_directory(output_dir) as staging:
+        (staging / "plots").mkdir()
+        for name, figure in figures.items():
+            figure.savefig(staging / "plots" / f"{name}.png", dpi=DPI)
+        table = write_report(staging, comparison, list(figures))
+    return f"{table}\n\nReport: {output_dir / REPORT_FILE}"
 
 
 def load_comparison(runs: Sequence[Run], split: str | None) -> Comparison:
@@ -104,6 +105,13 @@ def load_comparison(runs: Sequence[Run], split: str | None) -> Comparison:
     Raises:
         UserError: If a Run lacks the split or its labels, or was scored on other rows.
     """
+    places = [run.path.resolve() for run in runs]
+    faults = [
+        f"RUN: got {run.path} twice; name each Run once."
+        for position, run in enumerate(runs)
+        if run.path.resolve() in places[:position]
+    ]
+    raise_faults(faults)
     split = split or _common_split(runs)
     faults = [
         f"{run.path}: has no labelled split {split!r}; it has {', '.join(run.metrics) or 'none'}."
@@ -158,10 +166,12 @@ def _align(rows: Predictions, run: Run, label_names: Sequence[str]) -> Predictio
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
     names = [run.name for run in runs]
-    return [
-        f"{name} ({run.path.name})" if names.count(name) > 1 else name
-        for name, run in zip(names, runs, strict=True)
-    ]
+    for label in (lambda path: path.name, str):  # the directory's name, or all of its path
+        names = [
+            f"{run.name} ({label(run.path)})" if names.count(name) > 1 else name
+            for name, run in zip(names, runs, strict=True)
+        ]
+    return names
 
 
 def _majority_row(references: Any, label_names: Sequence[str]) -> dict[str, Any]:

@@ -69,15 +69,17 @@ class TrainConfig:
 
     _argument_group_name = "training"
 
-    method: str = option("layer_freeze", "strategy: full, layer_freeze, lora, prompt_tuning, ...")
+    method: str = option(
+        "layer_freeze", "strategy: full, layer_freeze, linear_probe, lora or prompt_tuning"
+    )
     model: str = option(
         DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"
     )
     pooling: str = option(
         "native",
         "what the head reads: native (the architecture's own head), or ours over cls, first, mean "
-        "or segments (each sentence's mean, their difference and product); auto is segments "
-        "where the tokenizer separates the sentences, native where it does not",
+        "last or segments (each sentence's mean, their difference and product); auto is segments "
+        "where the tokenizer separates the sentences, last where it does not",
     )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
@@ -171,7 +173,9 @@ def parse_known_flags(
         parser.add_argument(**positional)
     for action in parser._actions:
         action.default = shown_defaults.get(action.dest, action.default)
-    parser.usage = f"{prog}{' ' + positional['metavar'] if positional else ''} [--FLAG VALUE ...]"
+    parser.usage = (
+        f"peft-mrpc {prog}{' ' + positional['metavar'] if positional else ''} [--FLAG VALUE ...]"
+    )
     if TrainingArguments in dataclass_types:
         parser._optionals.title = "training arguments"
         _shorten_help(parser, flag_names(TrainingArguments))
@@ -321,6 +325,8 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
     if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
         raise UserError(f"{path}: expected `name: value` lines, one for each flag.")
+    if "config" in recipe:
+        raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
     return cast(dict[str, Any], recipe)
 
 

@@ -8,6 +8,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,7 +57,6 @@ class PairData:
     name: str
     label_names: tuple[str, ...]
     splits: Mapping[str, tuple[Pair, ...]]
-    license: str | None = None
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over the rows of a split, label names included: equal only for equal rows."""
@@ -75,7 +75,6 @@ class Table:
     where: str
     columns: list[str]
     rows: list[dict[str, Any]]
-    first_line: int = 2
 
 
 def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
@@ -88,6 +87,7 @@ def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
         UserError: Naming every fault found: an unknown data set, a missing or empty file, a
             missing column, a label outside the known names, an empty sentence.
     """
+    _check_data_config(config)
     own_files = {
         split: Path(path).expanduser()
         for split in SPLITS
@@ -95,16 +95,39 @@ def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
     }
     if own_files:
         name, tables = "files", {split: read_table(path) for split, path in own_files.items()}
-        names, license_ = None, None
+        names = None
     else:
-        name, tables, names, license_ = _load_tables(config.dataset)
-    data = _build_pairs(name, tables, names, config, license_)
+        name, tables, names = _load_tables(config.dataset, config.label_column)
+    data = _build_pairs(name, tables, names, config)
     return _limit(data, config, seed)
 
 
+def _check_data_config(config: DataConfig) -> None:
+    files = [split for split in SPLITS if getattr(config, f"{split}_file") is not None]
+    faults = [
+        f"--{flag}: got {getattr(config, flag)}; expected at least 1."
+        for flag in ("max_train_samples", "max_eval_samples")
+        if getattr(config, flag) is not None and getattr(config, flag) < 1
+    ]
+    if files and config.dataset not in ("files", DataConfig.dataset):
+        faults.append(f"--dataset: got {config.dataset!r} beside --{files[0]}_file; give one.")
+    columns = [config.sentence1_column, config.sentence2_column, config.label_column]
+    named = [column for column in columns if column is not None]
+    if len(set(named)) < len(named):
+        faults.append(f"got the same column twice ({', '.join(named)}); expected different ones.")
+    if config.class_names is not None:
+        names = [name.strip() for name in config.class_names.split(",")]
+        if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+            faults.append(
+                f"--class_names: got {config.class_names!r}; expected two or more different names, "
+                "comma-separated."
+            )
+    raise_faults(faults)
+
+
 def _load_tables(
-    dataset: str,
-) -> tuple[str, dict[str, Table], tuple[str, ...] | None, str | None]:
+    dataset: str, label_column: str | None
+) -> tuple[str, dict[str, Table], tuple[str, ...] | None]:
     if dataset == "files":
         raise UserError(
             "--dataset: got 'files' without --train_file, --validation_file or --test_file."
@@ -117,11 +140,12 @@ def _load_tables(
             )
             for split in SPLITS
         }
-        return dataset, tables, PARAPHRASE_NAMES, "cc0-1.0"
+        return dataset, tables, PARAPHRASE_NAMES
     path = Path(dataset).expanduser()
     if path.is_dir():
-        return path.resolve().name, _load_glue_directory(path), None, None
-    if path.exists() or dataset.startswith((".", "/", "~")):
+        return path.resolve().name, _load_glue_directory(path), None
+    is_path = dataset.startswith((".", "/", "~")) or ("/" in dataset and path.parent.is_dir())
+    if path.exists() or is_path:
         raise UserError(
             f"--dataset: got {dataset!r}; expected a directory in GLUE's layout. "
             "For single files use --train_file, --validation_file, --test_file."
@@ -132,7 +156,7 @@ def _load_tables(
             f"--dataset: got {dataset!r}; expected {', '.join(known)}, owner/name[:config] on the "
             f"Hub, or a directory in GLUE's layout.{closest(dataset, known)}"
         )
-    return _load_from_hub(dataset)
+    return _load_from_hub(dataset, label_column)
 
 
 def _load_glue_directory(path: Path) -> dict[str, Table]:
@@ -147,11 +171,12 @@ def _load_glue_directory(path: Path) -> dict[str, Table]:
 
 
 def _load_from_hub(
-    dataset: str,
-) -> tuple[str, dict[str, Table], tuple[str, ...] | None, str | None]:
+    dataset: str, label_column: str | None
+) -> tuple[str, dict[str, Table], tuple[str, ...] | None]:
     import datasets
 
     repo_id, _, config_name = HUB_ALIASES.get(dataset, dataset).partition(":")
+    _ask_hub(repo_id)
     try:
         loaded = datasets.load_dataset(repo_id, config_name or None)
     except Exception as error:  # datasets raises many kinds; all mean that it could not be had
@@ -161,15 +186,39 @@ def _load_from_hub(
             "builtin:pairs, a directory in GLUE's layout, or your own files."
         ) from error
     tables = {
-        split: Table(f"{dataset} {split}", rows.column_names, rows.to_list(), first_line=0)
+        split: Table(f"{dataset} {split}", rows.column_names, rows.to_list())
         for split, rows in loaded.items()
         if split in SPLITS
     }
+    if not tables:
+        raise UserError(
+            f"--dataset: {dataset!r} has the splits {', '.join(loaded)}; expected some of "
+            f"{', '.join(SPLITS)}."
+        )
     names = None
     for rows in loaded.values():
-        feature = next((rows.features[c] for c in LABEL_COLUMNS if c in rows.features), None)
+        columns = (label_column, *LABEL_COLUMNS)
+        feature = next((rows.features[c] for c in columns if c in rows.features), None)
         names = tuple(getattr(feature, "names", None) or names or ()) or None
-    return dataset, tables, names, None
+    return dataset, tables, names
+
+
+def _ask_hub(repo_id: str) -> None:
+    """One quick question; where the Hub cannot be reached, go on from the local cache alone.
+
+    `load_dataset` by itself would retry for half a minute before it looks there.
+    """
+    import datasets
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        huggingface_hub.HfApi().dataset_info(repo_id, timeout=10)
+    except (HfHubHTTPError, HFValidationError):
+        pass  # it answered: load_dataset says what is wrong
+    except Exception:  # offline shows as many kinds of connection error
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
 
 
 def read_table(path: Path | str, text: str | None = None) -> Table:
@@ -185,6 +234,8 @@ def read_table(path: Path | str, text: str | None = None) -> Table:
     """
     path = Path(path)
     suffix = path.suffix.lower()
+    if path.is_dir():
+        raise UserError(f"{path}: got a directory; expected a file ({', '.join(FILE_TYPES)}).")
     if suffix not in FILE_TYPES:
         raise UserError(
             f"{path}: got a {suffix or 'nameless'} file; expected {', '.join(FILE_TYPES)}."
@@ -213,7 +264,7 @@ def _read_parquet(path: Path) -> Table:
         rows = pyarrow.parquet.read_table(path).to_pylist()
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{path}: not a parquet file: {one_line(error)}") from error
-    return Table(str(path), list(rows[0]) if rows else [], rows, first_line=1)
+    return Table(str(path), list(rows[0]) if rows else [], rows)
 
 
 def _parse_jsonl(text: str, where: str) -> Table:
@@ -233,7 +284,8 @@ def _parse_jsonl(text: str, where: str) -> Table:
             continue
         rows.append(row)
     raise_faults(faults)
-    return Table(where, list(rows[0]) if rows else [], rows, first_line=1)
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return Table(where, columns, rows)
 
 
 def _parse_delimited(text: str, where: str) -> Table:
@@ -252,6 +304,11 @@ def _parse_delimited(text: str, where: str) -> Table:
         return Table(where, [], [])
     header, *body = records
     faults = [
+        f"{where}: got column {name!r} twice; rename one."
+        for name in dict.fromkeys(header)
+        if header.count(name) > 1
+    ]
+    faults += [
         f"{where} row {number}: got {len(row)} fields; expected {len(header)}, as in the header."
         for number, row in enumerate(body, start=1)
         if len(row) != len(header)
@@ -293,20 +350,30 @@ def _build_pairs(
     tables: Mapping[str, Table],
     names: tuple[str, ...] | None,
     config: DataConfig,
-    license_: str | None,
 ) -> PairData:
     columns = {split: find_columns(table, config) for split, table in tables.items()}
+    if "train" in columns and columns["train"][2] is None:
+        raise UserError(_no_label_column(tables["train"]))
     if config.class_names:
         names = tuple(name.strip() for name in config.class_names.split(","))
+    # Numbers stand for positions in names that were given, never in names found in the rows.
+    given = names is not None
     names = names or _infer_label_names(tables, columns)
     faults: list[str] = []
     splits = {
-        split: tuple(_rows_to_pairs(tables[split], columns[split], names, split, faults))
+        split: tuple(_rows_to_pairs(tables[split], columns[split], names, split, faults, given))
         for split in SPLITS
         if split in tables
     }
     raise_faults(faults)
-    return PairData(name, names, splits, license_)
+    return PairData(name, names, splits)
+
+
+def _no_label_column(table: Table) -> str:
+    return (
+        f"{table.where}: found no label column ({', '.join(LABEL_COLUMNS)}); name it with "
+        "--label_column, or the labels of unlabelled data with --class_names."
+    )
 
 
 def _infer_label_names(
@@ -315,10 +382,7 @@ def _infer_label_names(
     """Label names as the training rows have them: what they do not hold is not known later."""
     split = next((s for s in SPLITS if s in tables and columns[s][2] is not None), None)
     if split is None:
-        raise UserError(
-            f"{next(iter(tables.values())).where}: found no label column "
-            f"({', '.join(LABEL_COLUMNS)}); name it with --label_column."
-        )
+        raise UserError(_no_label_column(next(iter(tables.values()))))
     label_column = columns[split][2]
     values = {_label_text(row.get(str(label_column))) for row in tables[split].rows} - {"", "-1"}
     if values <= {"0", "1"} and label_column == "Quality":
@@ -326,20 +390,35 @@ def _infer_label_names(
     if values == set(PARAPHRASE_NAMES):
         return PARAPHRASE_NAMES
     if len(values) > 50 or any(_is_fraction(value) for value in values):
+        some = ", ".join(sorted(values)[:3])
         raise UserError(
-            f"{tables[split].where}: column {label_column!r} holds {len(values)} different values; "
-            "expected the names of a few classes. Name another with --label_column."
+            f"{tables[split].where}: column {label_column!r} holds {len(values)} different values "
+            f"({some}, ...); expected the names of a few classes. Name another with --label_column."
         )
     if len(values) < 2:
         raise UserError(
             f"{tables[split].where}: column {label_column!r} holds "
-            f"{', '.join(map(repr, sorted(values))) or 'no label'}; expected at least two classes."
+            f"{', '.join(map(repr, sorted(values))) or 'no label'}; expected at least two classes "
+            "(-1 and empty mean unlabelled). Name them all with --class_names."
         )
-    return tuple(sorted(values, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v)))
+    ordered = sorted(values, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
+    if len(ordered) == 2 and _denies(ordered[1], ordered[0]):
+        ordered.reverse()  # the positive class, of which ROC and precision speak, stands last
+    return tuple(ordered)
+
+
+def _denies(name: str, other: str) -> bool:
+    """Whether a label is another with a `not`, `non`, `no`, `un` or `dis` before it."""
+    pattern = r"(not|non|no|un|dis|in|ir)[\s_-]*" + re.escape(other)
+    return re.fullmatch(pattern, name, flags=re.IGNORECASE) is not None
 
 
 def _label_text(value: Any) -> str:
-    return "" if value is None else str(value).strip()
+    """A label as text: 1, 1.0 and "1.0" are one label; None and NaN are none."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = "" if value is None or value != value else str(value).strip()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 
 def _is_fraction(text: str) -> bool:
@@ -355,10 +434,11 @@ def _rows_to_pairs(
     names: Sequence[str],
     split: str,
     faults: list[str],
+    given: bool = False,
 ) -> Iterator[Pair]:
-    index = {str(number): number for number in range(len(names))} | {
-        name: number for number, name in enumerate(names)
-    }
+    index = {name: number for number, name in enumerate(names)}
+    if (given or names == PARAPHRASE_NAMES) and not any(name.isdigit() for name in names):
+        index |= {str(number): number for number in range(len(names))}
     for number, row in enumerate(table.rows):
         where = f"{table.where} row {number + 1}"
         sentences = []
@@ -367,7 +447,11 @@ def _rows_to_pairs(
             if not isinstance(sentence, str) or not sentence.strip():
                 faults.append(f"{where}: got an empty {column!r}; expected a sentence.")
             sentences.append(str(sentence))
-        text = "" if columns[2] is None else _label_text(row.get(columns[2]))
+        value = None if columns[2] is None else row.get(columns[2])
+        if isinstance(value, list | dict | bytes):
+            faults.append(f"{where}: got label {value!r}; expected text or a number.")
+            value = None
+        text = _label_text(value)
         if text in ("", "-1") and text not in names:
             if split == "train":
                 faults.append(f"{where}: got no label; every training pair needs one.")
@@ -397,12 +481,6 @@ def pairs_from_table(table: Table, config: DataConfig) -> list[Pair]:
 
 
 def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
-    faults = [
-        f"--{flag}: got {getattr(config, flag)}; expected at least 1."
-        for flag in ("max_train_samples", "max_eval_samples")
-        if getattr(config, flag) is not None and getattr(config, flag) < 1
-    ]
-    raise_faults(faults)
     splits = dict(data.splits)
     if config.max_train_samples and "train" in splits:
         order = np.random.default_rng(seed).permutation(len(splits["train"]))
@@ -412,7 +490,7 @@ def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
         for split in ("validation", "test"):
             if split in splits:
                 splits[split] = splits[split][: config.max_eval_samples]
-    return PairData(data.name, data.label_names, splits, data.license)
+    return PairData(data.name, data.label_names, splits)
 
 
 def reported_splits(data: PairData, wanted: str | None) -> list[str]:

@@ -3,7 +3,9 @@
 import difflib
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
@@ -12,6 +14,7 @@ logger = logging.getLogger("peft_mrpc")
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 MAX_FAULTS_SHOWN = 10
 
 
@@ -27,6 +30,14 @@ class UserError(Exception):
         shown = [" ".join(fault.split()) for fault in self.faults[:MAX_FAULTS_SHOWN]]
         rest = len(self.faults) - len(shown)
         return [*shown, f"... and {rest} more faults of this kind."] if rest else shown
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, raised where the program stands."""
+
+
+def _on_terminate(*_: object) -> None:
+    raise Terminated
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
@@ -66,17 +77,20 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     # Every rank of a distributed job makes the same checks: one on each machine speaks.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"
     logger.setLevel(logging.INFO if speaks else logging.ERROR)
+    # A scheduler's SIGTERM ends a run as Ctrl-C does: with what was begun cleared away.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_terminate)
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         if speaks:
-            for line in error.lines():
+            for line in [*error.lines(), *getattr(error, "__notes__", [])]:
                 sys.stderr.write(f"peft-mrpc: {line}\n")
         return EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         notes = " ".join(getattr(error, "__notes__", []))
-        sys.stderr.write(f"peft-mrpc: interrupted. {notes or 'Nothing was written.'}\n")
-        return EXIT_INTERRUPTED
+        sys.stderr.write(f"\npeft-mrpc: interrupted. {notes or 'Nothing was written.'}\n")
+        return EXIT_TERMINATED if isinstance(error, Terminated) else EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has gone (`| head`): nothing more to say, and nothing is wrong.
         sys.stderr.close()

@@ -15,6 +15,8 @@ from transformers import (
 
 from peft_mrpc.errors import UserError, logger
 
+# What stands in an encoder after its layers.
+AFTER_THE_LAYERS = ("pooler", "norm", "final_norm", "final_layer_norm", "ln_f")
 # What sequence classifiers of transformers, and ours, call their head.
 HEAD_NAMES = ("classifier", "score", "pre_classifier")
 
@@ -33,9 +35,10 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def frozen_modules(model: PreTrainedModel, num_unfrozen_layers: int) -> list[nn.Module]:
-    """The modules below the last `num_unfrozen_layers` layers: embeddings and lower layers.
+    """All of the encoder but its last `num_unfrozen_layers` layers and what stands after them.
 
-    What stands after the stack (pooler, final norm) and the head is not among them.
+    What stands after them is the pooler or the final norm; DeBERTa's relative embeddings, which
+    feed every layer, are frozen like any embeddings.
 
     Raises:
         UserError: If the model has fewer layers than are to be unfrozen.
@@ -46,15 +49,20 @@ def frozen_modules(model: PreTrainedModel, num_unfrozen_layers: int) -> list[nn.
             f"--num_unfrozen_layers: got {num_unfrozen_layers}; {model.config.model_type} here has "
             f"{len(layers)} layers, expected 0 to {len(layers)}."
         )
-    frozen: list[nn.Module] = list(layers[: len(layers) - num_unfrozen_layers])
-    embeddings = model.get_input_embeddings()
-    for child in model.base_model.children():
-        # The embeddings proper, with position table and norm, are the child that holds the table.
-        if any(module is embeddings for module in child.modules()) and not any(
-            module is layers for module in child.modules()
-        ):
-            return [child, *frozen]
-    return [embeddings, *frozen]
+    base = model.base_model
+    trained: list[nn.Module] = list(layers[len(layers) - num_unfrozen_layers :])
+    trained += [child for name, child in base.named_children() if name in AFTER_THE_LAYERS]
+    return _modules_without(base, trained)
+
+
+def _modules_without(module: nn.Module, trained: list[nn.Module]) -> list[nn.Module]:
+    """The largest modules inside `module` that hold none of `trained`."""
+    if any(module is one for one in trained):
+        return []
+    inside = [one for one in trained if any(part is one for part in module.modules())]
+    if not inside:
+        return [module]
+    return [part for child in module.children() for part in _modules_without(child, inside)]
 
 
 class FreezeCallback(TrainerCallback):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
-from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.models import (
     QUANTIZATIONS,
     ModelSource,
@@ -19,11 +19,13 @@ from peft_mrpc.predictors import PromptClassifier, save_info
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import load_template
 from peft_mrpc.publishing import check_access, check_base, publish
-from peft_mrpc.reporting import describe_data, summary_line, write_run
-from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
+from peft_mrpc.reporting import describe_data, summary, write_run
+from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.train import default_output_dir
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
+
+LOW_LABEL_MASS = 0.1
 
 
 def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataConfig]:
@@ -40,6 +42,10 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     faults = []
     if config.batch_size < 1:
         faults.append(f"--batch_size: got {config.batch_size}; expected at least 1.")
+    if config.max_length < 1:
+        faults.append(f"--max_length: got {config.max_length}; expected at least 1.")
+    if not 0 <= config.seed < 1 << 32:
+        faults.append(f"--seed: got {config.seed}; expected 0 to {(1 << 32) - 1}.")
     if config.push_to_hub and not config.hub_model_id:
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
     if config.quantization not in QUANTIZATIONS:
@@ -61,7 +67,7 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     """
     output_dir = Path(
         config.output_dir or default_output_dir("hard_prompt", config.model, data_config)
-    )
+    ).expanduser()
     check_output_dir(output_dir, config.overwrite)
     if config.push_to_hub:
         check_access(str(config.hub_model_id))
@@ -72,6 +78,7 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     data = load_pairs(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     template.words(data.label_names)
+    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
     classifier = PromptClassifier(
         load_causal_lm(source, config.quantization),
         load_tokenizer(source),
@@ -81,15 +88,14 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     )
     state = process_state()
     if state.is_main_process:
-        with staged_run(output_dir) as staging:
+        with staged_directory(output_dir) as staging:
             _ask_into(staging, config, data_config, source, data, splits, classifier)
     else:
         _ask_into(None, config, data_config, source, data, splits, classifier)
     state.wait_for_everyone()
     run = load_run(output_dir)
     if state.is_main_process:
-        lines = [summary_line(run, split) for split in run.metrics]
-        sys.stdout.write("\n".join([*lines, f"Run: {run.path}"]) + "\n")
+        sys.stdout.write(summary(run) + "\n")
         if config.push_to_hub:
             publish(run, str(config.hub_model_id), config.hub_private_repo)
     return run
@@ -112,6 +118,12 @@ def _ask_into(
             raise UserError(f"{data.name}: split {split} is empty.")
         probabilities[split] = classifier.score(data.splits[split], config.batch_size)
         label_mass[split] = classifier.label_mass
+        if classifier.label_mass is not None and classifier.label_mass < LOW_LABEL_MASS:
+            logger.warning(
+                "%s: only %.1f%% of the probability falls on the label words; the model answers "
+                "something else. Try another --template.",
+                *(split, 100 * classifier.label_mass),
+            )
     seconds = time.perf_counter() - started
     if staging is None:
         return
@@ -127,7 +139,7 @@ def _ask_into(
     record = {
         "strategy": "hard_prompt",
         "method": "hard_prompt",
-        "model": config.model,
+        "model": source.name,
         "base_model_id": source.hub_id,
         "seed": config.seed,
         "num_processes": process_state().num_processes,

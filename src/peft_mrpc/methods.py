@@ -1,6 +1,7 @@
 """How a model is made trainable: one entry for each method."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -13,6 +14,7 @@ from peft import (
     PeftConfig,
     PeftType,
     PromptTuningConfig,
+    PromptTuningInit,
     get_peft_model,
 )
 from transformers import PreTrainedModel, TrainerCallback
@@ -80,10 +82,29 @@ class Method:
             UserError: If PEFT's config refuses a value.
         """
         reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
+        given = {**given, **self._listed(given)}
+        if given.get("num_virtual_tokens", 1) < 1:
+            raise UserError(
+                f"--num_virtual_tokens: got {given['num_virtual_tokens']}; expected at least 1."
+            )
+        init = given.get("prompt_tuning_init", "RANDOM")
+        if init not in list(PromptTuningInit):
+            raise unknown_name("--prompt_tuning_init", init, [i.value for i in PromptTuningInit])
         try:
             return self.options(**reserved, **given)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
+
+    def _listed(self, given: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Single module names as lists: PEFT takes a lone string for a regular expression."""
+        takes_list = {
+            f.name for f in dataclasses.fields(self.options) if "list[str]" in str(f.type)
+        }
+        return {
+            name: [value]
+            for name, value in given.items()
+            if name in takes_list and isinstance(value, str) and re.fullmatch(r"[\w.]+", value)
+        }
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
@@ -104,9 +125,15 @@ def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
         UserError: If PEFT cannot fit the method to the model.
     """
     _name_target_modules(model, options)
+    if hasattr(options, "modules_to_save"):
+        # All that stands beside the encoder is new and must be trained and saved: PEFT thinks of
+        # `classifier` and `score`, not of DeBERTa's pooler.
+        heads = [n for n, _ in model.named_children() if n != model.base_model_prefix]
+        own = [n for n in heads if any(True for _ in getattr(model, n).parameters())]
+        options.modules_to_save = sorted({*(options.modules_to_save or []), *own})
     try:
         return get_peft_model(model, options)
-    except (ValueError, TypeError, KeyError) as error:
+    except Exception as error:  # PEFT checks values by many kinds of error
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -96,8 +97,9 @@ def find_model(name: str, base_model_id: str | None = None) -> ModelSource:
                 f"--model: got {name!r}, which holds no config.json; expected a directory that "
                 "save_pretrained wrote."
             )
-        return ModelSource(name, str(path), base_model_id)
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        # Resolved: a Run is read from other directories than it was made in.
+        return ModelSource(str(path.resolve()), str(path.resolve()), base_model_id)
+    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise UserError(f"--model: got {name!r}, which is no directory; expected a model there.")
     return ModelSource(name, find_on_hub(name, "--model"), base_model_id or name)
 
@@ -233,11 +235,13 @@ def load_classifier(
     label_names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
     pooling: str = "native",
+    trained: bool = False,
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
 
     Args:
-        source: The model; a head that the checkpoint lacks is drawn at random.
+        source: The model; a head that the checkpoint lacks is drawn at random,
+            unless it is `trained`: then that is an error.
         label_names: Names of the C labels.
         tokenizer: The model's: decoders find the last token by its pad, our head the sentences by
             its special tokens.
@@ -252,22 +256,40 @@ def load_classifier(
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
     if pooling == "native":
-        model = _load(AutoModelForSequenceClassification, source, dtype=torch.float32, **labels)
+        model, report = _load(
+            AutoModelForSequenceClassification,
+            source,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **labels,
+        )
+        if trained and report["missing_keys"]:
+            some = ", ".join(sorted(report["missing_keys"])[:3])
+            raise UserError(
+                f"{source.name}: lacks the weights {some}; expected a trained classifier."
+            )
     else:
-        if tokenizer.sep_token is None:
+        if pooling == "segments" and tokenizer.sep_token is None:
             raise UserError(
                 f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
-                "expected native."
+                "expected native, last or mean."
             )
         encoder = _load(AutoModel, source, dtype=torch.float32)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
-            encoder.config.to_dict(), pooling=pooling, special_ids=special_ids, **labels
+            _without_origin(encoder.config), pooling=pooling, special_ids=special_ids, **labels
         )
         model = SentencePairModel(config)
         model.use_encoder(encoder)
     model.config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def _without_origin(config: PretrainedConfig) -> dict[str, Any]:
+    """A configuration as a dictionary, without the path it was read from."""
+    return {
+        k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "architectures")
+    }
 
 
 def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
@@ -282,6 +304,11 @@ def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
     """
     if quantization not in QUANTIZATIONS:
         raise unknown_name("--quantization", quantization, QUANTIZATIONS)
+    architectures = getattr(load_config(source), "architectures", None) or []
+    if architectures and not any("LM" in name or "Generation" in name for name in architectures):
+        raise UserError(
+            f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
+        )
     device = process_state().device
     options: dict[str, Any] = {"dtype": compute_dtype(device)}
     if quantization != "none":
@@ -321,7 +348,7 @@ def _load(loader: Any, source: ModelSource, **options: Any) -> Any:
     try:
         with quiet_transformers():
             return loader.from_pretrained(source.location, **options)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise UserError(
             f"--model: got {source.name!r}, which {loader.__name__} cannot load: "
             f"{one_line(error)[:300]}"

@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-POOLINGS = ("cls", "first", "mean", "segments")
+POOLINGS = ("cls", "first", "last", "mean", "segments")
 # What tools look for in a configuration and find here as the encoder has it.
 SHARED_WITH_ENCODER = (
     "hidden_size",
@@ -31,7 +31,8 @@ class SentencePairConfig(PretrainedConfig):
     Args:
         encoder: The encoder's own configuration, as a dictionary.
         pooling: What the head reads: `cls` the first real token, `first` the first position (a
-            virtual token, where there are some), `mean` the mean of all real tokens, `segments`
+            virtual token, where there are some), `last` the last real token (what a decoder has
+            read all of the pair at), `mean` the mean of all real tokens, `segments`
             each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2).
         special_ids: Token ids that are no word: what begins, separates, ends and pads.
         head_dropout: Dropout before each layer of the head.
@@ -162,6 +163,8 @@ class SentencePairModel(PreTrainedModel):
     ) -> torch.Tensor:
         if self.config.pooling == "first":
             return hidden[:, 0]
+        if self.config.pooling == "last":
+            return hidden[torch.arange(len(hidden)), _last_real(hidden, attention_mask)]
         virtual = hidden.shape[1] - sentence_ids.shape[1]
         hidden = hidden[:, virtual:]  # [B, T, H]
         if self.config.pooling == "cls":
@@ -171,6 +174,14 @@ class SentencePairModel(PreTrainedModel):
             return masked_mean(hidden, real[:, -sentence_ids.shape[1] :])
         first, second = (masked_mean(hidden, sentence_ids == number) for number in (1, 2))
         return torch.cat([first, second, (first - second).abs(), first * second], dim=-1)
+
+
+def _last_real(hidden: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Position of each row's last token that is no pad, [B]; right for padding on either side."""
+    length = hidden.shape[1]
+    if attention_mask is None:
+        return torch.full((len(hidden),), length - 1, device=hidden.device)
+    return length - 1 - attention_mask.flip(1).argmax(dim=1)
 
 
 def _drop_pooler(encoder: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ from peft_mrpc.data import Table, pairs_from_table, read_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.predictors import load_predictor
 from peft_mrpc.processes import process_state
+from peft_mrpc.runs import check_writable
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -83,9 +84,13 @@ def _check(config: PredictConfig) -> None:
             faults.append(
                 f"--output: got {config.output!r}, which exists; name another, or --overwrite."
             )
+        if output.is_dir():
+            faults.append(f"--output: got {config.output!r}, a directory; expected a file.")
         if not output.absolute().parent.is_dir():
             faults.append(f"--output: got {config.output!r}, whose directory does not exist.")
     raise_faults(faults)
+    if config.output != "-":
+        check_writable(output.absolute().parent, f"--output: got {config.output!r}")
 
 
 def _data_config(config: PredictConfig) -> cfg.DataConfig:
@@ -99,7 +104,10 @@ def _read_input(name: str) -> Table:
         return read_table(name)
     if process_state().num_processes > 1:
         raise UserError("--input: got -, which one process alone can read; expected a file.")
-    return read_table("stdin.csv", text=sys.stdin.read())
+    try:
+        return read_table("stdin.csv", text=sys.stdin.buffer.read().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: is not UTF-8 text: {error}.") from error
 
 
 def _labelled_rows(
@@ -141,10 +149,14 @@ def _serialize(suffix: str, columns: Sequence[str], rows: Sequence[dict[str, Any
         import pyarrow.parquet
 
         buffer = io.BytesIO()
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+        pyarrow.parquet.write_table(
+            pyarrow.table({c: [row.get(c) for row in rows] for c in columns}), buffer
+        )
         return buffer.getvalue()
     if suffix == ".jsonl":
-        return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        return "".join(
+            json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
+        ).encode()
     return _as_delimited(columns, rows, "\t" if suffix == ".tsv" else ",").encode()
 
 
@@ -161,7 +173,12 @@ def _as_delimited(columns: Sequence[str], rows: Sequence[dict[str, Any]], delimi
 
 
 def _flat(value: Any) -> str:
-    return str(value).replace("\t", " ").replace("\r", " ").replace("\n", " ")
+    return (
+        ("" if value is None else str(value))
+        .replace("\t", " ")
+        .replace("\r", " ")
+        .replace("\n", " ")
+    )
 
 
 if __name__ == "__main__":

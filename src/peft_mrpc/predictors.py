@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from peft_mrpc.data import Pair
-from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.models import (
     ModelSource,
     find_model,
@@ -67,7 +67,12 @@ class PairClassifier:
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
-        features, _ = self.encode(pairs)
+        features, num_cut = self.encode(pairs)
+        if num_cut:
+            logger.warning(
+                "%d of %d pairs are longer than %d tokens and were cut",
+                *(num_cut, len(pairs), self.max_length),
+            )
         model = self.model.to(process_state().device).eval()
         collate = PairCollator(self.tokenizer, self.model.config)
 
@@ -77,7 +82,12 @@ class PairClassifier:
             return classifier_probabilities(model(**batch.to(model.device)).logits)
 
         lengths = [len(feature["input_ids"]) for feature in features]
-        return score_rows(lengths, batch_size, score_batch, "scoring")
+        probabilities = score_rows(lengths, batch_size, score_batch, "scoring")
+        if not np.isfinite(probabilities).all():
+            raise UserError(
+                "the model's scores are not finite: the training diverged. Lower --learning_rate."
+            )
+        return probabilities
 
 
 class PairCollator:
@@ -106,7 +116,8 @@ def encode_pairs(
         tokenizer: Writes its own separators; one without a separator (a decoder's) gets the
             sentences as two labelled lines.
         pairs: N pairs.
-        max_length: Most tokens of a pair.
+        max_length: Most tokens of a pair; a longer one loses the longer sentence's end (without a
+            separator the second's).
     Returns:
         One mapping of model inputs for each pair, and how many pairs had to be cut.
     """
@@ -162,8 +173,8 @@ class PromptClassifier:
             raise UserError(f"--template: the words {', '.join(words)} begin with the same token.")
         limit = min(self.max_length, getattr(self.model.config, "max_position_embeddings", 1 << 30))
         faults = [
-            f"pair {pair.idx}: its prompt has {len(ids)} tokens; expected at most {limit}. "
-            "Shorten it, or raise --max_length where the model allows."
+            f"row {pair.idx + 1}: its prompt has {len(ids)} tokens; expected at most {limit} "
+            "(max_length, or what the model allows). Shorten it."
             for pair, ids in zip(pairs, prompt_ids, strict=True)
             if len(ids) > limit
         ]
@@ -179,6 +190,7 @@ class PromptClassifier:
             tokenize=False,
             add_generation_prompt=True,
             date_string=CHAT_DATE,
+            enable_thinking=False,  # Qwen3's would begin with a thought, not the answer
         )
         return str(text)
 
@@ -236,6 +248,8 @@ def save_classifier(
     save_info(
         folder,
         source,
+        # A tokenizer that lost its file would be replaced by another without a word.
+        files=sorted(p.name for p in folder.iterdir() if p.name != "README.md"),
         method=method,
         label_names=classifier.label_names,
         max_length=classifier.max_length,
@@ -245,9 +259,9 @@ def save_classifier(
     if adapter_config.is_file() and source.hub_id:
         # PEFT writes the path it was loaded from, which is good on this machine alone.
         config = json.loads(adapter_config.read_text("utf-8"))
-        for key in ("base_model_name_or_path", "tokenizer_name_or_path"):
-            if config.get(key):
-                config[key] = source.hub_id
+        config["base_model_name_or_path"] = source.hub_id
+        if config.get("tokenizer_name_or_path"):
+            config["tokenizer_name_or_path"] = source.hub_id
         write_json(adapter_config, config)
 
 
@@ -292,6 +306,9 @@ def load_predictor(name: str) -> Predictor:
     folder = find_artifact(name)
     if (folder / ARTIFACT_FILE).is_file():
         info = read_json(folder / ARTIFACT_FILE)
+        missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
+        if missing:
+            raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
     elif (folder / "config.json").is_file():
         info = _info_of_plain_model(folder)
     else:
@@ -308,8 +325,10 @@ def load_predictor(name: str) -> Predictor:
 def _info_of_plain_model(folder: Path) -> dict[str, Any]:
     """What another tool's sequence classifier says of itself."""
     config = read_json(folder / "config.json")
-    labels = config.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
-    return {"label_names": list(labels.values()), "max_length": 128}
+    # Saved with its keys sorted as text: "10" stands before "2".
+    labels = sorted((config.get("id2label") or {}).items(), key=lambda item: int(item[0]))
+    names = [name for _, name in labels] or ["LABEL_0", "LABEL_1"]
+    return {"label_names": names, "max_length": 128}
 
 
 def _base_source(info: dict[str, Any]) -> ModelSource:
@@ -336,7 +355,7 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
 def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
     source = ModelSource(str(folder), str(folder), None)
     tokenizer = load_tokenizer(source)
-    model = load_classifier(source, info["label_names"], tokenizer)
+    model = load_classifier(source, info["label_names"], tokenizer, trained=True)
     return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
 
 

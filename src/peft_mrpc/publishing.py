@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils._validators import validate_repo_id
 
 from peft_mrpc.cards import build_card
@@ -26,18 +26,29 @@ PRIVATE_KEYS = (
 )
 
 
+def check_repo_id(repo_id: str) -> None:
+    """Refuse what is no repository's name.
+
+    Raises:
+        UserError: If it is not `owner/name` in the letters the Hub takes.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise UserError(
+            f"repo_id: got {repo_id!r}; expected owner/name. {one_line(error)}"
+        ) from error
+    if "/" not in repo_id:
+        raise UserError(f"repo_id: got {repo_id!r}; expected owner/name.")
+
+
 def check_access(repo_id: str) -> None:
     """Ask the Hub, before hours of training, whether it will take the result.
 
     Raises:
         UserError: If the name is no repository name, there is no token, or the Hub refuses it.
     """
-    if "/" not in repo_id:
-        raise UserError(f"--hub_model_id: got {repo_id!r}; expected owner/name.")
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise UserError(f"repo_id: got {repo_id!r}: {one_line(error)}") from error
+    check_repo_id(repo_id)
     if get_token() is None:
         raise UserError("push: no Hub token found; log in with `hf auth login` or set HF_TOKEN.")
     try:
@@ -80,8 +91,9 @@ def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     for file in folder.glob("*.json"):
         if file.name in ("peft_mrpc.json", "adapter_config.json"):
             write_json(file, _published_names(read_json(file), run))
-    shutil.copytree(run.path / "plots", folder / "plots", dirs_exist_ok=True)
-    shutil.copy(run.path / METRICS_FILE, folder)
+    if (run.path / "plots").is_dir():  # a Run on unlabelled rows has none
+        shutil.copytree(run.path / "plots", folder / "plots", dirs_exist_ok=True)
+    write_json(folder / METRICS_FILE, run.metrics)
     write_json(folder / RUN_FILE, _published_record(run))
     (folder / CARD_FILE).write_text(build_card(run, repo_id), encoding="utf-8")
 
@@ -103,12 +115,17 @@ def _published_record(run: Run) -> dict[str, Any]:
     model = _without_path(run.record["model"])
     if model != run.record["model"]:
         model = config["model"] = run.record["base_model_id"] or model
-    return {**run.record, "model": model, "config": config}
+    options = _without_path(run.record.get("method_options", {}))
+    return {**run.record, "model": model, "config": config, "method_options": options}
 
 
 def _without_path(value: Any) -> Any:
-    """The name alone of what is a file or directory here."""
-    if isinstance(value, str) and value and (Path(value).is_absolute() or Path(value).exists()):
+    """The name alone of what is, or looks like, a file or directory."""
+    if isinstance(value, dict):
+        return {key: _without_path(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_path(item) for item in value]
+    if isinstance(value, str) and (value.startswith(("/", "~", ".")) or Path(value).is_dir()):
         return Path(value).name
     return value
 
@@ -126,13 +143,16 @@ def publish(run: Run, repo_id: str, private: bool) -> str:
     with tempfile.TemporaryDirectory() as folder:
         collect_files(run, repo_id, Path(folder))
         try:
-            url = api.create_repo(repo_id, private=private, exist_ok=True)
+            # None leaves an organisation's own default in force.
+            url = api.create_repo(repo_id, private=private or None, exist_ok=True)
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {run.record['method']} by peft-mrpc",
             )
-        except (HfHubHTTPError, OSError) as error:
+        except (
+            Exception
+        ) as error:  # refused, or the connection broke: httpx's errors are no OSError
             raise UserError(
                 f"push: {repo_id}: {one_line(error)[:300]} The Run is kept in {run.path}; "
                 f"try again: peft-mrpc push {run.path} --repo_id {repo_id}"

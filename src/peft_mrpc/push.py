@@ -8,7 +8,13 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.errors import UserError, run_verb
-from peft_mrpc.publishing import check_access, check_publishable, collect_files, publish
+from peft_mrpc.publishing import (
+    check_access,
+    check_publishable,
+    check_repo_id,
+    collect_files,
+    publish,
+)
 from peft_mrpc.runs import load_run
 
 DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name"
@@ -34,8 +40,10 @@ def main(argv: Sequence[str]) -> None:
     )
     if not config.repo_id:
         raise UserError("--repo_id: got none; expected owner/name.")
+    check_repo_id(config.repo_id)
     run = load_run(names.run)
     if config.base_model_id:
+        check_repo_id(config.base_model_id)
         run = replace(run, record={**run.record, "base_model_id": config.base_model_id})
     check_publishable(run)
     if config.dry_run:

@@ -106,8 +106,20 @@ def _write_plots(run: Run) -> None:
         figure.savefig(folder / f"{name}.png", dpi=DPI)
 
 
-def summary_line(run: Run, split: str) -> str:
-    """One line for the terminal: what was reached on a split, beside the majority baseline."""
+def summary(run: Run) -> str:
+    """What the terminal shows of a finished Run: a line for each split, and where it lies."""
+    lines = [
+        _summary_line(run, split)
+        if split in run.metrics
+        else f"{split}: has no labels, so there are no metrics; its predictions are written"
+        for split in run.record["data"]["splits"]
+        if (run.path / "predictions" / f"{split}.jsonl").is_file()
+    ]
+    return "\n".join([*lines, f"Run: {run.path}"])
+
+
+def _summary_line(run: Run, split: str) -> str:
+    """What was reached on a split, beside the majority baseline."""
     values = run.metrics[split]
     f1 = " / ".join(f"{values['f1'][name]:.3f}" for name in run.label_names)
     area = "-" if values["roc_auc"] is None else f"{values['roc_auc']:.3f}"

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_mrpc import __version__
 from peft_mrpc.data import UNKNOWN_LABEL, Pair
 from peft_mrpc.errors import UserError, closest, one_line
 
@@ -26,6 +27,9 @@ RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
 # A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
 ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
+RUN_CONTENTS = frozenset(
+    {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints", *ARTIFACT_FOLDERS}
+)
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -77,6 +81,15 @@ class Run:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """The content of `metrics.json`: metrics by split."""
         content: dict[str, dict[str, Any]] = read_json(self.path / METRICS_FILE)
+        for split, values in content.items():
+            missing = {"accuracy", "f1", "roc_auc", "num_examples", "majority_accuracy"} - set(
+                values
+            )
+            if missing:
+                raise UserError(
+                    f"{self.path / METRICS_FILE}: damaged: split {split!r} lacks "
+                    f"{', '.join(sorted(missing))}."
+                )
         return content
 
     @property
@@ -97,6 +110,9 @@ class Run:
         index = {name: number for number, name in enumerate(self.label_names)}
         try:
             rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            expected = self.record["data"]["splits"][split]["num_examples"]
+            if [row["idx"] for row in rows] != list(range(expected)):
+                raise ValueError(f"{len(rows)} rows, expected rows 0 to {expected - 1} in order")
             return Predictions(
                 np.array([row["idx"] for row in rows]),
                 np.array(
@@ -111,7 +127,7 @@ class Run:
                 f"{self.path}: has no predictions of split {split!r}; it has {', '.join(scored)}."
             ) from error
         except (KeyError, ValueError) as error:
-            raise UserError(f"{path}: not a predictions file of this Run: {error!r}.") from error
+            raise UserError(f"{path}: damaged: {one_line(error)}.") from error
 
 
 def read_json(path: Path) -> Any:
@@ -148,46 +164,77 @@ def load_run(path: str | Path) -> Run:
     if not (path / RUN_FILE).is_file():
         raise UserError(f"RUN: got {str(path)!r}, which holds no {RUN_FILE}; expected a Run.")
     record = read_json(path / RUN_FILE)
-    missing = {"method", "model", "data", "format_version"} - set(record)
-    if missing:
-        raise UserError(f"{path / RUN_FILE}: lacks {', '.join(sorted(missing))}; not a Run's file.")
+    if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
+        raise UserError(f"{path / RUN_FILE}: holds no format_version; not a Run's file.")
     if record["format_version"] > FORMAT_VERSION:
         raise UserError(
             f"{path}: got format {record['format_version']}; this peft-mrpc reads up to "
             f"{FORMAT_VERSION}. Install a newer one."
         )
+    missing = {"method", "model", "base_model_id", "data", "config", "seed"} - set(record)
+    if missing:
+        raise UserError(f"{path / RUN_FILE}: damaged: lacks {', '.join(sorted(missing))}.")
     return Run(path, record)
 
 
-def check_output_dir(output_dir: Path, overwrite: bool) -> None:
-    """Refuse a place where writing would lose something.
+def check_output_dir(
+    output_dir: Path,
+    overwrite: bool,
+    contents: frozenset[str] = RUN_CONTENTS,
+    kind: str = "Run",
+) -> None:
+    """Refuse a place where writing would lose something, or that cannot be written to.
+
+    Args:
+        output_dir: Where a directory is to be.
+        overwrite: Whether one of the same kind may be replaced.
+        contents: What a directory of the kind may hold.
+        kind: Its name, for the message.
+    Raises:
+        UserError: If one is there and `overwrite` is off, if anything else is there at all, or if
+            the place is not writable.
+    """
+    where = f"--output_dir: got {str(output_dir)!r}"
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"{where}, a file; expected a directory.")
+    if output_dir.exists() and any(output_dir.iterdir()):
+        others = sorted({path.name for path in output_dir.iterdir()} - contents)
+        if others:
+            raise UserError(
+                f"{where}, which holds what is no {kind}'s ({', '.join(others[:3])}); "
+                "expected a new directory."
+            )
+        if not overwrite:
+            raise UserError(
+                f"{where}, which already holds a {kind}; name another directory, or replace it "
+                "with --overwrite."
+            )
+    if output_dir.resolve() == Path.cwd():
+        raise UserError(f"{where}, the working directory; expected another.")
+    check_writable(output_dir.absolute().parent, where)
+
+
+def check_writable(folder: Path, where: str) -> None:
+    """Try to write in a directory, or in the nearest one that exists above it.
 
     Raises:
-        UserError: If a Run is there and `overwrite` is off, or anything else is there at all.
+        UserError: If that is a file or cannot be written to.
     """
-    if output_dir.is_file():
-        raise UserError(f"--output_dir: got {str(output_dir)!r}, a file; expected a directory.")
-    if not output_dir.exists() or not any(output_dir.iterdir()):
-        return
-    if not (output_dir / RUN_FILE).is_file():
-        raise UserError(
-            f"--output_dir: got {str(output_dir)!r}, which holds files that are no Run; "
-            "expected a new directory."
-        )
-    if not overwrite:
-        raise UserError(
-            f"--output_dir: got {str(output_dir)!r}, which already holds a Run; "
-            "name another directory, or replace it with --overwrite."
-        )
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        Path(tempfile.mkdtemp(dir=folder)).rmdir()
+    except OSError as error:
+        raise UserError(f"{where}; cannot write in {folder}: {error.strerror}.") from error
 
 
 @contextlib.contextmanager
-def staged_run(output_dir: Path) -> Iterator[Path]:
-    """Build a Run beside its place and move it there whole, or not at all.
+def staged_directory(output_dir: Path) -> Iterator[Path]:
+    """Build a Run or a report beside its place and move it there whole, or not at all.
 
     Yields:
-        A directory on the same file system. When the block ends well it becomes `output_dir` (a
-        Run that was there goes then, and not before). When it fails it is removed, unless it
+        A directory on the same file system. When the block ends well it becomes `output_dir` (one
+        that was there goes then, and not before). When it fails it is removed, unless it
         holds training checkpoints: those are kept, and the error says where.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -196,9 +243,19 @@ def staged_run(output_dir: Path) -> Iterator[Path]:
     try:
         yield staging
     except BaseException as error:
-        if any(staging.glob("checkpoints/checkpoint-*")):
+        kept = sorted(
+            staging.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[-1])
+        )
+        if kept:
             error.add_note(
-                f"Checkpoints are kept: --resume_from_checkpoint {staging}/checkpoints/..."
+                f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
+                f"{staging} when it is done."
+            )
+        elif trained := [
+            staging / name for name in ("adapter", "model") if (staging / name).is_dir()
+        ]:
+            error.add_note(
+                f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
             )
         else:
             shutil.rmtree(staging, ignore_errors=True)
@@ -207,7 +264,12 @@ def staged_run(output_dir: Path) -> Iterator[Path]:
     if output_dir.exists():
         replaced = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
         output_dir.rename(replaced / "run")
-    staging.rename(output_dir)
+    try:
+        staging.rename(output_dir)
+    except OSError:
+        if replaced:
+            (replaced / "run").rename(output_dir)
+        raise
     if replaced:
         shutil.rmtree(replaced, ignore_errors=True)
 
@@ -240,7 +302,7 @@ def describe_environment() -> dict[str, Any]:
     """Versions of what computes, and the hardware it ran on."""
     import torch
 
-    versions = {"python": platform.python_version(), "peft-mrpc": metadata.version("peft-mrpc")}
+    versions = {"python": platform.python_version(), "peft-mrpc": __version__}
     for package in RECORDED_PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)

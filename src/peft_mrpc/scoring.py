@@ -44,7 +44,7 @@ def score_rows(
         total=len(lengths),
         desc=description,
         unit="pair",
-        disable=None if state.is_main_process else True,
+        disable=not state.is_main_process,
         mininterval=0.5,
     ) as bar:
         for number, batch in enumerate(batches):
@@ -100,7 +100,9 @@ def score_label_tokens(
         use_cache=False,
         logits_to_keep=ends.to(device),
     ).logits
-    last = logits[torch.arange(len(prompt_ids), device=device), which.to(device)]  # [B, V]
+    # A few models do not know logits_to_keep and give every position.
+    column = which if logits.shape[1] == len(ends) else lengths - 1
+    last = logits[torch.arange(len(prompt_ids), device=device), column.to(device)]  # [B, V]
     log_probabilities = last.float().log_softmax(dim=-1)
     chosen = log_probabilities[:, torch.tensor(label_tokens, device=device)]
     result: NDArray[np.float64] = chosen.double().cpu().numpy()

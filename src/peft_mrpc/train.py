@@ -15,7 +15,7 @@ from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
-from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import parameter_counts, trainable_names
 from peft_mrpc.methods import find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
@@ -26,13 +26,12 @@ from peft_mrpc.models import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, save_classifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
-from peft_mrpc.reporting import describe_data, summary_line, write_run
-from peft_mrpc.runs import Run, check_output_dir, load_run, staged_run
-from peft_mrpc.training import TrainRequest, build_trainer
+from peft_mrpc.reporting import describe_data, summary, write_run
+from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 
@@ -56,24 +55,16 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
         method.option_defaults(),
         method_flags(),
     )
-    faults = []
-    if arguments.hub_token:
-        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
-    if config.max_length < 8:
-        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
-    known = ("auto", "native", *POOLINGS)
-    if config.pooling not in known:
-        faults += unknown_name("--pooling", config.pooling, known).faults
-    raise_faults(faults)
+    raise_faults(argument_faults(config, arguments))
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
     options = method.build_options(given)
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
     given_dir = cfg.flag_value(argv, "output_dir") or recipe.get("output_dir")
-    output_dir = Path(given_dir or default_output_dir(config.method, config.model, data))
+    output_dir = Path(
+        str(given_dir or default_output_dir(config.method, config.model, data))
+    ).expanduser()
     return TrainRequest(config, data, arguments, method, options, given, output_dir, publish_it)
 
 
@@ -104,8 +95,7 @@ def train(request: TrainRequest) -> Run | None:
         check_base(source.name, source.hub_id)
     data = load_pairs(request.data, request.arguments.seed)
     splits = reported_splits(data, request.data.split)
-    if "train" not in data.splits:
-        raise UserError(f"{data.name}: has no train split; give --train_file.")
+    check_against_data(request.arguments, data)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     if request.config.dry_run:
@@ -113,14 +103,14 @@ def train(request: TrainRequest) -> Run | None:
         return None
     state = process_state()
     if state.is_main_process:
-        with staged_run(request.output_dir) as staging:
+        with staged_directory(request.output_dir) as staging:
             _train_into(staging, request, source, data, splits, classifier)
     else:
         _train_into(None, request, source, data, splits, classifier)
     state.wait_for_everyone()
     run = load_run(request.output_dir)
     if state.is_main_process:
-        _print_results(run)
+        sys.stdout.write(summary(run) + "\n")
         if request.publish:
             private = bool(request.arguments.hub_private_repo)
             publish(run, str(request.arguments.hub_model_id), private)
@@ -143,12 +133,13 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             f"--max_length: got {request.config.max_length}, of which {virtual} are virtual "
             "tokens; expected at least 8 more for the pair."
         )
-    if virtual and tokenizer.sep_token is None:
-        # A decoder's classifier reads the last position once virtual tokens stand before it:
-        # padded on the left, that is the last real token.
-        tokenizer.padding_side = "left"
     if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = "native" if tokenizer.sep_token is None else "segments"
+        request.config.pooling = "last" if tokenizer.sep_token is None else "segments"
+    if virtual and tokenizer.sep_token is None and request.config.pooling == "native":
+        raise UserError(
+            "--pooling: got native, but a decoder's own head reads a pad once virtual tokens stand "
+            "before the pair; expected last or mean."
+        )
     model = load_classifier(source, data.label_names, tokenizer, request.config.pooling)
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
@@ -175,6 +166,9 @@ def _train_into(
     classifier.model = trainer.accelerator.unwrap_model(
         trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
     )
+    if staging is not None:  # first of all: nothing that fails later shall cost the training
+        folder = staging / ("adapter" if request.method.is_peft else "model")
+        save_classifier(folder, classifier, source, request.config.method)
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
     for split in splits:
@@ -186,13 +180,11 @@ def _train_into(
         return
     with contextlib.suppress(OSError):
         (staging / "checkpoints").rmdir()  # empty unless --save_strategy asked for some
-    folder = staging / ("adapter" if request.method.is_peft else "model")
-    save_classifier(folder, classifier, source, request.config.method)
     num_scored = sum(len(rows) for rows in probabilities.values())
     record = {
         "strategy": "train",
         "method": request.config.method,
-        "model": request.config.model,
+        "model": source.name,
         "base_model_id": source.hub_id,
         "seed": request.arguments.seed,
         "num_processes": process_state().num_processes,
@@ -232,11 +224,6 @@ def _print_plan(
     ]
     if process_state().is_main_process:
         sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _print_results(run: Run) -> None:
-    lines = [summary_line(run, split) for split in run.metrics]
-    sys.stdout.write("\n".join([*lines, f"Run: {run.path}"]) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer over encoded pairs."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
 
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.data import PairData
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.data import UNKNOWN_LABEL, PairData
+from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import FreezeCallback, describe_trainable, head_parameter_ids
 from peft_mrpc.methods import Method
+from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, PairCollator
 
 FINE_TUNING_RATE = 1e-3
@@ -31,6 +37,92 @@ class TrainRequest:
     given_options: Mapping[str, Any]
     output_dir: Path
     publish: bool
+
+
+def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
+    """What is wrong with flags before any data or model is looked at."""
+    faults = []
+    if arguments.hub_token:
+        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
+    if config.max_length < 8:
+        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
+    known = ("auto", "native", *POOLINGS)
+    if config.pooling not in known:
+        faults += unknown_name("--pooling", config.pooling, known).faults
+    rates = {"learning_rate": arguments.learning_rate}
+    if config.head_learning_rate is not None:
+        rates["head_learning_rate"] = config.head_learning_rate
+    if arguments.max_steps == -1:
+        rates["num_train_epochs"] = arguments.num_train_epochs
+    faults += [
+        f"--{name}: got {value}; expected a number above 0."
+        for name, value in rates.items()
+        if not (math.isfinite(value) and value > 0)
+    ]
+    counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    for name in (*counts, "gradient_accumulation_steps"):
+        if getattr(arguments, name) < 1:
+            faults.append(f"--{name}: got {getattr(arguments, name)}; expected at least 1.")
+    if arguments.max_steps != -1 and arguments.max_steps < 1:
+        faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
+    if not 0 <= arguments.seed < 1 << 32:
+        faults.append(f"--seed: got {arguments.seed}; expected 0 to {(1 << 32) - 1}.")
+    if arguments.fp16 and not torch.accelerator.is_available():
+        faults.append("--fp16: got true, but there is no GPU here; drop it.")
+    return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
+
+
+def _tracker_faults(arguments: TrainingArguments) -> list[str]:
+    names = [name for name in arguments.report_to or [] if name not in ("none", "all")]
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        return [f"--report_to: {one_line(error)}"]
+    available = get_available_reporting_integrations()
+    return [
+        f"--report_to: got {name!r}, which is not installed. Next: pip install {name}"
+        for name in names
+        if name not in available
+    ]
+
+
+def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
+    faults = []
+    checkpoint = arguments.resume_from_checkpoint
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        faults.append(
+            f"--resume_from_checkpoint: got {checkpoint!r}, which holds no trainer_state.json; "
+            "expected a directory checkpoint-N."
+        )
+    metric = arguments.metric_for_best_model
+    if metric and metric.removeprefix("eval_") not in ("loss", "accuracy"):
+        faults.append(f"--metric_for_best_model: got {metric!r}; expected loss or accuracy.")
+    return faults
+
+
+def check_against_data(arguments: TrainingArguments, data: PairData) -> None:
+    """Refuse what these pairs cannot give.
+
+    Raises:
+        UserError: If there is nothing to train on, or nothing for the evaluation asked for.
+    """
+    faults = []
+    if "train" not in data.splits:
+        faults.append(f"{data.name}: has no train split; give --train_file.")
+    elif arguments.dataloader_drop_last:
+        size = len(data.splits["train"])
+        if size < arguments.per_device_train_batch_size:
+            faults.append(
+                f"--dataloader_drop_last: {size} training pairs fill no batch of "
+                f"{arguments.per_device_train_batch_size}; lower --per_device_train_batch_size."
+            )
+    if arguments.eval_strategy != "no":
+        pairs = data.splits.get("validation", ())
+        if not pairs or any(pair.label == UNKNOWN_LABEL for pair in pairs):
+            faults.append(f"--eval_strategy: {data.name} has no labelled validation split; use no.")
+    raise_faults(faults)
 
 
 class HeadRateTrainer(Trainer):
@@ -117,8 +209,6 @@ def _evaluation_rows(
     """Rows for the Trainer's own evaluation as it trains, where `--eval_strategy` asks for it."""
     if request.arguments.eval_strategy == "no":
         return None
-    if "validation" not in data.splits:
-        raise UserError(f"--eval_strategy: got one, but {data.name} has no validation split.")
     features, _ = classifier.encode(data.splits["validation"])
     return _labelled(features, data, "validation")
 
