@@ -38,7 +38,7 @@ def test_a_pushed_model_is_read_back_in_a_new_process(
     assert str(trained_run.parent.parent) not in text and "/tmp" not in text
     card = repository.files["README.md"].decode()
     assert card.startswith("---\n") and "library_name: transformers" in card
-    assert 'from_pretrained("owner/freeze")' in card
+    assert 'from_pretrained("owner/freeze", trust_remote_code=True)' in card
     output = tmp_path / "out.jsonl"
     done = run_command(
         *("predict", "owner/freeze", "--input", pair_files["unlabelled"], "--output", str(output)),

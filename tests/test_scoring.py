@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from peft_mrpc.runs import load_run
 from peft_mrpc.scoring import length_sorted_batches, score_label_tokens, score_rows
 
-SHARD_SCRIPT = """
+SHARD_SCRIPT = r"""
 import sys, numpy as np
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import score_rows
