@@ -17,7 +17,7 @@ DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no net
 DATA = ["--dataset", "builtin:pairs"]
 STEPS: dict[str, list[str]] = {
     "layer_freeze": ["--model", "builtin:minilm", "--num_train_epochs", "6"],
-    "prompt_tuning": ["--model", "builtin:minilm", "--num_train_epochs", "12"],
+    "prompt_tuning": ["--model", "builtin:minilm", "--num_train_epochs", "8"],
     "hard_prompt": ["--model", "builtin:smollm2", "--split", "test"],
 }
 
