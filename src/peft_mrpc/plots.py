@@ -53,8 +53,8 @@ def plot_confusion_matrices(
     matrices: Mapping[str, NDArray[np.int64]], label_names: Sequence[str]
 ) -> Figure:
     """Confusion matrices of several Runs side by side, at most four in a row."""
-    columns = min(4, len(matrices))
-    rows = -(-len(matrices) // columns)
+    rows = -(-len(matrices) // 4)
+    columns = -(-len(matrices) // rows)  # five are 3 + 2, not 4 + 1
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, counts) in zip(axes, matrices.items(), strict=False):

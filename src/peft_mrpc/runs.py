@@ -70,7 +70,8 @@ class Run:
     @property
     def name(self) -> str:
         """Short name for tables and legends: method and model."""
-        return f"{self.record['method']} · {self.record['model'].split('/')[-1]}"
+        model = self.record["model"].removeprefix("builtin:").split("/")[-1]
+        return f"{self.record['method']} · {model}"
 
     @property
     def label_names(self) -> list[str]:
