@@ -6,9 +6,9 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {"errors", "pair_model"},
-    {"config", "data", "metrics", "processes", "prompts", "runs"},
+    {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
     {"cards", "freezing", "models", "plots", "publishing", "scoring"},
-    {"methods", "predictors", "report", "reporting"},
+    {"artifacts", "methods", "predictors", "report", "reporting"},
     {"training"},
     {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
     {"__main__"},

@@ -14,10 +14,10 @@ from conftest import ROWS, requires_mrpc, run_command
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
+from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import find_model
-from peft_mrpc.predictors import load_predictor
 from peft_mrpc.runs import load_run
 from peft_mrpc.train import build_classifier, main, parse_request
 from peft_mrpc.training import build_trainer
@@ -140,7 +140,7 @@ def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
     runs: dict[str, Path], pair_files: dict[str, str]
 ) -> None:
     script = (
-        "import sys, json; from peft_mrpc.predictors import load_predictor;"
+        "import sys, json; from peft_mrpc.artifacts import load_predictor;"
         "from peft_mrpc.data import load_pairs; from peft_mrpc.config import DataConfig;"
         "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
         "print(json.dumps([load_predictor(p).score(pairs, 32).tolist() for p in sys.argv[2:]]))"
@@ -348,6 +348,8 @@ def test_an_interrupted_run_leaves_nothing_half_written(
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
+        # A shell that runs this suite in the background has its children ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 60
     while not any(tmp_path.iterdir()) and time.monotonic() < deadline:

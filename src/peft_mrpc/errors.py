@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Sequence
 
 logger = logging.getLogger("peft_mrpc")
 
-EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143

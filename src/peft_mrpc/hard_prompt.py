@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
+from peft_mrpc.artifacts import save_info
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.models import (
@@ -15,7 +16,7 @@ from peft_mrpc.models import (
     load_causal_lm,
     load_tokenizer,
 )
-from peft_mrpc.predictors import PromptClassifier, save_info
+from peft_mrpc.predictors import PromptClassifier
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import load_template
 from peft_mrpc.publishing import check_access, check_base, publish

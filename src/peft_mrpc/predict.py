@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
-from peft_mrpc.data import Table, pairs_from_table, read_table
+from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.data import pairs_from_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
-from peft_mrpc.predictors import load_predictor
 from peft_mrpc.processes import process_state
 from peft_mrpc.runs import check_writable
+from peft_mrpc.tables import Table, read_table
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
+from peft_mrpc.artifacts import save_classifier
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import parameter_counts, trainable_names
@@ -26,7 +27,7 @@ from peft_mrpc.models import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.predictors import PairClassifier, save_classifier
+from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run

@@ -1,0 +1,169 @@
+"""The folder that holds a trained classifier or a prompt: its way to disk and back."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.models import (
+    ModelSource,
+    find_model,
+    load_causal_lm,
+    load_classifier,
+    load_tokenizer,
+    quiet_transformers,
+)
+from peft_mrpc.predictors import PairClassifier, Predictor, PromptClassifier
+from peft_mrpc.prompts import build_template
+from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, read_json, write_json
+
+
+def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
+    """Write what `transformers` and PEFT do not keep: how this folder classifies pairs.
+
+    A model of the user's own disk is named by its Hub id, or not at all once it is published.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {"format_version": 1, "model": source.name, "base_model_id": source.hub_id} | facts
+    write_json(folder / ARTIFACT_FILE, record)
+
+
+def save_classifier(
+    folder: Path, classifier: PairClassifier, source: ModelSource, method: str
+) -> None:
+    """Save a model or an adapter, its tokenizer, and what is needed to classify as trained."""
+    with quiet_transformers():
+        classifier.model.save_pretrained(folder)
+    classifier.tokenizer.save_pretrained(folder)
+    save_info(
+        folder,
+        source,
+        # A tokenizer that lost its file would be replaced by another without a word.
+        files=sorted(p.name for p in folder.iterdir() if p.name != "README.md"),
+        method=method,
+        label_names=classifier.label_names,
+        max_length=classifier.max_length,
+        pooling=getattr(classifier.model.config, "pooling", "native"),
+    )
+    adapter_config = folder / "adapter_config.json"
+    if adapter_config.is_file() and source.hub_id:
+        # PEFT writes the path it was loaded from, which is good on this machine alone.
+        config = json.loads(adapter_config.read_text("utf-8"))
+        config["base_model_name_or_path"] = source.hub_id
+        if config.get("tokenizer_name_or_path"):
+            config["tokenizer_name_or_path"] = source.hub_id
+        write_json(adapter_config, config)
+
+
+def find_artifact(name: str) -> Path:
+    """The folder to load: a Run's, an adapter's or model's own, or one fetched from the Hub.
+
+    Raises:
+        UserError: If there is none.
+    """
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        path = _download(name)
+    for folder in ARTIFACT_FOLDERS:
+        if (path / folder / ARTIFACT_FILE).is_file():
+            return path / folder
+    return path
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(
+            f"RUN: got {name!r}, which is no directory; expected a Run, an adapter or model "
+            "directory, or owner/name on the Hub."
+        )
+    try:
+        return Path(snapshot_download(name))
+    except Exception as error:  # not found, no access, no network: each with the Hub's own words
+        raise UserError(
+            f"RUN: got {name!r}, which is no directory here and could not be fetched from the Hub: "
+            f"{one_line(error)[:200]}"
+        ) from error
+
+
+def load_predictor(name: str) -> Predictor:
+    """Load what a Run, a directory or a Hub repository holds.
+
+    Raises:
+        UserError: If it holds nothing that classifies pairs.
+    """
+    folder = find_artifact(name)
+    if (folder / ARTIFACT_FILE).is_file():
+        info = read_json(folder / ARTIFACT_FILE)
+        missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
+        if missing:
+            raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
+    elif (folder / "config.json").is_file():
+        info = _info_of_plain_model(folder)
+    else:
+        raise UserError(
+            f"RUN: got {name!r}, which holds neither {ARTIFACT_FILE} nor a model's config.json; "
+            "expected a Run, or what one published."
+        )
+    loader = next(
+        load for file, load in LOADERS.items() if file is None or (folder / file).is_file()
+    )
+    return loader(folder, info)
+
+
+def _info_of_plain_model(folder: Path) -> dict[str, Any]:
+    """What another tool's sequence classifier says of itself."""
+    config = read_json(folder / "config.json")
+    # Saved with its keys sorted as text: "10" stands before "2".
+    labels = sorted((config.get("id2label") or {}).items(), key=lambda item: int(item[0]))
+    names = [name for _, name in labels] or ["LABEL_0", "LABEL_1"]
+    return {"label_names": names, "max_length": 128}
+
+
+def _base_source(info: dict[str, Any]) -> ModelSource:
+    """The base model under its local name if it is here, under its Hub id if not."""
+    try:
+        return find_model(info["model"], info["base_model_id"])
+    except UserError:
+        if info["base_model_id"] in (None, info["model"]):
+            raise
+        return find_model(info["base_model_id"])
+
+
+def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
+    from peft import PeftModel
+
+    tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
+    base = load_classifier(
+        _base_source(info), info["label_names"], tokenizer, info.get("pooling", "native")
+    )
+    model = PeftModel.from_pretrained(base, str(folder))
+    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+
+
+def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
+    source = ModelSource(str(folder), str(folder), None)
+    tokenizer = load_tokenizer(source)
+    model = load_classifier(source, info["label_names"], tokenizer, trained=True)
+    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+
+
+def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:
+    source = _base_source(info)
+    return PromptClassifier(
+        load_causal_lm(source, info["quantization"]),
+        load_tokenizer(source),
+        build_template(info["template"], str(folder / ARTIFACT_FILE)),
+        info["label_names"],
+        info["max_length"],
+    )
+
+
+# What marks each kind of folder; the last is what remains.
+LOADERS: dict[str | None, Callable[[Path, dict[str, Any]], Predictor]] = {
+    "adapter_config.json": _load_adapter,
+    "config.json": _load_model,
+    None: _load_prompt,
+}
