@@ -9,7 +9,7 @@ LAYERS = [
     {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
     {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection"},
     {"artifacts", "methods", "predictors", "report", "reporting"},
-    {"training"},
+    {"seeds", "training"},
     {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
     {"__main__"},
 ]

@@ -84,7 +84,15 @@ class TrainConfig:
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
     )
+    selection_fraction: float = option(
+        0.1,
+        "share of the training pairs held out for what is chosen: early stopping, the best "
+        "checkpoint, a threshold, tune's trials",
+    )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
+    seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
+        None, "train once with each of these (1,2,3), and report mean and standard deviation"
+    )
     base_model_id: str | None = option(
         None, "Hub id that a published adapter names as its base, for a --model that is a directory"
     )

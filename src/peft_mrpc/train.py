@@ -32,6 +32,7 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.seeds import settle_seeds, train_seeds
 from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
@@ -56,7 +57,7 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
         method.option_defaults(),
         method_flags(),
     )
-    raise_faults(argument_faults(config, arguments))
+    raise_faults(settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments))
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
@@ -103,7 +104,16 @@ def train(request: TrainRequest) -> Run | None:
         _print_plan(request, data, splits, classifier)
         return None
     state = process_state()
-    if state.is_main_process:
+    if request.config.seeds:
+        del classifier  # it was a check: each seed begins with its own
+
+        def train_one(one: TrainRequest, staging: Path | None) -> None:
+            set_seed(one.arguments.seed)
+            fresh = build_classifier(one, source, data)
+            _train_into(staging, one, source, data, splits, fresh)
+
+        train_seeds(request, data, train_one)
+    elif state.is_main_process:
         with staged_directory(request.output_dir) as staging:
             _train_into(staging, request, source, data, splits, classifier)
     else:
