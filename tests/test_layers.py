@@ -6,11 +6,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {"errors", "pair_model"},
-    {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
-    {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection"},
+    {"config", "data", "metrics", "processes", "prompts", "runs", "search_space", "tables"},
+    {"cards", "freezing", "models", "plots", "publishing", "scoring", "search_plots", "selection"},
     {"artifacts", "methods", "predictors", "report", "reporting"},
-    {"seeds", "training"},
-    {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
+    {"search", "search_outcome", "seeds", "training"},
+    {"compare", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -300,6 +300,15 @@ def parse_scalar(text: str) -> Any:
     return value
 
 
+def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """A command line as a recipe: numbers as such, all else as it was typed."""
+    flags: dict[str, Any] = {}
+    for name, texts in _group_tokens(argv, []):
+        values = [v if type(v := parse_scalar(text)) in (int, float) else text for text in texts]
+        flags[name] = values if len(values) > 1 else values[0] if values else True
+    return flags
+
+
 def recipe_to_flags(recipe: Mapping[str, Any]) -> list[str]:
     """Write a recipe as command-line tokens, so that one parser reads both."""
     tokens: list[str] = []

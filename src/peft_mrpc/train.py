@@ -44,14 +44,25 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     Raises:
         UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
     """
+    return parse_command(argv, "train", DESCRIPTION, ())[0]
+
+
+def parse_command(
+    argv: Sequence[str], verb: str, description: str, own: Sequence[type]
+) -> tuple[TrainRequest, list[Any]]:
+    """Parse the command line of a verb that trains, with flags of its own beside those of train.
+
+    Returns:
+        What to train, and an instance of each dataclass in `own`.
+    """
     path = cfg.flag_value(argv, "config")
     recipe = cfg.load_recipe(path) if path else {}
     name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
-    (config, data, arguments), given = cfg.parse_flags(
-        "train",
-        DESCRIPTION,
-        (cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
+    (*mine, config, data, arguments), given = cfg.parse_flags(
+        verb,
+        description,
+        (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
         argv,
         [load_default_recipe(str(name)), recipe],
         method.option_defaults(),
@@ -64,10 +75,13 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     options = method.build_options(given)
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
     given_dir = cfg.flag_value(argv, "output_dir") or recipe.get("output_dir")
-    output_dir = Path(
-        str(given_dir or default_output_dir(config.method, config.model, data))
-    ).expanduser()
-    return TrainRequest(config, data, arguments, method, options, given, output_dir, publish_it)
+    default_dir = default_output_dir(config.method, config.model, data)
+    if verb != "train":
+        default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
+    output_dir = Path(str(given_dir or default_dir)).expanduser()
+    return TrainRequest(
+        config, data, arguments, method, options, given, output_dir, publish_it
+    ), mine
 
 
 def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
