@@ -5,8 +5,18 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
-    {"errors", "pair_model"},
-    {"config", "data", "metrics", "processes", "prompts", "runs", "search_space", "tables"},
+    {"averages", "errors", "pair_model"},
+    {
+        "config",
+        "data",
+        "metrics",
+        "processes",
+        "prompts",
+        "runs",
+        "search_space",
+        "tables",
+        "workers",
+    },
     {"cards", "freezing", "models", "plots", "publishing", "scoring", "search_plots", "selection"},
     {"artifacts", "methods", "predictors", "report", "reporting"},
     {"search", "search_outcome", "seeds", "training"},

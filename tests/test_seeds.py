@@ -16,10 +16,10 @@ from conftest import run_command
 
 from peft_mrpc import compare, predict
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.averages import combine_metrics
 from peft_mrpc.cards import build_card
 from peft_mrpc.publishing import collect_files
 from peft_mrpc.runs import load_run
-from peft_mrpc.seeds import combine_metrics
 from peft_mrpc.train import main
 
 FLAGS = ["--method", "lora", "--num_train_epochs", "2", "--learning_rate", "3e-2"]

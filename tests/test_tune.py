@@ -337,3 +337,10 @@ def test_without_optuna_the_hint_is_one_line(flags: list[str]) -> None:
     assert done.returncode == 2
     assert done.stderr.strip().endswith("Next: pip install 'peft-mrpc[tune]'")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_password_is_not_shown() -> None:
+    from peft_mrpc.search import without_login
+
+    assert without_login("postgresql://me:se@cret@host/db") == "postgresql://host/db"
+    assert without_login("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"

@@ -1,7 +1,10 @@
 """Trials of a search, one after another, through the Trainer's own hyperparameter search."""
 
+import contextlib
 import fcntl
+import json
 import os
+import re
 import socket
 import sys
 import time
@@ -18,8 +21,10 @@ from transformers import Trainer
 
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.runs import read_json, write_json
 from peft_mrpc.search_space import Parameter
 
+SEARCH_FILE = "search.json"
 # What a trial is judged by, on the held-out pairs.
 OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "accuracy": "maximize",
@@ -78,8 +83,14 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
         return optuna.storages.RDBStorage(url, engine_kwargs=options)
     except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
         raise UserError(
-            f"--storage: got {url!r}, which cannot be opened: {one_line(error)[:200]}"
+            f"--storage: got {without_login(url)!r}, which cannot be opened: "
+            f"{one_line(error)[:200]}"
         ) from error
+
+
+def without_login(url: str) -> str:
+    """An address to show: without the user and password in it."""
+    return re.sub(r"//[^/]*@", "//", url)
 
 
 def open_study(plan: Plan) -> optuna.Study:
@@ -113,6 +124,34 @@ def counted_trials(study: optuna.Study) -> list[FrozenTrial]:
     """All trials but those that were interrupted: a failed one counts, it would fail again."""
     interrupted = {key for key in study.user_attrs if key.startswith("interrupted ")}
     return [t for t in study.get_trials() if f"interrupted {t.number}" not in interrupted]
+
+
+def begin_search(plan: Plan) -> None:
+    """Make or find the study, and write down what is searched.
+
+    Raises:
+        UserError: If the directory holds a search of another command.
+    """
+    record = plan.folder / SEARCH_FILE
+    if record.is_file() and (theirs := read_json(record)).get("study") != plan.name:
+        differing = [key for key, value in plan.fixed.items() if theirs["fixed"].get(key) != value]
+        raise UserError(
+            f"--output_dir: got {str(plan.folder)!r}, which holds a search with another "
+            f"{', '.join(differing[:5]) or 'command'}; name another directory, or give what it had."
+        )
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        known = len(counted_trials(open_study(plan)))
+    except UserError:
+        with contextlib.suppress(OSError):
+            plan.folder.rmdir()  # unless something is in it
+        raise
+    fixed = json.loads(json.dumps(dict(plan.fixed), default=str))
+    write_json(record, {"study": plan.name, "fixed": fixed})
+    sys.stderr.write(
+        f"search: {'; '.join(map(str, plan.space))}\n"
+        f"{known} of {plan.num_trials} trials are there; {without_login(plan.storage)}\n"
+    )
 
 
 def run_trials(plan: Plan, trainer: Trainer, build: Callable[[Mapping[str, Any]], Trainer]) -> None:

@@ -1,17 +1,13 @@
 """Search for settings on a held-out part of the training pairs, and write the best as a recipe."""
 
-import contextlib
 import hashlib
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
@@ -21,19 +17,20 @@ from peft_mrpc.methods import load_default_recipe
 from peft_mrpc.models import find_model
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
-from peft_mrpc.runs import check_output_dir, read_json, write_json
+from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import hold_out
 from peft_mrpc.train import build_classifier, parse_command
 from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
+from peft_mrpc.workers import run_workers
 
 if TYPE_CHECKING:
     from peft_mrpc.search import Plan
 
 DESCRIPTION = "Search a method's settings with Optuna, and write the best as a recipe for train."
-STUDY_FILE, SEARCH_FILE = "study.db", "search.json"
+STUDY_FILE = "study.db"
 SEARCH_CONTENTS = frozenset(
-    {STUDY_FILE, f"{STUDY_FILE}-journal", SEARCH_FILE}
+    {STUDY_FILE, f"{STUDY_FILE}-journal", "search.json"}
     | {"best.yaml", "trials.csv", "search.png", "search.svg"}
 )
 # How the Trainer runs a trial: judged after every epoch, and nothing kept.
@@ -102,7 +99,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
         UserError: Before the first trial for all that is wrong with the command, after the last
             if none came to its end.
     """
-    from peft_mrpc.search import open_study
+    from peft_mrpc.search import begin_search, open_study, without_login
     from peft_mrpc.search_outcome import write_outcome
 
     given = _given_flags(argv)
@@ -125,19 +122,20 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
         if request.config.dry_run:
             _print_plan(plan, data)
             return
-        _begin(plan, config)
+        begin_search(plan)
         try:
             if config.num_workers > 1:
                 del trainer
-                _run_workers(argv, config.num_workers)
+                run_workers(argv, config.num_workers)
             else:
                 _run_here(plan, trainer, build)
         except KeyboardInterrupt as error:
-            error.add_note(f"Finished trials are kept in {plan.storage}: the same command goes on.")
+            where = without_login(plan.storage)
+            error.add_note(f"Finished trials are kept in {where}: the same command goes on.")
             raise
-    recipe = {key: value for key, value in given.items() if key not in ("output_dir", "config")}
-    recipe = {k: v for k, v in recipe.items() if k not in cfg.flag_names(TuneConfig)}
-    recipe = {**load_default_recipe(request.config.method), **recipe}
+    not_of_train = {"output_dir", "config", *cfg.flag_names(TuneConfig)}
+    own = {name: value for name, value in given.items() if name not in not_of_train}
+    recipe = {**load_default_recipe(request.config.method), **own}
     said = write_outcome(plan, open_study(plan), recipe, f"{size} held-out training pairs")
     sys.stdout.write(said + "\n")
 
@@ -269,36 +267,6 @@ def _plan(
     )
 
 
-def _begin(plan: "Plan", config: TuneConfig) -> None:
-    """Make or find the study, and write down what is searched.
-
-    Raises:
-        UserError: If the directory holds a search of another command.
-    """
-    from peft_mrpc.search import counted_trials, open_study
-
-    record = plan.folder / SEARCH_FILE
-    if record.is_file() and (theirs := read_json(record)).get("study") != plan.name:
-        differing = [key for key, value in plan.fixed.items() if theirs["fixed"].get(key) != value]
-        raise UserError(
-            f"--output_dir: got {str(plan.folder)!r}, which holds a search with another "
-            f"{', '.join(differing[:5]) or 'command'}; name another directory, or give what it had."
-        )
-    plan.folder.mkdir(parents=True, exist_ok=True)
-    try:
-        known = len(counted_trials(open_study(plan)))
-    except UserError:
-        with contextlib.suppress(OSError):
-            plan.folder.rmdir()  # unless something is in it
-        raise
-    fixed = json.loads(json.dumps(dict(plan.fixed), default=str))
-    write_json(record, {"study": plan.name, "storage": config.storage, "fixed": fixed})
-    sys.stderr.write(
-        f"search: {'; '.join(map(str, plan.space))}\n"
-        f"{known} of {plan.num_trials} trials are there; {plan.storage}\n"
-    )
-
-
 def _run_here(
     plan: "Plan", trainer: Trainer, build: Callable[[Mapping[str, Any]], Trainer]
 ) -> None:
@@ -313,42 +281,12 @@ def _run_here(
         logger.setLevel(level)
 
 
-def _run_workers(argv: Sequence[str], count: int) -> None:
-    """Start the same command several times, each on its share of the cores or on a GPU of its own.
-
-    Raises:
-        UserError: If none of them ended well.
-    """
-    gpus = torch.cuda.device_count()
-    workers: list[subprocess.Popen[bytes]] = []
-    command = [sys.executable, "-m", "peft_mrpc.tune", *argv, "--num_workers", "1"]
-    try:
-        for number in range(count):
-            env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
-            if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
-                env["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
-            workers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env))
-        codes = [worker.wait() for worker in workers]
-    except BaseException:
-        for worker in workers:
-            worker.terminate()
-        for worker in workers:
-            with contextlib.suppress(KeyboardInterrupt):
-                worker.wait()
-        raise
-    if all(codes):
-        raise UserError(f"tune: none of {count} workers ended well; they say why above.")
-    if any(codes):
-        ended = sum(code != 0 for code in codes)
-        logger.warning("%d of %d workers ended early; the others did the rest", ended, count)
-
-
 def _print_plan(plan: "Plan", data: PairData) -> None:
     kept, held = (len(data.splits[split]) for split in ("train", "validation"))
     lines = [
         f"data: {data.name}, training on {kept:,} pairs, {plan.objective} on {held:,} held out",
         f"search: {'; '.join(map(str, plan.space))}",
-        f"trials: {plan.num_trials}, in {plan.storage}",
+        f"trials: {plan.num_trials}",
         "dry run: nothing was tried, nothing was written",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
