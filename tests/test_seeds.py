@@ -5,7 +5,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,7 +140,8 @@ def test_compare_shows_the_deviation(seeds_run: Path, trained_run: Path, tmp_pat
 def test_an_interrupted_run_keeps_its_finished_seeds_and_goes_on(
     flags: list[str], tmp_path: Path
 ) -> None:
-    long = [*flags, "--num_train_epochs", "60", "--seeds", "5,6,7"]
+    # Long enough to be interrupted in the second seed.
+    long = [*flags, "--num_train_epochs", "250", "--seeds", "5,6,7"]
     command = [sys.executable, "-m", "peft_mrpc.train", *long, "--output_dir", str(tmp_path / "r")]
     process = subprocess.Popen(
         command,
@@ -153,7 +153,6 @@ def test_an_interrupted_run_keeps_its_finished_seeds_and_goes_on(
     assert process.stdout
     # The Trainer's own log stands before it.
     assert any(line.startswith("seed 5 (1 of 3): validation acc") for line in process.stdout)
-    time.sleep(0.3)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     assert process.returncode == 130
