@@ -7,7 +7,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {"errors", "pair_model"},
     {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
-    {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection"},
+    {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection", "targets"},
     {"artifacts", "methods", "predictors", "report", "reporting"},
     {"training"},
     {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},

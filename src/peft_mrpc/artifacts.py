@@ -45,6 +45,7 @@ def save_classifier(
         label_names=classifier.label_names,
         max_length=classifier.max_length,
         pooling=getattr(classifier.model.config, "pooling", "native"),
+        quantization=classifier.quantization,
     )
     adapter_config = folder / "adapter_config.json"
     if adapter_config.is_file() and source.hub_id:
@@ -136,11 +137,16 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     from peft import PeftModel
 
     tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
+    quantization = info.get("quantization", "none")
     base = load_classifier(
-        _base_source(info), info["label_names"], tokenizer, info.get("pooling", "native")
+        _base_source(info),
+        info["label_names"],
+        tokenizer,
+        info.get("pooling", "native"),
+        quantization=quantization,
     )
     model = PeftModel.from_pretrained(base, str(folder))
-    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"], quantization)
 
 
 def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:

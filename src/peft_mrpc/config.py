@@ -70,7 +70,9 @@ class TrainConfig:
     _argument_group_name = "training"
 
     method: str = option(
-        "layer_freeze", "strategy: full, layer_freeze, linear_probe, lora or prompt_tuning"
+        "layer_freeze",
+        "strategy: full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, oft, "
+        "prompt_tuning, p_tuning or prefix_tuning",
     )
     model: str = option(
         DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"
@@ -83,6 +85,9 @@ class TrainConfig:
     )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
+    )
+    quantization: str = option(
+        "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
     base_model_id: str | None = option(

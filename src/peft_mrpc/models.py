@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, logger, one_line, unknown_name
+from peft_mrpc.freezing import HEAD_NAMES
 from peft_mrpc.pair_model import SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 
@@ -34,6 +35,7 @@ AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+QUANTIZED_MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method")
 
 
 @dataclass(frozen=True)
@@ -236,8 +238,11 @@ def load_classifier(
     tokenizer: PreTrainedTokenizerBase,
     pooling: str = "native",
     trained: bool = False,
+    quantization: str = "none",
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
+
+    A quantized one lies frozen on this process's device, its norms, embeddings and head in fp32.
 
     Args:
         source: The model; a head that the checkpoint lacks is drawn at random,
@@ -246,6 +251,7 @@ def load_classifier(
         tokenizer: The model's: decoders find the last token by its pad, our head the sentences by
             its special tokens.
         pooling: `native` for the architecture's own head, or one of ours (`SentencePairConfig`).
+        quantization: As for `load_causal_lm`; the head is never quantized.
     Raises:
         UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
             weights do not load.
@@ -255,12 +261,13 @@ def load_classifier(
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
+    weights = _weight_options(quantization, torch.float32)
     if pooling == "native":
         model, report = _load(
             AutoModelForSequenceClassification,
             source,
-            dtype=torch.float32,
             output_loading_info=True,
+            **weights,
             **labels,
         )
         if trained and report["missing_keys"]:
@@ -274,22 +281,30 @@ def load_classifier(
                 f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
                 "expected native, last or mean."
             )
-        encoder = _load(AutoModel, source, dtype=torch.float32)
+        encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
             _without_origin(encoder.config), pooling=pooling, special_ids=special_ids, **labels
         )
         model = SentencePairModel(config)
         model.use_encoder(encoder)
+        if quantization != "none":
+            model.classifier.to(encoder.device)
+            for mark in QUANTIZED_MARKS:  # what PEFT asks the whole model for
+                setattr(model, mark, getattr(encoder, mark, False))
     model.config.pad_token_id = tokenizer.pad_token_id
+    if quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        # Checkpointing, where it is asked for, is the Trainer's to switch on.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
 
 
 def _without_origin(config: PretrainedConfig) -> dict[str, Any]:
     """A configuration as a dictionary, without the path it was read from."""
-    return {
-        k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "architectures")
-    }
+    dropped = ("_name_or_path", "architectures", "quantization_config")
+    return {k: v for k, v in config.to_dict().items() if k not in dropped}
 
 
 def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
@@ -310,15 +325,24 @@ def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
             f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
         )
     device = process_state().device
-    options: dict[str, Any] = {"dtype": compute_dtype(device)}
-    if quantization != "none":
-        # One replica a rank: "auto" would spread each rank's copy over all GPUs.
-        options |= {
-            "device_map": {"": device},
-            "quantization_config": _quantization_config(quantization, compute_dtype(device)),
-        }
-    model = _load(AutoModelForCausalLM, source, **options)
+    model = _load(
+        AutoModelForCausalLM, source, **_weight_options(quantization, compute_dtype(device))
+    )
     return (model if quantization != "none" else model.to(device)).eval()
+
+
+def _weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
+    """How weights are loaded: `plain_dtype` where they are not quantized."""
+    if quantization == "none":
+        return {"dtype": plain_dtype}
+    device = process_state().device
+    dtype = compute_dtype(device)
+    # One replica a rank: "auto" would spread each rank's copy over all GPUs.
+    return {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "quantization_config": _quantization_config(quantization, dtype),
+    }
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -334,9 +358,13 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
+    # BERT's own list names `classifier.bias`, and its classifier would be quantized. `lm_head` is
+    # what transformers leaves alone where no list is given.
+    skipped = [*HEAD_NAMES, "pooler", "lm_head"]
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=skipped,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,

@@ -43,12 +43,14 @@ class PairClassifier:
         tokenizer: Pads on the side the model needs.
         label_names: Names of the C labels.
         max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
+        quantization: How the base model's weights are held.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     label_names: list[str]
     max_length: int
+    quantization: str = "none"
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[dict[str, list[int]]], int]:
         """Token ids of each pair, and how many pairs had to be cut."""

@@ -141,11 +141,14 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             "--pooling: got native, but a decoder's own head reads a pad once virtual tokens stand "
             "before the pair; expected last or mean."
         )
-    model = load_classifier(source, data.label_names, tokenizer, request.config.pooling)
+    quantization = request.config.quantization
+    model = load_classifier(
+        source, data.label_names, tokenizer, request.config.pooling, quantization=quantization
+    )
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
     adapted = request.method.apply(model, request.options)
-    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length)
+    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length, quantization)
 
 
 def _train_into(
