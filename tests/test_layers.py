@@ -6,11 +6,11 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {"errors", "pair_model"},
-    {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
-    {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection", "targets"},
+    {"config", "data", "metrics", "processes", "prompts", "runs", "tables", "targets"},
+    {"cards", "compatibility", "freezing", "models", "plots", "publishing", "scoring", "selection"},
     {"artifacts", "methods", "predictors", "report", "reporting"},
     {"training"},
-    {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
+    {"compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train"},
     {"__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

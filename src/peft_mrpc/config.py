@@ -71,8 +71,8 @@ class TrainConfig:
 
     method: str = option(
         "layer_freeze",
-        "strategy: full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, oft, "
-        "prompt_tuning, p_tuning or prefix_tuning",
+        "strategy: full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, "
+        "oft, prompt_tuning, p_tuning or prefix_tuning",
     )
     model: str = option(
         DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"

@@ -156,20 +156,21 @@ def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
 
 
-def _size_prompt(model: PreTrainedModel, options: PeftConfig) -> None:
+def _size_prompt(model: PreTrainedModel, options: Any) -> None:
     """Say how wide and deep virtual tokens are: PEFT reads names that not every config writes.
 
     ELECTRA's token embeddings are narrower than its layers; DistilBERT has names of its own; a
     decoder may have fewer heads of keys and values than of queries.
     """
-    config = model.base_model.config
+    config: Any = model.base_model.config
     heads = config.num_attention_heads
     if options.peft_type == "PREFIX_TUNING":
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         heads = getattr(config, "num_key_value_heads", None) or heads
         width = heads * head_dim
     else:
-        width = model.get_input_embeddings().embedding_dim
+        embeddings: Any = model.get_input_embeddings()
+        width = embeddings.embedding_dim
     options.token_dim = options.token_dim or width
     options.num_attention_heads = options.num_attention_heads or heads
     options.num_layers = options.num_layers or config.num_hidden_layers

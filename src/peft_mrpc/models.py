@@ -35,7 +35,11 @@ AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
-QUANTIZED_MARKS = ("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized", "quantization_method")
+# What PEFT and the Trainer ask a whole model for.
+QUANTIZED_MARKS = (
+    *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
+    *("quantization_method", "hf_quantizer"),
+)
 
 
 @dataclass(frozen=True)
@@ -290,7 +294,7 @@ def load_classifier(
         model.use_encoder(encoder)
         if quantization != "none":
             model.classifier.to(encoder.device)
-            for mark in QUANTIZED_MARKS:  # what PEFT asks the whole model for
+            for mark in QUANTIZED_MARKS:
                 setattr(model, mark, getattr(encoder, mark, False))
     model.config.pad_token_id = tokenizer.pad_token_id
     if quantization != "none":
@@ -299,6 +303,14 @@ def load_classifier(
         # Checkpointing, where it is asked for, is the Trainer's to switch on.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     return model
+
+
+def load_empty_classifier(config: PretrainedConfig, pooling: str) -> PreTrainedModel:
+    """A classifier of two labels without its weights (on torch's meta device): shapes only."""
+    with torch.device("meta"), quiet_transformers():
+        if pooling == "native":
+            return AutoModelForSequenceClassification.from_config(config)
+        return SentencePairModel(SentencePairConfig(_without_origin(config), pooling=pooling))
 
 
 def _without_origin(config: PretrainedConfig) -> dict[str, Any]:
@@ -348,11 +360,17 @@ def _weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, An
 def compute_dtype(device: torch.device) -> torch.dtype:
     """The dtype the device computes fast in: bf16 where it has units for it, fp32 on a CPU.
 
-    bf16 on a CPU without AMX is several times slower than fp32.
+    bf16 on a CPU without AMX is several times slower than fp32; on one with AMX it is for
+    `--bf16` to ask for, in the training alone.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float32
+
+
+def cpu_has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    return bool(torch.cpu._is_amx_tile_supported())
 
 
 def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:

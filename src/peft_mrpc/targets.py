@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftConfig, PeftType
+from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
 from peft.utils.constants import (
     TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING,
     TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING,
@@ -17,7 +17,7 @@ from peft_mrpc.pair_model import SentencePairConfig
 ATTENTION = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"]}
 # Every normalization, those of the embeddings too: a thousandth of the numbers of the model.
 NORMS = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta", "electra", "deberta-v2"), ["LayerNorm"]),
+    **{name: ["LayerNorm"] for name in ("bert", "roberta", "xlm-roberta", "electra", "deberta-v2")},
     "distilbert": ["LayerNorm", "sa_layer_norm", "output_layer_norm"],
     # The first layer has no norm before its attention: "attn_norm" alone would meet an Identity.
     "modernbert": r".*(embeddings\.norm|[1-9]\d*\.attn_norm|mlp_norm|final_norm)",
@@ -44,7 +44,7 @@ def encoder_type(config: PretrainedConfig) -> str:
     return str(config.model_type)
 
 
-def default_targets(peft_type: str, model_type: str) -> Any:
+def default_targets(peft_type: Any, model_type: str) -> Any:
     """Names (or a pattern) of the modules that the method changes; None where none are known."""
     if peft_type == PeftType.IA3:  # the one tuner that does not carry its mapping
         known: Mapping[str, Any] = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
@@ -54,7 +54,7 @@ def default_targets(peft_type: str, model_type: str) -> Any:
     return known.get(model_type) or ours.get(model_type)
 
 
-def name_targets(config: PretrainedConfig, options: PeftConfig) -> None:
+def name_targets(config: PretrainedConfig, options: Any) -> None:
     """Write the targets into the options, unless the user did: PEFT sees only our model's type."""
     if not hasattr(options, "target_modules"):
         return
@@ -63,7 +63,7 @@ def name_targets(config: PretrainedConfig, options: PeftConfig) -> None:
         targets = default_targets(options.peft_type, model_type)
         options.target_modules = set(targets) if isinstance(targets, list) else targets
     if options.peft_type == PeftType.IA3 and options.feedforward_modules is None:
-        known = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
+        known: Mapping[str, Any] = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
         inputs = set(known.get(model_type) or SCALED_INPUTS.get(model_type, ()))
         chosen = options.target_modules
         options.feedforward_modules = inputs & chosen if isinstance(chosen, set) else inputs

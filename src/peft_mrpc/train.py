@@ -15,6 +15,7 @@ from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_classifier
+from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import parameter_counts, trainable_names
@@ -122,7 +123,8 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     """Load model and tokenizer and make the model trainable by the method."""
     tokenizer = load_tokenizer(source)
     virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
-    limit = position_limit(load_config(source), tokenizer)
+    model_config = load_config(source)
+    limit = position_limit(model_config, tokenizer)
     if virtual + 8 > limit:
         raise UserError(
             f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
@@ -136,12 +138,17 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         )
     if request.config.pooling == "auto":  # recorded as what it came to
         request.config.pooling = "last" if tokenizer.sep_token is None else "segments"
-    if virtual and tokenizer.sep_token is None and request.config.pooling == "native":
-        raise UserError(
-            "--pooling: got native, but a decoder's own head reads a pad once virtual tokens stand "
-            "before the pair; expected last or mean."
-        )
     quantization = request.config.quantization
+    raise_faults(
+        compatibility_faults(
+            model_config,
+            request.config.method,
+            request.options,
+            pooling=request.config.pooling,
+            quantization=quantization,
+            gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
+        )
+    )
     model = load_classifier(
         source, data.label_names, tokenizer, request.config.pooling, quantization=quantization
     )

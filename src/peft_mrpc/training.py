@@ -19,6 +19,7 @@ from peft_mrpc.data import UNKNOWN_LABEL, PairData
 from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import FreezeCallback, describe_trainable, head_parameter_ids
 from peft_mrpc.methods import Method
+from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, PairCollator
 
@@ -51,6 +52,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     known = ("auto", "native", *POOLINGS)
     if config.pooling not in known:
         faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.quantization not in QUANTIZATIONS:
+        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
     rates = {"learning_rate": arguments.learning_rate}
     if config.head_learning_rate is not None:
         rates["head_learning_rate"] = config.head_learning_rate
@@ -69,6 +72,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
     if not 0 <= arguments.seed < 1 << 32:
         faults.append(f"--seed: got {arguments.seed}; expected 0 to {(1 << 32) - 1}.")
+    if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
+        logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
     return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
