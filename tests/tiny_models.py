@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from conftest import build_tokenizer
 from transformers import (
@@ -10,7 +11,16 @@ from transformers import (
     AutoModelForSequenceClassification,
     LlamaForCausalLM,
     PretrainedConfig,
+    set_seed,
 )
+
+from peft_mrpc.artifacts import load_predictor, save_classifier
+from peft_mrpc.data import load_pairs
+from peft_mrpc.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.models import find_model
+from peft_mrpc.predictors import PairClassifier
+from peft_mrpc.train import build_classifier, parse_request
+from peft_mrpc.training import build_trainer
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
 RANGE = {"initializer_range": 0.3}
@@ -95,3 +105,66 @@ def write_tiny_model(architecture: str, folder: Path, scale: int = 1) -> str:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+# The options that fit models so small.
+FLAGS = {
+    "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "vera": ["--r", "4"],
+    "lora": ["--r", "4"],
+    "dora": ["--r", "4"],
+    "oft": ["--oft_block_size", "8"],
+    "prompt_tuning": ["--num_virtual_tokens", "5"],
+    "p_tuning": ["--num_virtual_tokens", "5"],
+    "prefix_tuning": ["--num_virtual_tokens", "5"],
+}
+
+
+def poolings(architecture: str) -> tuple[str, str]:
+    """The architecture's own head, and ours."""
+    return ("native", "last" if architecture == "llama" else "segments")
+
+
+def train_two_steps(
+    method: str, model: str, data_flags: list[str], folder: Path, *flags: str
+) -> tuple[PairClassifier, Any]:
+    """Train through the toolkit's own path; what classifies, and the pairs.
+
+    What trains must change, some of it beside the head, and nothing else may.
+    """
+    request = parse_request(
+        ["--method", method, "--model", model, *data_flags, *FLAGS.get(method, [])]
+        + ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+        + list(flags)
+    )
+    set_seed(1)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(model), data)
+    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    parameters = dict(classifier.model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    trainable = set(trainable_names(classifier.model))
+    head = head_parameter_ids(classifier.model)
+    if method != "linear_probe":
+        assert any(id(parameters[name]) not in head for name in trainable), "only the head trains"
+    trainer.train()
+    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
+    # A key's bias moves no attention weight; LoRA's A and VeRA's d wait for what starts at zero.
+    waiting = ("key.bias", "key_proj.bias", "k_lin.bias", "lora_A", "vera_lambda_d")
+    still = {n for n in trainable - changed if not any(part in n for part in waiting)}
+    assert changed <= trainable and not still
+    return classifier, data.splits["validation"]
+
+
+def batch_drift(classifier: PairClassifier, pairs: Any) -> float:
+    """How far padding moves probabilities; 0 where masks, positions and pooling are right."""
+    return float(np.abs(classifier.score(pairs, 9) - classifier.score(pairs, 1)).max())
+
+
+def reload_drift(
+    classifier: PairClassifier, pairs: Any, model: str, method: str, folder: Path
+) -> float:
+    """How far probabilities are from those of what was saved and loaded again."""
+    save_classifier(folder, classifier, find_model(model), method)
+    again = load_predictor(str(folder)).score(pairs, 9)
+    return float(np.abs(classifier.score(pairs, 9) - again).max())

@@ -64,6 +64,6 @@ def name_targets(config: PretrainedConfig, options: Any) -> None:
         options.target_modules = set(targets) if isinstance(targets, list) else targets
     if options.peft_type == PeftType.IA3 and options.feedforward_modules is None:
         known: Mapping[str, Any] = TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING
-        inputs = set(known.get(model_type) or SCALED_INPUTS.get(model_type, ()))
+        inputs = set(known.get(model_type) or SCALED_INPUTS.get(model_type) or ())
         chosen = options.target_modules
         options.feedforward_modules = inputs & chosen if isinstance(chosen, set) else inputs
