@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from test_architectures import COMBINATIONS
 from tiny_models import (
     ARCHITECTURES,
@@ -34,13 +35,6 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.is_peft]
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("compatibility")
     return {name: write_tiny_model(name, folder / name) for name in ARCHITECTURES}
-
-
-@pytest.fixture(scope="module")
-def wide_models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """bitsandbytes packs 4-bit weights in blocks: 16 wide is too narrow for it."""
-    folder = tmp_path_factory.mktemp("wide")
-    return {name: write_tiny_model(name, folder / name, 4) for name in ("bert", "llama")}
 
 
 @pytest.fixture
@@ -111,21 +105,19 @@ def test_every_other_method_trains_under_checkpointing(
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in PEFT_METHODS])
 def test_the_trainer_refuses_a_quantized_base_without_an_adapter(
-    method: str, wide_models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
+    method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
 ) -> None:
     for pooling in poolings("bert"):
         flags = ["--pooling", pooling, "--quantization", "nf4"]
         with pytest.raises(ValueError, match="purely quantized models"):
-            train_two_steps(method, wide_models["bert"], data_flags, tmp_path, *flags)
+            train_two_steps(method, models["bert"], data_flags, tmp_path, *flags)
 
 
 def test_dora_cannot_read_int8(
-    wide_models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
+    models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
 ) -> None:
     with pytest.raises(AttributeError):
-        train_two_steps(
-            "dora", wide_models["bert"], data_flags, tmp_path, "--quantization", "int8"
-        )
+        train_two_steps("dora", models["bert"], data_flags, tmp_path, "--quantization", "int8")
 
 
 @pytest.mark.parametrize(
@@ -141,11 +133,11 @@ def test_adapters_train_over_a_quantized_base_and_reload(
     method: str,
     quantization: str,
     architecture: str,
-    wide_models: dict[str, str],
+    models: dict[str, str],
     data_flags: list[str],
     tmp_path: Path,
 ) -> None:
-    model = wide_models[architecture]
+    model = models[architecture]
     for pooling in poolings(architecture):
         if (method, architecture, pooling) not in COMBINATIONS:
             continue
@@ -156,28 +148,36 @@ def test_adapters_train_over_a_quantized_base_and_reload(
         assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) == 0
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_scoring_in_the_midst_of_training_lets_gradients_through(
+    quantization: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--pooling", "segments", "--quantization", quantization]
+    train_two_steps("lora", models["bert"], data_flags, tmp_path, *flags, score_first=True)
+
+
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_the_base_is_quantized_and_adapter_and_head_are_not(
     architecture: str,
     quantization: str,
-    wide_models: dict[str, str],
+    models: dict[str, str],
     data_flags: list[str],
     tmp_path: Path,
 ) -> None:
     for pooling in poolings(architecture):
         flags = ["--pooling", pooling, "--quantization"]
         plain, _ = train_two_steps(
-            "lora", wide_models[architecture], data_flags, tmp_path, *flags, "none"
+            "lora", models[architecture], data_flags, tmp_path, *flags, "none"
         )
         packed, _ = train_two_steps(
-            "lora", wide_models[architecture], data_flags, tmp_path, *flags, quantization
+            "lora", models[architecture], data_flags, tmp_path, *flags, quantization
         )
         kinds = {str(p.dtype): 0 for p in packed.model.parameters()}
         for name, p in packed.model.named_parameters():
             kinds[str(p.dtype)] += 1
             if p.requires_grad:
-                assert p.dtype.is_floating_point and "torch.float32" == str(p.dtype), name
+                assert p.dtype == torch.float32, name
         # The two layers' projections: BERT has 6 of them in each, LLaMA 7.
         stored = "torch.int8" if quantization == "int8" else "torch.uint8"
         assert kinds[stored] >= 12
@@ -186,14 +186,14 @@ def test_the_base_is_quantized_and_adapter_and_head_are_not(
 
 
 def test_a_quantized_run_says_so_and_scores_as_it_did(
-    wide_models: dict[str, str], data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
+    models: dict[str, str], data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
     from peft_mrpc.data import load_pairs
 
     folder = tmp_path / "run"
     main(
-        ["--method", "lora", "--model", wide_models["llama"], "--quantization", "nf4", *data_flags]
+        ["--method", "lora", "--model", models["llama"], "--quantization", "nf4", *data_flags]
         + ["--output_dir", str(folder), "--num_train_epochs", "1"]
     )
     assert load_run(folder).record["config"]["quantization"] == "nf4"

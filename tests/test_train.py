@@ -31,16 +31,34 @@ FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
     "linear_probe": [],
+    "bitfit": [],
+    "ln_tuning": [],
+    "ia3": [],
+    "vera": ["--r", "4"],
     "lora": ["--r", "4"],
+    "dora": ["--r", "4"],
+    "oft": ["--oft_block_size", "8"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
+    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
+    "prefix_tuning": ["--num_virtual_tokens", "5"],
 }
 # How many numbers train beside the head, by formula; None: all of them.
 TRAINED = {
     "full": None,
     "layer_freeze": LAYER,
     "linear_probe": 0,
+    # Four projections of H, one of FF, two norms in a layer; one norm over the embeddings.
+    "bitfit": LAYERS * (4 * H + (FF + H) + 2 * H) + H,
+    "ln_tuning": LAYERS * 2 * 2 * H + 2 * H,
+    "ia3": LAYERS * (3 * H + FF),  # key, value, what enters the two output projections
+    "vera": LAYERS * 2 * (4 + H),  # query and value: d is [r], b is [H]
     "lora": LAYERS * 2 * 4 * (H + H),  # query and value: A is [r, H], B is [H, r]
+    "dora": LAYERS * 2 * (4 * (H + H) + H),  # a magnitude for each output beside them
+    "oft": LAYERS * 2 * (H // 8) * (8 * 7 // 2),  # H / 8 skew-symmetric blocks, 8 wide
     "prompt_tuning": 5 * H,
+    # Embeddings, and a network H -> 8 -> 8 -> H over them.
+    "p_tuning": 5 * H + (H * 8 + 8) + (8 * 8 + 8) + (8 * H + H),
+    "prefix_tuning": 5 * LAYERS * 2 * H,  # a key and a value in every layer
 }
 
 
@@ -48,8 +66,9 @@ def expected_count(method: str, pooling: str) -> int | None:
     own = TRAINED[method]
     if own is None:
         return None
-    # BERT's pooler stands after the layers: layer_freeze trains it, our head does without.
-    pooler = POOLER if method == "layer_freeze" and pooling == "native" else 0
+    # BERT's pooler stands after the layers: layer_freeze trains it, bitfit its bias; our head does
+    # without.
+    pooler = {"layer_freeze": POOLER, "bitfit": H}.get(method, 0) if pooling == "native" else 0
     return own + pooler + HEADS[pooling]
 
 
@@ -100,8 +119,9 @@ def test_two_steps_change_what_trains_and_nothing_else(
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed <= names
     # A key's bias moves no attention weight (softmax does not see a shift), rows of the embedding
-    # table that no pair uses stay as well; LoRA's A waits for B, which starts at zero.
-    still = {name for name in names - changed if "key.bias" not in name and "lora_A" not in name}
+    # table that no pair uses stay as well; LoRA's A and VeRA's d wait for what starts at zero.
+    waiting = ("key.bias", "lora_A", "vera_lambda_d")
+    still = {name for name in names - changed if not any(part in name for part in waiting)}
     assert not still
 
 
@@ -269,6 +289,9 @@ def test_virtual_tokens_count_against_the_positions(
         (["--method", "prompt_tuning", "--prompt_tuning_init", "x"], "expected one of RANDOM"),
         (["--method", "lora", "--bias", "nonsense"], "LoraConfig: "),
         (["--pooling", "max"], "--pooling: got 'max'"),
+        (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
+        (["--method", "prefix_tuning", "--gradient_checkpointing"], "keys and values"),
+        (["--method", "dora", "--use_dora", "false"], "--use_dora: got an option of lora"),
     ],
 )
 def test_bad_input_ends_in_one_line_before_anything_is_written(

@@ -53,7 +53,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "n_layers": 2,
         "n_heads": 2,
         "hidden_dim": 32,
-        "initializer_range": 0.3,
+        **RANGE,
     },
     "electra": {"embedding_size": 8},
     "modernbert": {
@@ -67,36 +67,25 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "llama": {"num_key_value_heads": 1, "bos_token_id": 4, "eos_token_id": 5},
 }
-WIDTHS = {
-    "hidden_size",
-    "embedding_size",
-    "intermediate_size",
-    "dim",
-    "hidden_dim",
-    "pooler_hidden_size",
-}
 ENCODERS = [name for name in ARCHITECTURES if name != "llama"]
 TOKEN_TYPES = ("bert", "electra", "deberta-v2")
 
 
-def tiny_config(architecture: str, vocab_size: int = 64, scale: int = 1) -> PretrainedConfig:
-    """The configuration of a model 16 wide, or `scale` times that."""
+def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:
     sizes = {} if architecture == "distilbert" else SIZES
     options = {**sizes, "vocab_size": vocab_size, "max_position_embeddings": 64}
     options |= ARCHITECTURES[architecture]
-    for name in WIDTHS & set(options):
-        options[name] *= scale
     config: PretrainedConfig = AutoConfig.for_model(architecture, **options)
     return config
 
 
-def write_tiny_model(architecture: str, folder: Path, scale: int = 1) -> str:
+def write_tiny_model(architecture: str, folder: Path) -> str:
     """Save a model of random weights; the path it lies at."""
     tokenizer = build_tokenizer(is_chat=architecture == "llama")
     if architecture in ENCODERS and architecture not in TOKEN_TYPES:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     torch.manual_seed(0)
-    config = tiny_config(architecture, len(tokenizer), scale)
+    config = tiny_config(architecture, len(tokenizer))
     model = (
         LlamaForCausalLM(config)
         if architecture == "llama"
@@ -126,7 +115,12 @@ def poolings(architecture: str) -> tuple[str, str]:
 
 
 def train_two_steps(
-    method: str, model: str, data_flags: list[str], folder: Path, *flags: str
+    method: str,
+    model: str,
+    data_flags: list[str],
+    folder: Path,
+    *flags: str,
+    score_first: bool = False,
 ) -> tuple[PairClassifier, Any]:
     """Train through the toolkit's own path; what classifies, and the pairs.
 
@@ -147,6 +141,8 @@ def train_two_steps(
     head = head_parameter_ids(classifier.model)
     if method != "linear_probe":
         assert any(id(parameters[name]) not in head for name in trainable), "only the head trains"
+    if score_first:
+        classifier.score(data.splits["validation"], 9)
     trainer.train()
     changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
     # A key's bias moves no attention weight; LoRA's A and VeRA's d wait for what starts at zero.
