@@ -25,8 +25,13 @@ from peft_mrpc.training import build_trainer
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
 POOLER = H * H + H
-# BERT's own head is one layer over its pooler; ours has a hidden layer over four features.
-HEADS = {"native": 2 * H + 2, "segments": (4 * H * H + H) + (2 * H + 2)}
+# BERT's own head is one layer over its pooler; ours compares tokens (two features of each, and the
+# sharpness of the alignment), then has a hidden layer over two sums and two means, then the labels.
+D = 128
+HEADS = {
+    "native": 2 * H + 2,
+    "aligned": 1 + (2 * H * D + D) + ((2 * D + 2) * D + D) + (2 * D + 2),
+}
 FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
@@ -289,6 +294,7 @@ def test_virtual_tokens_count_against_the_positions(
         (["--method", "prompt_tuning", "--prompt_tuning_init", "x"], "expected one of RANDOM"),
         (["--method", "lora", "--bias", "nonsense"], "LoraConfig: "),
         (["--pooling", "max"], "--pooling: got 'max'"),
+        (["--dropout", "1"], "--dropout: got 1.0; expected 0 or more and below 1"),
         (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
         (["--method", "prefix_tuning", "--gradient_checkpointing"], "keys and values"),
         (["--method", "dora", "--use_dora", "false"], "--use_dora: got an option of lora"),
@@ -349,6 +355,27 @@ def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
     assert "test: has no labels, so there are no metrics" in capsys.readouterr().out
     run = load_run(tmp_path / "run")
     assert run.metrics == {} and len(run.predictions("test").idx) == len(ROWS)
+
+
+def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    from peft_mrpc.data import load_pairs
+
+    request = parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    rows = trainer.train_dataset
+    assert len(rows) == len(data.splits["train"])
+    as_text = classifier.tokenizer.decode
+    seen = {(as_text(rows[0]["input_ids"]), rows[0]["labels"]) for _ in range(50)}
+    first, second, _ = ROWS[0]
+    label = data.splits["train"][0].label
+    assert seen == {
+        (f"[CLS] {first} [SEP] {second} [SEP]", label),
+        (f"[CLS] {second} [SEP] {first} [SEP]", label),
+    }
 
 
 def test_one_target_module_is_a_name_and_no_pattern(

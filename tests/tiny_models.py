@@ -111,7 +111,7 @@ FLAGS = {
 
 def poolings(architecture: str) -> tuple[str, str]:
     """The architecture's own head, and ours."""
-    return ("native", "last" if architecture == "llama" else "segments")
+    return ("native", "last" if architecture == "llama" else "aligned")
 
 
 def train_two_steps(

@@ -79,15 +79,22 @@ class TrainConfig:
     )
     pooling: str = option(
         "native",
-        "what the head reads: native (the architecture's own head), or ours over cls, first, mean "
-        "last or segments (each sentence's mean, their difference and product); auto is segments "
-        "where the tokenizer separates the sentences, last where it does not",
+        "what the head reads: native (the architecture's own head), or ours over cls, first, mean, "
+        "last, segments (each sentence's mean, their difference and product) or aligned (each "
+        "token beside its like in the other sentence); auto is aligned where the tokenizer "
+        "separates the sentences, last where it does not",
     )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
     )
     quantization: str = option(
         "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"
+    )
+    dropout: float | None = option(
+        None, "dropout in encoder and head while training (the checkpoint's own if not given)"
+    )
+    swap_sentences: bool = option(
+        False, "train on each pair in either order, by chance: for a question without a direction"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
     base_model_id: str | None = option(

@@ -163,7 +163,7 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
     model_config = load_config(source)
     pooling = config.pooling
     if pooling == "auto":
-        pooling = "last" if load_tokenizer(source).sep_token is None else "segments"
+        pooling = "last" if load_tokenizer(source).sep_token is None else "aligned"
     lines = [f"{source.name}: {model_config.model_type}, pooling {pooling}"]
     for method, chosen in options.items():
         faults = compatibility_faults(

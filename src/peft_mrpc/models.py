@@ -27,10 +27,11 @@ from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, logger, one_line, unknown_name
 from peft_mrpc.freezing import HEAD_NAMES
-from peft_mrpc.pair_model import SentencePairConfig, SentencePairModel
+from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 
 NO_LIMIT = 1 << 30
+HEAD_DROPOUT = 0.1
 AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
 
@@ -243,6 +244,7 @@ def load_classifier(
     pooling: str = "native",
     trained: bool = False,
     quantization: str = "none",
+    dropout: float | None = None,
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
 
@@ -256,6 +258,7 @@ def load_classifier(
             its special tokens.
         pooling: `native` for the architecture's own head, or one of ours (`SentencePairConfig`).
         quantization: As for `load_causal_lm`; the head is never quantized.
+        dropout: Dropout everywhere, in encoder and head; None for the checkpoint's own.
     Raises:
         UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
             weights do not load.
@@ -266,6 +269,8 @@ def load_classifier(
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
     weights = _weight_options(quantization, torch.float32)
+    if dropout is not None:
+        weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
     if pooling == "native":
         model, report = _load(
             AutoModelForSequenceClassification,
@@ -280,7 +285,7 @@ def load_classifier(
                 f"{source.name}: lacks the weights {some}; expected a trained classifier."
             )
     else:
-        if pooling == "segments" and tokenizer.sep_token is None:
+        if pooling in READS_SENTENCES and tokenizer.sep_token is None:
             raise UserError(
                 f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
                 "expected native, last or mean."
@@ -288,7 +293,11 @@ def load_classifier(
         encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
-            _without_origin(encoder.config), pooling=pooling, special_ids=special_ids, **labels
+            _without_origin(encoder.config),
+            pooling=pooling,
+            special_ids=special_ids,
+            head_dropout=HEAD_DROPOUT if dropout is None else dropout,
+            **labels,
         )
         model = SentencePairModel(config)
         model.use_encoder(encoder)
@@ -308,6 +317,15 @@ def load_classifier(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _dropout_names(config: PretrainedConfig) -> list[str]:
+    """What this architecture calls its dropouts: `hidden_dropout_prob`, `resid_pdrop`, ..."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
 
 
 def load_empty_classifier(config: PretrainedConfig, pooling: str) -> PreTrainedModel:

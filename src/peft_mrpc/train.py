@@ -137,7 +137,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             "tokens; expected at least 8 more for the pair."
         )
     if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = "last" if tokenizer.sep_token is None else "segments"
+        request.config.pooling = "last" if tokenizer.sep_token is None else "aligned"
     quantization = request.config.quantization
     raise_faults(
         compatibility_faults(
@@ -150,7 +150,12 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         )
     )
     model = load_classifier(
-        source, data.label_names, tokenizer, request.config.pooling, quantization=quantization
+        source,
+        data.label_names,
+        tokenizer,
+        request.config.pooling,
+        quantization=quantization,
+        dropout=request.config.dropout,
     )
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location

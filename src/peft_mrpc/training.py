@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
@@ -54,6 +55,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults += unknown_name("--pooling", config.pooling, known).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     rates = {"learning_rate": arguments.learning_rate}
     if config.head_learning_rate is not None:
         rates["head_learning_rate"] = config.head_learning_rate
@@ -180,7 +183,7 @@ def build_trainer(
         model=classifier.model,
         args=arguments,
         data_collator=PairCollator(classifier.tokenizer, classifier.model.config),
-        train_dataset=_labelled(features, data, "train"),
+        train_dataset=_training_rows(request, data, classifier, features),
         eval_dataset=_evaluation_rows(request, data, classifier),
         processing_class=classifier.tokenizer,
         compute_metrics=_accuracy_of_logits,
@@ -189,6 +192,40 @@ def build_trainer(
     if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
+
+
+class EitherOrder(Dataset[dict[str, Any]]):
+    """Training rows of which each comes in its own order or in the other, by torch's random state.
+
+    Args:
+        rows: Encoded pairs.
+        swapped: The same pairs with sentence 2 first.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], swapped: list[dict[str, Any]]) -> None:
+        self.orders = (rows, swapped)
+
+    def __len__(self) -> int:
+        return len(self.orders[0])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.orders[int(torch.randint(2, ()))][row]
+
+
+def _training_rows(
+    request: TrainRequest,
+    data: PairData,
+    classifier: PairClassifier,
+    features: Sequence[dict[str, list[int]]],
+) -> Any:
+    rows = _labelled(features, data, "train")
+    if not request.config.swap_sentences:
+        return rows
+    pairs = data.splits["train"]
+    swapped, _ = classifier.encode(
+        [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
+    )
+    return EitherOrder(rows, _labelled(swapped, data, "train"))
 
 
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
