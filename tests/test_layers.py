@@ -6,9 +6,19 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {"errors", "pair_model"},
-    {"config", "data", "metrics", "processes", "prompts", "runs", "tables"},
-    {"cards", "freezing", "models", "plots", "publishing", "scoring", "selection"},
-    {"artifacts", "methods", "predictors", "report", "reporting"},
+    {"config", "data", "metrics", "processes", "prompts", "runs", "tables", "thresholds"},
+    {
+        "cards",
+        "checkpoints",
+        "freezing",
+        "losses",
+        "models",
+        "plots",
+        "publishing",
+        "scoring",
+        "selection",
+    },
+    {"artifacts", "choosing", "methods", "predictors", "report", "reporting"},
     {"training"},
     {"compare", "hard_prompt", "predict", "push", "quickstart", "train"},
     {"__main__"},
