@@ -1,16 +1,20 @@
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROWS, write_csv
+from conftest import ROWS, run_command, write_csv
 from torch.nn.functional import cross_entropy
 
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.losses import build_class_weights, classification_loss, loss_faults
 from peft_mrpc.models import find_model
+from peft_mrpc.runs import load_run
 from peft_mrpc.train import build_classifier, parse_request
 from peft_mrpc.training import build_trainer
 
@@ -100,36 +104,104 @@ def test_weights_must_fit_the_labels() -> None:
         build_class_weights("balanced", [0, 0], NAMES)
 
 
-def one_step(tmp_path: Path, train_file: str, model: str, pooling: str, *flags: str) -> Any:
-    """What one optimizer step of plain descent, unclipped and without dropout, gives."""
-    request = parse_request(
-        ["--method", "full", "--model", model, "--pooling", pooling, "--max_steps", "1"]
-        + ["--train_file", train_file, "--validation_file", train_file]
-        + ["--optim", "sgd", "--learning_rate", "1", "--max_grad_norm", "0", "--warmup_steps", "0"]
-        + ["--label_smoothing_factor", "0.1", "--focal_gamma", "1", "--class_weights", "0.7,0.3"]
-        + ["--train_sampling_strategy", "sequential", "--disable_tqdm", "true", *flags]
-    )
+DESCENT = [
+    "--optim",
+    "sgd",
+    "--learning_rate",
+    "1",
+    "--head_learning_rate",
+    "1",
+    "--max_steps",
+    "1",
+]
+DESCENT += [
+    "--max_grad_norm",
+    "0",
+    "--warmup_steps",
+    "0",
+    "--train_sampling_strategy",
+    "sequential",
+]
+DESCENT += ["--method", "full", "--disable_tqdm", "true"]
+ALL_LOSSES = ["--label_smoothing_factor", "0.1", "--class_weights", "0.7,0.3", "--focal_gamma", "1"]
+
+
+@pytest.fixture(scope="module")
+def nine_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    header = ("sentence1", "sentence2", "label")
+    path = str(write_csv(tmp_path_factory.mktemp("nine") / "train.csv", ROWS, header))
+    return ["--train_file", path, "--validation_file", path]
+
+
+@pytest.fixture(scope="module")
+def calm_bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny BERT without dropout."""
+    folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("models") / "calm")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        config[name] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def prepare(folder: Path, *flags: str) -> tuple[Any, Any]:
+    request = parse_request([*DESCENT, *flags])
     torch.manual_seed(0)
     data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(model), data)
+    classifier = build_classifier(request, find_model(request.config.model), data)
     for module in classifier.model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.Dropout):  # our head has its own
             module.p = 0.0
-    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
-    trainer.train()
-    return {name: p.detach().clone() for name, p in classifier.model.named_parameters()}
+    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    return trainer, classifier.model
+
+
+@pytest.mark.parametrize("losses", [[], ALL_LOSSES], ids=["plain", "all"])
+@pytest.mark.parametrize("pooling", ["native", "segments"])
+def test_accumulated_batches_give_the_step_of_one_big_batch(
+    pooling: str, losses: list[str], calm_bert: str, nine_pairs: list[str], tmp_path: Path
+) -> None:
+    # The batches accumulated are of 4, 4 and 1 pairs.
+    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *losses]
+    big, one = prepare(tmp_path, *flags, "--per_device_train_batch_size", "9")
+    sizes = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3"]
+    small, three = prepare(tmp_path, *flags, *sizes)
+    big.train()
+    small.train()
+    for (name, mine), theirs in zip(one.named_parameters(), three.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6), name
 
 
 @pytest.mark.parametrize("pooling", ["native", "segments"])
-def test_accumulated_batches_give_the_step_of_one_big_batch(
-    pooling: str, tiny_bert: str, tmp_path: Path
+def test_the_trainer_descends_on_our_loss_and_smooths_once(
+    pooling: str, calm_bert: str, nine_pairs: list[str], tmp_path: Path
 ) -> None:
-    # 9 pairs, so that the batches accumulated are 4, 4 and 1.
-    header = ("sentence1", "sentence2", "label")
-    train = str(write_csv(tmp_path / "train.csv", ROWS, header))
-    size = "--per_device_train_batch_size"
-    big = one_step(tmp_path, train, tiny_bert, pooling, size, "9")
-    steps = ["--gradient_accumulation_steps", "3"]
-    small = one_step(tmp_path, train, tiny_bert, pooling, size, "4", *steps)
-    for name, parameter in big.items():
-        assert torch.allclose(parameter, small[name], atol=1e-6), name
+    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *ALL_LOSSES]
+    flags += ["--focal_gamma", "0", "--per_device_train_batch_size", "9"]
+    trainer, model = prepare(tmp_path, *flags)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(9)])
+    labels = batch.pop("labels")
+    # Over all pairs, torch's mean divides by their weights as ours does.
+    loss = cross_entropy(model(**batch).logits, labels, torch.tensor([0.7, 0.3]),
+                         label_smoothing=0.1)  # fmt: skip
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    expected = {n: (p - p.grad).detach() for n, p in parameters.items() if p.grad is not None}
+    model.zero_grad()
+    trainer.train()
+    for name, parameter in expected.items():
+        assert torch.allclose(parameters[name], parameter, atol=1e-6), name
+
+
+def test_two_processes_give_the_step_of_one(
+    calm_bert: str, nine_pairs: list[str], tmp_path: Path
+) -> None:
+    found = {}
+    for processes, size in ((1, "8"), (2, "4")):
+        out = tmp_path / str(processes)
+        flags = ["--model", calm_bert, "--pooling", "native", *nine_pairs, *DESCENT, *ALL_LOSSES]
+        flags += ["--per_device_train_batch_size", size, "--output_dir", str(out)]
+        done = run_command("train", *flags, processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[processes] = load_run(out).predictions("validation").probabilities
+    assert np.abs(found[1] - found[2]).max() < 1e-6
