@@ -1,5 +1,7 @@
 import dataclasses
 import json
+import re
+import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -280,6 +282,16 @@ def test_a_lost_best_checkpoint_is_said(
     assert f"whose best checkpoint so far is checkpoint-{best}, which is not beside it" in said
 
 
+def test_dropped_batches_are_those_of_training(
+    tiny_bert: str, files: list[str], tmp_path: Path
+) -> None:
+    flags = ["--eval_strategy", "epoch", "--dataloader_drop_last"]
+    trainer, _, _ = prepare("lora", tiny_bert, files, tmp_path, *flags)
+    assert trainer.predict(trainer.eval_dataset).predictions is None  # nothing fills a batch
+    assert trainer.evaluate()["eval_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
+    assert trainer.args.dataloader_drop_last
+
+
 def test_two_processes_watch_each_row_once(
     tiny_bert: str, files: list[str], tmp_path: Path
 ) -> None:
@@ -443,6 +455,18 @@ def test_labels_and_pairs_too_few_or_too_many_are_said(
     said = fails(main, *flags, *names, "--train_file", two, "--validation_file", path,
                  "--load_best_model_at_end", "--metric_for_best_model", "roc_auc")  # fmt: skip
     assert "the training pairs have 2 of 3 labels" in said
+
+
+def test_the_documented_commands_parse() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "choosing.md").read_text("utf-8")
+    commands = [
+        shlex.split(line)
+        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)
+        for line in block.replace("\\\n", " ").splitlines()
+    ]
+    assert [words[:2] for words in commands] == [["peft-mrpc", "train"]] * 3
+    for words in commands:
+        parse_request(words[2:])
 
 
 def test_a_resumed_training_needs_every_parameter(tmp_path: Path) -> None:

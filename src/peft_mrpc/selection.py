@@ -64,16 +64,23 @@ def hold_out_selection(
     if arguments.eval_strategy == "no" and config.threshold != "auto":
         logger.info("all %d training pairs train: nothing is chosen on a part of them", len(pairs))
         return data
-    counts = Counter(pair.label for pair in pairs)
+    raise_faults(_data_faults(arguments, splits, data))
+    kept, held = hold_out(pairs, config.selection_fraction, selection_seed(arguments))
+    logger.info("%d of %d training pairs are held out to choose on", len(held), len(pairs))
+    return PairData(data.name, data.label_names, {**data.splits, "train": kept, SELECTION: held})
+
+
+def _data_faults(arguments: TrainingArguments, splits: Sequence[str], data: PairData) -> list[str]:
+    """What keeps a part of these training pairs from being chosen on."""
+    counts = Counter(pair.label for pair in data.splits["train"])
     faults = [
         f"--selection_fraction: got 1 training pair that is {data.label_names[label]}; expected at "
         "least 2 of each label, to train on and to choose on."
         for label, count in sorted(counts.items())
         if count < 2
     ]
-    if arguments.metric_for_best_model in ("roc_auc", "eval_roc_auc") and (
-        len(counts) < len(data.label_names)
-    ):
+    is_area = (arguments.metric_for_best_model or "").removeprefix("eval_") == "roc_auc"
+    if is_area and len(counts) < len(data.label_names):
         faults.append(
             f"--metric_for_best_model: got roc_auc, but the training pairs have {len(counts)} of "
             f"{len(data.label_names)} labels; expected loss, accuracy or f1."
@@ -83,10 +90,7 @@ def hold_out_selection(
             "--split: got train, of which a part is held out to choose on; expected other splits, "
             "or --eval_strategy no and no --threshold auto."
         )
-    raise_faults(faults)
-    kept, held = hold_out(pairs, config.selection_fraction, selection_seed(arguments))
-    logger.info("%d of %d training pairs are held out to choose on", len(held), len(pairs))
-    return PairData(data.name, data.label_names, {**data.splits, "train": kept, SELECTION: held})
+    return faults
 
 
 def selection_seed(arguments: TrainingArguments) -> int:

@@ -203,6 +203,14 @@ class PairTrainer(Trainer):
     def _load_trained(self, folder: str) -> None:
         load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every held-out row: `--dataloader_drop_last` is for training."""
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropped
+
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate as ever, with a loss over the rows alone.
 
