@@ -336,14 +336,6 @@ def test_a_hub_name_without_a_network_says_so_and_what_works(
     assert line.startswith("peft-mrpc: --dataset: got 'mrpc', which could not be loaded")
 
 
-def test_evaluation_needs_labels(
-    tiny_bert: str, pair_files: dict[str, str], fails: Callable[..., str]
-) -> None:
-    files = ["--train_file", pair_files["train"], "--validation_file", pair_files["unlabelled"]]
-    said = fails(main, "--model", tiny_bert, *files, "--eval_strategy", "epoch")
-    assert "has no labelled validation split" in said
-
-
 def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
     tiny_bert: str,
     pair_files: dict[str, str],

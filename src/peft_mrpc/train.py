@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,8 @@ from numpy.typing import NDArray
 from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
-from peft_mrpc.artifacts import save_classifier
+from peft_mrpc.artifacts import save_classifier, save_threshold
+from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
@@ -33,7 +35,13 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
-from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
+from peft_mrpc.selection import hold_out_selection, implied_arguments
+from peft_mrpc.training import (
+    TrainRequest,
+    argument_faults,
+    build_trainer,
+    check_against_data,
+)
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 
@@ -48,12 +56,16 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     recipe = cfg.load_recipe(path) if path else {}
     name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
+    default = load_default_recipe(str(name))
+    asked = {**recipe, **cfg.given_flags(argv)}
+    is_saving_asked = "save_strategy" in asked
+    implied = implied_arguments({**default, **asked}, is_saving_asked)
     (config, data, arguments), given = cfg.parse_flags(
         "train",
         DESCRIPTION,
         (cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
         argv,
-        [load_default_recipe(str(name)), recipe],
+        [{**default, **implied}, recipe],
         method.option_defaults(),
         method_flags(),
     )
@@ -67,7 +79,10 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     output_dir = Path(
         str(given_dir or default_output_dir(config.method, config.model, data))
     ).expanduser()
-    return TrainRequest(config, data, arguments, method, options, given, output_dir, publish_it)
+    return TrainRequest(
+        *(config, data, arguments, method, options, given, output_dir, publish_it),
+        keep_checkpoints=is_saving_asked,
+    )
 
 
 def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
@@ -97,7 +112,8 @@ def train(request: TrainRequest) -> Run | None:
         check_base(source.name, source.hub_id)
     data = load_pairs(request.data, request.arguments.seed)
     splits = reported_splits(data, request.data.split)
-    check_against_data(request.arguments, data)
+    data = hold_out_selection(request.config, request.arguments, splits, data)
+    check_against_data(request.config, request.arguments, data)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     if request.config.dry_run:
@@ -160,7 +176,10 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
     adapted = request.method.apply(model, request.options)
-    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length, quantization)
+    wanted = request.config.threshold
+    threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
+    labels = list(data.label_names)
+    return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
 
 
 def _train_into(
@@ -182,9 +201,13 @@ def _train_into(
     classifier.model = trainer.accelerator.unwrap_model(
         trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
     )
-    if staging is not None:  # first of all: nothing that fails later shall cost the training
-        folder = staging / ("adapter" if request.method.is_peft else "model")
+    folder = staging and staging / ("adapter" if request.method.is_peft else "model")
+    if folder is not None:  # first of all: nothing that fails later shall cost the training
         save_classifier(folder, classifier, source, request.config.method)
+    if request.config.threshold == "auto":
+        classifier.threshold = choose_threshold(request.arguments, data, classifier)
+        if folder is not None:
+            save_threshold(folder, classifier.threshold)
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
     for split in splits:
@@ -194,8 +217,10 @@ def _train_into(
     score_seconds = time.perf_counter() - started
     if staging is None:
         return
+    if not request.keep_checkpoints:
+        shutil.rmtree(staging / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
-        (staging / "checkpoints").rmdir()  # empty unless --save_strategy asked for some
+        (staging / "checkpoints").rmdir()  # empty with --save_strategy no
     num_scored = sum(len(rows) for rows in probabilities.values())
     record = {
         "strategy": "train",
@@ -204,6 +229,8 @@ def _train_into(
         "base_model_id": source.hub_id,
         "seed": request.arguments.seed,
         "num_processes": process_state().num_processes,
+        "selection": describe_selection(request.config, request.arguments, data, trainer.state),
+        "threshold": classifier.threshold,
         "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
         "trainable": describe_parameters(classifier.model),
         "truncated_train_pairs": num_cut,
@@ -217,7 +244,7 @@ def _train_into(
         "method_options": dict(request.given_options),
         "config": cfg.config_record(request.config, request.data, request.arguments),
     }
-    write_run(staging, record, data, probabilities)
+    write_run(staging, record, data, probabilities, classifier.threshold)
 
 
 def describe_parameters(model: Any) -> dict[str, Any]:
