@@ -8,6 +8,7 @@ import torch
 from test_architectures import COMBINATIONS
 from tiny_models import (
     ARCHITECTURES,
+    FLAGS,
     batch_drift,
     poolings,
     reload_drift,
@@ -101,6 +102,44 @@ def test_every_other_method_trains_under_checkpointing(
     if (method, architecture, pooling) in COMBINATIONS:
         flags = ["--pooling", pooling, "--gradient_checkpointing"]
         train_two_steps(method, models[architecture], data_flags, tmp_path, *flags)
+
+
+RESUMED = {
+    **{name: [] for name in METHODS},
+    "prefix_projection": ["--method", "prefix_tuning", "--prefix_projection", "true"],
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_resumed_run_is_the_same_run_or_is_refused(
+    case: str,
+    models: dict[str, str],
+    data_flags: list[str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    method = case if case in METHODS else "prefix_tuning"
+    flags = ["--method", method, "--model", models["bert"], *data_flags, *FLAGS.get(method, [])]
+    flags += [*RESUMED[case], "--save_strategy", "epoch", "--num_train_epochs", "2"]
+    main([*flags, "--per_device_train_batch_size", "6", "--output_dir", str(tmp_path / "whole")])
+    checkpoint = tmp_path / "whole" / "checkpoints" / "checkpoint-3"
+    flags += ["--per_device_train_batch_size", "6", "--resume_from_checkpoint", str(checkpoint)]
+    flags += ["--output_dir", str(tmp_path / "rest")]
+    if case in ("p_tuning", "prefix_projection"):
+        assert "--resume_from_checkpoint: PEFT keeps the prompt" in fails(main, *flags)
+        monkeypatch.setattr("peft_mrpc.train.compatibility_faults", lambda *_, **__: [])
+        if case == "prefix_projection":
+            with pytest.raises(RuntimeError, match="loading state_dict"):
+                main(flags)
+            return
+    main(flags)
+    whole, rest = (
+        load_run(tmp_path / name).predictions("validation").probabilities
+        for name in ("whole", "rest")
+    )
+    drift = abs(whole - rest).max()
+    assert drift > 1e-3 if case == "p_tuning" else drift < 1e-6
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in PEFT_METHODS])

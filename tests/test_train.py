@@ -235,6 +235,15 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     assert np.abs(again - saved).max() < 1e-7
 
 
+def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for has_units in (True, False):
+        monkeypatch.setattr("peft_mrpc.training.cpu_has_amx", lambda has=has_units: has)
+        parse_request(["--use_cpu", "--bf16"])
+        assert ("fp32 is several times faster" in caplog.text) is not has_units
+
+
 def test_a_seed_fixes_the_run_and_another_changes_it(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

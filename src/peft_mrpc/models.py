@@ -312,8 +312,8 @@ def load_classifier(
         # Checkpointing, where it is asked for, is the Trainer's to switch on.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
         for module in model.modules():
-            # On a CPU with bf16, one pass in eval mode repacks 4-bit weights for a kernel that
-            # rounds their scales for good and lets no gradient through, in later training either.
+            # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
+            # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return model
