@@ -29,7 +29,6 @@ def compatibility_faults(
     pooling: str = "segments",
     quantization: str = "none",
     gradient_checkpointing: bool = False,
-    resumes: bool = False,
 ) -> list[str]:
     """What cannot work, one line for each with what to use instead; none if it all stands together.
 
@@ -40,7 +39,6 @@ def compatibility_faults(
         pooling: What the head reads; `native` is the architecture's own head.
         quantization: How the base model's weights are held.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
-        resumes: Whether the training goes on from a checkpoint.
     """
     model_type = encoder_type(config)
     if isinstance(config, SentencePairConfig):
@@ -50,11 +48,6 @@ def compatibility_faults(
         faults.append(f"--method: got bitfit, but {model_type} here has no biases; use ln_tuning.")
     if isinstance(options, PeftConfig):
         faults += _peft_faults(config, model_type, options, pooling, gradient_checkpointing)
-        if resumes and _writes_its_prompt(options):
-            faults.append(
-                f"--resume_from_checkpoint: PEFT keeps the prompt that {method}'s network wrote, "
-                "and not the network; use a new run, or prompt_tuning."
-            )
     return faults + _quantization_faults(method, options, quantization)
 
 
@@ -103,11 +96,6 @@ def _quantization_faults(method: str, options: Any, quantization: str) -> list[s
     if quantization == "int8" and getattr(options, "use_dora", False):
         return ["--quantization: got int8, which PEFT's DoRA cannot read back; use nf4, or lora."]
     return []
-
-
-def _writes_its_prompt(options: PeftConfig) -> bool:
-    """Whether a network that is trained, and thrown away in the end, writes the virtual tokens."""
-    return options.peft_type == PeftType.P_TUNING or getattr(options, "prefix_projection", False)
 
 
 def _takes_keys_and_values(config: PretrainedConfig) -> bool:

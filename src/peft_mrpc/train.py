@@ -163,7 +163,6 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             pooling=request.config.pooling,
             quantization=quantization,
             gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
-            resumes=request.arguments.resume_from_checkpoint is not None,
         )
     )
     model = load_classifier(
