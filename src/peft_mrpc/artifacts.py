@@ -158,7 +158,9 @@ def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
 
 def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairClassifier:
     threshold = float(info.get("threshold", 0.5))  # another tool's model has none
-    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"], threshold)
+    return PairClassifier(
+        model, tokenizer, info["label_names"], info["max_length"], threshold=threshold
+    )
 
 
 def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:

@@ -163,7 +163,9 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     adapted = request.method.apply(model, request.options)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
-    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length, threshold)
+    return PairClassifier(
+        adapted, tokenizer, list(data.label_names), max_length, threshold=threshold
+    )
 
 
 def _train_into(
