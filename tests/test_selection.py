@@ -40,11 +40,13 @@ ENCODED_PROMPTS = {
 FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
-    "lora": ["--r", "4"],
+    "lora": ["--r", "4", "--lora_dropout", "0.1"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
     **{name: ["--num_virtual_tokens", "5", *flags] for name, (_, flags) in ENCODED_PROMPTS.items()},
 }
 QUICK = ["--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--report_to", "none"]
+# A head and noise with which so few pairs stop being learned soon.
+QUICK += ["--pooling", "segments", "--head_learning_rate", "5e-4", "--dropout", "0.1"]
 
 
 @pytest.fixture(autouse=True)
