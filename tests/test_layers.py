@@ -13,6 +13,7 @@ LAYERS = [
         "processes",
         "prompts",
         "runs",
+        "search_space",
         "tables",
         "targets",
         "thresholds",
@@ -27,11 +28,12 @@ LAYERS = [
         "plots",
         "publishing",
         "scoring",
+        "search_plots",
         "selection",
     },
     {"artifacts", "choosing", "methods", "predictors", "report", "reporting"},
-    {"training"},
-    {"compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train"},
+    {"search", "search_outcome", "seeds", "training"},
+    {"compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -8,6 +8,7 @@ from peft_mrpc.errors import run_verb, unknown_name
 
 VERBS = {
     "train": "adapt a model to pairs, evaluate it, write a Run",
+    "tune": "search a method's settings, write the best as a recipe for train",
     "hard_prompt": "score pairs with a prompted causal LM, write a Run",
     "compare": "Runs -> one table, pictures, one report",
     "predict": "label new pairs with a Run, a directory or a Hub repository",

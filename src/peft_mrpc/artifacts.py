@@ -16,7 +16,7 @@ from peft_mrpc.models import (
 )
 from peft_mrpc.predictors import PairClassifier, Predictor, PromptClassifier
 from peft_mrpc.prompts import build_template
-from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, read_json, write_json
+from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run, read_json, write_json
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
@@ -72,6 +72,8 @@ def find_artifact(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _download(name)
+    if (path / "seeds").is_dir():
+        path = load_run(path).model_run.path
     for folder in ARTIFACT_FOLDERS:
         if (path / folder / ARTIFACT_FILE).is_file():
             return path / folder

@@ -32,6 +32,13 @@ classifier.score([Pair(0, "One sentence.", "Another.")], batch_size=1)  # [1, {n
 }
 
 
+def with_spread(mean: float | None, spread: float | None) -> str:
+    """A figure, with its standard deviation over seeds where there is one."""
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
+
+
 def build_card(run: Run, repo_id: str | None = None) -> str:
     """Write the card, metadata first.
 
@@ -82,7 +89,7 @@ def _eval_results(run: Run) -> list[EvalResult] | None:
             metric_type=metric,
             metric_value=round(values[metric], 4),
         )
-        for split, values in run.metrics.items()
+        for split, values in run.model_run.metrics.items()  # of the weights that are published
         for metric in ("accuracy", "macro_f1", "roc_auc")
         if values.get(metric) is not None
     ]
@@ -133,13 +140,33 @@ def _results(run: Run) -> str:
         "|---" * (5 + len(header)) + "|",
     ]
     for split, values in run.metrics.items():
-        f1 = " | ".join(f"{values['f1'][name]:.3f}" for name in run.label_names)
-        area = "-" if values["roc_auc"] is None else f"{values['roc_auc']:.3f}"
-        lines.append(
-            f"| {split} | {values['num_examples']} | {values['majority_accuracy']:.3f} | "
-            f"{values['accuracy']:.3f} | {f1} | {area} |"
-        )
-    return "## Results\n\n" + "\n".join(lines)
+        lines.append(_result_line(split, values, run.label_names))
+        if run.model_run is not run:
+            first = f"{split}, seed {run.record['seed']}"
+            lines.append(_result_line(first, run.model_run.metrics[split], run.label_names))
+    return "## Results\n\n" + "\n".join(lines) + _seeds_note(run)
+
+
+def _result_line(split: str, values: dict[str, Any], label_names: list[str]) -> str:
+    spread = values.get("std")
+    f1 = " | ".join(
+        with_spread(values["f1"][name], spread and spread["f1"][name]) for name in label_names
+    )
+    return (
+        f"| {split} | {values['num_examples']} | {values['majority_accuracy']:.3f} | "
+        f"{with_spread(values['accuracy'], spread and spread['accuracy'])} | {f1} | "
+        f"{with_spread(values['roc_auc'], spread and spread['roc_auc'])} |"
+    )
+
+
+def _seeds_note(run: Run) -> str:
+    if run.model_run is run:
+        return ""
+    seeds = run.record["seeds"]
+    return (
+        f"\n\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}. The model here is "
+        f"that of seed {seeds[0]}, the first and not the best: none was chosen by its results."
+    )
 
 
 def _usage(run: Run, repo_id: str | None) -> str:

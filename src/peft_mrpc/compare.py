@@ -204,6 +204,7 @@ def _table_row(name: str, run: Run, values: dict[str, Any]) -> dict[str, Any]:
         "score_pairs_per_second": timing["score_pairs_per_second"],
         "peak_memory_bytes": run.record["peak_memory"]["resident_bytes"],
         "seed": run.record["seed"],
+        **({"std": values["std"], "seeds": run.record["seeds"]} if "std" in values else {}),
     }
 
 

@@ -120,6 +120,9 @@ class TrainConfig:
         0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
+    seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
+        None, "train once with each of these (1,2,3), and report mean and standard deviation"
+    )
     base_model_id: str | None = option(
         None, "Hub id that a published adapter names as its base, for a --model that is a directory"
     )
@@ -325,6 +328,15 @@ def parse_scalar(text: str) -> Any:
         except ValueError:
             return text
     return value
+
+
+def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
+    """A command line as a recipe: numbers as such, all else as it was typed."""
+    flags: dict[str, Any] = {}
+    for name, texts in _group_tokens(argv, []):
+        values = [v if type(v := parse_scalar(text)) in (int, float) else text for text in texts]
+        flags[name] = values if len(values) > 1 else values[0] if values else True
+    return flags
 
 
 def recipe_to_flags(recipe: Mapping[str, Any]) -> list[str]:

@@ -129,6 +129,40 @@ def plot_roc_curves(
     return figure
 
 
+def plot_seeds(
+    figures: Mapping[str, Sequence[float]], seeds: Sequence[int], majority: float, title: str
+) -> Figure:
+    """What each seed reached, and the mean with one standard deviation.
+
+    Args:
+        figures: For each metric one value a seed.
+        seeds: The seeds.
+        majority: Accuracy of always answering the most frequent label.
+        title: What was scored.
+    """
+    figure = Figure(figsize=(1.6 + 1.25 * len(figures), 4.2), layout="constrained")
+    axis = figure.subplots()
+    spots = np.linspace(-0.16, 0.16, len(seeds))
+    for column, values in enumerate(figures.values()):
+        mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+        axis.bar(column, 2 * spread, 0.56, mean - spread, color="#0072B2", alpha=0.16)
+        axis.hlines(mean, column - 0.28, column + 0.28, color="#0072B2", linewidth=2)
+        axis.scatter(column + spots, values, s=26, color="#0072B2", edgecolor="white", zorder=3)
+        text = f"{mean:.3f}\n± {spread:.3f}"
+        axis.annotate(text, (column + 0.32, mean), fontsize=8, va="center", color="#3a3a3a")
+    name = next(iter(figures))
+    axis.hlines(majority, -0.4, 0.4, color="#8c8c8c", linestyle=":", label=f"majority's {name}")
+    axis.set_xticks(range(len(figures)), [n.replace(" ", "\n", 1) for n in figures], fontsize=9)
+    axis.set_xlim(-0.5, len(figures) - 0.2)
+    axis.set_xlabel(f"a dot for each seed, left to right: {', '.join(map(str, seeds))}", fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.grid(axis="y", color="#d9d9d9", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def _binary_view(
     references: NDArray[np.int64], probabilities: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

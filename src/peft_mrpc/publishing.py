@@ -91,8 +91,9 @@ def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     for file in folder.glob("*.json"):
         if file.name in ("peft_mrpc.json", "adapter_config.json"):
             write_json(file, _published_names(read_json(file), run))
-    if (run.path / "plots").is_dir():  # a Run on unlabelled rows has none
-        shutil.copytree(run.path / "plots", folder / "plots", dirs_exist_ok=True)
+    for path in {run.path, run.model_run.path}:
+        if (path / "plots").is_dir():  # a Run on unlabelled rows has none
+            shutil.copytree(path / "plots", folder / "plots", dirs_exist_ok=True)
     write_json(folder / METRICS_FILE, run.metrics)
     write_json(folder / RUN_FILE, _published_record(run))
     (folder / CARD_FILE).write_text(build_card(run, repo_id), encoding="utf-8")

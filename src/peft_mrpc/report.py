@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
+from peft_mrpc.cards import with_spread
 from peft_mrpc.runs import write_json
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
     """The cells of one table row, as text."""
     seconds = row.get("train_seconds")
     trained = row.get("trained_parameters")
+    spread = row.get("std")
     return [
         row["name"],
-        f"{row['accuracy']:.3f}",
-        *(f"{row['f1'][name]:.3f}" for name in label_names),
-        "-" if row["roc_auc"] is None else f"{row['roc_auc']:.3f}",
+        with_spread(row["accuracy"], spread and spread["accuracy"]),
+        *(with_spread(row["f1"][name], spread and spread["f1"][name]) for name in label_names),
+        with_spread(row["roc_auc"], spread and spread["roc_auc"]),
         "-" if not trained else f"{trained:,} ({row['trained_share']:.2%})",
         "-" if seconds is None else f"{seconds:,.0f} s",
         f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",
@@ -84,7 +86,16 @@ def headline(comparison: "Comparison") -> str:
     margin = 196 * (best["accuracy"] * (1 - best["accuracy"]) / size) ** 0.5
     return (
         f"{text} One accuracy on {size} pairs is known to about ±{margin:.1f} points (95 %): "
-        "read smaller differences with care."
+        "read smaller differences with care." + _seeds_sentence(runs)
+    )
+
+
+def _seeds_sentence(runs: list[dict[str, Any]]) -> str:
+    if not any("std" in row for row in runs):
+        return ""
+    return (
+        " Where a figure has a ±, it is the mean and standard deviation over training seeds; the "
+        "pictures show the first seed."
     )
 
 
@@ -143,7 +154,7 @@ def _provenance(name: str, run: Any) -> dict[str, Any]:
     return {
         "name": name,
         "model": record["model"],
-        "seed": record["seed"],
+        "seed": ", ".join(map(str, record.get("seeds", [record["seed"]]))),
         "finished": record["finished"],
         "cpu": record["hardware"]["cpu"],
         "gpus": ", ".join(record["hardware"]["gpus"]) or "no GPU",

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.cards import build_card
+from peft_mrpc.cards import build_card, with_spread
 from peft_mrpc.data import UNKNOWN_LABEL, PairData, label_counts
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.plots import DPI, plot_confusion_matrix, plot_roc_curves, run_styles
@@ -117,17 +117,41 @@ def summary(run: Run) -> str:
         if split in run.metrics
         else f"{split}: has no labels, so there are no metrics; its predictions are written"
         for split in run.record["data"]["splits"]
-        if (run.path / "predictions" / f"{split}.jsonl").is_file()
+        if (run.model_run.path / "predictions" / f"{split}.jsonl").is_file()
     ]
+    if run.model_run is not run:
+        lines.append(f"Model and predictions are those of the first seed, {run.record['seed']}.")
     return "\n".join([*lines, f"Run: {run.path}"])
 
 
 def _summary_line(run: Run, split: str) -> str:
     """What was reached on a split, beside the majority baseline."""
     values = run.metrics[split]
-    f1 = " / ".join(f"{values['f1'][name]:.3f}" for name in run.label_names)
-    area = "-" if values["roc_auc"] is None else f"{values['roc_auc']:.3f}"
-    return (
-        f"{split}: accuracy {values['accuracy']:.3f} (majority {values['majority_accuracy']:.3f}), "
-        f"F1 {' / '.join(run.label_names)} {f1}, ROC-AUC {area}, {values['num_examples']} pairs"
+    spread = values.get("std")
+    f1 = " / ".join(
+        with_spread(values["f1"][name], spread and spread["f1"][name]) for name in run.label_names
     )
+    beside = f"majority {values['majority_accuracy']:.3f}"
+    size = f"{values['num_examples']} pairs"
+    if spread:
+        worst = values["worst_seed"]
+        lowest = values["seeds"][str(worst)]["accuracy"]
+        beside = f"worst {lowest:.3f} with seed {worst}, {beside}"
+        size += f", mean ± sd of {values['num_seeds']} seeds"
+    return (
+        f"{split}: accuracy {with_spread(values['accuracy'], spread and spread['accuracy'])} "
+        f"({beside}), F1 {' / '.join(run.label_names)} {f1}, "
+        f"ROC-AUC {with_spread(values['roc_auc'], spread and spread['roc_auc'])}, {size}"
+    )
+
+
+def seed_line(run: Run) -> str:
+    """What one seed reached, on one line with all splits."""
+    seconds = run.record["timing"]["train_seconds"]
+    figures = [
+        f"{split} accuracy {values['accuracy']:.3f}, "
+        f"F1 {' / '.join(with_spread(values['f1'][name], None) for name in run.label_names)}, "
+        f"ROC-AUC {with_spread(values['roc_auc'], None)}"
+        for split, values in run.metrics.items()
+    ]
+    return "; ".join([*figures, f"trained in {seconds:,.0f} s"])

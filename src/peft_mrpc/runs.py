@@ -28,7 +28,8 @@ ARTIFACT_FILE = "peft_mrpc.json"
 # A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
 ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 RUN_CONTENTS = frozenset(
-    {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints", *ARTIFACT_FOLDERS}
+    {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints", "seeds"}
+    | set(ARTIFACT_FOLDERS)
 )
 RECORDED_PACKAGES = (
     "torch",
@@ -93,12 +94,22 @@ class Run:
                 )
         return content
 
+    @cached_property
+    def model_run(self) -> "Run":
+        """The Run whose model and predictions stand for this one: itself, as a rule.
+
+        Over several seeds it is the first one's: to take the best would be to choose a model on
+        the split that is reported.
+        """
+        seeds = self.record.get("seeds")
+        return load_run(self.path / "seeds" / str(seeds[0])) if seeds else self
+
     @property
     def artifact(self) -> Path:
         """The folder that `predict` loads and `push` uploads."""
         for folder in ARTIFACT_FOLDERS:
-            if (self.path / folder).is_dir():
-                return self.path / folder
+            if (self.model_run.path / folder).is_dir():
+                return self.model_run.path / folder
         raise UserError(f"{self.path}: holds no {' or '.join(ARTIFACT_FOLDERS)} folder.")
 
     def predictions(self, split: str) -> Predictions:
@@ -107,7 +118,7 @@ class Run:
         Raises:
             UserError: If the Run did not score the split, or the file is damaged.
         """
-        path = self.path / "predictions" / f"{split}.jsonl"
+        path = self.model_run.path / "predictions" / f"{split}.jsonl"
         index = {name: number for number, name in enumerate(self.label_names)}
         try:
             rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
@@ -261,6 +272,11 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
         else:
             shutil.rmtree(staging, ignore_errors=True)
         raise
+    move_into_place(staging, output_dir)
+
+
+def move_into_place(staging: Path, output_dir: Path) -> None:
+    """Make a finished directory the one at `output_dir`; what stood there goes then, not before."""
     replaced = None
     if output_dir.exists():
         replaced = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
@@ -325,6 +341,16 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def reset_peak_memory() -> None:
+    """Count the peak memory anew from here, where the system lets us (Linux does)."""
+    import torch
+
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def peak_memory() -> dict[str, int]:

@@ -35,13 +35,9 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.seeds import settle_seeds, train_seeds
 from peft_mrpc.selection import hold_out_selection, implied_arguments
-from peft_mrpc.training import (
-    TrainRequest,
-    argument_faults,
-    build_trainer,
-    check_against_data,
-)
+from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 
@@ -52,6 +48,17 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     Raises:
         UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
     """
+    return parse_command(argv, "train", DESCRIPTION, ())[0]
+
+
+def parse_command(
+    argv: Sequence[str], verb: str, description: str, own: Sequence[type]
+) -> tuple[TrainRequest, list[Any]]:
+    """Parse the command line of a verb that trains, with flags of its own beside those of train.
+
+    Returns:
+        What to train, and an instance of each dataclass in `own`.
+    """
     path = cfg.flag_value(argv, "config")
     recipe = cfg.load_recipe(path) if path else {}
     name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
@@ -60,29 +67,30 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
     asked = {**recipe, **cfg.given_flags(argv)}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
-    (config, data, arguments), given = cfg.parse_flags(
-        "train",
-        DESCRIPTION,
-        (cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
+    (*mine, config, data, arguments), given = cfg.parse_flags(
+        verb,
+        description,
+        (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
         argv,
         [{**default, **implied}, recipe],
         method.option_defaults(),
         method_flags(),
     )
-    raise_faults(argument_faults(config, arguments))
+    raise_faults(settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments))
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
     options = method.build_options(given)
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
     given_dir = cfg.flag_value(argv, "output_dir") or recipe.get("output_dir")
-    output_dir = Path(
-        str(given_dir or default_output_dir(config.method, config.model, data))
-    ).expanduser()
+    default_dir = default_output_dir(config.method, config.model, data)
+    if verb != "train":
+        default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
+    output_dir = Path(str(given_dir or default_dir)).expanduser()
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
-    )
+    ), mine
 
 
 def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
@@ -120,7 +128,16 @@ def train(request: TrainRequest) -> Run | None:
         _print_plan(request, data, splits, classifier)
         return None
     state = process_state()
-    if state.is_main_process:
+    if request.config.seeds:
+        del classifier  # it was a check: each seed begins with its own
+
+        def train_one(one: TrainRequest, staging: Path | None) -> None:
+            set_seed(one.arguments.seed)
+            fresh = build_classifier(one, source, data)
+            _train_into(staging, one, source, data, splits, fresh)
+
+        train_seeds(request, data, train_one)
+    elif state.is_main_process:
         with staged_directory(request.output_dir) as staging:
             _train_into(staging, request, source, data, splits, classifier)
     else:

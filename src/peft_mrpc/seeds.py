@@ -1,0 +1,304 @@
+"""One Run over several seeds: a sub-run for each, and what they say together."""
+
+import contextlib
+import copy
+import dataclasses
+import fcntl
+import gc
+import hashlib
+import json
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from peft_mrpc import config as cfg
+from peft_mrpc.cards import build_card
+from peft_mrpc.data import PairData
+from peft_mrpc.errors import UserError
+from peft_mrpc.plots import DPI, plot_seeds
+from peft_mrpc.processes import process_state
+from peft_mrpc.reporting import describe_data, seed_line
+from peft_mrpc.runs import (
+    CARD_FILE,
+    METRICS_FILE,
+    RUN_FILE,
+    Run,
+    describe_environment,
+    load_run,
+    move_into_place,
+    reset_peak_memory,
+    write_json,
+)
+from peft_mrpc.training import TrainRequest
+
+MAX_SEED = (1 << 32) - 1
+SHOWN_FIGURES = ("accuracy", "macro_f1", "f1", "roc_auc", "mcc")
+# What a metrics.json says of the rows and not of the answers: the same for every seed.
+FACTS = ("num_examples", "majority_accuracy")
+
+
+def settle_seeds(
+    config: cfg.TrainConfig,
+    arguments: TrainingArguments,
+    argv: Sequence[str],
+    recipe: Mapping[str, Any],
+) -> list[str]:
+    """Make `--seeds` of several spellings one list, and the first of them the seed of the data.
+
+    A flag is stronger than the recipe: `--seed 3` over a recipe's `seeds` trains once.
+
+    Returns:
+        What is wrong with them.
+    """
+    is_typed = {name: cfg.flag_value(argv, name) is not None for name in ("seed", "seeds")}
+    if is_typed["seed"] and not is_typed["seeds"]:
+        config.seeds = None
+    if config.seeds is None:
+        return []
+    texts = [text.strip() for text in ",".join(config.seeds).split(",")]
+    faults = [
+        f"--seeds: got {text!r}; expected whole numbers from 0 to {MAX_SEED}, such as 1,2,3."
+        for text in texts
+        if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED)
+    ]
+    if not faults:
+        seeds = [int(text) for text in texts]
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        faults += [f"--seeds: got {seed} twice; name each seed once." for seed in twice]
+        if len(seeds) == 1:
+            faults.append(f"--seeds: got {seeds[0]} alone; expected two or more, or --seed.")
+        config.seeds = [str(seed) for seed in seeds]
+        arguments.seed = seeds[0]
+    if is_typed["seed"] or (not is_typed["seeds"] and "seed" in recipe):
+        faults.append("--seeds: got --seed as well; drop one of them.")
+    if arguments.resume_from_checkpoint is not None:
+        faults.append(
+            "--seeds: got --resume_from_checkpoint as well, which belongs to one seed; drop it: "
+            "the same command goes on after the seeds that are finished."
+        )
+    return faults
+
+
+def train_seeds(
+    request: TrainRequest, data: PairData, train_one: Callable[[TrainRequest, Path | None], None]
+) -> None:
+    """Train once with each seed and write the Run of them all.
+
+    Args:
+        request: With two or more seeds.
+        data: The pairs, the same for every seed.
+        train_one: Trains with one seed, on every process, and writes an ordinary Run into the
+            directory that the main process is given.
+    """
+    seeds = [int(seed) for seed in request.config.seeds or ()]
+    is_main = process_state().is_main_process
+    place = kept_directory(request.output_dir, _command_key(request, data))
+    with place if is_main else contextlib.nullcontext() as folder:
+        holder: list[Any] = [_finished_seeds(folder) if folder else None]
+        broadcast_object_list(holder)
+        for number, seed in enumerate(seeds, start=1):
+            if seed not in holder[0]:
+                _train_seed(request, seed, folder, train_one)
+            if folder:
+                run = load_run(folder / "seeds" / str(seed))
+                known = ", finished before" if seed in holder[0] else ""
+                line = f"seed {seed} ({number} of {len(seeds)}{known}): {seed_line(run)}\n"
+                sys.stdout.write(line)
+                sys.stdout.flush()
+        if folder:
+            write_seeds_run(folder, seeds)
+
+
+def _train_seed(
+    request: TrainRequest,
+    seed: int,
+    folder: Path | None,
+    train_one: Callable[[TrainRequest, Path | None], None],
+) -> None:
+    """Train as `train --seed` would, with nothing left over from the seed before."""
+    gc.collect()
+    reset_peak_memory()
+    arguments = copy.copy(request.arguments)
+    arguments.seed = seed
+    one = dataclasses.replace(
+        request,
+        config=dataclasses.replace(request.config, seeds=None),
+        arguments=arguments,
+        options=copy.deepcopy(request.options),
+    )
+    unfinished = folder / "unfinished" if folder else None
+    if unfinished:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+    train_one(one, unfinished)
+    if folder and unfinished:
+        unfinished.rename(folder / "seeds" / str(seed))
+
+
+def _command_key(request: TrainRequest, data: PairData) -> str:
+    """The same for two commands only if they would write the same Run."""
+    asked = {
+        **cfg.config_record(request.config, request.data, request.arguments),
+        "method_options": dict(request.given_options),
+        "data": describe_data(data, list(data.splits)),
+        "num_processes": process_state().num_processes,
+        "versions": describe_environment()["versions"],
+    }
+    text = json.dumps(asked, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _finished_seeds(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder / "seeds").iterdir())
+
+
+@contextlib.contextmanager
+def kept_directory(output_dir: Path, key: str) -> Iterator[Path]:
+    """Build a Run over seeds beside its place, whole or not at all, but lose no finished seed.
+
+    Args:
+        output_dir: Where the Run will be.
+        key: Names the command: the same one finds its finished seeds again.
+    Yields:
+        A directory with a directory `seeds`. When the block ends well it becomes `output_dir`.
+        When it fails with a seed finished, it stays, and the error says so.
+    Raises:
+        UserError: If another process is at work on the same command.
+    """
+    folder = output_dir.absolute().parent / f".{output_dir.name}.seeds-{key}"
+    (folder / "seeds").mkdir(parents=True, exist_ok=True)
+    lock = folder / "lock"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(
+                f"--output_dir: got {str(output_dir)!r}, which another process is writing with "
+                "the same command; wait for it."
+            ) from error
+        try:
+            yield folder
+        except BaseException as error:
+            shutil.rmtree(folder / "unfinished", ignore_errors=True)
+            finished = _finished_seeds(folder)
+            if finished:
+                error.add_note(
+                    f"Finished seeds ({', '.join(map(str, finished))}) are kept in {folder}: the "
+                    "same command goes on with the others."
+                )
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
+        lock.unlink()
+    move_into_place(folder, output_dir)
+
+
+def write_seeds_run(folder: Path, seeds: Sequence[int]) -> Run:
+    """Write what the sub-runs say together: record, metrics, card and a picture."""
+    runs = [load_run(folder / "seeds" / str(seed)) for seed in seeds]
+    write_json(folder / RUN_FILE, _seeds_record(runs, seeds))
+    splits = list(runs[0].metrics)
+    metrics = {
+        split: combine_metrics([run.metrics[split] for run in runs], seeds) for split in splits
+    }
+    write_json(folder / METRICS_FILE, metrics)
+    run = load_run(folder)
+    if splits:
+        figures = {}
+        values = [one.metrics[splits[-1]] for one in runs]
+        for name in ("accuracy", "roc_auc"):
+            if all(value[name] is not None for value in values):
+                figures[name.replace("roc_auc", "ROC-AUC")] = [value[name] for value in values]
+        for name in run.label_names:
+            figures[f"F1 {name.replace('_', ' ')}"] = [value["f1"][name] for value in values]
+        title = f"{run.name}\n{run.record['data']['name']} {splits[-1]}, {len(seeds)} seeds"
+        majority = values[0]["majority_accuracy"]
+        (folder / "plots").mkdir(exist_ok=True)
+        plot_seeds(figures, seeds, majority, title).savefig(folder / "plots/seeds.png", dpi=DPI)
+    (folder / CARD_FILE).write_text(build_card(run), encoding="utf-8")
+    return run
+
+
+def _seeds_record(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+    """`run.json` of them all: the first one's, with times and memory of each.
+
+    A time without `total` in its name is the mean: what training once costs.
+    """
+    first = runs[0].record
+    timings = [run.record["timing"] for run in runs]
+    memories = [run.record["peak_memory"] for run in runs]
+    totals = {
+        f"total_{name}": sum(timing[name] for timing in timings)
+        for name in ("train_seconds", "score_seconds")
+    }
+    return {
+        **{key: value for key, value in first.items() if key != "log_history"},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seeds": list(seeds),
+        "peak_memory": {key: max(memory[key] for memory in memories) for key in memories[0]},
+        "timing": {
+            **average(timings),
+            **totals,
+            "seeds": {
+                str(seed): {**timing, "peak_memory": memory}
+                for seed, timing, memory in zip(seeds, timings, memories, strict=True)
+            },
+        },
+        "config": {**first["config"], "seeds": [str(seed) for seed in seeds]},
+    }
+
+
+def combine_metrics(values: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """One split's metrics over seeds.
+
+    Args:
+        values: Each seed's entry of `metrics.json`.
+        seeds: The seeds.
+    Returns:
+        The same keys with the means (but the first seed's confusion matrix, whose model and
+        predictions the Run is read for), `std`, the sample standard deviations, each seed's main
+        figures, and the seed with the lowest accuracy (then macro F1).
+    """
+    worst = min(range(len(seeds)), key=lambda i: (values[i]["accuracy"], values[i]["macro_f1"]))
+    figures = [{k: v for k, v in value.items() if k not in FACTS} for value in values]
+    return {
+        **average(values),
+        "std": average(figures, statistics.stdev),
+        "num_seeds": len(seeds),
+        "worst_seed": seeds[worst],
+        "seeds": {
+            str(seed): {name: value[name] for name in SHOWN_FIGURES}
+            for seed, value in zip(seeds, values, strict=True)
+        },
+    }
+
+
+def average(
+    values: Sequence[Any], of: Callable[[Sequence[float]], float] = statistics.fmean
+) -> dict[str, Any]:
+    """Mappings of one shape as one, each number the mean (or the spread) of theirs.
+
+    None stays where any has none; a mean of lists (the confusion matrix) is the first of them, a
+    spread leaves them out.
+    """
+    combined: dict[str, Any] = {}
+    for key, first in values[0].items():
+        theirs = [value[key] for value in values]
+        if isinstance(first, Mapping):
+            combined[key] = average(theirs, of)
+        elif isinstance(first, list):
+            combined |= {key: first} if of is statistics.fmean else {}
+        elif None in theirs:
+            combined[key] = None
+        elif of is statistics.fmean and all(value == first for value in theirs):
+            combined[key] = first  # a count stays a whole number
+        else:
+            combined[key] = of(theirs)
+    return combined
