@@ -121,15 +121,17 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         build = _trainer_builder(argv, data, scratch)
         plan = _plan(request, config, space, data)
+        trainer = build({})  # what cannot be built at all is said before anything is written
         if request.config.dry_run:
-            _print_plan(plan, data, build({}))
+            _print_plan(plan, data)
             return
         _begin(plan, config)
         try:
             if config.num_workers > 1:
-                _run_workers(argv, config.num_workers, plan)
+                del trainer
+                _run_workers(argv, config.num_workers)
             else:
-                _run_here(plan, build)
+                _run_here(plan, trainer, build)
         except KeyboardInterrupt as error:
             error.add_note(f"Finished trials are kept in {plan.storage}: the same command goes on.")
             raise
@@ -214,9 +216,12 @@ def _held_out_data(request: TrainRequest) -> PairData:
     check_against_data(request.config, request.arguments, data)
     fraction = request.config.selection_fraction
     kept, held = hold_out(data.splits["train"], fraction, selection_seed(request.arguments))
-    if not kept or not held:
-        size = len(data.splits["train"])
-        raise UserError(f"{data.name}: {size} training pairs are too few to hold some out.")
+    labels = {pair.label for pair in data.splits["train"]}
+    if any({pair.label for pair in part} != labels for part in (kept, held)):
+        raise UserError(
+            f"{data.name}: {len(data.splits['train'])} training pairs are too few to hold some of "
+            "each label out."
+        )
     return PairData(data.name, data.label_names, {"train": kept, SELECTION: held})
 
 
@@ -280,21 +285,27 @@ def _begin(plan: "Plan", config: TuneConfig) -> None:
             f"{', '.join(differing[:5]) or 'command'}; name another directory, or give what it had."
         )
     plan.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        known = len(counted_trials(open_study(plan)))
+    except UserError:
+        with contextlib.suppress(OSError):
+            plan.folder.rmdir()  # unless something is in it
+        raise
     fixed = json.loads(json.dumps(dict(plan.fixed), default=str))
     write_json(record, {"study": plan.name, "storage": config.storage, "fixed": fixed})
-    known = len(counted_trials(open_study(plan)))
     sys.stderr.write(
         f"search: {'; '.join(map(str, plan.space))}\n"
         f"{known} of {plan.num_trials} trials are there; {plan.storage}\n"
     )
 
 
-def _run_here(plan: "Plan", build: Callable[[Mapping[str, Any]], Trainer]) -> None:
+def _run_here(
+    plan: "Plan", trainer: Trainer, build: Callable[[Mapping[str, Any]], Trainer]
+) -> None:
     from peft_mrpc.search import run_trials
 
-    # The first model says what trains and what was cut; each trial would say it again.
+    # The first model said what trains and what was cut; each trial would say it again.
     level = logger.level
-    trainer = build({})
     logger.setLevel("WARNING")
     try:
         run_trials(plan, trainer, build)
@@ -302,7 +313,7 @@ def _run_here(plan: "Plan", build: Callable[[Mapping[str, Any]], Trainer]) -> No
         logger.setLevel(level)
 
 
-def _run_workers(argv: Sequence[str], count: int, plan: "Plan") -> None:
+def _run_workers(argv: Sequence[str], count: int) -> None:
     """Start the same command several times, each on its share of the cores or on a GPU of its own.
 
     Raises:
@@ -328,10 +339,11 @@ def _run_workers(argv: Sequence[str], count: int, plan: "Plan") -> None:
     if all(codes):
         raise UserError(f"tune: none of {count} workers ended well; they say why above.")
     if any(codes):
-        logger.warning("%d of %d workers ended early; the others did the rest", len(codes), count)
+        ended = sum(code != 0 for code in codes)
+        logger.warning("%d of %d workers ended early; the others did the rest", ended, count)
 
 
-def _print_plan(plan: "Plan", data: PairData, trainer: Trainer) -> None:
+def _print_plan(plan: "Plan", data: PairData) -> None:
     kept, held = (len(data.splits[split]) for split in ("train", "validation"))
     lines = [
         f"data: {data.name}, training on {kept:,} pairs, {plan.objective} on {held:,} held out",
