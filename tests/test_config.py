@@ -41,7 +41,7 @@ def test_methods_and_recipes_and_help_name_the_same_set() -> None:
         (["--methd", "lora"], "--methd: got an unknown flag. Did you mean 'method'?"),
         (["--learning_rat", "1"], "Did you mean 'learning_rate'?"),
         (["--method", "loar"], "Did you mean 'lora'?"),
-        (["--r", "8"], "--r: got an option of lora; drop it here."),
+        (["--r", "8"], "--r: got an option of vera, lora, dora and oft; drop it here."),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
         (["--method", "lora", "--r", "many"], "--r: got 'many'; expected int."),
         (["--push_to_hub"], "--push_to_hub: got no --hub_model_id"),

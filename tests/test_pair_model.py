@@ -82,13 +82,53 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
         "mean": hidden.mean(0),
         "segments": torch.cat([u, v, (u - v).abs(), u * v]),
     }
-    assert set(expected) == set(POOLINGS)
+    assert {*expected, "aligned"} == set(POOLINGS)
     for pooling, features in expected.items():
         model = load_classifier(source, LABELS, tokenizer, pooling).eval()
         seen: list[torch.Tensor] = []
         model.classifier.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         model(**batch)
         assert torch.allclose(seen[0][0], features, atol=1e-6), pooling
+
+
+def test_the_aligned_head_compares_each_token_with_its_like(tiny_bert: str) -> None:
+    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    model = load_classifier(source, LABELS, tokenizer, "aligned").eval()
+    head = model.classifier
+    batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
+    hidden = model.encoder(**batch).last_hidden_state[0]
+    first, second = ([unit(h) for h in hidden[rows]] for rows in (slice(1, 3), slice(4, 7)))
+
+    def aggregate(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> list[torch.Tensor]:
+        compared, best = [], []
+        for h in ours:
+            cosines = torch.stack([h @ other for other in theirs])
+            weights = (10 * cosines).softmax(0)
+            a = sum(w * other for w, other in zip(weights, theirs, strict=True))
+            scale = len(h) ** 0.5
+            features = torch.cat([scale * (h - a).abs(), scale**2 * h * a])
+            compared.append(torch.relu(head.compare(features)))
+            best.append(cosines.max())
+        return [torch.stack(compared).mean(0), torch.stack(best).mean()[None]]
+
+    (c1, b1), (c2, b2) = aggregate(first, second), aggregate(second, first)
+    pooled = torch.cat([c1 + c2, c1 - c2, 10 * (b1 + b2), 10 * (b1 - b2)])
+    expected = head.out_proj(torch.tanh(head.dense(pooled)))
+    assert torch.allclose(model(**batch).logits[0], expected, atol=1e-5)
+
+
+def unit(vector: torch.Tensor) -> torch.Tensor:
+    return vector / vector.norm()
+
+
+def test_dropout_is_one_number_for_encoder_and_head(tiny_bert: str) -> None:
+    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
+    for pooling in ("native", "aligned"):
+        model = load_classifier(source, LABELS, tokenizer, pooling, dropout=0.0).train()
+        assert torch.equal(model(**batch).logits, model(**batch).logits)
+        own = load_classifier(source, LABELS, tokenizer, pooling).train()
+        assert not torch.equal(own(**batch).logits, own(**batch).logits)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -133,7 +173,7 @@ def pooled_runs(
     for method, flags in FLAGS.items():
         main(
             ["--method", method, "--model", tiny_bert, *flags, *data_flags]
-            + ["--pooling", "segments", "--head_learning_rate", "1e-3"]
+            + ["--pooling", "aligned", "--head_learning_rate", "1e-3"]
             + ["--output_dir", str(folder / method), "--num_train_epochs", "2"]
         )
     return {method: folder / method for method in FLAGS}

@@ -89,7 +89,8 @@ def test_damaged_predictions_are_refused(trained_run: Path, tmp_path: Path) -> N
 def test_predictions_keep_order_and_leave_unknown_labels_out(tmp_path: Path) -> None:
     pairs = [Pair(0, "a", "b", 1), Pair(1, "c", "d")]
     path = tmp_path / "predictions" / "test.jsonl"
-    write_predictions(path, pairs, np.array([[0.25, 0.75], [0.5, 0.5]]), ["no", "yes"])
+    scores = np.array([[0.25, 0.75], [0.5, 0.5]])
+    write_predictions(path, pairs, np.array([1, 0]), scores, ["no", "yes"])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"idx": 0, "label": "yes", "prediction": "yes", "probabilities": {"no": 0.25, "yes": 0.75}},
         {"idx": 1, "prediction": "no", "probabilities": {"no": 0.5, "yes": 0.5}},

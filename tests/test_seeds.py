@@ -54,6 +54,21 @@ def test_each_sub_run_is_what_training_with_its_seed_alone_writes(
     }
 
 
+def test_each_seed_chooses_on_pairs_of_its_own(flags: list[str], tmp_path: Path) -> None:
+    chosen = [*flags, "--selection_fraction", "0.3", "--load_best_model_at_end"]
+    chosen += ["--metric_for_best_model", "loss", "--threshold", "auto"]
+    main([*chosen, "--seeds", "1,2", "--output_dir", str(tmp_path / "both")])
+    main([*chosen, "--seed", "2", "--output_dir", str(tmp_path / "alone")])
+    sub_run = tmp_path / "both" / "seeds" / "2"
+    for name in FILES:
+        assert (sub_run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
+    both, second = load_run(tmp_path / "both").record, load_run(sub_run).record
+    assert both["threshold"] == load_run(tmp_path / "both" / "seeds" / "1").record["threshold"]
+    assert second["selection"] == load_run(tmp_path / "alone").record["selection"]
+    fingerprints = {record["selection"]["fingerprint"] for record in (both, second)}
+    assert len(fingerprints) == 2
+
+
 def test_the_metrics_are_means_with_deviation_and_worst_seed(seeds_run: Path) -> None:
     values = load_run(seeds_run).metrics["validation"]
     each = {s: load_run(seeds_run / "seeds" / s).metrics["validation"] for s in "312"}

@@ -25,22 +25,45 @@ from peft_mrpc.training import build_trainer
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
 POOLER = H * H + H
-# BERT's own head is one layer over its pooler; ours has a hidden layer over four features.
-HEADS = {"native": 2 * H + 2, "segments": (4 * H * H + H) + (2 * H + 2)}
+# BERT's own head is one layer over its pooler; ours compares tokens (two features of each, and the
+# sharpness of the alignment), then has a hidden layer over two sums and two means, then the labels.
+D = 128
+HEADS = {
+    "native": 2 * H + 2,
+    "aligned": 1 + (2 * H * D + D) + ((2 * D + 2) * D + D) + (2 * D + 2),
+}
 FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
     "linear_probe": [],
+    "bitfit": [],
+    "ln_tuning": [],
+    "ia3": [],
+    "vera": ["--r", "4"],
     "lora": ["--r", "4"],
+    "dora": ["--r", "4"],
+    "oft": ["--oft_block_size", "8"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
+    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
+    "prefix_tuning": ["--num_virtual_tokens", "5"],
 }
 # How many numbers train beside the head, by formula; None: all of them.
 TRAINED = {
     "full": None,
     "layer_freeze": LAYER,
     "linear_probe": 0,
+    # Four projections of H, one of FF, two norms in a layer; one norm over the embeddings.
+    "bitfit": LAYERS * (4 * H + (FF + H) + 2 * H) + H,
+    "ln_tuning": LAYERS * 2 * 2 * H + 2 * H,
+    "ia3": LAYERS * (3 * H + FF),  # key, value, what enters the two output projections
+    "vera": LAYERS * 2 * (4 + H),  # query and value: d is [r], b is [H]
     "lora": LAYERS * 2 * 4 * (H + H),  # query and value: A is [r, H], B is [H, r]
+    "dora": LAYERS * 2 * (4 * (H + H) + H),  # a magnitude for each output beside them
+    "oft": LAYERS * 2 * (H // 8) * (8 * 7 // 2),  # H / 8 skew-symmetric blocks, 8 wide
     "prompt_tuning": 5 * H,
+    # Embeddings, and a network H -> 8 -> 8 -> H over them.
+    "p_tuning": 5 * H + (H * 8 + 8) + (8 * 8 + 8) + (8 * H + H),
+    "prefix_tuning": 5 * LAYERS * 2 * H,  # a key and a value in every layer
 }
 
 
@@ -48,8 +71,9 @@ def expected_count(method: str, pooling: str) -> int | None:
     own = TRAINED[method]
     if own is None:
         return None
-    # BERT's pooler stands after the layers: layer_freeze trains it, our head does without.
-    pooler = POOLER if method == "layer_freeze" and pooling == "native" else 0
+    # BERT's pooler stands after the layers: layer_freeze trains it, bitfit its bias; our head does
+    # without.
+    pooler = {"layer_freeze": POOLER, "bitfit": H}.get(method, 0) if pooling == "native" else 0
     return own + pooler + HEADS[pooling]
 
 
@@ -100,8 +124,9 @@ def test_two_steps_change_what_trains_and_nothing_else(
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed <= names
     # A key's bias moves no attention weight (softmax does not see a shift), rows of the embedding
-    # table that no pair uses stay as well; LoRA's A waits for B, which starts at zero.
-    still = {name for name in names - changed if "key.bias" not in name and "lora_A" not in name}
+    # table that no pair uses stay as well; LoRA's A and VeRA's d wait for what starts at zero.
+    waiting = ("key.bias", "lora_A", "vera_lambda_d")
+    still = {name for name in names - changed if not any(part in name for part in waiting)}
     assert not still
 
 
@@ -210,6 +235,15 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     assert np.abs(again - saved).max() < 1e-7
 
 
+def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for has_units in (True, False):
+        monkeypatch.setattr("peft_mrpc.training.cpu_has_amx", lambda has=has_units: has)
+        parse_request(["--use_cpu", "--bf16"])
+        assert ("fp32 is several times faster" in caplog.text) is not has_units
+
+
 def test_a_seed_fixes_the_run_and_another_changes_it(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
@@ -269,6 +303,10 @@ def test_virtual_tokens_count_against_the_positions(
         (["--method", "prompt_tuning", "--prompt_tuning_init", "x"], "expected one of RANDOM"),
         (["--method", "lora", "--bias", "nonsense"], "LoraConfig: "),
         (["--pooling", "max"], "--pooling: got 'max'"),
+        (["--dropout", "1"], "--dropout: got 1.0; expected 0 or more and below 1"),
+        (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
+        (["--method", "prefix_tuning", "--gradient_checkpointing"], "keys and values"),
+        (["--method", "dora", "--use_dora", "false"], "--use_dora: got an option of lora"),
     ],
 )
 def test_bad_input_ends_in_one_line_before_anything_is_written(
@@ -307,14 +345,6 @@ def test_a_hub_name_without_a_network_says_so_and_what_works(
     assert line.startswith("peft-mrpc: --dataset: got 'mrpc', which could not be loaded")
 
 
-def test_evaluation_needs_labels(
-    tiny_bert: str, pair_files: dict[str, str], fails: Callable[..., str]
-) -> None:
-    files = ["--train_file", pair_files["train"], "--validation_file", pair_files["unlabelled"]]
-    said = fails(main, "--model", tiny_bert, *files, "--eval_strategy", "epoch")
-    assert "has no labelled validation split" in said
-
-
 def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
     tiny_bert: str,
     pair_files: dict[str, str],
@@ -326,6 +356,27 @@ def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
     assert "test: has no labels, so there are no metrics" in capsys.readouterr().out
     run = load_run(tmp_path / "run")
     assert run.metrics == {} and len(run.predictions("test").idx) == len(ROWS)
+
+
+def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    from peft_mrpc.data import load_pairs
+
+    request = parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    rows = trainer.train_dataset
+    assert len(rows) == len(data.splits["train"])
+    as_text = classifier.tokenizer.decode
+    seen = {(as_text(rows[0]["input_ids"]), rows[0]["labels"]) for _ in range(50)}
+    first, second, _ = ROWS[0]
+    label = data.splits["train"][0].label
+    assert seen == {
+        (f"[CLS] {first} [SEP] {second} [SEP]", label),
+        (f"[CLS] {second} [SEP] {first} [SEP]", label),
+    }
 
 
 def test_one_target_module_is_a_name_and_no_pattern(

@@ -227,11 +227,11 @@ def test_it_is_judged_on_training_pairs_alone(flags: list[str], pair_files: dict
 
     request, _ = train.parse_command(flags, "tune", "", OWN)
     data = _held_out_data(request)
-    assert set(data.splits) == {"train", "validation"}
+    assert set(data.splits) == {"train", "selection"}
     everything = load_pairs(request.data).splits["train"]
     assert sorted(p.idx for split in data.splits.values() for p in split) == list(range(18))
-    assert set(data.splits["validation"]) < set(everything)
-    assert len(data.splits["validation"]) == 5 and len(ROWS) * 2 == 18
+    assert set(data.splits["selection"]) < set(everything)
+    assert len(data.splits["selection"]) == 5 and len(ROWS) * 2 == 18
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -44,7 +44,9 @@ def save_classifier(
         method=method,
         label_names=classifier.label_names,
         max_length=classifier.max_length,
+        threshold=classifier.threshold,
         pooling=getattr(classifier.model.config, "pooling", "native"),
+        quantization=classifier.quantization,
     )
     adapter_config = folder / "adapter_config.json"
     if adapter_config.is_file() and source.hub_id:
@@ -54,6 +56,11 @@ def save_classifier(
         if config.get("tokenizer_name_or_path"):
             config["tokenizer_name_or_path"] = source.hub_id
         write_json(adapter_config, config)
+
+
+def save_threshold(folder: Path, threshold: float) -> None:
+    """Write the threshold that was chosen after the classifier was saved."""
+    write_json(folder / ARTIFACT_FILE, read_json(folder / ARTIFACT_FILE) | {"threshold": threshold})
 
 
 def find_artifact(name: str) -> Path:
@@ -138,18 +145,35 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     from peft import PeftModel
 
     tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
+    quantization = info.get("quantization", "none")
     base = load_classifier(
-        _base_source(info), info["label_names"], tokenizer, info.get("pooling", "native")
+        _base_source(info),
+        info["label_names"],
+        tokenizer,
+        info.get("pooling", "native"),
+        quantization=quantization,
     )
     model = PeftModel.from_pretrained(base, str(folder))
-    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+    return _pair_classifier(model, tokenizer, info)
 
 
 def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
     source = ModelSource(str(folder), str(folder), None)
     tokenizer = load_tokenizer(source)
     model = load_classifier(source, info["label_names"], tokenizer, trained=True)
-    return PairClassifier(model, tokenizer, info["label_names"], info["max_length"])
+    return _pair_classifier(model, tokenizer, info)
+
+
+def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairClassifier:
+    threshold = float(info.get("threshold", 0.5))  # another tool's model has none
+    return PairClassifier(
+        model,
+        tokenizer,
+        info["label_names"],
+        info["max_length"],
+        info.get("quantization", "none"),
+        threshold,
+    )
 
 
 def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:

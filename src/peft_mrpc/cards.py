@@ -109,7 +109,26 @@ def _summary(run: Run) -> str:
             f" on {record['data']['splits']['train']['num_examples']:,} pairs of"
             f" `{record['data']['name']}`, seed {record['seed']}."
         )
-    return how
+    return how + _choice(run)
+
+
+def _choice(run: Run) -> str:
+    """What was chosen on held-out training pairs, and the threshold where it is not the usual."""
+    selection, threshold = run.record.get("selection"), run.record.get("threshold", 0.5)
+    said = ""
+    if threshold != 0.5:
+        said += (
+            f" A pair is called `{run.label_names[-1]}` where its probability is above"
+            f" {threshold:.4f}; `peft-mrpc predict` does so, other tools have to."
+        )
+    if selection:
+        chosen = [f"epoch {selection['best_epoch']:g}"] if selection["best_step"] else []
+        chosen += ["the threshold"] if run.record["config"]["threshold"] == "auto" else []
+        said += (
+            f" {selection['num_examples']:,} more training pairs were held out"
+            f" {'to choose ' + ' and '.join(chosen) + ' on' if chosen else 'to watch'}."
+        )
+    return said
 
 
 def _results(run: Run) -> str:

@@ -23,6 +23,10 @@ SHOWN_TRAINING_ARGUMENTS = {
     "per_device_eval_batch_size": "pairs in one forward pass when scoring",
     "seed": "fixes the head, the order of the pairs and dropout",
     "bf16": "mixed precision, where the hardware has it",
+    "label_smoothing_factor": "share of each label spread over all of them in the loss",
+    "eval_strategy": "no, epoch or steps: watch the held-out part of train as it trains",
+    "load_best_model_at_end": "end with the checkpoint that was best on the held-out part",
+    "metric_for_best_model": "what best means: loss, accuracy, f1 (of all labels) or roc_auc",
     "report_to": "trackers: tensorboard, wandb, mlflow, trackio, none",
     "push_to_hub": "publish the Run when it is written",
     "hub_model_id": "owner/name for --push_to_hub",
@@ -70,24 +74,50 @@ class TrainConfig:
     _argument_group_name = "training"
 
     method: str = option(
-        "layer_freeze", "strategy: full, layer_freeze, linear_probe, lora or prompt_tuning"
+        "layer_freeze",
+        "strategy: full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, "
+        "oft, prompt_tuning, p_tuning or prefix_tuning",
     )
     model: str = option(
         DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"
     )
     pooling: str = option(
         "native",
-        "what the head reads: native (the architecture's own head), or ours over cls, first, mean "
-        "last or segments (each sentence's mean, their difference and product); auto is segments "
-        "where the tokenizer separates the sentences, last where it does not",
+        "what the head reads: native (the architecture's own head), or ours over cls, first, mean, "
+        "last, segments (each sentence's mean, their difference and product) or aligned (each "
+        "token beside its like in the other sentence); auto is aligned where the tokenizer "
+        "separates the sentences, last where it does not",
     )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
+    )
+    quantization: str = option(
+        "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"
+    )
+    dropout: float | None = option(
+        None, "dropout in encoder and head while training (the checkpoint's own if not given)"
+    )
+    swap_sentences: bool = option(
+        False, "train on each pair in either order, by chance: for a question without a direction"
     )
     selection_fraction: float = option(
         0.1,
         "share of the training pairs held out for what is chosen: early stopping, the best "
         "checkpoint, a threshold, tune's trials",
+    )
+    early_stopping_patience: int | None = option(
+        None, "stop after so many evaluations without progress, and keep the best checkpoint"
+    )
+    threshold: str = option(
+        "0.5",
+        "probability above which the last of two labels is predicted; auto chooses it on the "
+        "held-out part of train",
+    )
+    class_weights: str = option(
+        "none", "each label's weight in the loss: none, balanced, or numbers such as 0.7,0.3"
+    )
+    focal_gamma: float = option(
+        0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
     seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
@@ -356,6 +386,11 @@ def config_record(*instances: Any) -> dict[str, Any]:
     for machinery in ("config", "dry_run", "hub_token", "logging_dir", "output_dir", "overwrite"):
         record.pop(machinery, None)
     return record
+
+
+def given_flags(argv: Sequence[str]) -> dict[str, str]:
+    """What was typed, before the whole line can be parsed; "true" for a flag without a value."""
+    return {name: values[-1] if values else "true" for name, values in _group_tokens(argv, [])}
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:

@@ -72,6 +72,8 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     """
     # PEFT still calls what transformers has renamed: not the user's to mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    # LN tuning trains the norms, which no other PEFT method would.
+    warnings.filterwarnings("ignore", message="Unsupported layer type", module="peft")
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     # Every rank of a distributed job makes the same checks: one on each machine speaks.
     speaks = os.environ.get("LOCAL_RANK", "0") == "0"

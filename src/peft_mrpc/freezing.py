@@ -18,7 +18,7 @@ from peft_mrpc.errors import UserError, logger
 # What stands in an encoder after its layers.
 AFTER_THE_LAYERS = ("pooler", "norm", "final_norm", "final_layer_norm", "ln_f")
 # What sequence classifiers of transformers, and ours, call their head.
-HEAD_NAMES = ("classifier", "score", "pre_classifier")
+HEAD_NAMES = ("classifier", "score", "pre_classifier", "head")
 
 
 def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:

@@ -9,19 +9,23 @@ from typing import Any
 
 import yaml
 from peft import (
-    PEFT_TYPE_TO_TUNER_MAPPING,
+    IA3Config,
+    LNTuningConfig,
     LoraConfig,
+    OFTConfig,
     PeftConfig,
-    PeftType,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
     PromptTuningConfig,
     PromptTuningInit,
+    VeraConfig,
     get_peft_model,
 )
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, unknown_name
 from peft_mrpc.freezing import FreezeCallback, frozen_modules
-from peft_mrpc.pair_model import SentencePairConfig
+from peft_mrpc.targets import name_targets
 
 # What PEFT's config says about the run and not about the method.
 RESERVED_PEFT_FIELDS = {
@@ -57,12 +61,14 @@ class Method:
         apply: Takes the loaded model and the options, returns the model to train.
         options: Dataclass of the options (PEFT's own config for its methods).
         callbacks: Trainer callbacks that the method needs.
+        fixed: Options that make the method what it is, and so are no flags of it.
         source: Where the method is described.
     """
 
     apply: Callable[[PreTrainedModel, Any], Any]
     options: type = NoOptions
     callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
     @property
@@ -73,7 +79,8 @@ class Method:
     def option_defaults(self) -> dict[str, Any]:
         """Names and defaults of the options that are flags."""
         fields = (f for f in dataclasses.fields(self.options) if f.init)
-        return {f.name: f.default for f in fields if f.name not in RESERVED_PEFT_FIELDS}
+        hidden = RESERVED_PEFT_FIELDS | set(self.fixed)
+        return {f.name: f.default for f in fields if f.name not in hidden}
 
     def build_options(self, given: Mapping[str, Any]) -> Any:
         """The options with what was given set.
@@ -91,7 +98,7 @@ class Method:
         if init not in list(PromptTuningInit):
             raise unknown_name("--prompt_tuning_init", init, [i.value for i in PromptTuningInit])
         try:
-            return self.options(**reserved, **given)
+            return self.options(**reserved, **self.fixed, **given)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
 
@@ -118,13 +125,25 @@ def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTra
     return model
 
 
+def train_biases(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
+    """Train the encoder's biases and the head (BitFit, arXiv:2106.10199, section 2).
+
+    Frozen weights stand beside trained biases in every layer, so the layers keep their dropout.
+    """
+    for name, parameter in model.base_model.named_parameters():
+        parameter.requires_grad = name.endswith("bias")
+    return model
+
+
 def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
     """Freeze the model and add PEFT's trainable parts to it; the head trains too.
 
     Raises:
         UserError: If PEFT cannot fit the method to the model.
     """
-    _name_target_modules(model, options)
+    name_targets(model.config, options)
+    if options.is_prompt_learning:
+        _size_prompt(model, options)
     if hasattr(options, "modules_to_save"):
         # All that stands beside the encoder is new and must be trained and saved: PEFT thinks of
         # `classifier` and `score`, not of DeBERTa's pooler.
@@ -137,14 +156,24 @@ def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
 
 
-def _name_target_modules(model: PreTrainedModel, options: PeftConfig) -> None:
-    """Give PEFT its own default targets for the encoder inside a model type it does not know."""
-    if isinstance(model.config, SentencePairConfig) and hasattr(options, "target_modules"):
-        tuner = PEFT_TYPE_TO_TUNER_MAPPING[PeftType(options.peft_type)]
-        known = getattr(tuner, "target_module_mapping", {})
-        options.target_modules = options.target_modules or known.get(
-            model.config.encoder["model_type"]
-        )
+def _size_prompt(model: PreTrainedModel, options: Any) -> None:
+    """Say how wide and deep virtual tokens are: PEFT reads names that not every config writes.
+
+    ELECTRA's token embeddings are narrower than its layers; DistilBERT has names of its own; a
+    decoder may have fewer heads of keys and values than of queries.
+    """
+    config: Any = model.base_model.config
+    heads = config.num_attention_heads
+    if options.peft_type == "PREFIX_TUNING":
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+        heads = getattr(config, "num_key_value_heads", None) or heads
+        width = heads * head_dim
+    else:
+        embeddings: Any = model.get_input_embeddings()
+        width = embeddings.embedding_dim
+    options.token_dim = options.token_dim or width
+    options.num_attention_heads = options.num_attention_heads or heads
+    options.num_layers = options.num_layers or config.num_hidden_layers
 
 
 METHODS: dict[str, Method] = {
@@ -165,8 +194,16 @@ METHODS: dict[str, Method] = {
         callbacks=lambda _: [FreezeCallback("linear_probe", lambda model: [model.base_model])],
         source="arXiv:1610.01644",
     ),
+    "bitfit": Method(train_biases, source="arXiv:2106.10199"),
+    "ln_tuning": Method(add_adapter, LNTuningConfig, source="arXiv:2312.11420"),
+    "ia3": Method(add_adapter, IA3Config, source="arXiv:2205.05638"),
+    "vera": Method(add_adapter, VeraConfig, source="arXiv:2310.11454"),
     "lora": Method(add_adapter, LoraConfig, source="arXiv:2106.09685"),
+    "dora": Method(add_adapter, LoraConfig, fixed={"use_dora": True}, source="arXiv:2402.09353"),
+    "oft": Method(add_adapter, OFTConfig, source="arXiv:2306.07280"),
     "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),
+    "p_tuning": Method(add_adapter, PromptEncoderConfig, source="arXiv:2103.10385"),
+    "prefix_tuning": Method(add_adapter, PrefixTuningConfig, source="arXiv:2101.00190"),
 }
 
 
@@ -194,4 +231,7 @@ def method_flags() -> dict[str, str]:
     for name, method in METHODS.items():
         for option in method.option_defaults():
             owners.setdefault(option, []).append(name)
-    return {flag: " and ".join(names) for flag, names in owners.items()}
+    return {
+        flag: " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+        for flag, names in owners.items()
+    }

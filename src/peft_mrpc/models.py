@@ -26,14 +26,21 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, logger, one_line, unknown_name
-from peft_mrpc.pair_model import SentencePairConfig, SentencePairModel
+from peft_mrpc.freezing import HEAD_NAMES
+from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 
 NO_LIMIT = 1 << 30
+HEAD_DROPOUT = 0.1
 AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
+# What PEFT and the Trainer ask a whole model for.
+QUANTIZED_MARKS = (
+    *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
+    *("quantization_method", "hf_quantizer"),
+)
 
 
 @dataclass(frozen=True)
@@ -236,8 +243,12 @@ def load_classifier(
     tokenizer: PreTrainedTokenizerBase,
     pooling: str = "native",
     trained: bool = False,
+    quantization: str = "none",
+    dropout: float | None = None,
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
+
+    A quantized one lies frozen on this process's device, its norms, embeddings and head in fp32.
 
     Args:
         source: The model; a head that the checkpoint lacks is drawn at random,
@@ -246,6 +257,8 @@ def load_classifier(
         tokenizer: The model's: decoders find the last token by its pad, our head the sentences by
             its special tokens.
         pooling: `native` for the architecture's own head, or one of ours (`SentencePairConfig`).
+        quantization: As for `load_causal_lm`; the head is never quantized.
+        dropout: Dropout everywhere, in encoder and head; None for the checkpoint's own.
     Raises:
         UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
             weights do not load.
@@ -255,12 +268,15 @@ def load_classifier(
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
+    weights = _weight_options(quantization, torch.float32)
+    if dropout is not None:
+        weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
     if pooling == "native":
         model, report = _load(
             AutoModelForSequenceClassification,
             source,
-            dtype=torch.float32,
             output_loading_info=True,
+            **weights,
             **labels,
         )
         if trained and report["missing_keys"]:
@@ -269,27 +285,61 @@ def load_classifier(
                 f"{source.name}: lacks the weights {some}; expected a trained classifier."
             )
     else:
-        if pooling == "segments" and tokenizer.sep_token is None:
+        if pooling in READS_SENTENCES and tokenizer.sep_token is None:
             raise UserError(
                 f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
                 "expected native, last or mean."
             )
-        encoder = _load(AutoModel, source, dtype=torch.float32)
+        encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
-            _without_origin(encoder.config), pooling=pooling, special_ids=special_ids, **labels
+            _without_origin(encoder.config),
+            pooling=pooling,
+            special_ids=special_ids,
+            head_dropout=HEAD_DROPOUT if dropout is None else dropout,
+            **labels,
         )
         model = SentencePairModel(config)
         model.use_encoder(encoder)
+        if quantization != "none":
+            model.classifier.to(encoder.device)
+            for mark in QUANTIZED_MARKS:
+                setattr(model, mark, getattr(encoder, mark, False))
     model.config.pad_token_id = tokenizer.pad_token_id
+    if quantization != "none":
+        from peft import prepare_model_for_kbit_training
+
+        # Checkpointing, where it is asked for, is the Trainer's to switch on.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        for module in model.modules():
+            # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
+            # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _dropout_names(config: PretrainedConfig) -> list[str]:
+    """What this architecture calls its dropouts: `hidden_dropout_prob`, `resid_pdrop`, ..."""
+    return [
+        name
+        for name, value in vars(config).items()
+        if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool)
+    ]
+
+
+def load_empty_classifier(config: PretrainedConfig, pooling: str) -> PreTrainedModel:
+    """A classifier of two labels without its weights (on torch's meta device): shapes only."""
+    with torch.device("meta"), quiet_transformers():
+        if pooling == "native":
+            return AutoModelForSequenceClassification.from_config(config)
+        return SentencePairModel(SentencePairConfig(_without_origin(config), pooling=pooling))
 
 
 def _without_origin(config: PretrainedConfig) -> dict[str, Any]:
     """A configuration as a dictionary, without the path it was read from."""
-    return {
-        k: v for k, v in config.to_dict().items() if k not in ("_name_or_path", "architectures")
-    }
+    dropped = ("_name_or_path", "architectures", "quantization_config")
+    return {k: v for k, v in config.to_dict().items() if k not in dropped}
 
 
 def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
@@ -310,33 +360,52 @@ def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
             f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
         )
     device = process_state().device
-    options: dict[str, Any] = {"dtype": compute_dtype(device)}
-    if quantization != "none":
-        # One replica a rank: "auto" would spread each rank's copy over all GPUs.
-        options |= {
-            "device_map": {"": device},
-            "quantization_config": _quantization_config(quantization, compute_dtype(device)),
-        }
-    model = _load(AutoModelForCausalLM, source, **options)
+    model = _load(
+        AutoModelForCausalLM, source, **_weight_options(quantization, compute_dtype(device))
+    )
     return (model if quantization != "none" else model.to(device)).eval()
+
+
+def _weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
+    """How weights are loaded: `plain_dtype` where they are not quantized."""
+    if quantization == "none":
+        return {"dtype": plain_dtype}
+    device = process_state().device
+    dtype = compute_dtype(device)
+    # One replica a rank: "auto" would spread each rank's copy over all GPUs.
+    return {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "quantization_config": _quantization_config(quantization, dtype),
+    }
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
     """The dtype the device computes fast in: bf16 where it has units for it, fp32 on a CPU.
 
-    bf16 on a CPU without AMX is several times slower than fp32.
+    bf16 on a CPU without AMX is several times slower than fp32; on one with AMX it is for
+    `--bf16` to ask for, in the training alone.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.float32
 
 
+def cpu_has_amx() -> bool:
+    """Whether this CPU multiplies bf16 matrices in hardware."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
+    # BERT's own list names `classifier.bias`, and its classifier would be quantized. `lm_head` is
+    # what transformers leaves alone where no list is given.
+    skipped = [*HEAD_NAMES, "pooler", "lm_head"]
     if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
+        llm_int8_skip_modules=skipped,
         load_in_4bit=True,
         bnb_4bit_quant_type=quantization,
         bnb_4bit_use_double_quant=True,

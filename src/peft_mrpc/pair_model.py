@@ -13,7 +13,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-POOLINGS = ("cls", "first", "last", "mean", "segments")
+POOLINGS = ("aligned", "cls", "first", "last", "mean", "segments")
+# The poolings that need to know where each sentence stands.
+READS_SENTENCES = ("aligned", "segments")
 # What tools look for in a configuration and find here as the encoder has it.
 SHARED_WITH_ENCODER = (
     "hidden_size",
@@ -33,9 +35,11 @@ class SentencePairConfig(PretrainedConfig):
         pooling: What the head reads: `cls` the first real token, `first` the first position (a
             virtual token, where there are some), `last` the last real token (what a decoder has
             read all of the pair at), `mean` the mean of all real tokens, `segments`
-            each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2).
+            each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2),
+            `aligned` each token beside what it is aligned to in the other sentence (`AlignedHead`).
         special_ids: Token ids that are no word: what begins, separates, ends and pads.
         head_dropout: Dropout before each layer of the head.
+        head_size: Hidden width of the `aligned` head; the others are as wide as the encoder.
     """
 
     model_type = "sentence_pair"
@@ -46,12 +50,14 @@ class SentencePairConfig(PretrainedConfig):
         pooling: str = "segments",
         special_ids: list[int] | None = None,
         head_dropout: float = 0.1,
+        head_size: int = 128,
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
         self.pooling = pooling
         self.special_ids = special_ids or []
         self.head_dropout = head_dropout
+        self.head_size = head_size
         if self.encoder:
             own = self.encoder_config()
             for name in SHARED_WITH_ENCODER:
@@ -83,6 +89,49 @@ class PairHead(nn.Module):
         return logits
 
 
+class AlignedHead(nn.Module):
+    """Compare each token with what it is aligned to in the other sentence (arXiv:1606.01933).
+
+    Attend, compare, aggregate: soft alignment by the cosine of the encoder's outputs, a layer over
+    |h - a| and h * a for each token h and its aligned a, the mean of that over each sentence, a
+    layer over the two. How well each sentence's tokens are covered by the other's goes in as well
+    (the mean of the best cosines, as BERTScore's, arXiv:1904.09675).
+    """
+
+    def __init__(self, config: SentencePairConfig) -> None:
+        super().__init__()
+        assert config.hidden_size is not None and config.num_labels is not None
+        width, size = int(config.hidden_size), config.head_size
+        self.log_sharpness = nn.Parameter(torch.tensor(10.0).log())
+        self.compare = nn.Linear(2 * width, size)
+        self.dense = nn.Linear(2 * size + 2, size)
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.out_proj = nn.Linear(size, config.num_labels)
+
+    def forward(self, hidden: torch.Tensor, sentence_ids: torch.Tensor) -> torch.Tensor:
+        """Logits [B, C] of token states [B, T, H], of which `sentence_ids` says whose they are."""
+        unit = nn.functional.normalize(hidden.float(), dim=-1)
+        similarity = unit @ unit.transpose(1, 2)  # [B, T, T]
+        # One token of sentence 1 and one of sentence 2; what is in neither has id 0.
+        other = sentence_ids[:, :, None] + sentence_ids[:, None, :] == 3
+        scores = (self.log_sharpness.exp() * similarity).masked_fill(~other, -1e4)
+        weights = scores.softmax(dim=-1) * other
+        tokens = unit * unit.shape[-1] ** 0.5  # entries of about 1, as a normalization gives them
+        aligned = weights.to(tokens.dtype) @ tokens
+        compared = torch.cat([(tokens - aligned).abs(), tokens * aligned], dim=-1)
+        compared = torch.relu(self.compare(self.dropout(compared)))  # [B, T, head_size]
+        best = similarity.masked_fill(~other, -1).amax(dim=-1, keepdim=True)  # [B, T, 1]
+        first, second = (masked_mean(compared, sentence_ids == number) for number in (1, 2))
+        covered, covering = (masked_mean(best, sentence_ids == number) for number in (1, 2))
+        # As sum and difference, what does not depend on the order is learned once. Cosines lie
+        # close together: ten times as far apart they are learned at the rate of the rest.
+        pooled = [first + second, first - second]
+        pooled += [10 * (covered + covering), 10 * (covered - covering)]
+        features = torch.tanh(self.dense(self.dropout(torch.cat(pooled, dim=-1))))
+        logits: torch.Tensor = self.out_proj(self.dropout(features))
+        return logits
+
+
 class SentencePairModel(PreTrainedModel):
     """Encoder, pooling and head.
 
@@ -100,7 +149,8 @@ class SentencePairModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config())
         _drop_pooler(self.encoder)
-        self.classifier = PairHead(config)
+        head = AlignedHead if config.pooling == "aligned" else PairHead
+        self.classifier = head(config)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,7 +201,10 @@ class SentencePairModel(PreTrainedModel):
             attention_mask=attention_mask,
             **{name: value for name, value in optional.items() if value is not None},
         )[0]  # [B, P + T, H]
-        logits = self.classifier(self._pool(hidden, attention_mask, sentence_ids))
+        if self.config.pooling == "aligned":
+            logits = self.classifier(hidden[:, -sentence_ids.shape[1] :], sentence_ids)
+        else:
+            logits = self.classifier(self._pool(hidden, attention_mask, sentence_ids))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 

@@ -20,6 +20,7 @@ from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.processes import process_state
 from peft_mrpc.runs import check_writable
 from peft_mrpc.tables import Table, read_table
+from peft_mrpc.thresholds import decide
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -65,7 +66,7 @@ def predict(name: str, config: PredictConfig) -> None:
         raise UserError(f"{table.where}: already has the columns {', '.join(clash)}; rename them.")
     probabilities = predictor.score(pairs, config.batch_size)
     if process_state().is_main_process:
-        rows = _labelled_rows(table, probabilities, predictor.label_names)
+        rows = _labelled_rows(table, probabilities, predictor.label_names, predictor.threshold)
         _write_output(config.output, [*table.columns, *added], rows)
         if config.output != "-":
             sys.stderr.write(f"{len(rows)} pairs labelled: {config.output}\n")
@@ -112,18 +113,23 @@ def _read_input(name: str) -> Table:
 
 
 def _labelled_rows(
-    table: Table, probabilities: NDArray[np.float64], label_names: Sequence[str]
+    table: Table,
+    probabilities: NDArray[np.float64],
+    label_names: Sequence[str],
+    threshold: float,
 ) -> list[dict[str, Any]]:
     return [
         {
             **row,
-            "prediction": label_names[int(scores.argmax())],
+            "prediction": label_names[label],
             **{
                 f"probability_{name}": float(score)
                 for name, score in zip(label_names, scores, strict=True)
             },
         }
-        for row, scores in zip(table.rows, probabilities, strict=True)
+        for row, label, scores in zip(
+            table.rows, decide(probabilities, threshold), probabilities, strict=True
+        )
     ]
 
 

@@ -23,12 +23,14 @@ from peft_mrpc.scoring import classifier_probabilities, score_label_tokens, scor
 
 # Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
 CHAT_DATE = "26 Jul 2024"
+DIVERGED = "the model's scores are not finite: the training diverged. Lower --learning_rate."
 
 
 class Predictor(Protocol):
     """Anything that gives pairs label probabilities."""
 
     label_names: list[str]
+    threshold: float
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
@@ -43,12 +45,16 @@ class PairClassifier:
         tokenizer: Pads on the side the model needs.
         label_names: Names of the C labels.
         max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
+        quantization: How the base model's weights are held.
+        threshold: Probability above which the last of two labels is predicted.
     """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
     label_names: list[str]
     max_length: int
+    quantization: str = "none"
+    threshold: float = 0.5
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[dict[str, list[int]]], int]:
         """Token ids of each pair, and how many pairs had to be cut."""
@@ -73,9 +79,7 @@ class PairClassifier:
         lengths = [len(feature["input_ids"]) for feature in features]
         probabilities = score_rows(lengths, batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
-            raise UserError(
-                "the model's scores are not finite: the training diverged. Lower --learning_rate."
-            )
+            raise UserError(DIVERGED)
         return probabilities
 
 
@@ -136,6 +140,7 @@ class PromptClassifier:
         label_names: Names of the C labels.
         max_length: Most tokens of a prompt; a longer one is an error.
         label_mass: Mean probability that fell on the label words at all in the last `score`.
+        threshold: Probability above which the last of two labels is predicted.
     """
 
     model: PreTrainedModel
@@ -144,6 +149,7 @@ class PromptClassifier:
     label_names: list[str]
     max_length: int
     label_mass: float | None = None
+    threshold: float = 0.5
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[int]]:
         """Prompt ids of each pair and the one token of each label.

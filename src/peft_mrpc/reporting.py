@@ -24,6 +24,7 @@ from peft_mrpc.runs import (
     write_json,
     write_predictions,
 )
+from peft_mrpc.thresholds import decide
 
 
 def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def write_run(
     record: Mapping[str, Any],
     data: PairData,
     probabilities: Mapping[str, NDArray[np.float64]],
+    threshold: float = 0.5,
 ) -> Run:
     """Write all files of a Run but its artifact, which is there already.
 
@@ -55,6 +57,7 @@ def write_run(
         record: What is particular to the strategy, for `run.json`.
         data: The pairs that were scored.
         probabilities: For each split scored [N, C], in dataset order.
+        threshold: Probability above which the last of two labels is predicted.
     """
     common = {
         "format_version": FORMAT_VERSION,
@@ -65,13 +68,14 @@ def write_run(
     metrics = {}
     for split, rows in probabilities.items():
         pairs = data.splits[split]
-        write_predictions(folder / "predictions" / f"{split}.jsonl", pairs, rows, data.label_names)
+        predicted = decide(rows, threshold)
+        path = folder / "predictions" / f"{split}.jsonl"
+        write_predictions(path, pairs, predicted, rows, data.label_names)
         known = [number for number, pair in enumerate(pairs) if pair.label != UNKNOWN_LABEL]
         if known:
             references = np.array([pairs[number].label for number in known])
-            scored = rows[known]
             metrics[split] = compute_metrics(
-                references, scored.argmax(axis=1), scored, data.label_names
+                references, predicted[known], rows[known], data.label_names
             )
     write_json(folder / METRICS_FILE, metrics)
     run = load_run(folder)

@@ -300,17 +300,18 @@ def _current_umask() -> int:
 def write_predictions(
     path: Path,
     pairs: Sequence[Pair],
+    predictions: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     label_names: Sequence[str],
 ) -> None:
     """Write one JSON line for each pair, in dataset order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
-        for pair, row in zip(pairs, probabilities, strict=True):
+        for pair, label, row in zip(pairs, predictions, probabilities, strict=True):
             line: dict[str, Any] = {"idx": pair.idx}
             if pair.label != UNKNOWN_LABEL:
                 line["label"] = label_names[pair.label]
-            line["prediction"] = label_names[int(row.argmax())]
+            line["prediction"] = label_names[int(label)]
             line["probabilities"] = dict(zip(label_names, map(float, row), strict=True))
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 

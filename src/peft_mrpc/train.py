@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from numpy.typing import NDArray
 from transformers import TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
-from peft_mrpc.artifacts import save_classifier
+from peft_mrpc.artifacts import save_classifier, save_threshold
+from peft_mrpc.choosing import choose_threshold, describe_selection
+from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import parameter_counts, trainable_names
@@ -33,6 +36,7 @@ from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.seeds import settle_seeds, train_seeds
+from peft_mrpc.selection import hold_out_selection, implied_arguments
 from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
@@ -59,12 +63,16 @@ def parse_command(
     recipe = cfg.load_recipe(path) if path else {}
     name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
+    default = load_default_recipe(str(name))
+    asked = {**recipe, **cfg.given_flags(argv)}
+    is_saving_asked = "save_strategy" in asked
+    implied = implied_arguments({**default, **asked}, is_saving_asked)
     (*mine, config, data, arguments), given = cfg.parse_flags(
         verb,
         description,
         (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
         argv,
-        [load_default_recipe(str(name)), recipe],
+        [{**default, **implied}, recipe],
         method.option_defaults(),
         method_flags(),
     )
@@ -80,7 +88,8 @@ def parse_command(
         default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
     output_dir = Path(str(given_dir or default_dir)).expanduser()
     return TrainRequest(
-        config, data, arguments, method, options, given, output_dir, publish_it
+        *(config, data, arguments, method, options, given, output_dir, publish_it),
+        keep_checkpoints=is_saving_asked,
     ), mine
 
 
@@ -109,9 +118,10 @@ def train(request: TrainRequest) -> Run | None:
     source = find_model(request.config.model, request.config.base_model_id)
     if request.publish and request.method.is_peft:
         check_base(source.name, source.hub_id)
-    data = load_pairs(request.data, request.arguments.seed)
-    splits = reported_splits(data, request.data.split)
-    check_against_data(request.arguments, data)
+    pairs = load_pairs(request.data, request.arguments.seed)
+    splits = reported_splits(pairs, request.data.split)
+    data = hold_out_selection(request.config, request.arguments, splits, pairs)
+    check_against_data(request.config, request.arguments, data)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     if request.config.dry_run:
@@ -122,9 +132,10 @@ def train(request: TrainRequest) -> Run | None:
         del classifier  # it was a check: each seed begins with its own
 
         def train_one(one: TrainRequest, staging: Path | None) -> None:
+            own = hold_out_selection(one.config, one.arguments, splits, pairs)
             set_seed(one.arguments.seed)
-            fresh = build_classifier(one, source, data)
-            _train_into(staging, one, source, data, splits, fresh)
+            fresh = build_classifier(one, source, own)
+            _train_into(staging, one, source, own, splits, fresh)
 
         train_seeds(request, data, train_one)
     elif state.is_main_process:
@@ -146,7 +157,8 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     """Load model and tokenizer and make the model trainable by the method."""
     tokenizer = load_tokenizer(source)
     virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
-    limit = position_limit(load_config(source), tokenizer)
+    model_config = load_config(source)
+    limit = position_limit(model_config, tokenizer)
     if virtual + 8 > limit:
         raise UserError(
             f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
@@ -159,17 +171,33 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             "tokens; expected at least 8 more for the pair."
         )
     if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = "last" if tokenizer.sep_token is None else "segments"
-    if virtual and tokenizer.sep_token is None and request.config.pooling == "native":
-        raise UserError(
-            "--pooling: got native, but a decoder's own head reads a pad once virtual tokens stand "
-            "before the pair; expected last or mean."
+        request.config.pooling = "last" if tokenizer.sep_token is None else "aligned"
+    quantization = request.config.quantization
+    raise_faults(
+        compatibility_faults(
+            model_config,
+            request.config.method,
+            request.options,
+            pooling=request.config.pooling,
+            quantization=quantization,
+            gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
         )
-    model = load_classifier(source, data.label_names, tokenizer, request.config.pooling)
+    )
+    model = load_classifier(
+        source,
+        data.label_names,
+        tokenizer,
+        request.config.pooling,
+        quantization=quantization,
+        dropout=request.config.dropout,
+    )
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
     adapted = request.method.apply(model, request.options)
-    return PairClassifier(adapted, tokenizer, list(data.label_names), max_length)
+    wanted = request.config.threshold
+    threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
+    labels = list(data.label_names)
+    return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
 
 
 def _train_into(
@@ -191,9 +219,13 @@ def _train_into(
     classifier.model = trainer.accelerator.unwrap_model(
         trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
     )
-    if staging is not None:  # first of all: nothing that fails later shall cost the training
-        folder = staging / ("adapter" if request.method.is_peft else "model")
+    folder = staging and staging / ("adapter" if request.method.is_peft else "model")
+    if folder is not None:  # first of all: nothing that fails later shall cost the training
         save_classifier(folder, classifier, source, request.config.method)
+    if request.config.threshold == "auto":
+        classifier.threshold = choose_threshold(request.arguments, data, classifier)
+        if folder is not None:
+            save_threshold(folder, classifier.threshold)
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
     for split in splits:
@@ -203,8 +235,10 @@ def _train_into(
     score_seconds = time.perf_counter() - started
     if staging is None:
         return
+    if not request.keep_checkpoints:
+        shutil.rmtree(staging / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
-        (staging / "checkpoints").rmdir()  # empty unless --save_strategy asked for some
+        (staging / "checkpoints").rmdir()  # empty with --save_strategy no
     num_scored = sum(len(rows) for rows in probabilities.values())
     record = {
         "strategy": "train",
@@ -213,6 +247,8 @@ def _train_into(
         "base_model_id": source.hub_id,
         "seed": request.arguments.seed,
         "num_processes": process_state().num_processes,
+        "selection": describe_selection(request.config, request.arguments, data, trainer.state),
+        "threshold": classifier.threshold,
         "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
         "trainable": describe_parameters(classifier.model),
         "truncated_train_pairs": num_cut,
@@ -226,7 +262,7 @@ def _train_into(
         "method_options": dict(request.given_options),
         "config": cfg.config_record(request.config, request.data, request.arguments),
     }
-    write_run(staging, record, data, probabilities)
+    write_run(staging, record, data, probabilities, classifier.threshold)
 
 
 def describe_parameters(model: Any) -> dict[str, Any]:

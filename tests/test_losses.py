@@ -1,0 +1,207 @@
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, run_command, write_csv
+from torch.nn.functional import cross_entropy
+
+from peft_mrpc.data import load_pairs
+from peft_mrpc.errors import UserError
+from peft_mrpc.losses import build_class_weights, classification_loss, loss_faults
+from peft_mrpc.models import find_model
+from peft_mrpc.runs import load_run
+from peft_mrpc.train import build_classifier, parse_request
+from peft_mrpc.training import build_trainer
+
+NAMES = ["no", "yes"]
+
+
+def some_logits(num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    return 3 * torch.randn(8, num_classes), torch.randint(num_classes, (8,))
+
+
+def test_focal_loss_of_one_pair_by_hand() -> None:
+    # p(yes) = 0.8: cross-entropy -ln 0.8, turned down by (1 - 0.8)^2 = 0.04.
+    logits = torch.tensor([[math.log(0.2), math.log(0.8)]])
+    loss = classification_loss(logits, torch.tensor([1]), focal_gamma=2.0)
+    assert loss.item() == pytest.approx(0.04 * -math.log(0.8), rel=1e-5)
+    weighted = classification_loss(
+        logits, torch.tensor([1]), focal_gamma=2.0, class_weights=torch.tensor([9.0, 0.5])
+    )
+    assert weighted.item() == pytest.approx(0.5 * loss.item(), rel=1e-6)
+
+
+def test_smoothed_weighted_focal_loss_by_hand() -> None:
+    # Smoothing 0.2 over two classes: the truth "no" becomes (0.9, 0.1).
+    logits = torch.tensor([[math.log(0.7), math.log(0.3)]])
+    loss = classification_loss(
+        logits,
+        torch.tensor([0]),
+        class_weights=torch.tensor([2.0, 0.5]),
+        focal_gamma=1.0,
+        label_smoothing=0.2,
+    )
+    by_hand = 2.0 * 0.9 * 0.3 * -math.log(0.7) + 0.5 * 0.1 * 0.7 * -math.log(0.3)
+    assert loss.item() == pytest.approx(by_hand, rel=1e-5)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 3.0])])
+def test_without_focus_it_is_torchs_cross_entropy(
+    smoothing: float, weights: torch.Tensor | None
+) -> None:
+    logits, labels = some_logits()
+    ours = classification_loss(logits, labels, class_weights=weights, label_smoothing=smoothing)
+    theirs = cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum") / 8
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_over_all_training_pairs_it_is_torchs_weighted_mean() -> None:
+    logits, labels = some_logits()
+    weights = build_class_weights("0.2,1,3", labels.tolist(), ["a", "b", "c"])
+    assert weights is not None
+    mean = cross_entropy(logits, labels, torch.tensor([0.2, 1.0, 3.0]))
+    assert torch.allclose(classification_loss(logits, labels, class_weights=weights), mean)
+
+
+def test_the_gradient_is_finite_where_a_pair_is_surely_right() -> None:
+    logits = torch.tensor([[-200.0, 200.0]], requires_grad=True)
+    for gamma in (0.0, 0.5, 2.0):
+        loss = classification_loss(logits, torch.tensor([1]), focal_gamma=gamma)
+        (gradient,) = torch.autograd.grad(loss, logits)
+        assert gradient.isfinite().all()
+
+
+def test_weights_have_mean_one_over_the_pairs() -> None:
+    assert build_class_weights("none", [0, 1], NAMES) is None
+    balanced = build_class_weights("balanced", [0, 1, 1, 1], NAMES)
+    assert balanced is not None and balanced.tolist() == pytest.approx([2.0, 2 / 3])
+    given = build_class_weights("1,3", [0, 0, 0, 1], NAMES)
+    assert given is not None and given.tolist() == pytest.approx([4 / 6, 12 / 6])
+
+
+@pytest.mark.parametrize("wanted", ["x", "1,-1", "0,1", "nan,1", "inf,1", ""])
+def test_bad_weights_are_refused(wanted: str) -> None:
+    (fault,) = loss_faults(wanted, 0.0, 0.0)
+    assert fault.startswith(f"--class_weights: got {wanted!r}; expected none, balanced")
+
+
+@pytest.mark.parametrize(("gamma", "smoothing"), [(-1.0, 0.0), (math.nan, 0.0), (0.0, 1.0)])
+def test_bad_numbers_are_refused(gamma: float, smoothing: float) -> None:
+    assert len(loss_faults("none", gamma, smoothing)) == 1
+
+
+def test_weights_must_fit_the_labels() -> None:
+    with pytest.raises(UserError, match="got 3 numbers; expected 2, for no, yes"):
+        build_class_weights("1,2,3", [0, 1], NAMES)
+    with pytest.raises(UserError, match="no training pair is yes"):
+        build_class_weights("balanced", [0, 0], NAMES)
+
+
+DESCENT = [
+    "--optim",
+    "sgd",
+    "--learning_rate",
+    "1",
+    "--head_learning_rate",
+    "1",
+    "--max_steps",
+    "1",
+]
+DESCENT += [
+    "--max_grad_norm",
+    "0",
+    "--warmup_steps",
+    "0",
+    "--train_sampling_strategy",
+    "sequential",
+]
+DESCENT += ["--method", "full", "--disable_tqdm", "true"]
+ALL_LOSSES = ["--label_smoothing_factor", "0.1", "--class_weights", "0.7,0.3", "--focal_gamma", "1"]
+
+
+@pytest.fixture(scope="module")
+def nine_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    header = ("sentence1", "sentence2", "label")
+    path = str(write_csv(tmp_path_factory.mktemp("nine") / "train.csv", ROWS, header))
+    return ["--train_file", path, "--validation_file", path]
+
+
+@pytest.fixture(scope="module")
+def calm_bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The tiny BERT without dropout."""
+    folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("models") / "calm")
+    config = json.loads((folder / "config.json").read_text())
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        config[name] = 0.0
+    (folder / "config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def prepare(folder: Path, *flags: str) -> tuple[Any, Any]:
+    request = parse_request([*DESCENT, *flags])
+    torch.manual_seed(0)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(request.config.model), data)
+    for module in classifier.model.modules():
+        if isinstance(module, torch.nn.Dropout):  # our head has its own
+            module.p = 0.0
+    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    return trainer, classifier.model
+
+
+@pytest.mark.parametrize("losses", [[], ALL_LOSSES], ids=["plain", "all"])
+@pytest.mark.parametrize("pooling", ["native", "segments"])
+def test_accumulated_batches_give_the_step_of_one_big_batch(
+    pooling: str, losses: list[str], calm_bert: str, nine_pairs: list[str], tmp_path: Path
+) -> None:
+    # The batches accumulated are of 4, 4 and 1 pairs.
+    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *losses]
+    big, one = prepare(tmp_path, *flags, "--per_device_train_batch_size", "9")
+    sizes = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3"]
+    small, three = prepare(tmp_path, *flags, *sizes)
+    big.train()
+    small.train()
+    for (name, mine), theirs in zip(one.named_parameters(), three.parameters(), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6), name
+
+
+@pytest.mark.parametrize("pooling", ["native", "segments"])
+def test_the_trainer_descends_on_our_loss_and_smooths_once(
+    pooling: str, calm_bert: str, nine_pairs: list[str], tmp_path: Path
+) -> None:
+    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *ALL_LOSSES]
+    flags += ["--focal_gamma", "0", "--per_device_train_batch_size", "9"]
+    trainer, model = prepare(tmp_path, *flags)
+    batch = trainer.data_collator([trainer.train_dataset[row] for row in range(9)])
+    labels = batch.pop("labels")
+    # Over all pairs, torch's mean divides by their weights as ours does.
+    loss = cross_entropy(model(**batch).logits, labels, torch.tensor([0.7, 0.3]),
+                         label_smoothing=0.1)  # fmt: skip
+    loss.backward()
+    parameters = dict(model.named_parameters())
+    expected = {n: (p - p.grad).detach() for n, p in parameters.items() if p.grad is not None}
+    model.zero_grad()
+    trainer.train()
+    for name, parameter in expected.items():
+        assert torch.allclose(parameters[name], parameter, atol=1e-6), name
+
+
+def test_two_processes_give_the_step_of_one(
+    calm_bert: str, nine_pairs: list[str], tmp_path: Path
+) -> None:
+    found = {}
+    for processes, size in ((1, "8"), (2, "4")):
+        out = tmp_path / str(processes)
+        flags = ["--model", calm_bert, "--pooling", "native", *nine_pairs, *DESCENT, *ALL_LOSSES]
+        flags += ["--per_device_train_batch_size", size, "--output_dir", str(out)]
+        done = run_command("train", *flags, processes=processes)
+        assert done.returncode == 0, done.stderr[-2000:]
+        found[processes] = load_run(out).predictions("validation").probabilities
+    assert np.abs(found[1] - found[2]).max() < 1e-6

@@ -1,0 +1,166 @@
+"""A tiny model of every architecture, written to disk with a tokenizer that fits it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conftest import build_tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    set_seed,
+)
+
+from peft_mrpc.artifacts import load_predictor, save_classifier
+from peft_mrpc.data import load_pairs
+from peft_mrpc.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.models import find_model
+from peft_mrpc.predictors import PairClassifier
+from peft_mrpc.train import build_classifier, parse_request
+from peft_mrpc.training import build_trainer
+
+# Weights so large that a mistake in a mask or a position shows in the logits.
+RANGE = {"initializer_range": 0.3}
+SIZES = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 64,
+    **RANGE,
+}
+# What makes each architecture differ from BERT, kept as its real checkpoints have it.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "bert": {},
+    # Positions are counted from the pad's id on.
+    "roberta": {"max_position_embeddings": 66, "type_vocab_size": 1, "pad_token_id": 0},
+    "deberta-v2": {
+        "relative_attention": True,
+        "position_buckets": 8,
+        "max_relative_positions": -1,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+        "share_att_key": True,
+        "position_biased_input": False,
+        "type_vocab_size": 0,
+        "pooler_hidden_size": 16,
+    },
+    "distilbert": {
+        "dim": 16,
+        "n_layers": 2,
+        "n_heads": 2,
+        "hidden_dim": 32,
+        **RANGE,
+    },
+    "electra": {"embedding_size": 8},
+    "modernbert": {
+        "pad_token_id": 0,
+        "cls_token_id": 2,
+        "sep_token_id": 3,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "global_attn_every_n_layers": 2,
+        "local_attention": 8,
+    },
+    "llama": {"num_key_value_heads": 1, "bos_token_id": 4, "eos_token_id": 5},
+}
+ENCODERS = [name for name in ARCHITECTURES if name != "llama"]
+TOKEN_TYPES = ("bert", "electra", "deberta-v2")
+
+
+def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:
+    sizes = {} if architecture == "distilbert" else SIZES
+    options = {**sizes, "vocab_size": vocab_size, "max_position_embeddings": 64}
+    options |= ARCHITECTURES[architecture]
+    config: PretrainedConfig = AutoConfig.for_model(architecture, **options)
+    return config
+
+
+def write_tiny_model(architecture: str, folder: Path) -> str:
+    """Save a model of random weights; the path it lies at."""
+    tokenizer = build_tokenizer(is_chat=architecture == "llama")
+    if architecture in ENCODERS and architecture not in TOKEN_TYPES:
+        tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    torch.manual_seed(0)
+    config = tiny_config(architecture, len(tokenizer))
+    model = (
+        LlamaForCausalLM(config)
+        if architecture == "llama"
+        else AutoModelForSequenceClassification.from_config(config)
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# The options that fit models so small.
+FLAGS = {
+    "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "vera": ["--r", "4"],
+    "lora": ["--r", "4"],
+    "dora": ["--r", "4"],
+    "oft": ["--oft_block_size", "8"],
+    "prompt_tuning": ["--num_virtual_tokens", "5"],
+    "p_tuning": ["--num_virtual_tokens", "5"],
+    "prefix_tuning": ["--num_virtual_tokens", "5"],
+}
+
+
+def poolings(architecture: str) -> tuple[str, str]:
+    """The architecture's own head, and ours."""
+    return ("native", "last" if architecture == "llama" else "aligned")
+
+
+def train_two_steps(
+    method: str,
+    model: str,
+    data_flags: list[str],
+    folder: Path,
+    *flags: str,
+    score_first: bool = False,
+) -> tuple[PairClassifier, Any]:
+    """Train through the toolkit's own path; what classifies, and the pairs.
+
+    What trains must change, some of it beside the head, and nothing else may.
+    """
+    request = parse_request(
+        ["--method", method, "--model", model, *data_flags, *FLAGS.get(method, [])]
+        + ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+        + list(flags)
+    )
+    set_seed(1)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(model), data)
+    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    parameters = dict(classifier.model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    trainable = set(trainable_names(classifier.model))
+    head = head_parameter_ids(classifier.model)
+    if method != "linear_probe":
+        assert any(id(parameters[name]) not in head for name in trainable), "only the head trains"
+    if score_first:
+        classifier.score(data.splits["validation"], 9)
+    trainer.train()
+    changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
+    # A key's bias moves no attention weight; LoRA's A and VeRA's d wait for what starts at zero.
+    waiting = ("key.bias", "key_proj.bias", "k_lin.bias", "lora_A", "vera_lambda_d")
+    still = {n for n in trainable - changed if not any(part in n for part in waiting)}
+    assert changed <= trainable and not still
+    return classifier, data.splits["validation"]
+
+
+def batch_drift(classifier: PairClassifier, pairs: Any) -> float:
+    """How far padding moves probabilities; 0 where masks, positions and pooling are right."""
+    return float(np.abs(classifier.score(pairs, 9) - classifier.score(pairs, 1)).max())
+
+
+def reload_drift(
+    classifier: PairClassifier, pairs: Any, model: str, method: str, folder: Path
+) -> float:
+    """How far probabilities are from those of what was saved and loaded again."""
+    save_classifier(folder, classifier, find_model(model), method)
+    again = load_predictor(str(folder)).score(pairs, 9)
+    return float(np.abs(classifier.score(pairs, 9) - again).max())
