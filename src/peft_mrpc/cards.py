@@ -1,5 +1,6 @@
 """The model card of a Run: what it is, how good, and how to load it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -37,6 +38,16 @@ def with_spread(mean: float | None, spread: float | None) -> str:
     if mean is None:
         return "-"
     return f"{mean:.3f}" if spread is None else f"{mean:.3f} ± {spread:.3f}"
+
+
+def figure_texts(values: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
+    """Accuracy, F1 of each class and ROC-AUC, each with its deviation over seeds, if any."""
+    spread = values.get("std")
+    return [
+        with_spread(values["accuracy"], spread and spread["accuracy"]),
+        *(with_spread(values["f1"][name], spread and spread["f1"][name]) for name in label_names),
+        with_spread(values["roc_auc"], spread and spread["roc_auc"]),
+    ]
 
 
 def build_card(run: Run, repo_id: str | None = None) -> str:
@@ -148,14 +159,9 @@ def _results(run: Run) -> str:
 
 
 def _result_line(split: str, values: dict[str, Any], label_names: list[str]) -> str:
-    spread = values.get("std")
-    f1 = " | ".join(
-        with_spread(values["f1"][name], spread and spread["f1"][name]) for name in label_names
-    )
     return (
         f"| {split} | {values['num_examples']} | {values['majority_accuracy']:.3f} | "
-        f"{with_spread(values['accuracy'], spread and spread['accuracy'])} | {f1} | "
-        f"{with_spread(values['roc_auc'], spread and spread['roc_auc'])} |"
+        f"{' | '.join(figure_texts(values, label_names))} |"
     )
 
 

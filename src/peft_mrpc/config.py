@@ -2,6 +2,8 @@
 
 import argparse
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,7 +333,7 @@ def parse_scalar(text: str) -> Any:
 
 
 def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """A command line as a recipe: numbers as such, all else as it was typed."""
+    """A command line as a recipe, before it can be parsed: numbers as such, all else as typed."""
     flags: dict[str, Any] = {}
     for name, texts in _group_tokens(argv, []):
         values = [v if type(v := parse_scalar(text)) in (int, float) else text for text in texts]
@@ -362,19 +364,33 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is missing, is not YAML, or is no mapping of names to values.
     """
+    recipe = read_yaml(path, "--config", "`name: value` lines, one for each flag")
+    if "config" in recipe:
+        raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
+    return recipe
+
+
+def read_yaml(path: str | Path, flag: str, expected: str) -> dict[str, Any]:
+    """Read a YAML file of names and what they stand for.
+
+    Args:
+        path: The file.
+        flag: The flag that named it, for the message.
+        expected: What it should hold, for the message.
+    Raises:
+        UserError: If the file is missing, is not YAML, or is no mapping of names.
+    """
     try:
-        recipe = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--config: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
+            f"{flag}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
         ) from error
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
-    if not isinstance(recipe, dict) or not all(isinstance(key, str) for key in recipe):
-        raise UserError(f"{path}: expected `name: value` lines, one for each flag.")
-    if "config" in recipe:
-        raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
-    return cast(dict[str, Any], recipe)
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected {expected}.")
+    return cast(dict[str, Any], content)
 
 
 def config_record(*instances: Any) -> dict[str, Any]:
@@ -388,9 +404,10 @@ def config_record(*instances: Any) -> dict[str, Any]:
     return record
 
 
-def given_flags(argv: Sequence[str]) -> dict[str, str]:
-    """What was typed, before the whole line can be parsed; "true" for a flag without a value."""
-    return {name: values[-1] if values else "true" for name, values in _group_tokens(argv, [])}
+def record_key(record: Mapping[str, Any]) -> str:
+    """A short name for a record: the same only for the same content."""
+    text = json.dumps(record, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:

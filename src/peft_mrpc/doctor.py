@@ -21,6 +21,7 @@ from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
     QUANTIZATIONS,
+    auto_pooling,
     cpu_has_amx,
     find_model,
     load_config,
@@ -163,7 +164,7 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
     model_config = load_config(source)
     pooling = config.pooling
     if pooling == "auto":
-        pooling = "last" if load_tokenizer(source).sep_token is None else "aligned"
+        pooling = auto_pooling(load_tokenizer(source))
     lines = [f"{source.name}: {model_config.model_type}, pooling {pooling}"]
     for method, chosen in options.items():
         faults = compatibility_faults(

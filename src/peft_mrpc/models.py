@@ -237,6 +237,11 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def auto_pooling(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What `--pooling auto` comes to: it depends on whether the sentences are separated."""
+    return "last" if tokenizer.sep_token is None else "aligned"
+
+
 def load_classifier(
     source: ModelSource,
     label_names: Sequence[str],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment
 
-from peft_mrpc.cards import with_spread
+from peft_mrpc.cards import figure_texts
 from peft_mrpc.runs import write_json
 
 if TYPE_CHECKING:
@@ -23,12 +23,9 @@ def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
     """The cells of one table row, as text."""
     seconds = row.get("train_seconds")
     trained = row.get("trained_parameters")
-    spread = row.get("std")
     return [
         row["name"],
-        with_spread(row["accuracy"], spread and spread["accuracy"]),
-        *(with_spread(row["f1"][name], spread and spread["f1"][name]) for name in label_names),
-        with_spread(row["roc_auc"], spread and spread["roc_auc"]),
+        *figure_texts(row, label_names),
         "-" if not trained else f"{trained:,} ({row['trained_share']:.2%})",
         "-" if seconds is None else f"{seconds:,.0f} s",
         f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",

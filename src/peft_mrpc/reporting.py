@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.cards import build_card, with_spread
+from peft_mrpc.cards import build_card, figure_texts
 from peft_mrpc.data import UNKNOWN_LABEL, PairData, label_counts
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.plots import DPI, plot_confusion_matrix, plot_roc_curves, run_styles
@@ -127,31 +127,25 @@ def summary(run: Run) -> str:
 def _summary_line(run: Run, split: str) -> str:
     """What was reached on a split, beside the majority baseline."""
     values = run.metrics[split]
-    spread = values.get("std")
-    f1 = " / ".join(
-        with_spread(values["f1"][name], spread and spread["f1"][name]) for name in run.label_names
-    )
+    accuracy, *f1, area = figure_texts(values, run.label_names)
     beside = f"majority {values['majority_accuracy']:.3f}"
     size = f"{values['num_examples']} pairs"
-    if spread:
+    if "std" in values:
         worst = values["worst_seed"]
         lowest = values["seeds"][str(worst)]["accuracy"]
         beside = f"worst {lowest:.3f} with seed {worst}, {beside}"
         size += f", mean ± sd of {values['num_seeds']} seeds"
     return (
-        f"{split}: accuracy {with_spread(values['accuracy'], spread and spread['accuracy'])} "
-        f"({beside}), F1 {' / '.join(run.label_names)} {f1}, "
-        f"ROC-AUC {with_spread(values['roc_auc'], spread and spread['roc_auc'])}, {size}"
+        f"{split}: accuracy {accuracy} ({beside}), "
+        f"F1 {' / '.join(run.label_names)} {' / '.join(f1)}, ROC-AUC {area}, {size}"
     )
 
 
 def seed_line(run: Run) -> str:
     """What one seed reached, on one line with all splits."""
     seconds = run.record["timing"]["train_seconds"]
-    figures = [
-        f"{split} accuracy {values['accuracy']:.3f}, "
-        f"F1 {' / '.join(with_spread(values['f1'][name], None) for name in run.label_names)}, "
-        f"ROC-AUC {with_spread(values['roc_auc'], None)}"
-        for split, values in run.metrics.items()
-    ]
-    return "; ".join([*figures, f"trained in {seconds:,.0f} s"])
+    said = []
+    for split, values in run.metrics.items():
+        accuracy, *f1, area = figure_texts(values, run.label_names)
+        said.append(f"{split} accuracy {accuracy}, F1 {' / '.join(f1)}, ROC-AUC {area}")
+    return "; ".join([*said, f"trained in {seconds:,.0f} s"])

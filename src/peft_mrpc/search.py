@@ -13,14 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import optuna
-import torch
 from optuna.trial import FrozenTrial, TrialState
 from transformers import Trainer
 
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.runs import read_json, write_json
 from peft_mrpc.search_space import Parameter
 
@@ -32,6 +29,8 @@ OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
     "roc_auc": "maximize",
     "loss": "minimize",
 }
+# What `train` calls them when it evaluates on the held-out pairs.
+WATCHED = {name: f"eval_{name.removeprefix('macro_')}" for name in OBJECTIVES}
 PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
     # Stops a trial that is worse than half of the others were after as many steps.
     "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5),
@@ -180,7 +179,6 @@ def run_trials(plan: Plan, trainer: Trainer, build: Callable[[Mapping[str, Any]]
         fresh = build(values)
         vars(trainer.args).update(vars(fresh.args))
         vars(trainer).update({k: v for k, v in vars(fresh).items() if k not in OF_THE_SEARCH})
-        trainer.compute_metrics = held_out_metrics
         return fresh.model
 
     trainer.model_init = model_init
@@ -204,7 +202,7 @@ def _run_one(
             backend="optuna",
             n_trials=1,
             direction=OBJECTIVES[plan.objective],
-            compute_objective=lambda metrics: metrics[f"eval_{plan.objective}"],
+            compute_objective=lambda metrics: metrics[WATCHED[plan.objective]],
             hp_space=lambda trial: {},  # model_init has set the values already
             study_name=plan.name,
             storage=study._storage,
@@ -252,17 +250,6 @@ def describe_values(values: Mapping[str, Any]) -> str:
     """Values of a trial on one line."""
     texts = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values.values())
     return ", ".join(f"{name} {text}" for name, text in zip(values, texts, strict=True))
-
-
-def held_out_metrics(prediction: Any) -> dict[str, float]:
-    """Accuracy, macro F1 and ROC-AUC of logits, [N, C], for the Trainer."""
-    logits, references = np.asarray(prediction.predictions), prediction.label_ids
-    if not np.isfinite(logits).all():
-        raise UserError("the training diverged: its scores are not finite")
-    probabilities = torch.from_numpy(logits).double().softmax(-1).numpy()
-    names = [str(label) for label in range(logits.shape[1])]
-    values = compute_metrics(references, logits.argmax(-1), probabilities, names)
-    return {name: values[name] for name in ("accuracy", "macro_f1", "roc_auc")}
 
 
 def _say(text: str) -> None:

@@ -4,13 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from peft_mrpc.config import parse_scalar
-from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.config import parse_scalar, read_yaml
+from peft_mrpc.errors import closest, raise_faults
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"
@@ -71,7 +70,11 @@ def load_space(
         UserError: Naming every fault of the file.
     """
     where = path or "searches/default.yaml"
-    specs = _packaged_specs(method, known, given) if path is None else _read(path)
+    if path is None:
+        specs = _packaged_specs(method, known, given)
+    else:
+        line = "lines `name: {low: 1e-5, high: 1e-3, log: true}`"
+        specs = read_yaml(path, "--search_space", line)
     faults: list[str] = []
     parameters = []
     for name, spec in specs.items():
@@ -103,20 +106,6 @@ def _packaged_specs(method: str, known: Mapping[str, Any], given: set[str]) -> d
         for name, spec in specs.items()
         if name not in given and not ("factor" in spec and known.get(name) is None)
     }
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--search_space: got {path!r}; expected a readable YAML file. {one_line(error)}"
-        ) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise UserError(f"{path}: expected lines `name: {{low: 1e-5, high: 1e-3, log: true}}`.")
-    return content
 
 
 def _parse(name: str, spec: Any, recipe_value: Any) -> Parameter | str:

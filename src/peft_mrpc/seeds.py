@@ -5,8 +5,6 @@ import copy
 import dataclasses
 import fcntl
 import gc
-import hashlib
-import json
 import shutil
 import signal
 import sys
@@ -38,9 +36,7 @@ from peft_mrpc.runs import (
     reset_peak_memory,
     write_json,
 )
-from peft_mrpc.training import TrainRequest
-
-MAX_SEED = (1 << 32) - 1
+from peft_mrpc.training import MAX_SEED, TrainRequest
 
 
 def settle_seeds(
@@ -167,8 +163,7 @@ def _command_key(request: TrainRequest, data: PairData) -> str:
         "num_processes": process_state().num_processes,
         "versions": describe_environment()["versions"],
     }
-    text = json.dumps(asked, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return cfg.record_key(asked)
 
 
 def _finished_seeds(folder: Path) -> list[int]:

@@ -24,6 +24,7 @@ from peft_mrpc.freezing import parameter_counts, trainable_names
 from peft_mrpc.methods import find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
     ModelSource,
+    auto_pooling,
     find_model,
     load_classifier,
     load_config,
@@ -64,7 +65,7 @@ def parse_command(
     name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
     default = load_default_recipe(str(name))
-    asked = {**recipe, **cfg.given_flags(argv)}
+    asked = {**recipe, **cfg.typed_flags(argv)}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
     (*mine, config, data, arguments), given = cfg.parse_flags(
@@ -171,7 +172,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             "tokens; expected at least 8 more for the pair."
         )
     if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = "last" if tokenizer.sep_token is None else "aligned"
+        request.config.pooling = auto_pooling(tokenizer)
     quantization = request.config.quantization
     raise_faults(
         compatibility_faults(

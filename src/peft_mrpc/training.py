@@ -41,6 +41,7 @@ from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
 
 FINE_TUNING_RATE = 1e-3
+MAX_SEED = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
             faults.append(f"--{name}: got {getattr(arguments, name)}; expected at least 1.")
     if arguments.max_steps != -1 and arguments.max_steps < 1:
         faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
-    if not 0 <= arguments.seed < 1 << 32:
-        faults.append(f"--seed: got {arguments.seed}; expected 0 to {(1 << 32) - 1}.")
+    if not 0 <= arguments.seed <= MAX_SEED:
+        faults.append(f"--seed: got {arguments.seed}; expected 0 to {MAX_SEED}.")
     if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
         logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():

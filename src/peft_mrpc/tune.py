@@ -1,7 +1,5 @@
 """Search for settings on a held-out part of the training pairs, and write the best as a recipe."""
 
-import hashlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -167,11 +165,6 @@ def _faults(request: TrainRequest, config: TuneConfig, given: Mapping[str, Any])
         faults += unknown_name("--objective", config.objective, OBJECTIVES).faults
     if config.pruner not in PRUNERS:
         faults += unknown_name("--pruner", config.pruner, PRUNERS).faults
-    if not 0 < request.config.selection_fraction < 1:
-        faults.append(
-            f"--selection_fraction: got {request.config.selection_fraction}; expected a number "
-            "between 0 and 1."
-        )
     if process_state().num_processes > 1:
         faults.append("tune: got a job of several processes; start it alone, with --num_workers.")
     return faults
@@ -253,9 +246,8 @@ def _plan(
         "space": [str(parameter) for parameter in space],
         "objective": config.objective,
     }
-    key = hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()[:12]
     return Plan(
-        f"{request.config.method}-{key}",
+        f"{request.config.method}-{cfg.record_key(fixed)}",
         list(space),
         config.objective,
         config.num_trials,
