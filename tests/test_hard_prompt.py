@@ -12,10 +12,11 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.models import ModelSource, find_model, load_causal_lm, load_tokenizer
+from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.predictors import PromptClassifier
 from peft_mrpc.prompts import load_template, packaged_templates, parse_template
 from peft_mrpc.runs import load_run
+from peft_mrpc.sources import ModelSource, find_model
 
 LABELS = ["not_equivalent", "equivalent"]
 

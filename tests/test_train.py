@@ -17,8 +17,8 @@ from transformers import AutoModelForSequenceClassification
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
-from peft_mrpc.models import find_model
 from peft_mrpc.runs import load_run
+from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main, parse_request
 from peft_mrpc.training import build_trainer
 

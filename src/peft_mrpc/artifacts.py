@@ -6,17 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.models import (
-    ModelSource,
-    find_model,
-    load_causal_lm,
-    load_classifier,
-    load_tokenizer,
-    quiet_transformers,
-)
+from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
 from peft_mrpc.predictors import PairClassifier, Predictor, PromptClassifier
 from peft_mrpc.prompts import build_template
 from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run, read_json, write_json
+from peft_mrpc.sources import ModelSource, find_model, quiet_transformers
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:

@@ -23,12 +23,12 @@ from peft_mrpc.models import (
     QUANTIZATIONS,
     auto_pooling,
     cpu_has_amx,
-    find_model,
     load_config,
     load_empty_classifier,
     load_tokenizer,
 )
 from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.sources import find_model
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "

@@ -9,19 +9,14 @@ from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_info
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
-from peft_mrpc.models import (
-    QUANTIZATIONS,
-    ModelSource,
-    find_model,
-    load_causal_lm,
-    load_tokenizer,
-)
+from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
 from peft_mrpc.predictors import PromptClassifier
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import load_template
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.train import default_output_dir
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."

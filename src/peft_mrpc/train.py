@@ -23,9 +23,7 @@ from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import parameter_counts, trainable_names
 from peft_mrpc.methods import find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
-    ModelSource,
     auto_pooling,
-    find_model,
     load_classifier,
     load_config,
     load_tokenizer,
@@ -38,6 +36,7 @@ from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.seeds import settle_seeds, train_seeds
 from peft_mrpc.selection import hold_out_selection, implied_arguments
+from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."

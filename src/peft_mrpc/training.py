@@ -5,11 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
-from torch.utils.data import Dataset
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -21,7 +19,7 @@ from transformers.integrations.integration_utils import (
     get_reporting_integration_callbacks,
 )
 
-from peft_mrpc.checkpoints import FindBestAgain, load_trained, save_trained
+from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.data import PairData
@@ -29,8 +27,6 @@ from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import (
     FreezeCallback,
     describe_trainable,
-    head_parameter_ids,
-    trainable_names,
 )
 from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
 from peft_mrpc.methods import Method
@@ -39,6 +35,7 @@ from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
+from peft_mrpc.trainer import EitherOrder, PairTrainer
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1
@@ -155,86 +152,6 @@ def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
     return build_class_weights(config.class_weights, labels, data.label_names)
 
 
-class PairTrainer(Trainer):
-    """The Trainer, with a learning rate of the head's own and checkpoints that are exact.
-
-    A soft prompt wants a rate a hundred times that of the head it is trained with.
-
-    Args:
-        head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
-        kwargs: The Trainer's own.
-    """
-
-    def __init__(self, *, head_learning_rate: float | None, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.head_learning_rate = head_learning_rate
-        # As DDP sees them: frozen by now is frozen for good.
-        self._trained_names = trainable_names(cast("nn.Module", self.model))
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Build the optimizer as ever, then give the head's parameters groups of their own."""
-        optimizer = super().create_optimizer(model)
-        if self.head_learning_rate is None:
-            return optimizer
-        head = head_parameter_ids(cast("nn.Module", self.model))
-        groups = []
-        for group in optimizer.param_groups:
-            own = [p for p in group["params"] if id(p) in head]
-            rest = [p for p in group["params"] if id(p) not in head]
-            groups += [{**group, "params": rest}] if rest else []
-            groups += [{**group, "params": own, "lr": self.head_learning_rate}] if own else []
-        optimizer.param_groups = groups
-        return optimizer
-
-    @property
-    def _is_sharded(self) -> bool:
-        # These save and load their own shards of every parameter, which is exact.
-        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        super()._save(output_dir, state_dict)
-        if self.args.should_save and not self._is_sharded:
-            folder = Path(output_dir or str(self.args.output_dir))
-            save_trained(cast("nn.Module", self.model), self._trained_names, folder)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self._is_sharded:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        else:
-            self._load_trained(resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self._is_sharded:
-            super()._load_best_model()
-        else:
-            self._load_trained(str(self.state.best_model_checkpoint))
-
-    def _load_trained(self, folder: str) -> None:
-        load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every held-out row: `--dataloader_drop_last` is for training."""
-        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = dropped
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as ever, with a loss over the rows alone.
-
-        The Trainer's own counts the rows twice that fill up the last batch of several processes.
-        """
-        output = super().evaluation_loop(*args, **kwargs)
-        if self.compute_loss_func is not None and output.label_ids is not None:
-            logits, labels = torch.tensor(output.predictions), torch.tensor(output.label_ids)
-            loss = self.compute_loss_func({"logits": logits}, labels)
-            prefix = kwargs.get("metric_key_prefix", "eval")
-            metrics = {**(output.metrics or {}), f"{prefix}_loss": float(loss)}
-            output = output._replace(metrics=metrics)
-        return output
-
-
 def build_trainer(
     request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
 ) -> tuple[Trainer, int]:
@@ -270,24 +187,6 @@ def build_trainer(
     if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
-
-
-class EitherOrder(Dataset[dict[str, Any]]):
-    """Training rows of which each comes in its own order or in the other, by torch's random state.
-
-    Args:
-        rows: Encoded pairs.
-        swapped: The same pairs with sentence 2 first.
-    """
-
-    def __init__(self, rows: list[dict[str, Any]], swapped: list[dict[str, Any]]) -> None:
-        self.orders = (rows, swapped)
-
-    def __len__(self) -> int:
-        return len(self.orders[0])
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self.orders[int(torch.randint(2, ()))][row]
 
 
 def _training_rows(

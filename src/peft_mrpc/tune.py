@@ -12,12 +12,12 @@ from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.methods import load_default_recipe
-from peft_mrpc.models import find_model
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import SELECTION, hold_out, selection_seed
+from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, parse_command
 from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
 from peft_mrpc.workers import run_workers
