@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from peft_mrpc.config import TrainConfig, parse_scalar, recipe_to_flags
+from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import UserError
+from peft_mrpc.flags import parse_scalar, recipe_to_flags
 from peft_mrpc.methods import METHODS, load_default_recipe
 from peft_mrpc.train import parse_request
 

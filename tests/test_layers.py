@@ -9,6 +9,7 @@ LAYERS = [
     {
         "config",
         "data",
+        "flags",
         "metrics",
         "processes",
         "prompts",

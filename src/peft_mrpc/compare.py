@@ -11,6 +11,7 @@ import numpy as np
 from peft_mrpc import config as cfg
 from peft_mrpc.data import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.flags import parse_flags
 from peft_mrpc.plots import DPI, plot_confusion_matrices, plot_roc_curves, run_styles
 from peft_mrpc.report import write_report
 from peft_mrpc.runs import (
@@ -67,7 +68,7 @@ class Comparison:
 
 
 def main(argv: Sequence[str]) -> None:
-    (config, names), _ = cfg.parse_flags(
+    (config, names), _ = parse_flags(
         "compare",
         DESCRIPTION,
         (CompareConfig,),

@@ -17,6 +17,7 @@ from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.flags import flag_value, parse_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
@@ -64,9 +65,9 @@ class DoctorConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    name = cfg.flag_value(argv, "method")
+    name = flag_value(argv, "method")
     known = find_method(name).option_defaults() if name else {}
-    (config,), given = cfg.parse_flags(
+    (config,), given = parse_flags(
         "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
     )
     raise_faults(_flag_faults(config))

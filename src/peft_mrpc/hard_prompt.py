@@ -9,6 +9,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_info
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags
 from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
 from peft_mrpc.predictors import PromptClassifier
 from peft_mrpc.processes import process_state
@@ -30,9 +31,9 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     Raises:
         UserError: For unknown flags, wrong values, and flags that cannot stand together.
     """
-    path = cfg.flag_value(argv, "config")
-    recipes = [cfg.load_recipe(path)] if path else []
-    (config, data), _ = cfg.parse_flags(
+    path = flag_value(argv, "config")
+    recipes = [load_recipe(path)] if path else []
+    (config, data), _ = parse_flags(
         "hard_prompt", DESCRIPTION, (cfg.HardPromptConfig, cfg.DataConfig), argv, recipes
     )
     faults = []
@@ -145,8 +146,7 @@ def _ask_into(
             "score_seconds": seconds,
             "score_pairs_per_second": sum(map(len, probabilities.values())) / seconds,
         },
-        "config": cfg.config_record(data_config, config)
-        | {"template": classifier.template.record()},
+        "config": config_record(data_config, config) | {"template": classifier.template.record()},
     }
     write_run(staging, record, data, probabilities)
 

@@ -17,6 +17,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.data import pairs_from_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.flags import parse_flags
 from peft_mrpc.processes import process_state
 from peft_mrpc.runs import check_writable
 from peft_mrpc.tables import Table, read_table
@@ -39,7 +40,7 @@ class PredictConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    (config, names), _ = cfg.parse_flags(
+    (config, names), _ = parse_flags(
         "predict",
         DESCRIPTION,
         (PredictConfig,),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.flags import parse_flags
 from peft_mrpc.publishing import (
     check_access,
     check_publishable,
@@ -31,7 +32,7 @@ class PushConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    (config, names), _ = cfg.parse_flags(
+    (config, names), _ = parse_flags(
         "push",
         DESCRIPTION,
         (PushConfig,),

@@ -10,6 +10,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc import hard_prompt, train
 from peft_mrpc.compare import compare
 from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.flags import parse_flags
 from peft_mrpc.runs import RUN_FILE
 
 DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no network, no GPU."
@@ -30,7 +31,7 @@ class QuickstartConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    (config,), _ = cfg.parse_flags("quickstart", DESCRIPTION, (QuickstartConfig,), argv)
+    (config,), _ = parse_flags("quickstart", DESCRIPTION, (QuickstartConfig,), argv)
     folder = Path(config.output_dir)
     if folder.is_file():
         raise UserError(f"--output_dir: got {str(folder)!r}, a file; expected a directory.")

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from peft_mrpc.config import parse_scalar, read_yaml
 from peft_mrpc.errors import closest, raise_faults
+from peft_mrpc.flags import parse_scalar, read_yaml
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"

@@ -22,6 +22,7 @@ from peft_mrpc.averages import average, combine_metrics
 from peft_mrpc.cards import build_card
 from peft_mrpc.data import PairData
 from peft_mrpc.errors import UserError
+from peft_mrpc.flags import config_record, flag_value, record_key
 from peft_mrpc.plots import DPI, plot_seeds
 from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
@@ -52,7 +53,7 @@ def settle_seeds(
     Returns:
         What is wrong with them.
     """
-    is_typed = {name: cfg.flag_value(argv, name) is not None for name in ("seed", "seeds")}
+    is_typed = {name: flag_value(argv, name) is not None for name in ("seed", "seeds")}
     if is_typed["seed"] and not is_typed["seeds"]:
         config.seeds = None
     if config.seeds is None:
@@ -157,13 +158,13 @@ def _collect_garbage() -> None:
 def _command_key(request: TrainRequest, data: PairData) -> str:
     """The same for two commands only if they would write the same Run."""
     asked = {
-        **cfg.config_record(request.config, request.data, request.arguments),
+        **config_record(request.config, request.data, request.arguments),
         "method_options": dict(request.given_options),
         "data": describe_data(data, list(data.splits)),
         "num_processes": process_state().num_processes,
         "versions": describe_environment()["versions"],
     }
-    return cfg.record_key(asked)
+    return record_key(asked)
 
 
 def _finished_seeds(folder: Path) -> list[int]:

@@ -20,6 +20,7 @@ from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
 from peft_mrpc.methods import find_method, load_default_recipe, method_flags
 from peft_mrpc.models import (
@@ -59,15 +60,15 @@ def parse_command(
     Returns:
         What to train, and an instance of each dataclass in `own`.
     """
-    path = cfg.flag_value(argv, "config")
-    recipe = cfg.load_recipe(path) if path else {}
-    name = cfg.flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
+    path = flag_value(argv, "config")
+    recipe = load_recipe(path) if path else {}
+    name = flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
     default = load_default_recipe(str(name))
-    asked = {**recipe, **cfg.typed_flags(argv)}
+    asked = {**recipe, **typed_flags(argv)}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
-    (*mine, config, data, arguments), given = cfg.parse_flags(
+    (*mine, config, data, arguments), given = parse_flags(
         verb,
         description,
         (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
@@ -82,7 +83,7 @@ def parse_command(
     arguments.push_to_hub = False
     options = method.build_options(given)
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
-    given_dir = cfg.flag_value(argv, "output_dir") or recipe.get("output_dir")
+    given_dir = flag_value(argv, "output_dir") or recipe.get("output_dir")
     default_dir = default_output_dir(config.method, config.model, data)
     if verb != "train":
         default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
@@ -260,7 +261,7 @@ def _train_into(
         },
         "log_history": trainer.state.log_history,
         "method_options": dict(request.given_options),
-        "config": cfg.config_record(request.config, request.data, request.arguments),
+        "config": config_record(request.config, request.data, request.arguments),
     }
     write_run(staging, record, data, probabilities, classifier.threshold)
 

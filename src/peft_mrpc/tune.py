@@ -11,6 +11,15 @@ from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from peft_mrpc import config as cfg
 from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.flags import (
+    config_record,
+    flag_names,
+    flag_value,
+    load_recipe,
+    recipe_to_flags,
+    record_key,
+    typed_flags,
+)
 from peft_mrpc.methods import load_default_recipe
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
@@ -108,7 +117,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
         request.config.method,
         _flag_values(request),
         set(given),
-        {*FIXED, *REFUSED, *cfg.flag_names(cfg.DataConfig, TuneConfig)},
+        {*FIXED, *REFUSED, *flag_names(cfg.DataConfig, TuneConfig)},
     )
     _check_ends(argv, space)
     data = _held_out_data(request)
@@ -131,7 +140,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
             where = without_login(plan.storage)
             error.add_note(f"Finished trials are kept in {where}: the same command goes on.")
             raise
-    not_of_train = {"output_dir", "config", *cfg.flag_names(TuneConfig)}
+    not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
     own = {name: value for name, value in given.items() if name not in not_of_train}
     recipe = {**load_default_recipe(request.config.method), **own}
     said = write_outcome(plan, open_study(plan), recipe, f"{size} held-out training pairs")
@@ -140,9 +149,9 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
 
 def _given_flags(argv: Sequence[str]) -> dict[str, Any]:
     """What the user typed or wrote into `--config`."""
-    path = cfg.flag_value(argv, "config")
-    given = {**(cfg.load_recipe(path) if path else {}), **cfg.typed_flags(argv)}
-    switches = cfg.flag_names(TrainingArguments)
+    path = flag_value(argv, "config")
+    given = {**(load_recipe(path) if path else {}), **typed_flags(argv)}
+    switches = flag_names(TrainingArguments)
     return {
         **{name: value for name, value in given.items() if name[3:] not in switches},
         # `--no_X` is the twin of a switch that is on.
@@ -174,8 +183,8 @@ def _flag_values(request: TrainRequest) -> dict[str, Any]:
     """Every flag of train and of the method, with its value in this command."""
     return {
         **{name: getattr(request.options, name) for name in request.method.option_defaults()},
-        **{name: vars(request.config)[name] for name in cfg.flag_names(cfg.TrainConfig)},
-        **{name: getattr(request.arguments, name) for name in cfg.flag_names(TrainingArguments)},
+        **{name: vars(request.config)[name] for name in flag_names(cfg.TrainConfig)},
+        **{name: getattr(request.arguments, name) for name in flag_names(TrainingArguments)},
         **request.given_options,
     }
 
@@ -197,7 +206,7 @@ def _check_ends(argv: Sequence[str], space: Sequence[Parameter]) -> None:
 
 
 def _trial_flags(values: Mapping[str, Any]) -> list[str]:
-    return cfg.recipe_to_flags({**OF_A_TRIAL, **values})
+    return recipe_to_flags({**OF_A_TRIAL, **values})
 
 
 def _held_out_data(request: TrainRequest) -> PairData:
@@ -240,14 +249,14 @@ def _plan(
     from peft_mrpc.search import Plan
 
     fixed = {
-        **cfg.config_record(request.config, request.data, request.arguments),
+        **config_record(request.config, request.data, request.arguments),
         "method_options": dict(request.given_options),
         "data": describe_data(data, list(data.splits)),
         "space": [str(parameter) for parameter in space],
         "objective": config.objective,
     }
     return Plan(
-        f"{request.config.method}-{cfg.record_key(fixed)}",
+        f"{request.config.method}-{record_key(fixed)}",
         list(space),
         config.objective,
         config.num_trials,
