@@ -91,6 +91,15 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Directory of a tiny model of each architecture that the matrix speaks of."""
+    from tiny_models import ARCHITECTURES, write_tiny_model  # which build on this file
+
+    folder = tmp_path_factory.mktemp("architectures")
+    return {name: write_tiny_model(name, folder / name) for name in ARCHITECTURES}
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Directory of a causal LLaMA of 2 layers, 16 wide, without a chat template."""
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"

@@ -10,18 +10,11 @@ from tiny_models import (
     reload_drift,
     tiny_config,
     train_two_steps,
-    write_tiny_model,
 )
 
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.doctor import build_options
 from peft_mrpc.methods import METHODS
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("architectures")
-    return {name: write_tiny_model(name, folder / name) for name in ARCHITECTURES}
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS
+from tiny_models import FLAGS
 from transformers import (
     AutoModel,
     AutoModelForSequenceClassification,
@@ -159,11 +160,7 @@ def test_padding_moves_no_score(tiny_bert: str) -> None:
         assert np.abs(together - alone).max() < 1e-6
 
 
-FLAGS = {
-    "layer_freeze": ["--num_unfrozen_layers", "1"],
-    "lora": ["--r", "4"],
-    "prompt_tuning": ["--num_virtual_tokens", "5"],
-}
+POOLED = ("layer_freeze", "lora", "prompt_tuning")
 
 
 @pytest.fixture(scope="module")
@@ -171,13 +168,13 @@ def pooled_runs(
     tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, data_flags: list[str]
 ) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pooled")
-    for method, flags in FLAGS.items():
+    for method in POOLED:
         main(
-            ["--method", method, "--model", tiny_bert, *flags, *data_flags]
+            ["--method", method, "--model", tiny_bert, *FLAGS[method], *data_flags]
             + ["--pooling", "aligned", "--head_learning_rate", "1e-3"]
             + ["--output_dir", str(folder / method), "--num_train_epochs", "2"]
         )
-    return {method: folder / method for method in FLAGS}
+    return {method: folder / method for method in POOLED}
 
 
 def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(

@@ -12,16 +12,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS, run_command, write_csv
-from peft import PrefixTuningConfig, PromptEncoderConfig
 from transformers import set_seed
 
-from peft_mrpc import methods
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.cards import build_card
 from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import Pair, load_pairs, reported_splits
-from peft_mrpc.methods import Method, add_adapter, load_default_recipe
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.selection import hold_out, hold_out_selection
 from peft_mrpc.sources import find_model
@@ -29,35 +26,21 @@ from peft_mrpc.thresholds import best_threshold, decide
 from peft_mrpc.train import build_classifier, main, parse_request
 from peft_mrpc.training import build_trainer
 
-# The encoders of these two are more than the prompt they compute, which is all that PEFT saves.
-ENCODED_PROMPTS = {
-    "p_tuning": (PromptEncoderConfig, ["--encoder_hidden_size", "8"]),
-    "prefix_tuning": (
-        PrefixTuningConfig,
-        ["--prefix_projection", "true", "--encoder_hidden_size", "8"],
-    ),
-}
+# The encoders of the last two are more than the prompt they compute, which is all that PEFT saves.
 FLAGS = {
     "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
     "lora": ["--r", "4", "--lora_dropout", "0.1"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
-    **{name: ["--num_virtual_tokens", "5", *flags] for name, (_, flags) in ENCODED_PROMPTS.items()},
+    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
+    "prefix_tuning": [
+        *("--num_virtual_tokens", "5", "--prefix_projection", "true"),
+        *("--encoder_hidden_size", "8"),
+    ],
 }
 QUICK = ["--per_device_train_batch_size", "4", "--disable_tqdm", "true", "--report_to", "none"]
 # A head and noise with which so few pairs stop being learned soon.
 QUICK += ["--pooling", "segments", "--head_learning_rate", "5e-4", "--dropout", "0.1"]
-
-
-@pytest.fixture(autouse=True)
-def encoded_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, (config, _) in ENCODED_PROMPTS.items():
-        monkeypatch.setitem(methods.METHODS, name, Method(add_adapter, config))
-
-    def recipe(name: str) -> dict[str, Any]:
-        return load_default_recipe("prompt_tuning" if name in ENCODED_PROMPTS else name)
-
-    monkeypatch.setattr("peft_mrpc.train.load_default_recipe", recipe)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROWS, requires_mrpc, run_command
 from peft import PeftModel
+from tiny_models import FLAGS
 from transformers import AutoModelForSequenceClassification
 
 from peft_mrpc.artifacts import load_predictor
@@ -31,21 +32,6 @@ D = 128
 HEADS = {
     "native": 2 * H + 2,
     "aligned": 1 + (2 * H * D + D) + ((2 * D + 2) * D + D) + (2 * D + 2),
-}
-FLAGS = {
-    "full": [],
-    "layer_freeze": ["--num_unfrozen_layers", "1"],
-    "linear_probe": [],
-    "bitfit": [],
-    "ln_tuning": [],
-    "ia3": [],
-    "vera": ["--r", "4"],
-    "lora": ["--r", "4"],
-    "dora": ["--r", "4"],
-    "oft": ["--oft_block_size", "8"],
-    "prompt_tuning": ["--num_virtual_tokens", "5"],
-    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
-    "prefix_tuning": ["--num_virtual_tokens", "5"],
 }
 # How many numbers train beside the head, by formula; None: all of them.
 TRAINED = {

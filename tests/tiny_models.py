@@ -96,15 +96,20 @@ def write_tiny_model(architecture: str, folder: Path) -> str:
     return str(folder)
 
 
-# The options that fit models so small.
+# The options of each method that fit models so small.
 FLAGS = {
+    "full": [],
     "layer_freeze": ["--num_unfrozen_layers", "1"],
+    "linear_probe": [],
+    "bitfit": [],
+    "ln_tuning": [],
+    "ia3": [],
     "vera": ["--r", "4"],
     "lora": ["--r", "4"],
     "dora": ["--r", "4"],
     "oft": ["--oft_block_size", "8"],
     "prompt_tuning": ["--num_virtual_tokens", "5"],
-    "p_tuning": ["--num_virtual_tokens", "5"],
+    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
     "prefix_tuning": ["--num_virtual_tokens", "5"],
 }
 
@@ -127,7 +132,7 @@ def train_two_steps(
     What trains must change, some of it beside the head, and nothing else may.
     """
     request = parse_request(
-        ["--method", method, "--model", model, *data_flags, *FLAGS.get(method, [])]
+        ["--method", method, "--model", model, *data_flags, *FLAGS[method]]
         + ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
         + list(flags)
     )
