@@ -154,9 +154,10 @@ def describe_trainable(model: nn.Module) -> str:
     """One line on what trains: count, share, and the modules."""
     trainable, total = parameter_counts(model)
     modules = dict.fromkeys(_module_of(name) for name in trainable_names(model))
+    # A module with parameters of its own and in parts of it is named once.
+    outer = [m for m in modules if not any(m.startswith(f"{other}.") for other in modules)]
     return (
-        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}): "
-        f"{', '.join(modules)}"
+        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}): {', '.join(outer)}"
     )
 
 
