@@ -16,12 +16,14 @@ from tiny_models import FLAGS
 from transformers import AutoModelForSequenceClassification
 
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.data import load_pairs
+from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main, parse_request
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training import build_trainer, is_symmetric
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
@@ -347,9 +349,7 @@ def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
 def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    from peft_mrpc.data import load_pairs
-
-    request = parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences"])
+    request = parse_request(["--model", tiny_bert, *data_flags])
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
@@ -363,6 +363,23 @@ def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
         (f"[CLS] {first} [SEP] {second} [SEP]", label),
         (f"[CLS] {second} [SEP] {first} [SEP]", label),
     }
+
+
+def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    request = parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences", "false"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    rows = build_trainer(request, data, classifier, str(tmp_path))[0].train_dataset
+    assert isinstance(rows, list)  # as they come
+    assert is_symmetric(["not_equivalent", "equivalent"])
+    assert is_symmetric(["different", "same thing"])
+    assert not is_symmetric(["no", "yes"])
+    assert not is_symmetric(["not_entailment", "entailment"])
+    assert not is_symmetric(["different", "similar", "same"])
+    with pytest.raises(UserError, match="swap_sentences: got 'yes'; expected one of auto, false"):
+        parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences", "yes"])
 
 
 def test_one_target_module_is_a_name_and_no_pattern(

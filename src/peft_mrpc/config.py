@@ -89,8 +89,10 @@ class TrainConfig:
     dropout: float | None = option(
         None, "dropout in encoder and head while training (the checkpoint's own if not given)"
     )
-    swap_sentences: bool = option(
-        False, "train on each pair in either order, by chance: for a question without a direction"
+    swap_sentences: str = option(
+        "auto",
+        "train on each pair in either order, by chance: true, false, or auto, which is true where "
+        "the labels' names say that the order does not matter (equivalent, duplicate, similar)",
     )
     selection_fraction: float = option(
         0.1,

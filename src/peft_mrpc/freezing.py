@@ -140,9 +140,14 @@ def head_parameter_ids(model: nn.Module) -> set[int]:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many numbers train, and how many there are (a 4-bit weight counts unpacked)."""
+    """How many numbers train, and how many there are (a 4-bit weight counts unpacked).
+
+    PEFT keeps a head that it trains twice, as it came and as it is trained: that is one head.
+    """
     trainable = total = 0
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
+        if "original_module" in name.split("."):
+            continue
         shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
         count = shape.numel()
         total += count

@@ -1,6 +1,7 @@
 """Pictures of results: arrays in, a matplotlib Figure out. Nothing here saves or shows."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,7 +9,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
-# Okabe and Ito's colour-blind safe colours, one for each method, the same in every picture.
+# One colour for each method, the same in every picture: Okabe and Ito's colour-blind safe ones for
+# the common methods, Paul Tol's muted ones for the others.
 METHOD_COLORS = {
     "layer_freeze": "#0072B2",
     "prompt_tuning": "#D55E00",
@@ -16,10 +18,38 @@ METHOD_COLORS = {
     "full": "#CC79A7",
     "lora": "#E69F00",
     "linear_probe": "#56B4E9",
+    "prefix_tuning": "#000000",
+    "p_tuning": "#AA4499",
+    "dora": "#882255",
+    "oft": "#CC6677",
+    "vera": "#DDCC77",
+    "ia3": "#117733",
+    "ln_tuning": "#999933",
+    "bitfit": "#332288",
 }
-OTHER_COLORS = ("#8C6D1F", "#000000", "#7F7F7F")
+OTHER_COLORS = ("#8C6D1F", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":")
 DPI = 150
+MARKERS = "os^vDPX<>phd8*"
+
+
+@dataclass(frozen=True)
+class ParameterPoint:
+    """One method in the picture of accuracy against trained parameters.
+
+    Attributes:
+        name: What it is called there.
+        method: Gives the colour.
+        trained: How many numbers train.
+        accuracy: Its (mean) accuracy.
+        deviation: Standard deviation over seeds, None for one seed.
+    """
+
+    name: str
+    method: str
+    trained: int
+    accuracy: float
+    deviation: float | None = None
 
 
 def run_styles(methods: Sequence[str]) -> list[tuple[str, str]]:
@@ -160,6 +190,41 @@ def plot_seeds(
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def plot_accuracy_against_parameters(points: Sequence[ParameterPoint], title: str) -> Figure:
+    """What accuracy each method buys with how many trained numbers.
+
+    Args:
+        points: The methods; a mean that stands for several seeds has a deviation, drawn as a bar.
+        title: What was scored.
+    """
+    figure = Figure(figsize=(8.4, 5), layout="constrained")
+    axis = figure.subplots()
+    # Named in a legend, from the best down: beside crowded points there is no place for names.
+    for number, point in enumerate(sorted(points, key=lambda p: -p.accuracy)):
+        spread = "" if point.deviation is None else f" ± {point.deviation:.3f}"
+        axis.errorbar(
+            point.trained,
+            point.accuracy,
+            yerr=point.deviation,
+            color=METHOD_COLORS.get(point.method, OTHER_COLORS[0]),
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=8,
+            markeredgecolor="white",
+            capsize=3,
+            linewidth=1.2,
+            label=f"{point.name}  {point.accuracy:.3f}{spread}",
+        )
+    axis.set_xscale("log")
+    axis.set_xlabel("trained parameters, head included")
+    axis.set_ylabel("accuracy")
+    axis.set_title(title, fontsize=10)
+    axis.grid(color="#d9d9d9", linewidth=0.6)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right center", frameon=False, fontsize=9, labelspacing=0.8)
     return figure
 
 

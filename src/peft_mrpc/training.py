@@ -1,6 +1,7 @@
 """The Hugging Face Trainer over encoded pairs."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,6 +40,9 @@ from peft_mrpc.trainer import EitherOrder, PairTrainer
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1
+SWAPS = ("auto", "true", "false")
+# What labels say of two sentences in either order.
+SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults += unknown_name("--pooling", config.pooling, known).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    if config.swap_sentences not in SWAPS:
+        faults += unknown_name("--swap_sentences", config.swap_sentences, SWAPS).faults
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     rates = {"learning_rate": arguments.learning_rate}
@@ -189,6 +195,13 @@ def build_trainer(
     return trainer, num_cut
 
 
+def is_symmetric(label_names: Sequence[str]) -> bool:
+    """Whether the last of two labels says what holds of the sentences in either order."""
+    return len(label_names) == 2 and any(
+        word in SYMMETRIC_WORDS for word in re.split(r"[\W_]+", label_names[-1].lower())
+    )
+
+
 def _training_rows(
     request: TrainRequest,
     data: PairData,
@@ -196,8 +209,11 @@ def _training_rows(
     features: Sequence[dict[str, list[int]]],
 ) -> Any:
     rows = _labelled(features, data, "train")
-    if not request.config.swap_sentences:
+    if request.config.swap_sentences == "auto":  # recorded as what it came to
+        request.config.swap_sentences = str(is_symmetric(data.label_names)).lower()
+    if request.config.swap_sentences == "false":
         return rows
+    logger.info("each pair trains in either order, by chance (--swap_sentences false: as it comes)")
     pairs = data.splits["train"]
     swapped, _ = classifier.encode(
         [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
