@@ -304,7 +304,7 @@ def test_a_bad_search_space_is_refused_before_the_first_trial(
         (["--search_space", "gone.yaml"], "--search_space: got 'gone.yaml'; expected a readable"),
         (["--storage", "nonsense"], "--storage: got 'nonsense', which cannot be opened"),
         (["--model", "no/such/dir"], "--model: got 'no/such/dir', which is no directory"),
-        (["--max_train_samples", "1"], "1 training pairs are too few to hold some of each label"),
+        (["--max_train_samples", "1"], "got 1 training pair that is"),
     ],
 )
 def test_bad_flags_are_refused(

@@ -48,22 +48,34 @@ def hold_out_selection(
 ) -> PairData:
     """Make the split `selection` of a part of train, where something is chosen or watched on it.
 
-    Which pairs these are is fixed by `--data_seed`, or `--seed` where that is not given.
-
     Args:
         config: The share, and the threshold wanted.
         arguments: Whether the Trainer evaluates as it trains.
         splits: The splits that are reported.
         data: The data as it came.
     Raises:
-        UserError: If the training pairs are too few, or train itself is reported.
+        UserError: As `split_selection`.
     """
     if "train" not in data.splits:
         return data
-    pairs = data.splits["train"]
     if arguments.eval_strategy == "no" and config.threshold != "auto":
-        logger.info("all %d training pairs train: nothing is chosen on a part of them", len(pairs))
+        count = len(data.splits["train"])
+        logger.info("all %d training pairs train: nothing is chosen on a part of them", count)
         return data
+    return split_selection(config, arguments, splits, data)
+
+
+def split_selection(
+    config: TrainConfig, arguments: TrainingArguments, splits: Sequence[str], data: PairData
+) -> PairData:
+    """Make the split `selection` of a part of train.
+
+    Which pairs these are is fixed by `--data_seed`, or `--seed` where that is not given.
+
+    Raises:
+        UserError: If the training pairs are too few, or train itself is reported.
+    """
+    pairs = data.splits["train"]
     raise_faults(_data_faults(arguments, splits, data))
     kept, held = hold_out(pairs, config.selection_fraction, selection_seed(arguments))
     logger.info("%d of %d training pairs are held out to choose on", len(held), len(pairs))

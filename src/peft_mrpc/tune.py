@@ -25,7 +25,7 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
-from peft_mrpc.selection import SELECTION, hold_out, selection_seed
+from peft_mrpc.selection import SELECTION, split_selection
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, parse_command
 from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
@@ -212,17 +212,11 @@ def _trial_flags(values: Mapping[str, Any]) -> list[str]:
 def _held_out_data(request: TrainRequest) -> PairData:
     """The training pairs in two parts; the splits that are reported are not looked at."""
     data = load_pairs(request.data, request.arguments.seed)
-    reported_splits(data, request.data.split)
+    splits = reported_splits(data, request.data.split)
     check_against_data(request.config, request.arguments, data)
-    fraction = request.config.selection_fraction
-    kept, held = hold_out(data.splits["train"], fraction, selection_seed(request.arguments))
-    labels = {pair.label for pair in data.splits["train"]}
-    if any({pair.label for pair in part} != labels for part in (kept, held)):
-        raise UserError(
-            f"{data.name}: {len(data.splits['train'])} training pairs are too few to hold some of "
-            "each label out."
-        )
-    return PairData(data.name, data.label_names, {"train": kept, SELECTION: held})
+    parted = split_selection(request.config, request.arguments, splits, data)
+    own = {name: parted.splits[name] for name in ("train", SELECTION)}
+    return PairData(data.name, data.label_names, own)
 
 
 def _trainer_builder(
