@@ -1,11 +1,11 @@
 """Accuracy of every method over seeds, each by its recipe as shipped: a table and a picture.
 
-    python benchmarks/accuracy.py --dataset MRPC --output_dir runs/accuracy
+    python benchmarks/accuracy.py --dataset MRPC
 
-MRPC is the directory that holds `train.tsv` and `dev.tsv`. Each row is one `peft-mrpc train` with
-`--seeds`. What is finished is not run again: `--rows lora full` adds to what is there. The table
-goes into `accuracy.md` beside this file, the numbers into `accuracy.json`, the picture into
-`accuracy.png`.
+MRPC is the directory that holds `train.tsv` and `dev.tsv`. Each row is one `peft-mrpc train`, run
+with one seed after the other. The figures go into `accuracy.json` beside this file, the table into
+`accuracy.md`, the picture into `accuracy.png`. A seed that is in `accuracy.json` is not trained
+again: `--rows lora full --seeds 1,2,3` adds to what is there; `--anew` measures those rows afresh.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ PAGE = HERE / "accuracy.md"
 PICTURE = HERE / "accuracy.png"
 MINILM = ["--model", "builtin:minilm"]
 
-# What is trained: the flags of `train` of each row. Nothing but the method and the model is said,
-# so what is measured are the recipes.
+# The flags of `train` of each row. Nothing but the method and the model is said, so what is
+# measured are the recipes.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
     "lora, SmolLM2, NF4": [
@@ -44,12 +44,21 @@ ROWS: dict[str, list[str]] = {
 
 def main() -> None:
     options = parse_options()
-    run_all({place(options, name): command(name, options) for name in options.rows}, options.jobs)
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
-    for name in options.rows:
-        results[name] = describe(load_run(place(options, name)), command(name, options), options)
+    for name in options.rows if options.anew else ():
+        results.pop(name, None)
+    commands = {}
+    for seed in options.seeds.split(","):
+        for name in options.rows:
+            if seed not in results.get(name, {"seeds": {}})["seeds"]:
+                words = ["train", *ROWS[name], "--dataset", options.dataset]
+                folder = options.output_dir / f"{name.replace(', ', '-')}-{seed}"
+                commands[folder] = (name, [*words, "--split", "validation", "--seed", seed])
+    words_of = {folder: words for folder, (_, words) in commands.items()}
+    for folder in run_all(words_of, options.jobs):
+        add(results, commands[folder][0], load_run(folder), options)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     results = {name: results[name] for name in ROWS if name in results}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_table(table(results), "accuracy.py")
     draw(results)
 
@@ -60,21 +69,33 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--seeds", default="1,2,3,4,5")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--jobs", type=int, default=1, help="rows trained at the same time")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--anew", action="store_true", help="forget what these rows gave before")
     return parser.parse_args()
 
 
-def place(options: argparse.Namespace, name: str) -> Path:
-    return Path(options.output_dir / name.replace(", ", "-"))
+def run_all(commands: Mapping[Path, Sequence[str]], jobs: int) -> Iterator[Path]:
+    """Train, so many at a time, each with its share of the cores; what is finished, first.
+
+    Yields:
+        Each Run's directory, as it gets there.
+    """
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        pending = {
+            pool.submit(train, words, folder, threads): folder for folder, words in commands.items()
+        }
+        faults = []
+        for future in as_completed(pending):
+            if fault := future.result():
+                faults.append(f"{pending[future].name}: {fault}")
+            else:
+                yield pending[future]
+    if faults:
+        sys.exit("\n".join(faults))
 
 
-def command(name: str, options: argparse.Namespace) -> list[str]:
-    """What a user would type for this row, but for the place of the Run."""
-    seeds = ["--seeds", options.seeds] if "," in options.seeds else ["--seed", options.seeds]
-    return ["train", *ROWS[name], "--dataset", options.dataset, "--split", "validation", *seeds]
-
-
-def run_command(words: Sequence[str], folder: Path, threads: int) -> str:
+def train(words: Sequence[str], folder: Path, threads: int) -> str:
     """Train unless it has been done; the log lies beside the Run.
 
     Returns:
@@ -99,43 +120,36 @@ def run_command(words: Sequence[str], folder: Path, threads: int) -> str:
     return "" if outcome.returncode == 0 else f"failed, see {log.name}"
 
 
-def run_all(commands: Mapping[Path, Sequence[str]], jobs: int) -> None:
-    """Train all of them, so many at a time, each with its share of the cores."""
-    threads = max(1, (os.cpu_count() or 1) // jobs)
-    with ThreadPoolExecutor(jobs) as pool:
-        outcomes = pool.map(lambda one: run_command(one[1], one[0], threads), commands.items())
-        faults = {
-            folder.name: fault for folder, fault in zip(commands, outcomes, strict=True) if fault
-        }
-    if faults:
-        sys.exit("\n".join(f"{name}: {fault}" for name, fault in faults.items()))
-
-
-def describe(run: Run, words: Sequence[str], options: argparse.Namespace) -> dict[str, Any]:
-    """What the page says of a Run, and what it was made with."""
+def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespace) -> None:
+    """Put one seed's Run into the results, unless it was made otherwise than those before it."""
     values, record = run.metrics["validation"], run.record
-    seeds = values.get("seeds", {str(record["seed"]): values})
-    typed = ["MRPC" if word == options.dataset else word for word in words]
-    return {
-        "command": shlex.join(["peft-mrpc", *typed]),
+    words = ["train", *ROWS[name], "--dataset", "MRPC", "--seeds", options.seeds]
+    made = {
         "method": record["method"],
         "model": record["model"],
+        "config": {
+            key: value
+            for key, value in {**record["config"], **record["method_options"]}.items()
+            if key not in ("seed", "dataset", "split")
+        },
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
         "num_examples": values["num_examples"],
         "majority_accuracy": values["majority_accuracy"],
-        "seeds": {
-            seed: {"accuracy": one["accuracy"], "f1": one["f1"], "roc_auc": one["roc_auc"]}
-            for seed, one in seeds.items()
-        },
-        "train_seconds": record["timing"]["train_seconds"],
-        "peak_memory": record["peak_memory"],
         "fingerprints": {
             split: about["fingerprint"] for split, about in record["data"]["splits"].items()
         },
-        "finished": record["finished"],
         "versions": record["versions"],
+    }
+    row = results.setdefault(name, {"command": shlex.join(["peft-mrpc", *words]), **made})
+    if any(row[key] != value for key, value in made.items()):
+        sys.exit(f"{name}: was measured with other settings, data or versions; add --anew")
+    row.setdefault("seeds", {})[str(record["seed"])] = {
+        **{key: values[key] for key in ("accuracy", "f1", "roc_auc")},
+        "train_seconds": record["timing"]["train_seconds"],
+        "peak_memory": max(record["peak_memory"].values()),
         "hardware": record["hardware"],
+        "finished": record["finished"],
     }
 
 
@@ -145,7 +159,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results in Markdown, the fewest trained parameters first within a model."""
+    """The results in Markdown: by model, the fewest trained parameters first."""
     some = next(iter(results.values()))
     labels = list(next(iter(some["seeds"].values()))["f1"])
     head = [
@@ -153,30 +167,22 @@ def table(results: dict[str, Any]) -> str:
         *[f"F1 {label.replace('_', ' ')}" for label in labels],
         *["ROC-AUC", "training", "peak memory"],
     ]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    majority = some["majority_accuracy"]
-    lines.append(
-        f"| always the commoner label | 0 | - | - | {majority:.3f} |" + " |" * (len(head) - 5)
-    )
-    for name, row in sorted(
-        results.items(), key=lambda item: (item[1]["total"], item[1]["trained"])
-    ):
+    majority = ["always the commoner label", "-", "-", "-", f"{some['majority_accuracy']:.3f}"]
+    lines = [head, ["---"] * len(head), majority + ["-"] * (len(head) - len(majority))]
+    for name, row in sorted(results.items(), key=_by_model_and_size):
         seeds = list(row["seeds"].values())
         accuracies = [one["accuracy"] for one in seeds]
-        cells = [
-            f"`{name}`",
-            f"{row['trained']:,}",
-            f"{row['trained'] / row['total']:.2%}",
-            str(len(seeds)),
-            spread(accuracies),
-            f"{min(accuracies):.3f}",
-            *[f"{statistics.fmean(one['f1'][label] for one in seeds):.3f}" for label in labels],
-            spread([one["roc_auc"] for one in seeds]),
-            f"{row['train_seconds']:.0f} s",
-            f"{max(row['peak_memory'].values()) / 1e9:.2f} GB",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        lines.append(
+            [
+                *[f"`{name}`", f"{row['trained']:,}", f"{row['trained'] / row['total']:.2%}"],
+                *[str(len(seeds)), spread(accuracies), f"{min(accuracies):.3f}"],
+                *[f"{statistics.fmean(one['f1'][label] for one in seeds):.3f}" for label in labels],
+                spread([one["roc_auc"] for one in seeds]),
+                f"{statistics.fmean(one['train_seconds'] for one in seeds):.0f} s",
+                f"{max(one['peak_memory'] for one in seeds) / 1e9:.2f} GB",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _by_model_and_size(item: tuple[str, dict[str, Any]]) -> tuple[str, int]:
@@ -196,14 +202,13 @@ def draw(results: dict[str, Any]) -> None:
     points = []
     for name, row in results.items():
         accuracies = [one["accuracy"] for one in row["seeds"].values()]
-        several = len(accuracies) > 1
         points.append(
             ParameterPoint(
                 name=name,
                 method=row["method"],
                 trained=row["trained"],
                 accuracy=statistics.fmean(accuracies),
-                deviation=statistics.stdev(accuracies) if several else None,
+                deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
             )
         )
     some = next(iter(results.values()))

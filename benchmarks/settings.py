@@ -38,7 +38,8 @@ def main() -> None:
         ]
         for setting in SETTINGS
     }
-    run_all(commands, options.jobs)
+    for _ in run_all(commands, options.jobs):
+        pass
     write_table(table(list(commands)), "settings.py")
 
 

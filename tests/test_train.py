@@ -13,7 +13,7 @@ import torch
 from conftest import ROWS, requires_mrpc, run_command
 from peft import PeftModel
 from tiny_models import FLAGS
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.data import load_pairs
@@ -221,6 +221,31 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(tmp_path / "run")).score(pairs, 32)
     assert np.abs(again - saved).max() < 1e-7
+
+
+@pytest.mark.parametrize("is_bf16", [True, False])
+def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
+    is_bf16: bool, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--use_cpu", "--max_steps", "1", "--method", "lora"]
+    request = parse_request(
+        ["--model", tiny_bert, *data_flags, *flags, *(["--bf16"] if is_bf16 else [])]
+    )
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    encoder = classifier.model.base_model.model.encoder
+    before = encoder.config._attn_implementation
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(encoder.config._attn_implementation)
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    assert before == encoder.config._attn_implementation == "sdpa"
+    assert seen == (["eager"] if is_bf16 else ["sdpa"])
 
 
 def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(

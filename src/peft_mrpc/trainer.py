@@ -6,7 +6,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 from torch.utils.data import Dataset
-from transformers import Trainer
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.freezing import head_parameter_ids, trainable_names
@@ -90,6 +97,38 @@ class PairTrainer(Trainer):
             metrics = {**(output.metrics or {}), f"{prefix}_loss": float(loss)}
             output = output._replace(metrics=metrics)
         return output
+
+
+class PlainAttention(TrainerCallback):
+    """Attention by plain matrix products for as long as the training lasts.
+
+    PyTorch's fused one takes several times as long backward in bf16 on a CPU (2.13.0: a third of
+    a training step of SmolLM2), and is no slower in fp32.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[PreTrainedModel, str] = {}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: nn.Module | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        inside = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+        self._before = {part: str(part.config._attn_implementation) for part in inside}
+        for part in inside:
+            part.set_attn_implementation("eager")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for part, implementation in self._before.items():
+            part.set_attn_implementation(implementation)
+        self._before.clear()
 
 
 class EitherOrder(Dataset[dict[str, Any]]):

@@ -36,7 +36,7 @@ from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
-from peft_mrpc.trainer import EitherOrder, PairTrainer
+from peft_mrpc.trainer import EitherOrder, PairTrainer, PlainAttention
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1
@@ -188,7 +188,7 @@ def build_trainer(
         processing_class=classifier.tokenizer,
         compute_loss_func=loss,
         compute_metrics=partial(score_logits, classifier=classifier),
-        callbacks=[*request.method.callbacks(request.options), *_choosing_callbacks(request)],
+        callbacks=[*request.method.callbacks(request.options), *_own_callbacks(request)],
     )
     if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
@@ -246,6 +246,11 @@ def _evaluation_rows(data: PairData, classifier: PairClassifier) -> list[dict[st
     return _labelled(features, data, SELECTION)
 
 
-def _choosing_callbacks(request: TrainRequest) -> list[TrainerCallback]:
+def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [FindBestAgain()]
     patience = request.config.early_stopping_patience
-    return [FindBestAgain(), *([] if patience is None else [EarlyStoppingCallback(patience)])]
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
+    if request.arguments.bf16 and request.arguments.device.type == "cpu":
+        callbacks.append(PlainAttention())
+    return callbacks
