@@ -8,7 +8,7 @@ import pytest
 
 from peft_mrpc.cards import build_card
 from peft_mrpc.compare import compare, load_comparison, main
-from peft_mrpc.data import Pair, PairData
+from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.runs import Run, load_run
 

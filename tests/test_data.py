@@ -6,8 +6,9 @@ import pytest
 from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import SPLITS, load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError
+from peft_mrpc.pairs import SPLITS
 from peft_mrpc.tables import read_table
 
 HEADER = ("sentence1", "sentence2", "label")

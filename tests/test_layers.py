@@ -5,8 +5,9 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
-    {"averages", "errors", "pair_model"},
+    {"averages", "environment", "errors", "pair_model", "pairs"},
     {
+        "columns",
         "config",
         "data",
         "flags",

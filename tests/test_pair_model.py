@@ -23,11 +23,11 @@ from transformers import (
 )
 
 from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.data import Pair
 from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import frozen_modules, trainable_names
 from peft_mrpc.models import load_classifier, load_tokenizer
 from peft_mrpc.pair_model import POOLINGS, SentencePairConfig, SentencePairModel, find_sentences
+from peft_mrpc.pairs import Pair
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peft_mrpc.data import Pair
 from peft_mrpc.errors import UserError
+from peft_mrpc.pairs import Pair
 from peft_mrpc.runs import check_output_dir, load_run, staged_directory, write_predictions
 
 

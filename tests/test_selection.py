@@ -18,7 +18,8 @@ from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.cards import build_card
 from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import Pair, load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits
+from peft_mrpc.pairs import Pair
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.selection import hold_out, hold_out_selection
 from peft_mrpc.sources import find_model

@@ -25,8 +25,8 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
 
 POOLED_LOADING = {
     "model": LOADING["model"].replace('("{repo_id}")', '("{repo_id}", trust_remote_code=True)'),
-    "adapter": """from peft_mrpc.data import Pair
-from peft_mrpc.artifacts import load_predictor
+    "adapter": """from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.pairs import Pair
 
 classifier = load_predictor("{repo_id}")
 classifier.score([Pair(0, "One sentence.", "Another.")], batch_size=1)  # [1, {num_labels}]""",

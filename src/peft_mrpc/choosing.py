@@ -7,9 +7,9 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data import PairData
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import DIVERGED, PairClassifier
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.scoring import classifier_probabilities

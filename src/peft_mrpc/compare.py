@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from peft_mrpc import config as cfg
-from peft_mrpc.data import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
+from peft_mrpc.pairs import UNKNOWN_LABEL
 from peft_mrpc.plots import DPI, plot_confusion_matrices, plot_roc_curves, run_styles
 from peft_mrpc.report import write_report
 from peft_mrpc.runs import (

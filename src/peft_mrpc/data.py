@@ -4,65 +4,19 @@ A pair is one row with `idx`, `sentence1`, `sentence2` and `label` (an index int
 -1 when unknown). Sources differ in columns and label spelling; after `load_pairs` they do not.
 """
 
-import hashlib
-import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.pairs import SPLITS, PairData
 from peft_mrpc.tables import Table, parse_jsonl, read_table
 
-SPLITS = ("train", "validation", "test")
 BUILTIN_DATASETS = ("builtin:pairs",)
 HUB_ALIASES = {"mrpc": "nyu-mll/glue:mrpc"}
-PARAPHRASE_NAMES = ("not_equivalent", "equivalent")
-UNKNOWN_LABEL = -1
-
-# Column names that pair data sets use, tried in this order where no flag names one.
-SENTENCE_COLUMNS = (
-    ("sentence1", "sentence2"),
-    ("#1 String", "#2 String"),
-    ("question1", "question2"),
-    ("premise", "hypothesis"),
-    ("question", "sentence"),
-    ("text1", "text2"),
-)
-LABEL_COLUMNS = ("label", "Quality", "is_duplicate", "gold_label")
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One row: two sentences and, where known, the index of their label."""
-
-    idx: int
-    sentence1: str
-    sentence2: str
-    label: int = UNKNOWN_LABEL
-
-
-@dataclass(frozen=True)
-class PairData:
-    """The splits of one data set, under one list of label names."""
-
-    name: str
-    label_names: tuple[str, ...]
-    splits: Mapping[str, tuple[Pair, ...]]
-
-    def fingerprint(self, split: str) -> str:
-        """SHA-256 over the rows of a split, label names included: equal only for equal rows."""
-        digest = hashlib.sha256()
-        for pair in self.splits[split]:
-            name = self.label_names[pair.label] if pair.label != UNKNOWN_LABEL else None
-            row = [pair.idx, pair.sentence1, pair.sentence2, name]
-            digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-        return digest.hexdigest()
 
 
 def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
@@ -86,7 +40,7 @@ def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
         names = None
     else:
         name, tables, names = _load_tables(config.dataset, config.label_column)
-    data = _build_pairs(name, tables, names, config)
+    data = build_pairs(name, tables, names, config)
     return _limit(data, config, seed)
 
 
@@ -207,169 +161,6 @@ def _ask_hub(repo_id: str) -> None:
         datasets.config.HF_HUB_OFFLINE = True
 
 
-def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None]:
-    """Names of the two sentence columns and of the label column, None where there is no label.
-
-    Raises:
-        UserError: If a named column is missing, or no usual pair of names is there.
-    """
-    faults = []
-    for flag in ("sentence1_column", "sentence2_column", "label_column"):
-        name = getattr(config, flag)
-        if name is not None and name not in table.columns:
-            faults.append(
-                f"--{flag}: got {name!r}; {table.where} has {', '.join(table.columns)}."
-                f"{closest(name, table.columns)}"
-            )
-    raise_faults(faults)
-    usual = next(
-        (pair for pair in SENTENCE_COLUMNS if set(pair) <= set(table.columns)), (None, None)
-    )
-    first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
-    if first is None or second is None:
-        raise UserError(
-            f"{table.where}: found no sentence columns among {', '.join(table.columns)}; "
-            "name them with --sentence1_column and --sentence2_column."
-        )
-    label = config.label_column or next((c for c in LABEL_COLUMNS if c in table.columns), None)
-    return first, second, label
-
-
-def _build_pairs(
-    name: str,
-    tables: Mapping[str, Table],
-    names: tuple[str, ...] | None,
-    config: DataConfig,
-) -> PairData:
-    columns = {split: find_columns(table, config) for split, table in tables.items()}
-    if "train" in columns and columns["train"][2] is None:
-        raise UserError(_no_label_column(tables["train"]))
-    if config.class_names:
-        names = tuple(name.strip() for name in config.class_names.split(","))
-    # Numbers stand for positions in names that were given, never in names found in the rows.
-    given = names is not None
-    names = names or _infer_label_names(tables, columns)
-    faults: list[str] = []
-    splits = {
-        split: tuple(_rows_to_pairs(tables[split], columns[split], names, split, faults, given))
-        for split in SPLITS
-        if split in tables
-    }
-    raise_faults(faults)
-    return PairData(name, names, splits)
-
-
-def _no_label_column(table: Table) -> str:
-    return (
-        f"{table.where}: found no label column ({', '.join(LABEL_COLUMNS)}); name it with "
-        "--label_column, or the labels of unlabelled data with --class_names."
-    )
-
-
-def _infer_label_names(
-    tables: Mapping[str, Table], columns: Mapping[str, tuple[str, str, str | None]]
-) -> tuple[str, ...]:
-    """Label names as the training rows have them: what they do not hold is not known later."""
-    split = next((s for s in SPLITS if s in tables and columns[s][2] is not None), None)
-    if split is None:
-        raise UserError(_no_label_column(next(iter(tables.values()))))
-    label_column = columns[split][2]
-    values = {_label_text(row.get(str(label_column))) for row in tables[split].rows} - {"", "-1"}
-    if values <= {"0", "1"} and label_column == "Quality":
-        return PARAPHRASE_NAMES
-    if values == set(PARAPHRASE_NAMES):
-        return PARAPHRASE_NAMES
-    if len(values) > 50 or any(_is_fraction(value) for value in values):
-        some = ", ".join(sorted(values)[:3])
-        raise UserError(
-            f"{tables[split].where}: column {label_column!r} holds {len(values)} different values "
-            f"({some}, ...); expected the names of a few classes. Name another with --label_column."
-        )
-    if len(values) < 2:
-        raise UserError(
-            f"{tables[split].where}: column {label_column!r} holds "
-            f"{', '.join(map(repr, sorted(values))) or 'no label'}; expected at least two classes "
-            "(-1 and empty mean unlabelled). Name them all with --class_names."
-        )
-    ordered = sorted(values, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
-    if len(ordered) == 2 and _denies(ordered[1], ordered[0]):
-        ordered.reverse()  # the positive class, of which ROC and precision speak, stands last
-    return tuple(ordered)
-
-
-def _denies(name: str, other: str) -> bool:
-    """Whether a label is another with a `not`, `non`, `no`, `un` or `dis` before it."""
-    pattern = r"(not|non|no|un|dis|in|ir)[\s_-]*" + re.escape(other)
-    return re.fullmatch(pattern, name, flags=re.IGNORECASE) is not None
-
-
-def _label_text(value: Any) -> str:
-    """A label as text: 1, 1.0 and "1.0" are one label; None and NaN are none."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    text = "" if value is None or value != value else str(value).strip()
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
-
-
-def _is_fraction(text: str) -> bool:
-    try:
-        return not float(text).is_integer()
-    except ValueError:
-        return False
-
-
-def _rows_to_pairs(
-    table: Table,
-    columns: tuple[str, str, str | None],
-    names: Sequence[str],
-    split: str,
-    faults: list[str],
-    given: bool = False,
-) -> Iterator[Pair]:
-    index = {name: number for number, name in enumerate(names)}
-    if (given or names == PARAPHRASE_NAMES) and not any(name.isdigit() for name in names):
-        index |= {str(number): number for number in range(len(names))}
-    for number, row in enumerate(table.rows):
-        where = f"{table.where} row {number + 1}"
-        sentences = []
-        for column in columns[:2]:
-            sentence = row.get(str(column))
-            if not isinstance(sentence, str) or not sentence.strip():
-                faults.append(f"{where}: got an empty {column!r}; expected a sentence.")
-            sentences.append(str(sentence))
-        value = None if columns[2] is None else row.get(columns[2])
-        if isinstance(value, list | dict | bytes):
-            faults.append(f"{where}: got label {value!r}; expected text or a number.")
-            value = None
-        text = _label_text(value)
-        if text in ("", "-1") and text not in names:
-            if split == "train":
-                faults.append(f"{where}: got no label; every training pair needs one.")
-            label = UNKNOWN_LABEL
-        elif text in index:
-            label = index[text]
-        else:
-            label = UNKNOWN_LABEL
-            faults.append(
-                f"{where}: got label {text!r}; expected one of {', '.join(names)}."
-                f"{closest(text, names)}"
-            )
-        yield Pair(number, sentences[0], sentences[1], label)
-
-
-def pairs_from_table(table: Table, config: DataConfig) -> list[Pair]:
-    """The pairs of a table whose labels, if it has any, do not matter.
-
-    Raises:
-        UserError: For missing columns and empty sentences.
-    """
-    first, second, _ = find_columns(table, config)
-    faults: list[str] = []
-    pairs = list(_rows_to_pairs(table, (first, second, None), (), "predict", faults))
-    raise_faults(faults)
-    return pairs
-
-
 def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
     splits = dict(data.splits)
     if config.max_train_samples and "train" in splits:
@@ -406,12 +197,3 @@ def reported_splits(data: PairData, wanted: str | None) -> list[str]:
     ]
     raise_faults(faults)
     return splits
-
-
-def label_counts(pairs: Iterable[Pair], label_names: Sequence[str]) -> dict[str, int]:
-    """How many pairs carry each label."""
-    counts = dict.fromkeys(label_names, 0)
-    for pair in pairs:
-        if pair.label != UNKNOWN_LABEL:
-            counts[label_names[pair.label]] += 1
-    return counts

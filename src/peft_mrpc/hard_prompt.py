@@ -7,10 +7,11 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_info
-from peft_mrpc.data import PairData, load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags
 from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
+from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PromptClassifier
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import load_template

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.data import pairs_from_table
+from peft_mrpc.columns import pairs_from_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.processes import process_state

@@ -14,9 +14,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from peft_mrpc.data import Pair
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.pair_model import SentencePairConfig, find_sentences
+from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import Template
 from peft_mrpc.scoring import classifier_probabilities, score_label_tokens, score_rows

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc.cards import build_card, figure_texts
-from peft_mrpc.data import UNKNOWN_LABEL, PairData, label_counts
+from peft_mrpc.environment import describe_environment, peak_memory
 from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.pairs import UNKNOWN_LABEL, PairData, label_counts
 from peft_mrpc.plots import DPI, plot_confusion_matrix, plot_roc_curves, run_styles
 from peft_mrpc.runs import (
     CARD_FILE,
@@ -18,9 +19,7 @@ from peft_mrpc.runs import (
     METRICS_FILE,
     RUN_FILE,
     Run,
-    describe_environment,
     load_run,
-    peak_memory,
     write_json,
     write_predictions,
 )

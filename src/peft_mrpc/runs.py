@@ -3,24 +3,19 @@
 import contextlib
 import json
 import os
-import platform
-import resource
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc import __version__
-from peft_mrpc.data import UNKNOWN_LABEL, Pair
 from peft_mrpc.errors import UserError, closest, one_line
+from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 
 FORMAT_VERSION = 1
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
@@ -30,17 +25,6 @@ ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 RUN_CONTENTS = frozenset(
     {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints", "seeds"}
     | set(ARTIFACT_FOLDERS)
-)
-RECORDED_PACKAGES = (
-    "torch",
-    "transformers",
-    "peft",
-    "accelerate",
-    "bitsandbytes",
-    "datasets",
-    "evaluate",
-    "scikit-learn",
-    "numpy",
 )
 
 
@@ -314,52 +298,3 @@ def write_predictions(
             line["prediction"] = label_names[int(label)]
             line["probabilities"] = dict(zip(label_names, map(float, row), strict=True))
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def describe_environment() -> dict[str, Any]:
-    """Versions of what computes, and the hardware it ran on."""
-    import torch
-
-    versions = {"python": platform.python_version(), "peft-mrpc": __version__}
-    for package in RECORDED_PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    hardware = {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-    return {"versions": versions, "hardware": hardware}
-
-
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def reset_peak_memory() -> None:
-    """Count the peak memory anew from here, where the system lets us (Linux does)."""
-    import torch
-
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak_memory() -> dict[str, int]:
-    """Peak memory of this process so far, in bytes: resident, and allocated on the GPU."""
-    import torch
-
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if torch.cuda.is_available():
-        peaks["gpu_bytes"] = torch.cuda.max_memory_allocated()
-    return peaks

@@ -20,9 +20,10 @@ from transformers import TrainingArguments
 from peft_mrpc import config as cfg
 from peft_mrpc.averages import average, combine_metrics
 from peft_mrpc.cards import build_card
-from peft_mrpc.data import PairData
+from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
 from peft_mrpc.flags import config_record, flag_value, record_key
+from peft_mrpc.pairs import PairData
 from peft_mrpc.plots import DPI, plot_seeds
 from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
@@ -31,10 +32,8 @@ from peft_mrpc.runs import (
     METRICS_FILE,
     RUN_FILE,
     Run,
-    describe_environment,
     load_run,
     move_into_place,
-    reset_peak_memory,
     write_json,
 )
 from peft_mrpc.training import MAX_SEED, TrainRequest

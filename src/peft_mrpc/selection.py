@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data import Pair, PairData
 from peft_mrpc.errors import logger, raise_faults, unknown_name
+from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.thresholds import threshold_faults
 
 SELECTION = "selection"  # the held-out part, as a split beside the others

@@ -18,7 +18,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.data import PairData, load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
@@ -30,6 +30,7 @@ from peft_mrpc.models import (
     load_tokenizer,
     position_limit,
 )
+from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish

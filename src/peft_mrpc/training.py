@@ -23,7 +23,6 @@ from transformers.integrations.integration_utils import (
 from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.data import PairData
 from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import (
     FreezeCallback,
@@ -33,6 +32,7 @@ from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
 from peft_mrpc.methods import Method
 from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
-from peft_mrpc.data import PairData, load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import (
     config_record,
@@ -21,6 +21,7 @@ from peft_mrpc.flags import (
     typed_flags,
 )
 from peft_mrpc.methods import load_default_recipe
+from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.runs import check_output_dir

@@ -1,0 +1,46 @@
+"""A pair of sentences, and the splits of a data set of them."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+SPLITS = ("train", "validation", "test")
+UNKNOWN_LABEL = -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One row: two sentences and, where known, the index of their label."""
+
+    idx: int
+    sentence1: str
+    sentence2: str
+    label: int = UNKNOWN_LABEL
+
+
+@dataclass(frozen=True)
+class PairData:
+    """The splits of one data set, under one list of label names."""
+
+    name: str
+    label_names: tuple[str, ...]
+    splits: Mapping[str, tuple[Pair, ...]]
+
+    def fingerprint(self, split: str) -> str:
+        """SHA-256 over the rows of a split, label names included: equal only for equal rows."""
+        digest = hashlib.sha256()
+        for pair in self.splits[split]:
+            name = self.label_names[pair.label] if pair.label != UNKNOWN_LABEL else None
+            row = [pair.idx, pair.sentence1, pair.sentence2, name]
+            digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        return digest.hexdigest()
+
+
+def label_counts(pairs: Iterable[Pair], label_names: Sequence[str]) -> dict[str, int]:
+    """How many pairs carry each label."""
+    counts = dict.fromkeys(label_names, 0)
+    for pair in pairs:
+        if pair.label != UNKNOWN_LABEL:
+            counts[label_names[pair.label]] += 1
+    return counts
