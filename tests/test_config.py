@@ -1,12 +1,15 @@
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from peft_mrpc.config import TrainConfig
+from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.flags import parse_scalar, recipe_to_flags
-from peft_mrpc.methods import METHODS, load_default_recipe
-from peft_mrpc.train import parse_request
+from peft_mrpc.methods import METHODS, fitted_rates, load_default_recipe
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, parse_request
 
 
 def test_recipe_is_the_methods_default_and_flags_override_it(tmp_path: Path) -> None:
@@ -80,3 +83,44 @@ def test_values_read_as_yaml_does_but_for_exponents() -> None:
         "2",
         "--d=2e-5",
     ]
+
+
+def test_a_recipes_rates_are_fitted_to_the_models_width() -> None:
+    # A tiny model and MiniLM, where they were found; bert-base; an 8 B LLaMA.
+    recipe = load_default_recipe("lora")
+    for width, factor in ((16, 1), (384, 1), (768, 0.5), (4096, 0.09375)):
+        assert fitted_rates("lora", width) == {
+            "learning_rate": pytest.approx(float(recipe["learning_rate"]) * factor),
+            "head_learning_rate": pytest.approx(float(recipe["head_learning_rate"]) * factor),
+        }
+    prompt = load_default_recipe("prompt_tuning")
+    rates = fitted_rates("prompt_tuning", 768)  # virtual tokens are no matrix of the model's
+    assert rates["learning_rate"] == float(prompt["learning_rate"])
+    assert rates["head_learning_rate"] == pytest.approx(float(prompt["head_learning_rate"]) / 2)
+
+
+def test_a_rate_that_was_given_is_taken_as_it_is(
+    data_flags: list[str], tmp_path: Path, tiny_bert: str
+) -> None:
+    config = BertConfig(  # as wide as bert-base
+        vocab_size=64,
+        hidden_size=768,
+        num_hidden_layers=1,
+        num_attention_heads=12,
+        intermediate_size=32,
+    )
+    model = BertForSequenceClassification(config)
+    model.save_pretrained(tmp_path / "wide")
+    AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "wide")
+    (tmp_path / "mine.yaml").write_text("method: full\nhead_learning_rate: 3e-3\n")
+    flags = ["--model", str(tmp_path / "wide"), *data_flags]
+    flags += ["--config", str(tmp_path / "mine.yaml")]
+    request = parse_request(flags)
+    rate = float(load_default_recipe("full")["learning_rate"])
+    for _ in range(2):  # each seed builds its own
+        build_classifier(request, find_model(flags[1]), load_pairs(request.data))
+        assert request.arguments.learning_rate == pytest.approx(rate / 2)
+        assert request.config.head_learning_rate == 3e-3
+    request = parse_request([*flags, "--learning_rate", "1e-5"])
+    build_classifier(request, find_model(flags[1]), load_pairs(request.data))
+    assert request.arguments.learning_rate == 1e-5

@@ -27,6 +27,8 @@ from peft_mrpc.errors import UserError, one_line, unknown_name
 from peft_mrpc.freezing import FreezeCallback, frozen_modules
 from peft_mrpc.targets import name_targets
 
+# The hidden size of the model that the recipes' learning rates were found on (MiniLM).
+RECIPE_WIDTH = 384
 # What PEFT's config says about the run and not about the method.
 RESERVED_PEFT_FIELDS = {
     "task_type",
@@ -62,6 +64,8 @@ class Method:
         options: Dataclass of the options (PEFT's own config for its methods).
         callbacks: Trainer callbacks that the method needs.
         fixed: Options that make the method what it is, and so are no flags of it.
+        trains_matrices: Whether what it trains are matrices over the hidden size, whose best rate
+            falls with the width; vectors and virtual tokens keep theirs.
         source: Where the method is described.
     """
 
@@ -69,6 +73,7 @@ class Method:
     options: type = NoOptions
     callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    trains_matrices: bool = False
     source: str = ""
 
     @property
@@ -177,7 +182,7 @@ def _size_prompt(model: PreTrainedModel, options: Any) -> None:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(train_everything, source="arXiv:1810.04805"),
+    "full": Method(train_everything, trains_matrices=True, source="arXiv:1810.04805"),
     "layer_freeze": Method(
         freeze_layers,
         LayerFreezeOptions,
@@ -186,20 +191,28 @@ METHODS: dict[str, Method] = {
                 "layer_freeze", lambda model: frozen_modules(model, options.num_unfrozen_layers)
             )
         ],
+        trains_matrices=True,
         source="arXiv:1911.03090",
     ),
     # The head alone: what every frozen or prompted figure has to be read beside.
     "linear_probe": Method(
         train_everything,
         callbacks=lambda _: [FreezeCallback("linear_probe", lambda model: [model.base_model])],
+        trains_matrices=True,
         source="arXiv:1610.01644",
     ),
     "bitfit": Method(train_biases, source="arXiv:2106.10199"),
     "ln_tuning": Method(add_adapter, LNTuningConfig, source="arXiv:2312.11420"),
     "ia3": Method(add_adapter, IA3Config, source="arXiv:2205.05638"),
     "vera": Method(add_adapter, VeraConfig, source="arXiv:2310.11454"),
-    "lora": Method(add_adapter, LoraConfig, source="arXiv:2106.09685"),
-    "dora": Method(add_adapter, LoraConfig, fixed={"use_dora": True}, source="arXiv:2402.09353"),
+    "lora": Method(add_adapter, LoraConfig, trains_matrices=True, source="arXiv:2106.09685"),
+    "dora": Method(
+        add_adapter,
+        LoraConfig,
+        fixed={"use_dora": True},
+        trains_matrices=True,
+        source="arXiv:2402.09353",
+    ),
     "oft": Method(add_adapter, OFTConfig, source="arXiv:2306.07280"),
     "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),
     "p_tuning": Method(add_adapter, PromptEncoderConfig, source="arXiv:2103.10385"),
@@ -223,6 +236,18 @@ def load_default_recipe(name: str) -> dict[str, Any]:
     text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
     recipe: dict[str, Any] = yaml.safe_load(text)
     return recipe
+
+
+def fitted_rates(name: str, hidden_size: int) -> dict[str, float]:
+    """The recipe's learning rates for a model that is wider than the one they were found on.
+
+    Under Adam the best rate of a matrix falls with the width (arXiv:2203.03466, table 3): half of
+    MiniLM's for bert-base, a tenth for a model of 4,096.
+    """
+    recipe, method = load_default_recipe(name), find_method(name)
+    factor = min(1.0, RECIPE_WIDTH / hidden_size)
+    rates = {"head_learning_rate": factor, "learning_rate": factor if method.trains_matrices else 1}
+    return {rate: float(recipe[rate]) * by for rate, by in rates.items() if rate in recipe}
 
 
 def method_flags() -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from transformers import TrainingArguments, set_seed
+from transformers import PretrainedConfig, TrainingArguments, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_classifier, save_threshold
@@ -22,7 +22,7 @@ from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
-from peft_mrpc.methods import find_method, load_default_recipe, method_flags
+from peft_mrpc.methods import find_method, fitted_rates, load_default_recipe, method_flags
 from peft_mrpc.models import (
     auto_pooling,
     load_classifier,
@@ -92,6 +92,7 @@ def parse_command(
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
+        recipe_rates=frozenset({"learning_rate", "head_learning_rate"} - set(asked)),
     ), mine
 
 
@@ -160,6 +161,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     tokenizer = load_tokenizer(source)
     virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
     model_config = load_config(source)
+    fit_rates(request, model_config)
     limit = position_limit(model_config, tokenizer)
     if virtual + 8 > limit:
         raise UserError(
@@ -200,6 +202,14 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)
     return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
+
+
+def fit_rates(request: TrainRequest, model_config: PretrainedConfig) -> None:
+    """Set the learning rates that are the recipe's to what they are for this model's width."""
+    fitted = fitted_rates(request.config.method, model_config.hidden_size)
+    for name in request.recipe_rates & set(fitted):
+        owner = request.config if name == "head_learning_rate" else request.arguments
+        setattr(owner, name, fitted[name])
 
 
 def _train_into(
@@ -282,6 +292,8 @@ def _print_plan(
         f"{', '.join(splits)})",
         f"model: {request.config.model}, {request.config.method}, "
         f"at most {classifier.max_length} tokens a pair",
+        f"learning rate: {request.arguments.learning_rate:g}, "
+        f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}",
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",
     ]

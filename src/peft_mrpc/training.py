@@ -58,6 +58,7 @@ class TrainRequest:
     output_dir: Path
     publish: bool
     keep_checkpoints: bool = True
+    recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
 
 
 def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:

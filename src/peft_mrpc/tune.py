@@ -21,6 +21,7 @@ from peft_mrpc.flags import (
     typed_flags,
 )
 from peft_mrpc.methods import load_default_recipe
+from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
@@ -28,7 +29,7 @@ from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import SELECTION, split_selection
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, parse_command
+from peft_mrpc.train import build_classifier, fit_rates, parse_command
 from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
 from peft_mrpc.workers import run_workers
 
@@ -113,6 +114,8 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     given = _given_flags(argv)
     raise_faults(_faults(request, config, given))
     check_output_dir(request.output_dir, True, SEARCH_CONTENTS, "search")
+    source = find_model(request.config.model, request.config.base_model_id)
+    fit_rates(request, load_config(source))
     space = load_space(
         config.search_space,
         request.config.method,
@@ -143,7 +146,10 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
             raise
     not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
     own = {name: value for name, value in given.items() if name not in not_of_train}
-    recipe = {**load_default_recipe(request.config.method), **own}
+    default = load_default_recipe(request.config.method)
+    values = _flag_values(request)
+    fitted = {name: values[name] for name in request.recipe_rates & set(default)}
+    recipe = {**default, **fitted, **own}
     said = write_outcome(plan, open_study(plan), recipe, f"{size} held-out training pairs")
     sys.stdout.write(said + "\n")
 
