@@ -26,6 +26,7 @@ LAYERS = [
         "checkpoints",
         "compatibility",
         "freezing",
+        "layer_freeze",
         "losses",
         "models",
         "plots",

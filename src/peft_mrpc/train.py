@@ -82,6 +82,8 @@ def parse_command(
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
     options = method.build_options(given)
+    if not method.is_peft:  # PEFT saves all of its config beside the adapter
+        given = dict(vars(options))
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
     given_dir = flag_value(argv, "output_dir") or recipe.get("output_dir")
     default_dir = default_output_dir(config.method, config.model, data)
@@ -281,6 +283,7 @@ def _print_plan(
         f"{', '.join(splits)})",
         f"model: {request.config.model}, {request.config.method}, "
         f"at most {classifier.max_length} tokens a pair",
+        f"trains: {request.method.freeze(classifier.model, request.options)}",
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",
     ]

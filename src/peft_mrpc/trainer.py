@@ -9,17 +9,20 @@ from torch.utils.data import Dataset
 from transformers import Trainer
 
 from peft_mrpc.checkpoints import load_trained, save_trained
-from peft_mrpc.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.errors import UserError
+from peft_mrpc.freezing import FreezeCallback, head_parameter_ids, trainable_names
 
 
 class PairTrainer(Trainer):
-    """The Trainer, with a learning rate of the head's own and checkpoints that are exact.
+    """The Trainer, with a rate of the head's own, gradual unfreezing and exact checkpoints.
 
     A soft prompt wants a rate a hundred times that of the head it is trained with.
 
     Args:
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
         kwargs: The Trainer's own.
+    Raises:
+        UserError: If layers are to be unfrozen by and by where gradients cannot be dropped.
     """
 
     def __init__(self, *, head_learning_rate: float | None, **kwargs: Any) -> None:
@@ -27,6 +30,18 @@ class PairTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         # As DDP sees them: frozen by now is frozen for good.
         self._trained_names = trainable_names(cast("nn.Module", self.model))
+        self._gradual = [
+            callback
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, FreezeCallback) and callback.every is not None
+        ]
+        steps_in_backward = any(part in self.args.optim for part in ("lomo", "layerwise"))
+        if self._gradual and (self._is_sharded or steps_in_backward):
+            what = f"--optim {self.args.optim}" if steps_in_backward else "FSDP or DeepSpeed"
+            raise UserError(
+                f"--unfreeze_every: got {self._gradual[0].every:g}, but {what} leaves no gradients "
+                "to drop; drop one of them."
+            )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer as ever, then give the head's parameters groups of their own."""
@@ -42,6 +57,17 @@ class PairTrainer(Trainer):
             groups += [{**group, "params": own, "lr": self.head_learning_rate}] if own else []
         optimizer.param_groups = groups
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a batch, and drop what it gave to layers whose turn has not come.
+
+        After every process has the same gradients, and before they are clipped: by a norm that
+        counts only what trains.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        for callback in self._gradual:
+            callback.drop_gradients()
+        return loss
 
     @property
     def _is_sharded(self) -> bool:
