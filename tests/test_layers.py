@@ -27,6 +27,7 @@ LAYERS = [
         "compatibility",
         "freezing",
         "layer_freeze",
+        "learning_rates",
         "losses",
         "models",
         "plots",
