@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -94,6 +96,8 @@ def test_names_are_paths_ends_of_paths_and_patterns() -> None:
         "encoder.layer.0.attention.self.query",
         "encoder.layer.1.attention.self.query",
     }
+    # As the log names it.
+    assert paths(["bert.encoder.layer.0.attention"]) == {"encoder.layer.0.attention"}
     # A whole name, not the beginning of one.
     assert paths(["layer.1"], layers=12) == {"encoder.layer.1"}
     assert paths(["layer.[02].intermediate.dense"], layers=3) == {
@@ -449,3 +453,16 @@ def test_the_plan_tells_the_schedule(
 ) -> None:
     main(["--model", tiny_bert, *data_flags, "--unfreeze_every", "0.5", "--dry_run"])
     assert "; of the last 2 layers one more every 0.5 epochs" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "freezing.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
+    lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert [words[:2] for words in lines] == [["peft-mrpc", "train"]] * 4 + [
+        ["peft-mrpc", "doctor"]
+    ]
+    for words in lines[:4]:
+        request = parse_request(words[2:])
+        assert request.config.model == "builtin:minilm" and request.data.dataset == "builtin:pairs"
+    doctor(lines[4][2:])

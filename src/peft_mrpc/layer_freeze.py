@@ -1,7 +1,7 @@
 """Which layers and modules train under `layer_freeze`, and from when on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -133,24 +133,34 @@ def find_modules(model: PreTrainedModel, names: Sequence[str], flag: str) -> lis
         for path, module in model.base_model.named_modules()
         if path and any(True for _ in module.parameters())
     }
-    found: list[nn.Module] = []
-    faults = []
-    for name in names:
-        if name == EMBEDDINGS:
-            own = modules_before_layers(model)
-        else:
-            # The end of a path is a pattern too.
-            patterns = (name, f"*.{name}")
-            own = [known[path] for path in known if any(fnmatchcase(path, p) for p in patterns)]
-        found += own
-        if not own:
-            ends = {
-                path.split(".", cut)[-1] for path in known for cut in range(path.count(".") + 1)
-            }
-            layers = next(path for path in known if known[path] is encoder_layers(model))
-            faults.append(
-                f"{flag}: got {name!r}, which no part of the encoder is called; expected such as "
-                f"{EMBEDDINGS} or {layers}.0.{closest(name, {EMBEDDINGS, *ends})}"
-            )
-    raise_faults(faults)
-    return found
+    found = {name: _find_module(model, name, known) for name in names}
+    ends = {path.split(".", cut)[-1] for path in known for cut in range(path.count(".") + 1)}
+    raise_faults(
+        [
+            f"{flag}: got {name!r}, which no part of the encoder is called; expected such as "
+            f"{EMBEDDINGS} or {_first_layer(model)}.{closest(name, {EMBEDDINGS, *ends})}"
+            for name, modules in found.items()
+            if not modules
+        ]
+    )
+    return [module for modules in found.values() for module in modules]
+
+
+def _find_module(
+    model: PreTrainedModel, name: str, known: Mapping[str, nn.Module]
+) -> list[nn.Module]:
+    if name == EMBEDDINGS:
+        return modules_before_layers(model)
+    patterns = (name, f"*.{name}")  # the end of a path will do
+    return [
+        module
+        for path, module in known.items()
+        if any(fnmatchcase(path, pattern) for pattern in patterns)
+        # As it stands in the log, and in `run.json`.
+        or name == f"{model.base_model_prefix}.{path}"
+    ]
+
+
+def _first_layer(model: PreTrainedModel) -> str:
+    first = encoder_layers(model)[0]
+    return next(path for path, module in model.base_model.named_modules() if module is first)
