@@ -138,7 +138,7 @@ def find_modules(model: PreTrainedModel, names: Sequence[str], flag: str) -> lis
     raise_faults(
         [
             f"{flag}: got {name!r}, which no part of the encoder is called; expected such as "
-            f"{EMBEDDINGS} or {_first_layer(model)}.{closest(name, {EMBEDDINGS, *ends})}"
+            f"{EMBEDDINGS} or {_first_layer(model, known)}.{closest(name, {EMBEDDINGS, *ends})}"
             for name, modules in found.items()
             if not modules
         ]
@@ -161,6 +161,6 @@ def _find_module(
     ]
 
 
-def _first_layer(model: PreTrainedModel) -> str:
+def _first_layer(model: PreTrainedModel, known: Mapping[str, nn.Module]) -> str:
     first = encoder_layers(model)[0]
-    return next(path for path, module in model.base_model.named_modules() if module is first)
+    return next(path for path, module in known.items() if module is first)
