@@ -27,6 +27,8 @@ LAYERS = [
         "checkpoints",
         "compatibility",
         "freezing",
+        "layer_freeze",
+        "learning_rates",
         "losses",
         "models",
         "plots",

@@ -24,7 +24,9 @@ from transformers import (
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.errors import UserError
-from peft_mrpc.freezing import frozen_modules, trainable_names
+from peft_mrpc.freezing import trainable_names
+from peft_mrpc.layer_freeze import LayerFreezeOptions
+from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_classifier, load_tokenizer
 from peft_mrpc.pair_model import POOLINGS, SentencePairConfig, SentencePairModel, find_sentences
 from peft_mrpc.pairs import Pair
@@ -200,8 +202,7 @@ def test_deberta_freezes_all_that_feeds_its_frozen_layers() -> None:
         special_ids=[0, 2, 3],
     )
     model = SentencePairModel(config)
-    for module in frozen_modules(model, 1):
-        module.requires_grad_(False)
+    METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(num_unfrozen_layers=1))
     trained = trainable_names(model.encoder)
     assert trained and all(name.startswith("encoder.layer.1.") for name in trained)
 

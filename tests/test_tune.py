@@ -249,9 +249,38 @@ def test_every_method_has_a_search_space_that_train_accepts(
     assert [p.name for p in fixed] == [p.name for p in space if p.name != "learning_rate"]
 
 
+def test_no_layers_are_counted_where_modules_are_frozen(
+    tiny_bert: str, data_flags: list[str]
+) -> None:
+    argv = ["--model", tiny_bert, *data_flags]
+    names = []
+    for frozen in ([], ["--frozen_modules", "embeddings"]):
+        request, _ = train.parse_command([*argv, *frozen], "tune", "", OWN)
+        space = load_space(None, "layer_freeze", _flag_values(request), set(), set())
+        _check_ends([*argv, *frozen], space)
+        names.append({parameter.name for parameter in space})
+    assert names[0] - names[1] == {"num_unfrozen_layers"}
+
+
+def test_decay_and_schedule_are_searched(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("layer_decay: {low: 0.5, high: 1.0}\nunfreeze_every: {choices: [0.5, 1]}\n")
+    argv = ["--model", tiny_bert, *data_flags, "--selection_fraction", "0.3", "--num_trials", "2"]
+    out = tmp_path / "search"
+    main([*argv, "--search_space", str(space), "--output_dir", str(out)])
+    best = yaml.safe_load((out / "best.yaml").read_text())
+    assert 0.5 <= best["layer_decay"] <= 1 and best["unfreeze_every"] in (0.5, 1)
+    request = train.parse_request(["--config", str(out / "best.yaml"), *data_flags])
+    assert request.config.layer_decay == pytest.approx(best["layer_decay"])
+    assert request.options.unfreeze_every == best["unfreeze_every"]
+
+
 @pytest.mark.parametrize(
     ("space", "said"),
     [
+        ("layer_decay: {low: 0.5, high: 1.5}", "--layer_decay: got 1.5; expected above 0"),
         ("learning_rat: {low: 1, high: 2}", "is no flag of lora. Did you mean 'learning_rate'?"),
         ("num_virtual_tokens: {low: 1, high: 2}", "num_virtual_tokens: is no flag of lora."),
         ("seed: {low: 1, high: 2}", "seed: is the same for all trials; drop it."),

@@ -83,6 +83,9 @@ class TrainConfig:
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
     )
+    layer_decay: float | None = option(
+        None, "each layer's learning rate over that of the layer above, up to 1 (embeddings last)"
+    )
     quantization: str = option(
         "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"
     )

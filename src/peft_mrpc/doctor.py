@@ -1,7 +1,6 @@
 """What is installed here, which methods work on which models, and what of a model would train."""
 
 import importlib.util
-import logging
 import os
 import platform
 import sys
@@ -11,12 +10,12 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig, TrainerControl, TrainerState
+from transformers import AutoConfig, PretrainedConfig
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import flag_value, parse_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
@@ -188,11 +187,7 @@ def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling
     """What would train, by building the model without its weights."""
     chosen = find_method(method)
     model = chosen.apply(load_empty_classifier(config, pooling), options)
-    level = logger.level
-    logger.setLevel(logging.WARNING)  # what the callbacks say of the model is said here
-    for callback in chosen.callbacks(options):
-        callback.on_init_end(None, TrainerState(), TrainerControl(), model=model)  # type: ignore[arg-type]
-    logger.setLevel(level)
+    chosen.freeze(model, options)
     trainable, total = parameter_counts(model)
     head = head_parameter_ids(model)
     in_head = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) in head)

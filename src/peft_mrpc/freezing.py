@@ -1,6 +1,7 @@
-"""Which layers train: selection, and the callback that holds frozen layers still."""
+"""The parts of an encoder, and the callback that holds what is frozen still."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,56 +35,97 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise UserError(f"--model: found no stack of {depth} layers in {type(model).__name__}.")
 
 
-def frozen_modules(model: PreTrainedModel, num_unfrozen_layers: int) -> list[nn.Module]:
-    """All of the encoder but its last `num_unfrozen_layers` layers and what stands after them.
+def modules_before_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """All that makes of token ids what the first layer reads: embeddings, their projection.
 
-    What stands after them is the pooler or the final norm; DeBERTa's relative embeddings, which
-    feed every layer, are frozen like any embeddings.
-
-    Raises:
-        UserError: If the model has fewer layers than are to be unfrozen.
+    DeBERTa's relative embeddings are none of it: they feed every layer, beside the tokens.
     """
     layers = encoder_layers(model)
-    if not 0 <= num_unfrozen_layers <= len(layers):
-        raise UserError(
-            f"--num_unfrozen_layers: got {num_unfrozen_layers}; {model.config.model_type} here has "
-            f"{len(layers)} layers, expected 0 to {len(layers)}."
-        )
-    base = model.base_model
-    trained: list[nn.Module] = list(layers[len(layers) - num_unfrozen_layers :])
-    trained += [child for name, child in base.named_children() if name in AFTER_THE_LAYERS]
-    return _modules_without(base, trained)
+    around: nn.Module = model.base_model
+    before: list[nn.Module] = []
+    while around is not layers:
+        for child in around.children():
+            if any(part is layers for part in child.modules()):
+                around = child
+                break
+            before.append(child)
+    return before
 
 
-def _modules_without(module: nn.Module, trained: list[nn.Module]) -> list[nn.Module]:
-    """The largest modules inside `module` that hold none of `trained`."""
-    if any(module is one for one in trained):
-        return []
-    inside = [one for one in trained if any(part is one for part in module.modules())]
-    if not inside:
-        return [module]
-    return [part for child in module.children() for part in _modules_without(child, inside)]
+def modules_after_layers(model: PreTrainedModel) -> list[nn.Module]:
+    """What of the encoder stands after its layers: the pooler or the final norm."""
+    return [child for name, child in model.base_model.named_children() if name in AFTER_THE_LAYERS]
+
+
+def still_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> list[nn.Module]:
+    """The largest modules of the encoder in which nothing trains.
+
+    A module that holds a trained part is not among them, nor is its own dropout.
+    """
+    still = {id(parameter) for parameter in frozen}
+    if all(id(parameter) in still for parameter in model.base_model.parameters()):
+        return [model.base_model]
+    layers = encoder_layers(model)
+
+    def largest(module: nn.Module) -> list[nn.Module]:
+        holds_layers = any(part is layers for part in module.modules())
+        # A list is never called as a module, and layers are checkpointed one by one.
+        is_opened = holds_layers or isinstance(module, nn.ModuleList)
+        if not is_opened and all(id(parameter) in still for parameter in module.parameters()):
+            return [module]
+        inside = [
+            child
+            for child in module.children()
+            if holds_layers or any(True for _ in child.parameters())
+        ]
+        return [one for child in inside for one in largest(child)]
+
+    return largest(model.base_model)
 
 
 class FreezeCallback(TrainerCallback):
-    """Freeze some modules, keep them in eval mode, and say what trains.
+    """Freeze some parameters, keep modules that are frozen whole in eval mode, say what trains.
 
     The Trainer builds its optimizer before `on_train_begin` and calls `model.train()` before every
     step: so parameters are frozen in `on_init_end`, and each frozen module goes back to eval mode
     (no dropout) just before it runs, by a hook that lasts as long as the training.
 
+    With several stages the encoder is unfrozen step by step (gradual unfreezing, arXiv:1801.06146,
+    section 3.3). DDP allows no change of `requires_grad` once it has begun, so only what the last
+    stage freezes is frozen as PyTorch means it; what an earlier one freezes as well loses its
+    gradients before each step of the optimizer, which then leaves it alone: no update, no weight
+    decay, no momentum. The stage depends on the epoch alone, and so is the same in a training that
+    goes on from a checkpoint.
+
     Args:
         method: Name of the method, for the log.
-        select: The modules of a model to freeze.
+        select: The parameters of a model to freeze, in each stage.
+        every: How many epochs a stage lasts, where there are several.
     """
 
     def __init__(
-        self, method: str, select: Callable[[PreTrainedModel], Sequence[nn.Module]]
+        self,
+        method: str,
+        select: Callable[[PreTrainedModel], Sequence[Sequence[nn.Parameter]]],
+        every: float | None = None,
     ) -> None:
         self.method = method
         self.select = select
+        self.every = every
+        self._stages: Sequence[Sequence[nn.Parameter]] = []
+        self._stage = 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._trainable: list[str] = []
+
+    def freeze(self, model: PreTrainedModel) -> str:
+        """Freeze what the last stage does; what trains, in words."""
+        stages = self.select(model)
+        for parameter in stages[-1]:
+            parameter.requires_grad = False
+        how = ""
+        if self.every is not None:
+            how = f"; of the last {len(stages) - 1} layers one more every {self.every:g} epochs"
+        return describe_trainable(model) + how
 
     def on_init_end(
         self,
@@ -94,10 +136,8 @@ class FreezeCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        for module in self.select(model):
-            module.requires_grad_(False)
+        logger.info("%s: %s", self.method, self.freeze(model))
         self._trainable = trainable_names(model)
-        logger.info("%s: %s", self.method, describe_trainable(model))
 
     def on_train_begin(
         self,
@@ -110,8 +150,21 @@ class FreezeCallback(TrainerCallback):
         assert model is not None
         # A later callback or a resumed checkpoint may have touched requires_grad.
         assert trainable_names(model) == self._trainable, "frozen parameters were unfrozen"
-        for module in self.select(model):
-            self._hooks.append(module.register_forward_pre_hook(_to_eval_mode))
+        self._stages = self.select(model)
+        self._stage = self._stage_at(state)
+        for number, frozen in enumerate(self._stages):
+            for module in still_modules(model, frozen):
+                hook = partial(self._to_eval_mode, number)
+                self._hooks.append(module.register_forward_pre_hook(hook))
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        stage = self._stage_at(state)
+        if stage > self._stage:
+            last = "layer trains" if stage == 1 else f"{stage} layers train"
+            logger.info("%s: epoch %.2f, the last %s", self.method, state.epoch, last)
+        self._stage = stage
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,10 +172,27 @@ class FreezeCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._stage < len(self._stages) - 1:
+            logger.warning(
+                "%s: the training ended with %d of %d layers unfrozen; lower --unfreeze_every",
+                *(self.method, self._stage, len(self._stages) - 1),
+            )
 
+    def drop_gradients(self) -> None:
+        """Take the gradients from all that this stage freezes."""
+        for parameter in self._stages[self._stage]:
+            parameter.grad = None
 
-def _to_eval_mode(module: nn.Module, args: tuple[Any, ...]) -> None:
-    module.eval()
+    def _stage_at(self, state: TrainerState) -> int:
+        if self.every is None:
+            return 0
+        # 0.3 / 0.1 is a little less than 3.
+        passed = int((state.epoch or 0) / self.every + 1e-6)
+        return min(passed, len(self._stages) - 1)
+
+    def _to_eval_mode(self, stage: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if stage == self._stage:
+            module.eval()
 
 
 def trainable_names(model: nn.Module) -> list[str]:

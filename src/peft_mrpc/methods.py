@@ -24,7 +24,8 @@ from peft import (
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, unknown_name
-from peft_mrpc.freezing import FreezeCallback, frozen_modules
+from peft_mrpc.freezing import FreezeCallback, describe_trainable
+from peft_mrpc.layer_freeze import LayerFreezeOptions, frozen_stages
 from peft_mrpc.targets import name_targets
 
 # The hidden size of the model that the recipes' learning rates were found on (MiniLM).
@@ -44,15 +45,6 @@ RESERVED_PEFT_FIELDS = {
 @dataclass
 class NoOptions:
     """A method without options."""
-
-
-@dataclass
-class LayerFreezeOptions:
-    """Options of `layer_freeze`."""
-
-    num_unfrozen_layers: int = field(
-        default=2, metadata={"help": "how many of the last encoder layers train"}
-    )
 
 
 @dataclass(frozen=True)
@@ -107,6 +99,15 @@ class Method:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
 
+    def freeze(self, model: Any, options: Any) -> str:
+        """Freeze what the callbacks would, without a Trainer; what trains, in words."""
+        said = [
+            callback.freeze(model)
+            for callback in self.callbacks(options)
+            if isinstance(callback, FreezeCallback)
+        ]
+        return said[-1] if said else describe_trainable(model)
+
     def _listed(self, given: Mapping[str, Any]) -> dict[str, list[str]]:
         """Single module names as lists: PEFT takes a lone string for a regular expression."""
         takes_list = {
@@ -126,7 +127,7 @@ def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedMo
 
 def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTrainedModel:
     """Check the options; the freezing itself is the callback's, once the Trainer has the model."""
-    frozen_modules(model, options.num_unfrozen_layers)
+    frozen_stages(model, options)
     return model
 
 
@@ -188,7 +189,7 @@ METHODS: dict[str, Method] = {
         LayerFreezeOptions,
         lambda options: [
             FreezeCallback(
-                "layer_freeze", lambda model: frozen_modules(model, options.num_unfrozen_layers)
+                "layer_freeze", lambda model: frozen_stages(model, options), options.unfreeze_every
             )
         ],
         trains_matrices=True,
@@ -197,7 +198,9 @@ METHODS: dict[str, Method] = {
     # The head alone: what every frozen or prompted figure has to be read beside.
     "linear_probe": Method(
         train_everything,
-        callbacks=lambda _: [FreezeCallback("linear_probe", lambda model: [model.base_model])],
+        callbacks=lambda _: [
+            FreezeCallback("linear_probe", lambda model: [list(model.base_model.parameters())])
+        ],
         trains_matrices=True,
         source="arXiv:1610.01644",
     ),

@@ -100,11 +100,12 @@ def _packaged_specs(method: str, known: Mapping[str, Any], given: set[str]) -> d
     text = (resources.files("peft_mrpc") / "searches" / "default.yaml").read_text("utf-8")
     spaces = yaml.safe_load(text)
     specs = {**spaces[EVERY_METHOD], **spaces.get(method, {})}
-    # A head without a rate of its own learns at the rate that is searched already.
+    # What has no value here has no part in it: a head without a rate of its own learns at the rate
+    # that is searched already, and --frozen_modules leave no layers to count.
     return {
         name: spec
         for name, spec in specs.items()
-        if name not in given and not ("factor" in spec and known.get(name) is None)
+        if name not in given and known.get(name) is not None
     }
 
 

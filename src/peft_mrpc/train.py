@@ -83,6 +83,8 @@ def parse_command(
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
     options = method.build_options(given)
+    if not method.is_peft:  # PEFT saves all of its config beside the adapter
+        given = dict(vars(options))
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
     given_dir = flag_value(argv, "output_dir") or recipe.get("output_dir")
     default_dir = default_output_dir(config.method, config.model, data)
@@ -294,6 +296,7 @@ def _print_plan(
         f"at most {classifier.max_length} tokens a pair",
         f"learning rate: {request.arguments.learning_rate:g}, "
         f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}",
+        f"trains: {request.method.freeze(classifier.model, request.options)}",
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",
     ]

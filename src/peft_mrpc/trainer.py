@@ -16,39 +16,74 @@ from transformers import (
 )
 
 from peft_mrpc.checkpoints import load_trained, save_trained
-from peft_mrpc.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.errors import UserError
+from peft_mrpc.freezing import FreezeCallback, trainable_names
+from peft_mrpc.learning_rates import learning_rates
 
 
 class PairTrainer(Trainer):
-    """The Trainer, with a learning rate of the head's own and checkpoints that are exact.
+    """The Trainer, with learning rates by part, gradual unfreezing and checkpoints that are exact.
 
     A soft prompt wants a rate a hundred times that of the head it is trained with.
 
     Args:
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
+        layer_decay: The rate of each layer over that of the layer above; None for 1.
         kwargs: The Trainer's own.
+    Raises:
+        UserError: If layers are to be unfrozen by and by where gradients cannot be dropped.
     """
 
-    def __init__(self, *, head_learning_rate: float | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *, head_learning_rate: float | None, layer_decay: float | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.head_learning_rate = head_learning_rate
+        self.layer_decay = layer_decay
         # As DDP sees them: frozen by now is frozen for good.
         self._trained_names = trainable_names(cast("nn.Module", self.model))
+        self._gradual = [
+            callback
+            for callback in self.callback_handler.callbacks
+            if isinstance(callback, FreezeCallback) and callback.every is not None
+        ]
+        steps_in_backward = any(part in self.args.optim for part in ("lomo", "layerwise"))
+        if self._gradual and (self._is_sharded or steps_in_backward):
+            what = f"--optim {self.args.optim}" if steps_in_backward else "FSDP or DeepSpeed"
+            raise UserError(
+                f"--unfreeze_every: got {self._gradual[0].every:g}, but {what} leaves no gradients "
+                "to drop; drop one of them."
+            )
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Build the optimizer as ever, then give the head's parameters groups of their own."""
+        """Build the optimizer as ever, then part its groups by their learning rates."""
         optimizer = super().create_optimizer(model)
-        if self.head_learning_rate is None:
+        rates = learning_rates(
+            cast("nn.Module", self.model),
+            *(self.args.learning_rate, self.head_learning_rate, self.layer_decay),
+        )
+        if not rates:
             return optimizer
-        head = head_parameter_ids(cast("nn.Module", self.model))
-        groups = []
+        groups: list[dict[str, Any]] = []
         for group in optimizer.param_groups:
-            own = [p for p in group["params"] if id(p) in head]
-            rest = [p for p in group["params"] if id(p) not in head]
-            groups += [{**group, "params": rest}] if rest else []
-            groups += [{**group, "params": own, "lr": self.head_learning_rate}] if own else []
-        optimizer.param_groups = groups
+            by_rate: dict[float, list[nn.Parameter]] = {}
+            for parameter in group["params"]:
+                by_rate.setdefault(rates.get(id(parameter), group["lr"]), []).append(parameter)
+            groups += [{**group, "params": own, "lr": rate} for rate, own in by_rate.items()]
+        # The rate of the first group is what the Trainer logs.
+        optimizer.param_groups = sorted(groups, key=lambda g: g["lr"] != self.args.learning_rate)
         return optimizer
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Train on a batch, and drop what it gave to layers whose turn has not come.
+
+        After every process has the same gradients, and before they are clipped: by a norm that
+        counts only what trains.
+        """
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        for callback in self._gradual:
+            callback.drop_gradients()
+        return loss
 
     @property
     def _is_sharded(self) -> bool:

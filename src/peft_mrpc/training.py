@@ -79,16 +79,7 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults += unknown_name("--swap_sentences", config.swap_sentences, SWAPS).faults
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
-    rates = {"learning_rate": arguments.learning_rate}
-    if config.head_learning_rate is not None:
-        rates["head_learning_rate"] = config.head_learning_rate
-    if arguments.max_steps == -1:
-        rates["num_train_epochs"] = arguments.num_train_epochs
-    faults += [
-        f"--{name}: got {value}; expected a number above 0."
-        for name, value in rates.items()
-        if not (math.isfinite(value) and value > 0)
-    ]
+    faults += _rate_faults(config, arguments)
     counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
     for name in (*counts, "gradient_accumulation_steps"):
         if getattr(arguments, name) < 1:
@@ -106,6 +97,22 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
     return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
+
+
+def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
+    faults = []
+    if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
+        faults.append(f"--layer_decay: got {config.layer_decay}; expected above 0 and at most 1.")
+    rates = {"learning_rate": arguments.learning_rate}
+    if config.head_learning_rate is not None:
+        rates["head_learning_rate"] = config.head_learning_rate
+    if arguments.max_steps == -1:
+        rates["num_train_epochs"] = arguments.num_train_epochs
+    return faults + [
+        f"--{name}: got {value}; expected a number above 0."
+        for name, value in rates.items()
+        if not (math.isfinite(value) and value > 0)
+    ]
 
 
 def _tracker_faults(arguments: TrainingArguments) -> list[str]:
@@ -181,6 +188,7 @@ def build_trainer(
     )
     trainer = PairTrainer(
         head_learning_rate=request.config.head_learning_rate,
+        layer_decay=request.config.layer_decay,
         model=classifier.model,
         args=arguments,
         data_collator=PairCollator(classifier.tokenizer, classifier.model.config),

@@ -1,0 +1,468 @@
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import launcher
+from safetensors.torch import load_file
+from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
+from transformers import BertConfig, TrainerCallback, set_seed
+
+from peft_mrpc.data import load_pairs
+from peft_mrpc.doctor import main as doctor
+from peft_mrpc.errors import UserError
+from peft_mrpc.freezing import FreezeCallback, trainable_names
+from peft_mrpc.layer_freeze import LayerFreezeOptions, find_modules
+from peft_mrpc.methods import METHODS
+from peft_mrpc.models import load_empty_classifier
+from peft_mrpc.runs import load_run
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.training import build_trainer
+
+H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are
+NORM = 2 * H  # weight and bias
+LINEAR = H * H + H
+# All that stands before the first layer.
+EMBEDDINGS = {
+    "bert": V * H + POSITIONS * H + 2 * H + NORM,
+    "roberta": V * H + (POSITIONS + 2) * H + H + NORM,
+    "deberta-v2": V * H + NORM,  # its positions are relative: they feed the layers
+    "distilbert": V * H + POSITIONS * H + NORM,
+    "electra": V * E + POSITIONS * E + 2 * E + 2 * E + (E * H + H),
+    "modernbert": V * H + H,  # norms without a bias
+    "llama": V * H,
+}
+# What stands after the layers under a head of ours: a final norm.
+AFTER = {"modernbert": H, "llama": H}
+
+
+def empty(architecture: str, **options: Any) -> Any:
+    """A tiny model without weights, frozen as the options say."""
+    model = load_empty_classifier(tiny_config(architecture, V), "mean")
+    METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(**options))
+    return model
+
+
+def count(model: Any, is_trained: bool) -> int:
+    parameters = model.base_model.parameters()
+    return sum(p.numel() for p in parameters if p.requires_grad is is_trained)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_embeddings_are_all_before_the_first_layer(architecture: str) -> None:
+    frozen = empty(architecture, frozen_modules=["embeddings"])
+    assert count(frozen, is_trained=False) == EMBEDDINGS[architecture]
+    trained = empty(architecture, num_unfrozen_layers=0, unfrozen_modules=["embeddings"])
+    after = AFTER.get(architecture, 0)
+    assert count(trained, is_trained=True) == EMBEDDINGS[architecture] + after
+    for model in (frozen, trained):
+        assert all(p.requires_grad for p in model.classifier.parameters())
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_named_modules_train_on_every_architecture(
+    architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    model = models[architecture]
+    norm = {"modernbert": "layers.0.mlp_norm", "llama": "layers.0.input_layernorm"}
+    norm["distilbert"] = "transformer.layer.0.output_layer_norm"
+    name = norm.get(architecture, "encoder.layer.0.output.LayerNorm")
+    names = ["--unfrozen_modules", "embeddings", name]
+    trainer = tmp_path / "trainer"
+    classifier, pairs = train_two_steps("layer_freeze", model, data_flags, trainer, *names)
+    trained = trainable_names(classifier.model.base_model)
+    assert any(part.startswith(f"{name}.") for part in trained)
+    assert reload_drift(classifier, pairs, model, "layer_freeze", tmp_path / "saved") == 0
+
+
+def paths(names: list[str], layers: int = 2) -> set[str]:
+    config = BertConfig(
+        vocab_size=V, hidden_size=H, num_hidden_layers=layers, num_attention_heads=2
+    )
+    model = load_empty_classifier(config, "native")
+    path_of = {id(module): path for path, module in model.base_model.named_modules()}
+    return {path_of[id(module)] for module in find_modules(model, names, "--flag")}
+
+
+def test_names_are_paths_ends_of_paths_and_patterns() -> None:
+    assert paths(["encoder.layer.0.attention"]) == {"encoder.layer.0.attention"}
+    assert paths(["attention.self.query"]) == {
+        "encoder.layer.0.attention.self.query",
+        "encoder.layer.1.attention.self.query",
+    }
+    # As the log names it.
+    assert paths(["bert.encoder.layer.0.attention"]) == {"encoder.layer.0.attention"}
+    # A whole name, not the beginning of one.
+    assert paths(["layer.1"], layers=12) == {"encoder.layer.1"}
+    assert paths(["layer.[02].intermediate.dense"], layers=3) == {
+        "encoder.layer.0.intermediate.dense",
+        "encoder.layer.2.intermediate.dense",
+    }
+    norms = {
+        f"encoder.layer.{n}.{part}.LayerNorm"
+        for n in (0, 1)
+        for part in ("attention.output", "output")
+    }
+    assert paths(["*.LayerNorm"]) == paths(["LayerNorm"]) == {"embeddings.LayerNorm", *norms}
+    assert paths(["pooler", "embeddings"]) == {"pooler", "embeddings"}
+
+
+def test_every_name_of_nothing_is_said_with_what_is_near() -> None:
+    with pytest.raises(UserError) as caught:
+        paths(["embedings", "encoder.layer.7", "dropout", "pooler"])
+    embeddings, layer, dropout = caught.value.faults
+    assert embeddings.startswith("--flag: got 'embedings'")
+    assert embeddings.endswith("Did you mean 'embeddings'?")
+    assert "expected such as embeddings or encoder.layer.0." in layer
+    assert "'dropout'" in dropout  # there are some, but nothing of them could train
+
+
+def test_the_rest_trains_where_modules_are_frozen() -> None:
+    model = empty("bert", frozen_modules=["encoder.layer.0", "word_embeddings"])
+    layer = 4 * LINEAR + 2 * NORM + (H * 32 + 32) + (32 * H + H)
+    assert count(model, is_trained=False) == layer + V * H
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--unfrozen_modules", "embedings"], "Did you mean 'embeddings'?"),
+        (["--frozen_modules", "encoder.layer.9"], "--frozen_modules: got 'encoder.layer.9'"),
+        (["--frozen_modules", "classifier"], "which no part of the encoder is called"),
+        (["--unfrozen_modules"], "--unfrozen_modules: got nothing; expected names"),
+        (
+            ["--frozen_modules", "embeddings", "--num_unfrozen_layers", "2"],
+            "--frozen_modules: got --num_unfrozen_layers as well",
+        ),
+        (
+            ["--frozen_modules", "embeddings", "--unfrozen_modules", "pooler"],
+            "--frozen_modules: got --unfrozen_modules as well",
+        ),
+        (
+            ["--frozen_modules", "embeddings", "--unfreeze_every", "1"],
+            "--frozen_modules: got --unfreeze_every as well",
+        ),
+        (["--num_unfrozen_layers", "two"], "--num_unfrozen_layers: got 'two'; expected int"),
+        (["--num_unfrozen_layers", "-1"], "here has 2 layers, expected 0 to 2"),
+        (["--unfreeze_every", "0"], "--unfreeze_every: got 0; expected epochs"),
+        (["--unfreeze_every", "nan"], "--unfreeze_every: got nan; expected epochs"),
+        (["--unfreeze_every", "soon"], "--unfreeze_every: got 'soon'; expected epochs"),
+        (
+            ["--unfreeze_every", "1", "--num_unfrozen_layers", "0"],
+            "leaves no layer to unfreeze",
+        ),
+        (["--unfreeze_every", "1", "--optim", "adalomo"], "leaves no gradients to drop"),
+        (["--method", "lora", "--unfreeze_every", "1"], "got an option of layer_freeze"),
+    ],
+)
+def test_bad_options_end_in_one_line_before_anything_is_written(
+    flags: list[str],
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    message = fails(
+        main, "--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "out"), *flags
+    )
+    assert said in message
+    assert len(message.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def prepare(model: str, data_flags: list[str], folder: Path, *flags: str) -> Any:
+    """A Trainer of six pairs a step, three steps an epoch."""
+    request = parse_request(
+        ["--model", model, *data_flags, "--pooling", "native", "--disable_tqdm", "true"]
+        + ["--per_device_train_batch_size", "6", *flags]
+    )
+    set_seed(1)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(model), data)
+    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    return trainer
+
+
+def watch_modes(watched: dict[str, Any]) -> dict[str, set[bool]]:
+    """Whether each module is in training mode when it runs, once it has run."""
+    modes: dict[str, set[bool]] = {name: set() for name in watched}
+    for name, module in watched.items():
+        module.register_forward_hook(lambda m, *_, name=name: modes[name].add(m.training))
+    return modes
+
+
+def test_a_module_beside_a_trained_one_keeps_its_dropout(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--num_unfrozen_layers", "1", "--unfrozen_modules", "layer.0.output.LayerNorm"]
+    trainer = prepare(tiny_bert, data_flags, tmp_path, *flags, "--max_steps", "2")
+    bert = trainer.model.bert
+    below, above = bert.encoder.layer
+    modes = watch_modes(
+        {
+            "embeddings": bert.embeddings.dropout,
+            "frozen part": below.attention.output.dropout,
+            "beside the trained norm": below.output.dropout,
+            "trained layer": above.output.dropout,
+        }
+    )
+    trainer.train()
+    assert modes == {
+        "embeddings": {False},
+        "frozen part": {False},
+        "beside the trained norm": {True},
+        "trained layer": {True},
+    }
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_all_layers_run_in_eval_mode_where_none_trains(
+    architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--num_unfrozen_layers", "0", "--max_steps", "2"]
+    trainer = prepare(models[architecture], data_flags, tmp_path, *flags)
+    stack = next(
+        module
+        for module in trainer.model.base_model.modules()
+        if isinstance(module, torch.nn.ModuleList) and len(module) == 2
+    )
+    # Layers are modules that hold dropout of their own: its mode is what matters.
+    modes = watch_modes({str(number): layer for number, layer in enumerate(stack)})
+    trainer.train()
+    assert modes == {"0": {False}, "1": {False}}
+
+
+class Watch(TrainerCallback):
+    """Which layers each step of the optimizer changed, and whether it knows their momentum."""
+
+    def __init__(self, model: Any) -> None:
+        self.layers = list(model.bert.encoder.layer)
+        self.before = [self.weights(layer) for layer in self.layers]
+        self.changed: list[list[bool]] = []
+        self.remembered: list[list[bool]] = []
+
+    def weights(self, layer: Any) -> list[torch.Tensor]:
+        # A key's bias moves no attention weight.
+        named = layer.named_parameters()
+        return [p.detach().clone() for name, p in named if not name.endswith("key.bias")]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        after = [self.weights(layer) for layer in self.layers]
+        pairs = [list(zip(a, b, strict=True)) for a, b in zip(self.before, after, strict=True)]
+        # All of a layer's weights change, or none.
+        for layer in pairs:
+            assert len({torch.equal(a, b) for a, b in layer}) == 1
+        self.changed.append([not torch.equal(*layer[0]) for layer in pairs])
+        known = kwargs["optimizer"].state
+        known = {id(parameter) for parameter, value in known.items() if value}
+        self.remembered.append(
+            [any(id(p) in known for p in layer.parameters()) for layer in self.layers]
+        )
+        self.before = after
+
+
+GRADUAL = ["--num_unfrozen_layers", "2", "--unfreeze_every", "1", "--num_train_epochs", "3"]
+# Layers 0 and 1 in each of the nine steps.
+BY_TURNS = [[False, False]] * 3 + [[False, True]] * 3 + [[True, True]] * 3
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_layers_are_unfrozen_from_the_top_and_untouched_before(
+    accumulation: int,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = [*GRADUAL, "--weight_decay", "0.1", "--dropout", "0.1", "--warmup_steps", "0"]
+    flags += ["--gradient_accumulation_steps", str(accumulation)]
+    flags += ["--per_device_train_batch_size", str(6 // accumulation)]
+    trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
+    watch = Watch(trainer.model)
+    trainer.add_callback(watch)
+    bert = trainer.model.bert
+    modes = watch_modes(
+        {"embeddings": bert.embeddings.dropout, "top": bert.encoder.layer[1].output.dropout}
+    )
+    with caplog.at_level("INFO", "peft_mrpc"):
+        trainer.train()
+    assert watch.changed == watch.remembered == BY_TURNS
+    assert modes == {"embeddings": {False}, "top": {False, True}}
+    said = [r.getMessage() for r in caplog.records if ": epoch " in r.getMessage()]
+    assert said == [
+        "layer_freeze: epoch 1.00, the last layer trains",
+        "layer_freeze: epoch 2.00, the last 2 layers train",
+    ]
+
+
+def test_layers_that_wait_are_as_frozen_as_frozen_ones(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = []
+    # Clipping by a norm that counted what waits would shrink the head's gradients.
+    common = ["--max_grad_norm", "0.01", "--weight_decay", "0.1", "--dropout", "0.1"]
+    common += ["--gradient_accumulation_steps", "2", "--num_train_epochs", "2"]
+    for flags in (["--num_unfrozen_layers", "0"], ["--unfreeze_every", "100"]):
+        trainer = prepare(tiny_bert, data_flags, tmp_path, *common, *flags)
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    frozen, waiting = weights
+    assert all(torch.equal(frozen[name], waiting[name]) for name in frozen)
+    assert "ended with 0 of 2 layers unfrozen; lower --unfreeze_every" in caplog.text
+
+
+def test_a_named_module_trains_before_the_turn_of_its_layer(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--unfreeze_every", "100", "--unfrozen_modules", "encoder.layer.0.output.dense"]
+    trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
+    layer = trainer.model.bert.encoder.layer[0]
+    before = {name: p.detach().clone() for name, p in layer.named_parameters()}
+    trainer.train()
+    changed = {name for name, p in layer.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == {"output.dense.weight", "output.dense.bias"}
+
+
+def test_a_tenth_of_an_epoch_comes_when_it_is_over() -> None:
+    callback = FreezeCallback("layer_freeze", lambda model: [[]] * 9, every=0.1)
+    callback._stages = callback.select(None)
+    from transformers import TrainerState
+
+    # 0.3 / 0.1 is 2.9999999999999996.
+    stages = [callback._stage_at(TrainerState(epoch=epoch)) for epoch in (None, 0.09, 0.1, 0.3, 9)]
+    assert stages == [0, 0, 1, 3, 8]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_resumed_schedule_is_the_uninterrupted_one(
+    step: int, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    # Layers are unfrozen after steps 2 and 3: before, in and after the checkpoint.
+    flags = ["--model", tiny_bert, *data_flags, "--num_train_epochs", "2", "--dropout", "0.1"]
+    flags += ["--unfreeze_every", "0.5", "--layer_decay", "0.5", "--pooling", "native"]
+    flags += ["--save_strategy", "steps", "--save_steps", "1"]
+    flags += ["--per_device_train_batch_size", "6"]
+    main([*flags, "--output_dir", str(tmp_path / "whole")])
+    checkpoint = tmp_path / "whole" / "checkpoints" / f"checkpoint-{step}"
+    resumed = ["--output_dir", str(tmp_path / "rest"), "--resume_from_checkpoint", str(checkpoint)]
+    main([*flags, *resumed])
+    whole, rest = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "rest")
+    )
+    assert set(whole) == set(rest) and all(torch.equal(whole[n], rest[n]) for n in whole)
+
+
+UNDER_DDP = """
+import json, sys
+import torch.distributed as dist
+import peft_mrpc.train as train
+from peft_mrpc.errors import run_verb
+from test_freezing import Watch
+
+build = train.build_trainer
+
+def build_watched(*args):
+    trainer, cut = build(*args)
+    watch = Watch(trainer.model)
+    trainer.add_callback(watch)
+    watched.append((trainer, watch))
+    return trainer, cut
+
+watched = []
+train.build_trainer = build_watched
+assert run_verb(train.main, sys.argv[2:]) == 0
+((trainer, watch),) = watched
+kind = type(trainer.model_wrapped).__name__
+weights = [p.tolist() for p in trainer.model.parameters()]
+everyone = [None] * dist.get_world_size()
+dist.all_gather_object(everyone, (kind, watch.changed, watch.remembered, weights))
+if dist.get_rank() == 0:
+    is_equal = all(one == everyone[0] for one in everyone)
+    found = {"ranks": len(everyone), "equal": is_equal, "kind": kind}
+    found |= {"changed": watch.changed, "remembered": watch.remembered}
+    open(sys.argv[1], "w").write(json.dumps(found))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_unfreeze_at_the_same_step(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{UNDER_DDP}"
+    )
+    flags = ["--model", tiny_bert, *data_flags, *GRADUAL, "--pooling", "native"]
+    flags += ["--per_device_train_batch_size", "3", "--warmup_steps", "0"]
+    done = subprocess.run(
+        [*launcher(2), str(script), str(tmp_path / "found.json"), *flags]
+        + ["--output_dir", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((tmp_path / "found.json").read_text()) == {
+        "ranks": 2,
+        "equal": True,
+        "kind": "DistributedDataParallel",
+        "changed": BY_TURNS,
+        "remembered": BY_TURNS,
+    }
+    assert done.stderr.count("the last 2 layers train") == 1
+    assert load_run(tmp_path / "run").record["num_processes"] == 2
+
+
+def test_plan_doctor_and_record_agree_on_what_trains(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--frozen_modules", "embeddings", "encoder.layer.0"]
+    flags = ["--model", tiny_bert, "--method", "layer_freeze", "--pooling", "native"]
+    layer = 4 * LINEAR + 2 * NORM + (H * 32 + 32) + (32 * H + H)
+    trained = layer + LINEAR + (2 * H + 2)  # a layer, the pooler, two labels
+    run = [*flags, *options, *data_flags, "--num_train_epochs", "1"]
+    run += ["--output_dir", str(tmp_path / "run")]
+    doctor([*flags, *options])
+    assert f"layer_freeze: works; {trained:,} of " in capsys.readouterr().out
+    main([*run, "--dry_run"])
+    said = capsys.readouterr().out
+    assert f"trains: {trained:,} of " in said
+    assert "bert.encoder.layer.1, bert.pooler.dense, classifier" in said
+    assert not (tmp_path / "run").exists()
+    main(run)
+    record = load_run(tmp_path / "run").record
+    assert record["trainable"]["trained"] == trained
+    assert record["method_options"] == {
+        "num_unfrozen_layers": None,
+        "unfrozen_modules": None,
+        "frozen_modules": ["embeddings", "encoder.layer.0"],
+        "unfreeze_every": None,
+    }
+
+
+def test_the_plan_tells_the_schedule(
+    tiny_bert: str, data_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["--model", tiny_bert, *data_flags, "--unfreeze_every", "0.5", "--dry_run"])
+    assert "; of the last 2 layers one more every 0.5 epochs" in capsys.readouterr().out
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "freezing.md").read_text()
+    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
+    lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+    assert [words[:2] for words in lines] == [["peft-mrpc", "train"]] * 4 + [
+        ["peft-mrpc", "doctor"]
+    ]
+    for words in lines[:4]:
+        request = parse_request(words[2:])
+        assert request.config.model == "builtin:minilm" and request.data.dataset == "builtin:pairs"
+    doctor(lines[4][2:])
