@@ -318,6 +318,20 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
     assert "ended with 0 of 2 layers unfrozen; lower --unfreeze_every" in caplog.text
 
 
+def test_layers_that_wait_are_checkpointed(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--unfreeze_every", "100", "--gradient_checkpointing", "--max_steps", "2"]
+    trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
+    layers = trainer.model.bert.encoder.layer
+    runs = []
+    for layer in layers:
+        layer.attention.register_forward_hook(lambda m, *_: runs.append(m.training))
+    trainer.train()
+    # Forwards, and again in the backward pass: two layers, two steps.
+    assert runs == [False] * 2 * 2 * 2
+
+
 def test_a_named_module_trains_before_the_turn_of_its_layer(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -62,14 +62,14 @@ def still_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> lis
 
     A module that holds a trained part is not among them, nor is its own dropout.
     """
-    still = {id(parameter) for parameter in frozen}
-    if all(id(parameter) in still for parameter in model.base_model.parameters()):
+    if not any(parameter.requires_grad for parameter in model.base_model.parameters()):
         return [model.base_model]
+    still = {id(parameter) for parameter in frozen}
     layers = encoder_layers(model)
 
     def largest(module: nn.Module) -> list[nn.Module]:
         holds_layers = any(part is layers for part in module.modules())
-        # A list is never called as a module, and layers are checkpointed one by one.
+        # A list is never called as a module; layers that are each on their own can be checkpointed.
         is_opened = holds_layers or isinstance(module, nn.ModuleList)
         if not is_opened and all(id(parameter) in still for parameter in module.parameters()):
             return [module]
@@ -192,7 +192,10 @@ class FreezeCallback(TrainerCallback):
 
     def _to_eval_mode(self, stage: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if stage == self._stage:
+            is_checkpointed = module.training and getattr(module, "gradient_checkpointing", False)
             module.eval()
+            # A layer is checkpointed in training mode only; what drops out are modules inside it.
+            module.training = is_checkpointed
 
 
 def trainable_names(model: nn.Module) -> list[str]:
