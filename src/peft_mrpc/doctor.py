@@ -28,7 +28,7 @@ from peft_mrpc.models import (
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.sources import find_model
 
 DESCRIPTION = (
@@ -66,6 +66,7 @@ class DoctorConfig:
 
 def main(argv: Sequence[str]) -> None:
     name = flag_value(argv, "method")
+    prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     known = find_method(name).option_defaults() if name else {}
     (config,), given = parse_flags(
         "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
@@ -94,6 +95,9 @@ def _flag_faults(config: DoctorConfig) -> list[str]:
 
 
 def build_options(method: str, given: Mapping[str, Any]) -> Any:
+    if config.prompt_position not in PROMPT_POSITIONS:
+        position = config.prompt_position
+        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     """The method's options as its recipe gives them, under those that were given."""
     chosen, recipe = find_method(method), load_default_recipe(method)
     defaults = {k: v for k, v in recipe.items() if k in chosen.option_defaults()}
@@ -179,6 +183,7 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
         if faults and len(options) == 1:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]
+            prompt_position=config.prompt_position,
         if not faults:
             lines.append(f"{method}: {count_trainable(model_config, method, chosen, pooling)}")
     return lines

@@ -180,6 +180,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             request.config.method,
             request.options,
             pooling=request.config.pooling,
+            prompt_position=request.config.prompt_position,
             quantization=quantization,
             gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
         )
@@ -191,6 +192,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         request.config.pooling,
         quantization=quantization,
         dropout=request.config.dropout,
+        prompt_position=request.config.prompt_position,
     )
     if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
         request.options.tokenizer_name_or_path = source.location
