@@ -1,4 +1,4 @@
-"""Soft prompts: where the virtual tokens stand."""
+"""Soft prompts: where the virtual tokens stand, and what they begin as."""
 
 import json
 import subprocess
@@ -26,6 +26,7 @@ from peft_mrpc.train import build_classifier, main, parse_request
 
 PAIRS = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]
+TEXT = ["--prompt_tuning_init", "TEXT", "--prompt_tuning_init_text"]
 
 
 def build(model: str, data_flags: list[str], *flags: str) -> PairClassifier:
@@ -108,7 +109,7 @@ def after_run(
     folder = tmp_path_factory.mktemp("soft") / "run"
     main(
         ["--method", "prompt_tuning", "--model", models["bert"], *data_flags, *AFTER, "aligned"]
-        + [*FLAGS["prompt_tuning"], "--num_train_epochs", "2"]
+        + [*FLAGS["prompt_tuning"], *TEXT, "Same: yes or no?", "--num_train_epochs", "2"]
         + ["--output_dir", str(folder), "--base_model_id", "owner/tiny"]
     )
     return folder
@@ -193,3 +194,61 @@ def test_a_tokenizer_that_begins_otherwise_is_refused(
     monkeypatch.setattr("peft_mrpc.train.load_tokenizer", load_changed)
     flags = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
     assert "does not begin with [CLS]" in fails(main, *flags, *AFTER, "aligned")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "llama"])
+def test_a_prompt_begins_as_it_is_said_to(
+    architecture: str,
+    models: dict[str, str],
+    data_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing is asked of the Hub
+    path = models[architecture]
+    classifier = build(path, data_flags, *TEXT, "is it the same thing")
+    ids = classifier.tokenizer("is it the same thing")["input_ids"]
+    words = classifier.model.word_embeddings.weight.detach()
+    repeated = torch.tensor((ids * 5)[:5])
+    assert torch.equal(prompt_of(classifier), words[repeated])
+
+    sampled = prompt_of(build(path, data_flags, "--prompt_tuning_init", "SAMPLE_VOCAB"))
+    others = prompt_of(build(path, data_flags, "--prompt_tuning_init", "SAMPLE_VOCAB", "--seed=7"))
+    drawn = prompt_of(build(path, data_flags, "--prompt_tuning_init", "RANDOM"))
+    assert all((words == row).all(dim=1).any() for row in torch.cat([sampled, others]))
+    assert not torch.equal(sampled, others)
+    assert not any((words == row).all(dim=1).any() for row in drawn)
+
+
+def test_a_text_is_read_as_typed_and_saved_without_a_path(
+    after_run: Path, models: dict[str, str]
+) -> None:
+    record = load_run(after_run).record["method_options"]
+    assert record["prompt_tuning_init_text"] == "Same: yes or no?"  # a mapping, to YAML
+    adapter = (after_run / "adapter" / "adapter_config.json").read_text()
+    assert json.loads(adapter)["tokenizer_name_or_path"] == "owner/tiny"
+    assert models["bert"] not in adapter
+
+
+def test_doctor_counts_a_prompt_from_text(
+    models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.main(["--method", "prompt_tuning", "--model", models["bert"], *TEXT, "the cat"])
+    assert "prompt_tuning: works" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--prompt_position", "afer"], "Did you mean 'after'?"),
+        (["--prompt_tuning_init", "TEXT"], "--prompt_tuning_init_text: got none"),
+        ([*TEXT, " "], "--prompt_tuning_init_text: got none"),
+        ([*TEXT, "two", "words"], "got 2 words; expected one text, in quotes"),
+        (["--prompt_tuning_init_text", "x"], "got a text, which RANDOM does not read"),
+        (["--tokenizer_name_or_path", "x"], "--tokenizer_name_or_path: got an unknown flag"),
+    ],
+)
+def test_a_prompt_that_cannot_begin_so_is_refused(
+    flags: list[str], said: str, models: dict[str, str], fails: Callable[..., str]
+) -> None:
+    message = fails(main, "--method", "prompt_tuning", "--model", models["bert"], *flags)
+    assert said in message and len(message.splitlines()) == 1

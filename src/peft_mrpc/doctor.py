@@ -19,7 +19,13 @@ from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import flag_value, parse_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
-from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
+from peft_mrpc.methods import (
+    METHODS,
+    find_method,
+    load_default_recipe,
+    method_flags,
+    use_tokenizer,
+)
 from peft_mrpc.models import (
     QUANTIZATIONS,
     auto_pooling,
@@ -60,13 +66,13 @@ class DoctorConfig:
     method: str | None = cfg.option(None, "only this method")
     model: str | None = cfg.option(None, "only this model: Hub id, directory or builtin:...")
     pooling: str = cfg.option("auto", "what the head reads, as in train")
+    prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     quantization: str = cfg.option("none", "how the base is held, as in train")
     gradient_checkpointing: bool = cfg.option(False, "as in train")
 
 
 def main(argv: Sequence[str]) -> None:
     name = flag_value(argv, "method")
-    prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     known = find_method(name).option_defaults() if name else {}
     (config,), given = parse_flags(
         "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
@@ -89,15 +95,15 @@ def _flag_faults(config: DoctorConfig) -> list[str]:
     faults: list[str] = []
     if config.pooling not in (known := ("auto", "native", *POOLINGS)):
         faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.prompt_position not in PROMPT_POSITIONS:
+        position = config.prompt_position
+        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
     return faults
 
 
 def build_options(method: str, given: Mapping[str, Any]) -> Any:
-    if config.prompt_position not in PROMPT_POSITIONS:
-        position = config.prompt_position
-        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     """The method's options as its recipe gives them, under those that were given."""
     chosen, recipe = find_method(method), load_default_recipe(method)
     defaults = {k: v for k, v in recipe.items() if k in chosen.option_defaults()}
@@ -177,13 +183,14 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
             method,
             chosen,
             pooling=pooling,
+            prompt_position=config.prompt_position,
             quantization=config.quantization,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        use_tokenizer(chosen, source.location)
         if faults and len(options) == 1:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]
-            prompt_position=config.prompt_position,
         if not faults:
             lines.append(f"{method}: {count_trainable(model_config, method, chosen, pooling)}")
     return lines

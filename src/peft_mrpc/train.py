@@ -22,7 +22,7 @@ from peft_mrpc.data import PairData, load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
-from peft_mrpc.methods import find_method, load_default_recipe, method_flags
+from peft_mrpc.methods import find_method, load_default_recipe, method_flags, use_tokenizer
 from peft_mrpc.models import (
     auto_pooling,
     load_classifier,
@@ -194,8 +194,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         dropout=request.config.dropout,
         prompt_position=request.config.prompt_position,
     )
-    if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
-        request.options.tokenizer_name_or_path = source.location
+    use_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
