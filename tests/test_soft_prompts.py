@@ -137,6 +137,12 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
     assert np.abs(np.array(json.loads(done.stdout)) - saved).max() < 1e-7
 
 
+def test_the_card_says_where_the_prompt_stands(after_run: Path, trained_run: Path) -> None:
+    card = (after_run / "README.md").read_text()
+    assert "5 virtual tokens stand after its first token; the head is `aligned`." in card
+    assert "virtual tokens" not in (trained_run / "README.md").read_text()
+
+
 def test_the_position_matters_to_what_is_loaded(after_run: Path, tmp_path: Path) -> None:
     import shutil
 
