@@ -40,6 +40,7 @@ def save_classifier(
         max_length=classifier.max_length,
         threshold=classifier.threshold,
         pooling=getattr(classifier.model.config, "pooling", "native"),
+        prompt_position=getattr(classifier.model.config, "prompt_position", "before"),
         quantization=classifier.quantization,
     )
     adapter_config = folder / "adapter_config.json"
@@ -146,6 +147,7 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
         tokenizer,
         info.get("pooling", "native"),
         quantization=quantization,
+        prompt_position=info.get("prompt_position", "before"),
     )
     model = PeftModel.from_pretrained(base, str(folder))
     return _pair_classifier(model, tokenizer, info)

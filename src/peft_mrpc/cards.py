@@ -120,7 +120,20 @@ def _summary(run: Run) -> str:
             f" on {record['data']['splits']['train']['num_examples']:,} pairs of"
             f" `{record['data']['name']}`, seed {record['seed']}."
         )
-    return how + _choice(run)
+    return how + _virtual_tokens(record) + _choice(run)
+
+
+def _virtual_tokens(record: dict[str, Any]) -> str:
+    """Where a soft prompt stands, and what the head beside it reads."""
+    count = record.get("method_options", {}).get("num_virtual_tokens")
+    if count is None:
+        return ""
+    place = {"before": "before the pair", "after": "after its first token"}
+    position = place[record["config"].get("prompt_position", "before")]
+    return (
+        f" {count} virtual tokens stand {position}; the head is"
+        f" `{record['config'].get('pooling', 'native')}`."
+    )
 
 
 def _choice(run: Run) -> str:

@@ -27,6 +27,7 @@ def compatibility_faults(
     options: Any,
     *,
     pooling: str = "segments",
+    prompt_position: str = "before",
     quantization: str = "none",
     gradient_checkpointing: bool = False,
 ) -> list[str]:
@@ -37,6 +38,7 @@ def compatibility_faults(
         method: Name of the method.
         options: The method's options: PEFT's config, where it is one of PEFT's.
         pooling: What the head reads; `native` is the architecture's own head.
+        prompt_position: Where virtual tokens stand: `before` the first token or `after` it.
         quantization: How the base model's weights are held.
         gradient_checkpointing: Whether activations are computed again in the backward pass.
     """
@@ -48,6 +50,8 @@ def compatibility_faults(
         faults.append(f"--method: got bitfit, but {model_type} here has no biases; use ln_tuning.")
     if isinstance(options, PeftConfig):
         faults += _peft_faults(config, model_type, options, pooling, gradient_checkpointing)
+    if prompt_position == "after":
+        faults += _position_faults(config, model_type, method, options, pooling)
     return faults + _quantization_faults(method, options, quantization)
 
 
@@ -83,6 +87,27 @@ def _peft_faults(
                 f"{model_type}; name the modules to change."
             )
     return faults
+
+
+def _position_faults(
+    config: PretrainedConfig, model_type: str, method: str, options: Any, pooling: str
+) -> list[str]:
+    """Why virtual tokens cannot stand after the first token, if so."""
+    got = "--prompt_position: got after, but"
+    if not getattr(options, "is_prompt_learning", False):
+        return [f"{got} {method} has no virtual tokens; drop it, or use prompt_tuning."]
+    if options.peft_type == PeftType.PREFIX_TUNING:
+        return [
+            f"{got} {method} gives keys and values, which stand before all tokens; drop it, or use "
+            "prompt_tuning."
+        ]
+    if _is_decoder(config):
+        return [f"{got} {model_type} reads left to right, without a [CLS]; expected before."]
+    if pooling == "native":
+        return [
+            f"{got} the architecture's own head takes them as PEFT gives them; use --pooling auto."
+        ]
+    return []
 
 
 def _quantization_faults(method: str, options: Any, quantization: str) -> list[str]:

@@ -80,6 +80,9 @@ class TrainConfig:
         "token beside its like in the other sentence); auto is aligned where the tokenizer "
         "separates the sentences, last where it does not",
     )
+    prompt_position: str = option(
+        "before", "where virtual tokens stand with our heads: before [CLS] or right after it"
+    )
     head_learning_rate: float | None = option(
         None, "the head's own learning rate (--learning_rate if not given)"
     )

@@ -18,7 +18,13 @@ from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import flag_value, parse_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
-from peft_mrpc.methods import METHODS, find_method, load_default_recipe, method_flags
+from peft_mrpc.methods import (
+    METHODS,
+    find_method,
+    load_default_recipe,
+    method_flags,
+    use_tokenizer,
+)
 from peft_mrpc.models import (
     QUANTIZATIONS,
     auto_pooling,
@@ -27,7 +33,7 @@ from peft_mrpc.models import (
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.sources import find_model
 
 DESCRIPTION = (
@@ -59,6 +65,7 @@ class DoctorConfig:
     method: str | None = cfg.option(None, "only this method")
     model: str | None = cfg.option(None, "only this model: Hub id, directory or builtin:...")
     pooling: str = cfg.option("auto", "what the head reads, as in train")
+    prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     quantization: str = cfg.option("none", "how the base is held, as in train")
     gradient_checkpointing: bool = cfg.option(False, "as in train")
 
@@ -87,6 +94,9 @@ def _flag_faults(config: DoctorConfig) -> list[str]:
     faults: list[str] = []
     if config.pooling not in (known := ("auto", "native", *POOLINGS)):
         faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.prompt_position not in PROMPT_POSITIONS:
+        position = config.prompt_position
+        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
     return faults
@@ -172,9 +182,11 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
             method,
             chosen,
             pooling=pooling,
+            prompt_position=config.prompt_position,
             quantization=config.quantization,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        use_tokenizer(chosen, source.location)
         if faults and len(options) == 1:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]

@@ -164,6 +164,10 @@ def _group_tokens(tokens: Sequence[str], faults: list[str]) -> list[tuple[str, l
 
 
 def _parse_option(name: str, values: list[str], default: Any, faults: list[str]) -> Any:
+    if isinstance(default, str):  # as it was typed: `Same: yes or no?` is no mapping
+        if len(values) != 1:
+            faults.append(f"--{name}: got {len(values)} words; expected one text, in quotes.")
+        return " ".join(values)
     parsed = [parse_scalar(value) for value in values]
     value = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
     for kind in (bool, int, float):

@@ -23,7 +23,7 @@ from peft import (
 )
 from transformers import PreTrainedModel, TrainerCallback
 
-from peft_mrpc.errors import UserError, one_line, unknown_name
+from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import FreezeCallback, describe_trainable
 from peft_mrpc.layer_freeze import LayerFreezeOptions, frozen_stages
 from peft_mrpc.targets import name_targets
@@ -39,7 +39,12 @@ RESERVED_PEFT_FIELDS = {
     "base_model_name_or_path",
     "revision",
     "peft_version",
+    # The model's own tokenizer, as it was loaded.
+    "tokenizer_name_or_path",
+    "tokenizer_kwargs",
 }
+# PEFT refuses a text without one.
+UNKNOWN_TOKENIZER = "the model's own"
 
 
 @dataclass
@@ -74,10 +79,13 @@ class Method:
         return issubclass(self.options, PeftConfig)
 
     def option_defaults(self) -> dict[str, Any]:
-        """Names and defaults of the options that are flags."""
-        fields = (f for f in dataclasses.fields(self.options) if f.init)
+        """Names and defaults of the options that are flags; "" where text is optional."""
         hidden = RESERVED_PEFT_FIELDS | set(self.fixed)
-        return {f.name: f.default for f in fields if f.name not in hidden}
+        return {
+            f.name: "" if str(f.type) == "typing.Optional[str]" else f.default
+            for f in dataclasses.fields(self.options)
+            if f.init and f.name not in hidden
+        }
 
     def build_options(self, given: Mapping[str, Any]) -> Any:
         """The options with what was given set.
@@ -87,13 +95,9 @@ class Method:
         """
         reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
         given = {**given, **self._listed(given)}
-        if given.get("num_virtual_tokens", 1) < 1:
-            raise UserError(
-                f"--num_virtual_tokens: got {given['num_virtual_tokens']}; expected at least 1."
-            )
-        init = given.get("prompt_tuning_init", "RANDOM")
-        if init not in list(PromptTuningInit):
-            raise unknown_name("--prompt_tuning_init", init, [i.value for i in PromptTuningInit])
+        raise_faults(_prompt_faults(given))
+        if given.get("prompt_tuning_init") == "TEXT":
+            reserved["tokenizer_name_or_path"] = UNKNOWN_TOKENIZER
         try:
             return self.options(**reserved, **self.fixed, **given)
         except (ValueError, TypeError, KeyError) as error:
@@ -118,6 +122,25 @@ class Method:
             for name, value in given.items()
             if name in takes_list and isinstance(value, str) and re.fullmatch(r"[\w.]+", value)
         }
+
+
+def _prompt_faults(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the options of virtual tokens."""
+    faults = []
+    if (count := given.get("num_virtual_tokens", 1)) < 1:
+        faults.append(f"--num_virtual_tokens: got {count}; expected at least 1.")
+    init, text = given.get("prompt_tuning_init", "RANDOM"), given.get("prompt_tuning_init_text")
+    if init not in list(PromptTuningInit):
+        known = [i.value for i in PromptTuningInit]
+        return [*faults, *unknown_name("--prompt_tuning_init", init, known).faults]
+    if init == "TEXT" and not (text or "").strip():
+        faults.append("--prompt_tuning_init_text: got none; expected the text that TEXT begins as.")
+    if init != "TEXT" and text is not None:
+        faults.append(
+            f"--prompt_tuning_init_text: got a text, which {init} does not read; expected "
+            "--prompt_tuning_init TEXT beside it."
+        )
+    return faults
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
@@ -160,6 +183,12 @@ def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
         return get_peft_model(model, options)
     except Exception as error:  # PEFT checks values by many kinds of error
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
+
+
+def use_tokenizer(options: Any, location: str) -> None:
+    """Have the text that a prompt begins as read by the model's own tokenizer."""
+    if getattr(options, "prompt_tuning_init", None) == "TEXT":
+        options.tokenizer_name_or_path = location
 
 
 def _size_prompt(model: PreTrainedModel, options: Any) -> None:

@@ -69,6 +69,7 @@ def load_classifier(
     trained: bool = False,
     quantization: str = "none",
     dropout: float | None = None,
+    prompt_position: str = "before",
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
 
@@ -83,6 +84,7 @@ def load_classifier(
         pooling: `native` for the architecture's own head, or one of ours (`SentencePairConfig`).
         quantization: As for `load_causal_lm`; the head is never quantized.
         dropout: Dropout everywhere, in encoder and head; None for the checkpoint's own.
+        prompt_position: Where our head's encoder sees virtual tokens (`SentencePairConfig`).
     Raises:
         UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
             weights do not load.
@@ -109,11 +111,7 @@ def load_classifier(
                 f"{source.name}: lacks the weights {some}; expected a trained classifier."
             )
     else:
-        if pooling in READS_SENTENCES and tokenizer.sep_token is None:
-            raise UserError(
-                f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
-                "expected native, last or mean."
-            )
+        _check_tokenizer(source, tokenizer, pooling, prompt_position)
         encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
@@ -121,6 +119,7 @@ def load_classifier(
             pooling=pooling,
             special_ids=special_ids,
             head_dropout=HEAD_DROPOUT if dropout is None else dropout,
+            prompt_position=prompt_position,
             **labels,
         )
         model = SentencePairModel(config)
@@ -141,6 +140,23 @@ def load_classifier(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
     return model
+
+
+def _check_tokenizer(
+    source: ModelSource, tokenizer: PreTrainedTokenizerBase, pooling: str, prompt_position: str
+) -> None:
+    """Refuse what needs special tokens that this tokenizer does not write, or not there."""
+    if pooling in READS_SENTENCES and tokenizer.sep_token is None:
+        raise UserError(
+            f"--pooling: got {pooling!r}, but {source.name} has no separator token; "
+            "expected native, last or mean."
+        )
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.cls_token_id]
+    if prompt_position == "after" and not (begins and tokenizer.padding_side == "right"):
+        raise UserError(
+            f"--prompt_position: got after, but with {source.name}'s tokenizer a padded pair does "
+            "not begin with [CLS]; expected before."
+        )
 
 
 def _dropout_names(config: PretrainedConfig) -> list[str]:

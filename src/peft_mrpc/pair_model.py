@@ -16,6 +16,8 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 POOLINGS = ("aligned", "cls", "first", "last", "mean", "segments")
 # The poolings that need to know where each sentence stands.
 READS_SENTENCES = ("aligned", "segments")
+# Where virtual tokens stand beside the first token, [CLS].
+PROMPT_POSITIONS = ("before", "after")
 # What tools look for in a configuration and find here as the encoder has it.
 SHARED_WITH_ENCODER = (
     "hidden_size",
@@ -32,14 +34,16 @@ class SentencePairConfig(PretrainedConfig):
 
     Args:
         encoder: The encoder's own configuration, as a dictionary.
-        pooling: What the head reads: `cls` the first real token, `first` the first position (a
-            virtual token, where there are some), `last` the last real token (what a decoder has
-            read all of the pair at), `mean` the mean of all real tokens, `segments`
+        pooling: What the head reads: `cls` the first real token, `first` the first virtual token
+            (the first real one, where there are none), `last` the last real token (what a decoder
+            has read all of the pair at), `mean` the mean of all real tokens, `segments`
             each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2),
             `aligned` each token beside what it is aligned to in the other sentence (`AlignedHead`).
         special_ids: Token ids that are no word: what begins, separates, ends and pads.
         head_dropout: Dropout before each layer of the head.
         head_size: Hidden width of the `aligned` head; the others are as wide as the encoder.
+        prompt_position: Where the encoder sees virtual tokens: `before` [CLS], as PEFT gives them,
+            or `after` it, so that [CLS] has the position it was pretrained in.
     """
 
     model_type = "sentence_pair"
@@ -51,6 +55,7 @@ class SentencePairConfig(PretrainedConfig):
         special_ids: list[int] | None = None,
         head_dropout: float = 0.1,
         head_size: int = 128,
+        prompt_position: str = "before",
         **kwargs: Any,
     ) -> None:
         self.encoder = encoder or {}
@@ -58,6 +63,7 @@ class SentencePairConfig(PretrainedConfig):
         self.special_ids = special_ids or []
         self.head_dropout = head_dropout
         self.head_size = head_size
+        self.prompt_position = prompt_position
         if self.encoder:
             own = self.encoder_config()
             for name in SHARED_WITH_ENCODER:
@@ -135,8 +141,8 @@ class AlignedHead(nn.Module):
 class SentencePairModel(PreTrainedModel):
     """Encoder, pooling and head.
 
-    Virtual tokens that PEFT puts before a pair are seen by the encoder's attention and left out of
-    the pooling (but for `first`): what the head reads is the pair.
+    Virtual tokens that PEFT puts before a pair are seen by the encoder's attention, before [CLS] or
+    after it, and left out of the pooling (but for `first`): what the head reads is the pair.
     """
 
     config_class = SentencePairConfig
@@ -194,19 +200,33 @@ class SentencePairModel(PreTrainedModel):
         if sentence_ids is None:
             assert input_ids is not None, "inputs_embeds need sentence_ids"
             sentence_ids = find_sentences(input_ids, self.config.special_ids)
-        optional = {"token_type_ids": token_type_ids, "past_key_values": past_key_values}
-        hidden = self.encoder(
-            input_ids=input_ids,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            **{name: value for name, value in optional.items() if value is not None},
-        )[0]  # [B, P + T, H]
+        hidden = self._encode(
+            0 if inputs_embeds is None else inputs_embeds.shape[1] - sentence_ids.shape[1],
+            {
+                "input_ids": input_ids,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+            },
+            {} if past_key_values is None else {"past_key_values": past_key_values},
+        )
         if self.config.pooling == "aligned":
             logits = self.classifier(hidden[:, -sentence_ids.shape[1] :], sentence_ids)
         else:
             logits = self.classifier(self._pool(hidden, attention_mask, sentence_ids))
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def _encode(
+        self, virtual: int, tokens: dict[str, torch.Tensor | None], other: dict[str, Any]
+    ) -> torch.Tensor:
+        """Hidden states, [B, P + T, H], virtual tokens first wherever the encoder saw them."""
+        given = {name: tensor for name, tensor in tokens.items() if tensor is not None}
+        moves = virtual > 0 and self.config.prompt_position == "after"
+        if moves:
+            given = {n: roll_first(tensor, virtual + 1, 1) for n, tensor in given.items()}
+        hidden: torch.Tensor = self.encoder(**given, **other)[0]
+        return roll_first(hidden, virtual + 1, -1) if moves else hidden
 
     def _pool(
         self,
@@ -241,6 +261,11 @@ def _drop_pooler(encoder: PreTrainedModel) -> None:
     # Unused here: its parameters would get no gradient, which DDP takes for an error.
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None  # type: ignore[assignment]
+
+
+def roll_first(tensor: torch.Tensor, count: int, step: int) -> torch.Tensor:
+    """Turn the first `count` columns of [B, T, ...] around by `step`; the others stay."""
+    return torch.cat([tensor[:, :count].roll(step, dims=1), tensor[:, count:]], dim=1)
 
 
 def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

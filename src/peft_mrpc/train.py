@@ -22,7 +22,13 @@ from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
-from peft_mrpc.methods import find_method, fitted_rates, load_default_recipe, method_flags
+from peft_mrpc.methods import (
+    find_method,
+    fitted_rates,
+    load_default_recipe,
+    method_flags,
+    use_tokenizer,
+)
 from peft_mrpc.models import (
     auto_pooling,
     load_classifier,
@@ -185,6 +191,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
             request.config.method,
             request.options,
             pooling=request.config.pooling,
+            prompt_position=request.config.prompt_position,
             quantization=quantization,
             gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
         )
@@ -196,9 +203,9 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         request.config.pooling,
         quantization=quantization,
         dropout=request.config.dropout,
+        prompt_position=request.config.prompt_position,
     )
-    if getattr(request.options, "prompt_tuning_init", None) == "TEXT":
-        request.options.tokenizer_name_or_path = source.location
+    use_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model

@@ -31,7 +31,7 @@ from peft_mrpc.freezing import (
 from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
 from peft_mrpc.methods import Method
 from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
-from peft_mrpc.pair_model import POOLINGS
+from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
@@ -73,6 +73,9 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     known = ("auto", "native", *POOLINGS)
     if config.pooling not in known:
         faults += unknown_name("--pooling", config.pooling, known).faults
+    if config.prompt_position not in PROMPT_POSITIONS:
+        position = config.prompt_position
+        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
     if config.swap_sentences not in SWAPS:
