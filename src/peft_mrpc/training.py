@@ -36,7 +36,7 @@ from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
-from peft_mrpc.trainer import EitherOrder, PairTrainer, PlainAttention
+from peft_mrpc.trainer import EitherOrder, OrderAnew, PairTrainer, PlainAttention
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1
@@ -202,6 +202,8 @@ def build_trainer(
         compute_metrics=partial(score_logits, classifier=classifier),
         callbacks=[*request.method.callbacks(request.options), *_own_callbacks(request)],
     )
+    if isinstance(trainer.train_dataset, EitherOrder):
+        trainer.add_callback(OrderAnew(trainer.train_dataset))
     if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
@@ -230,7 +232,7 @@ def _training_rows(
     swapped, _ = classifier.encode(
         [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
     )
-    return EitherOrder(rows, _labelled(swapped, data, "train"))
+    return EitherOrder(rows, _labelled(swapped, data, "train"), request.arguments.seed)
 
 
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
