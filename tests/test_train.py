@@ -45,8 +45,10 @@ TRAINED = {
     "ln_tuning": LAYERS * 2 * 2 * H + 2 * H,
     "ia3": LAYERS * (3 * H + FF),  # key, value, what enters the two output projections
     "vera": LAYERS * 2 * (4 + H),  # query and value: d is [r], b is [H]
-    "lora": LAYERS * 2 * 4 * (H + H),  # query and value: A is [r, H], B is [H, r]
-    "dora": LAYERS * 2 * (4 * (H + H) + H),  # a magnitude for each output beside them
+    # Every projection, four [H, H] and two of the feed-forward part: A is [r, in], B is [out, r].
+    "lora": LAYERS * 4 * (4 * (H + H) + 2 * (H + FF)),
+    # A magnitude for each output beside them.
+    "dora": LAYERS * (4 * (4 * (H + H) + 2 * (H + FF)) + 4 * H + FF + H),
     "oft": LAYERS * 2 * (H // 8) * (8 * 7 // 2),  # H / 8 skew-symmetric blocks, 8 wide
     "prompt_tuning": 5 * H,
     # Embeddings, and a network H -> 8 -> 8 -> H over them.
@@ -59,10 +61,10 @@ def expected_count(method: str, pooling: str) -> int | None:
     own = TRAINED[method]
     if own is None:
         return None
-    # BERT's pooler stands after the layers: layer_freeze trains it, bitfit its bias; our head does
-    # without.
-    pooler = {"layer_freeze": POOLER, "bitfit": H}.get(method, 0) if pooling == "native" else 0
-    return own + pooler + HEADS[pooling]
+    # BERT's pooler stands after the layers: layer_freeze trains it, bitfit its bias, LoRA takes it
+    # for one projection more; our head does without.
+    pooler = {"layer_freeze": POOLER, "bitfit": H, "lora": 4 * (H + H), "dora": 4 * (H + H) + H}
+    return own + (pooler.get(method, 0) if pooling == "native" else 0) + HEADS[pooling]
 
 
 def prepare(
@@ -203,7 +205,7 @@ def test_the_record_says_what_trained_on_what(runs: dict[str, Path]) -> None:
     assert record["data"]["splits"]["train"]["num_examples"] == 2 * len(ROWS)
     assert len(record["data"]["splits"]["validation"]["fingerprint"]) == 64
     assert record["versions"]["torch"] == torch.__version__
-    assert record["seed"] == 42 and record["config"]["learning_rate"] == 1e-4
+    assert record["seed"] == 42 and record["config"]["learning_rate"] == 4e-4
     assert record["peak_memory"]["resident_bytes"] > 1e8
     for name in ("confusion_matrix.png", "roc_curve.png"):
         assert (runs["layer_freeze"] / "plots" / name).stat().st_size > 5000
