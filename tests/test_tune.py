@@ -298,7 +298,7 @@ def test_decay_and_schedule_are_searched(
         ("r: {choices: [8, 8]}", "expected choices that differ"),
         ("r: {choices: [8, [9]]}", "got the choice [9]; expected numbers, words, true or false"),
         ("r: {factor: 1}", "got factor 1; expected a number above 1"),
-        ("target_modules: {factor: 2}", "but the recipe has None here; expected low and high"),
+        ("layers_to_transform: {factor: 2}", "but the recipe has None here; expected low and high"),
         ("r: {choices: [8, many]}", "r in the search space: --r: got 'many'; expected int."),
         ("learning_rate: {low: -1, high: 1}", "--learning_rate: got -1"),
         ("pooling: {choices: [mean, max]}", "--pooling: got 'max'"),
