@@ -142,7 +142,10 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         "versions": record["versions"],
     }
     row = results.setdefault(name, {"command": shlex.join(["peft-mrpc", *words]), **made})
-    if any(row[key] != value for key, value in made.items()):
+    # A flag that did not exist then had no say.
+    old, new = row["config"], made["config"]
+    same_config = all(old[key] == new[key] for key in set(old) & set(new))
+    if not same_config or any(row[key] != made[key] for key in set(made) - {"config"}):
         sys.exit(f"{name}: was measured with other settings, data or versions; add --anew")
     row.setdefault("seeds", {})[str(record["seed"])] = {
         **{key: values[key] for key in ("accuracy", "f1", "roc_auc")},
