@@ -1,9 +1,12 @@
 """Tiny models and a tokenizer built in memory, and ways to run the commands."""
 
+import atexit
 import csv
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +36,10 @@ ROWS = [
     ("the mat is the same thing", "the same thing is the mat", "equivalent"),
     ("no dog ran", "not a dog ran", "equivalent"),
 ]
+
+# No test finds what another run of the tests, or the user, has kept.
+os.environ["PEFT_MRPC_TRUNKS"] = tempfile.mkdtemp(prefix="trunks-")
+atexit.register(shutil.rmtree, os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
 
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")
 

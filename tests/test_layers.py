@@ -20,12 +20,14 @@ LAYERS = [
         "tables",
         "targets",
         "thresholds",
+        "trunk_plan",
         "workers",
     },
     {
         "cards",
         "checkpoints",
         "compatibility",
+        "first_token",
         "freezing",
         "layer_freeze",
         "learning_rates",
@@ -36,10 +38,12 @@ LAYERS = [
         "scoring",
         "search_plots",
         "selection",
+        "trunk",
+        "trunk_store",
     },
     {"artifacts", "choosing", "methods", "predictors", "report", "reporting", "trainer"},
     {"search", "search_outcome", "seeds", "training"},
-    {"compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
+    {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}

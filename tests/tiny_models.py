@@ -67,6 +67,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "llama": {"num_key_value_heads": 1, "bos_token_id": 4, "eos_token_id": 5},
 }
+LIKE = {"camembert": "roberta", "xlm-roberta": "roberta"}
 ENCODERS = [name for name in ARCHITECTURES if name != "llama"]
 TOKEN_TYPES = ("bert", "electra", "deberta-v2")
 
@@ -74,7 +75,7 @@ TOKEN_TYPES = ("bert", "electra", "deberta-v2")
 def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:
     sizes = {} if architecture == "distilbert" else SIZES
     options = {**sizes, "vocab_size": vocab_size, "max_position_embeddings": 64}
-    options |= ARCHITECTURES[architecture]
+    options |= ARCHITECTURES[LIKE.get(architecture, architecture)]
     config: PretrainedConfig = AutoConfig.for_model(architecture, **options)
     return config
 
@@ -82,7 +83,7 @@ def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:
 def write_tiny_model(architecture: str, folder: Path) -> str:
     """Save a model of random weights; the path it lies at."""
     tokenizer = build_tokenizer(is_chat=architecture == "llama")
-    if architecture in ENCODERS and architecture not in TOKEN_TYPES:
+    if architecture != "llama" and architecture not in TOKEN_TYPES:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     torch.manual_seed(0)
     config = tiny_config(architecture, len(tokenizer))

@@ -13,6 +13,7 @@ VERBS = {
     "compare": "Runs -> one table, pictures, one report",
     "predict": "label new pairs with a Run, a directory or a Hub repository",
     "push": "publish a Run on the Hub",
+    "cache": "list or clear what frozen layers gave in past trainings",
     "doctor": "what is installed here, and which methods work on which models",
     "quickstart": "run every strategy on the built-in pairs and compare them",
 }

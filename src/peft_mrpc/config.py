@@ -120,6 +120,16 @@ class TrainConfig:
         0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
+    trunk_cache: str = option(
+        "auto",
+        "run layers that are frozen once for each pair and keep what they give: auto, disk, "
+        "memory or off",
+    )
+    trunk_cache_dtype: str = option(
+        "auto", "what it is kept in: auto (as computed: exact), float32, bfloat16 or float16"
+    )
+    trunk_cache_memory: str = option("2GB", "the most of it in memory; the rest is read from disk")
+    trunk_cache_limit: str = option("20GB", "the most that may be kept on disk, of all trainings")
     seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
         None, "train once with each of these (1,2,3), and report mean and standard deviation"
     )

@@ -15,6 +15,7 @@ from transformers import (
 )
 
 from peft_mrpc.errors import UserError, logger
+from peft_mrpc.first_token import read_first_token
 from peft_mrpc.pair_model import SentencePairConfig, find_sentences
 from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
@@ -55,6 +56,9 @@ class PairClassifier:
     max_length: int
     quantization: str = "none"
     threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        read_first_token(self.model)
 
     def encode(self, pairs: Sequence[Pair]) -> tuple[list[dict[str, list[int]]], int]:
         """Token ids of each pair, and how many pairs had to be cut."""

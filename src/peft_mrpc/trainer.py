@@ -16,9 +16,11 @@ from transformers import (
 )
 
 from peft_mrpc.checkpoints import load_trained, save_trained
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.learning_rates import learning_rates
+from peft_mrpc.trunk import Trunk, TrunkCollator, trunk_depth
+from peft_mrpc.trunk_plan import TrunkPlan
 
 
 class PairTrainer(Trainer):
@@ -209,3 +211,60 @@ class OrderAnew(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.rows.epoch.fill_(int(state.epoch or 0))
+
+
+class CacheTrunk(TrainerCallback):
+    """Run frozen layers once for each pair, and train on what they gave.
+
+    Args:
+        plan: Where that is kept.
+        collator: The Trainer's own.
+        rows: All encoded pairs that the training reads or evaluates on.
+    """
+
+    def __init__(self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any]) -> None:
+        self.plan = plan
+        self.collator = collator
+        self.rows = rows
+        self.trunk: Trunk | None = None
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PreTrainedModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert model is not None
+        depth = trunk_depth(model)
+        is_asked = self.plan.mode != "auto"
+        reason = "no layer at the bottom is frozen" if depth == 0 else _unfit_for_trunk(args)
+        trunk = Trunk(model, depth, self.plan, self.collator)
+        if not reason:
+            visits = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+            reason = trunk.prepare(self.rows, None if is_asked else visits * args.world_size)
+        if not reason:
+            self.trunk = trunk.__enter__()
+            return
+        if is_asked:
+            raise UserError(f"--trunk_cache: got {self.plan.mode!r}, but {reason}.")
+        logger.info("frozen layers run every time: %s", reason)
+        self.collator.store = None
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.trunk is not None:
+            self.trunk.__exit__()
+            self.trunk = None
+        self.collator.store = None
+
+
+def _unfit_for_trunk(args: TrainingArguments) -> str:
+    """What about the way of training lets no layer be left out; nothing if all is well."""
+    if args.fsdp or args.deepspeed:
+        return "FSDP and DeepSpeed part the layers among the processes"
+    if args.n_gpu > 1:
+        return "one process on several GPUs copies the model; use `accelerate launch`"
+    return "--torch_compile has compiled them" if args.torch_compile else ""

@@ -36,7 +36,9 @@ from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
-from peft_mrpc.trainer import EitherOrder, OrderAnew, PairTrainer, PlainAttention
+from peft_mrpc.trainer import CacheTrunk, EitherOrder, OrderAnew, PairTrainer, PlainAttention
+from peft_mrpc.trunk import TrunkCollator
+from peft_mrpc.trunk_plan import build_trunk_plan, trunk_faults
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1
@@ -95,7 +97,7 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
-    faults += selection_faults(config, arguments)
+    faults += selection_faults(config, arguments) + trunk_faults(config)
     faults += loss_faults(
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
@@ -189,22 +191,32 @@ def build_trainer(
         request.config.focal_gamma,
         arguments.label_smoothing_factor,
     )
+    collator = TrunkCollator(PairCollator(classifier.tokenizer, classifier.model.config))
+    train_rows = _training_rows(request, data, classifier, features)
+    held_out = _evaluation_rows(data, classifier)
+    callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
+    orders = [train_rows]
+    if isinstance(train_rows, EitherOrder):
+        callbacks.append(OrderAnew(train_rows))
+        orders = list(train_rows.orders)
+    plan = build_trunk_plan(request.config)
+    if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
+        rows = [row for part in (*orders, held_out or []) for row in part]
+        callbacks.append(CacheTrunk(plan, collator, rows))
     trainer = PairTrainer(
         head_learning_rate=request.config.head_learning_rate,
         layer_decay=request.config.layer_decay,
         model=classifier.model,
         args=arguments,
-        data_collator=PairCollator(classifier.tokenizer, classifier.model.config),
-        train_dataset=_training_rows(request, data, classifier, features),
-        eval_dataset=_evaluation_rows(data, classifier),
+        data_collator=collator,
+        train_dataset=train_rows,
+        eval_dataset=held_out,
         processing_class=classifier.tokenizer,
         compute_loss_func=loss,
         compute_metrics=partial(score_logits, classifier=classifier),
-        callbacks=[*request.method.callbacks(request.options), *_own_callbacks(request)],
+        callbacks=callbacks,
     )
-    if isinstance(trainer.train_dataset, EitherOrder):
-        trainer.add_callback(OrderAnew(trainer.train_dataset))
-    if not any(isinstance(c, FreezeCallback) for c in trainer.callback_handler.callbacks):
+    if not any(isinstance(callback, FreezeCallback) for callback in callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
 

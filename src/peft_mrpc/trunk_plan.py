@@ -1,0 +1,71 @@
+"""Where the activations of frozen layers are kept, as flags say it."""
+
+import re
+from dataclasses import dataclass
+
+from peft_mrpc.config import TrainConfig
+from peft_mrpc.errors import unknown_name
+
+MODES = ("auto", "disk", "memory", "off")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True)
+class TrunkPlan:
+    """Where activations are kept, and how.
+
+    Attributes:
+        mode: `disk`, `memory`, `off`, or `auto`: on disk if there is room.
+        dtype: Name of what they are kept in; None as they are computed.
+        disk_bytes: The most that all trunks together may take on disk.
+        memory_bytes: The most that this one may take in memory; beyond, files are mapped.
+        model: What the user calls the model, for the list of what is kept.
+    """
+
+    mode: str
+    dtype: str | None
+    disk_bytes: int
+    memory_bytes: int
+    model: str
+
+
+def build_trunk_plan(config: TrainConfig) -> TrunkPlan:
+    """The plan that checked flags mean."""
+    return TrunkPlan(
+        config.trunk_cache,
+        None if config.trunk_cache_dtype == "auto" else config.trunk_cache_dtype,
+        parse_bytes(config.trunk_cache_limit) or 0,
+        parse_bytes(config.trunk_cache_memory) or 0,
+        config.model,
+    )
+
+
+def trunk_faults(config: TrainConfig) -> list[str]:
+    """What is wrong with the flags."""
+    faults: list[str] = []
+    if config.trunk_cache not in MODES:
+        faults += unknown_name("--trunk_cache", config.trunk_cache, MODES).faults
+    if config.trunk_cache_dtype not in DTYPES:
+        faults += unknown_name("--trunk_cache_dtype", config.trunk_cache_dtype, DTYPES).faults
+    for name in ("trunk_cache_limit", "trunk_cache_memory"):
+        if parse_bytes(getattr(config, name)) is None:
+            faults.append(f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB.")
+    return faults
+
+
+def parse_bytes(text: str) -> int | None:
+    """`2GB`, `500 MB` or plain bytes as a number; None for what is no size."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", str(text).strip(), re.IGNORECASE)
+    if not match:
+        return None
+    unit = match[2].upper().removesuffix("B")
+    return int(float(match[1]) * UNITS[f"{unit}B" if unit else ""])
+
+
+def in_bytes(size: int) -> str:
+    """A size to read: 123 MB, 1.2 GB."""
+    for unit in ("KB", "MB", "GB"):
+        if size < 1000 * UNITS[unit]:
+            return f"{size / UNITS[unit]:.3g} {unit}"
+    return f"{size / UNITS['TB']:.3g} TB"

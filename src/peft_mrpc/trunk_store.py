@@ -1,0 +1,251 @@
+"""Activations on disk or in memory, found by the token ids that they were computed from."""
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from peft_mrpc.errors import one_line
+from peft_mrpc.runs import read_json, write_json
+from peft_mrpc.sources import cache_dir
+from peft_mrpc.trunk_plan import in_bytes
+
+ABOUT_FILE = "about.json"
+KEY_BYTES = 16
+# A file system that is full takes more down than a training.
+SPARE_BYTES = 1 << 30
+
+
+def trunks_dir() -> Path:
+    """Where trunks are kept, one directory each: `PEFT_MRPC_TRUNKS`, or in our cache."""
+    folder = os.environ.get("PEFT_MRPC_TRUNKS")
+    return Path(folder).expanduser() if folder else cache_dir() / "trunks"
+
+
+def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
+    """Names an encoded pair by what the model reads of it."""
+    digest = hashlib.blake2b(digest_size=KEY_BYTES)
+    for name in ("input_ids", "token_type_ids"):
+        digest.update(array("q", row.get(name) or ()).tobytes() + b"|")
+    return digest.digest()
+
+
+class TrunkStore:
+    """Rows of activations, [T, H] each, of differing lengths.
+
+    On disk they are files of rows one after another (`NAME.states`), with keys and lengths beside
+    them (`NAME.keys`, `NAME.lengths`, the last to be written). Files are only ever added, whole:
+    any number of processes may read and write one store.
+
+    Args:
+        folder: The store's own directory; None keeps all in memory.
+        width: H.
+        dtype: Of the activations.
+        resident_bytes: A file is held in memory as long as all of them fit into this; what comes
+            after is mapped, and read as it is needed.
+    """
+
+    def __init__(
+        self, folder: Path | None, width: int, dtype: torch.dtype, resident_bytes: int
+    ) -> None:
+        self.folder = folder
+        self.width = width
+        self.dtype = dtype
+        self.resident_bytes = resident_bytes
+        self._resident = 0
+        self._blocks: list[torch.Tensor] = []  # [tokens, H]
+        self._place: dict[bytes, tuple[int, int, int]] = {}  # block, first token, tokens
+        self._known: set[str] = set()
+        self.refresh()
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._place
+
+    def __getitem__(self, key: bytes) -> torch.Tensor:
+        """The activations of a row, [T, H]."""
+        block, first, length = self._place[key]
+        return self._blocks[block][first : first + length]
+
+    @property
+    def token_bytes(self) -> int:
+        """Size of one token's activations."""
+        return self.width * self.dtype.itemsize
+
+    def refresh(self) -> None:
+        """Take in the files that other processes have added."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in sorted(self.folder.glob("*.lengths")):
+            if path.stem not in self._known:
+                self._read(path.stem)
+        with contextlib.suppress(OSError):
+            os.utime(self.folder)  # the day of its last use, for `peft-mrpc cache`
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For workers of a data loader: they map the files themselves."""
+        state = dict(vars(self))
+        if self.folder is not None:
+            state |= {"_blocks": [], "_place": {}, "_known": set(), "_resident": 0}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.refresh()
+
+    def _read(self, name: str) -> None:
+        assert self.folder is not None
+        self._known.add(name)
+        keys = (self.folder / f"{name}.keys").read_bytes()
+        lengths = array("q", (self.folder / f"{name}.lengths").read_bytes())
+        states = torch.from_file(
+            str(self.folder / f"{name}.states"),
+            shared=False,
+            size=sum(lengths) * self.width,
+            dtype=self.dtype,
+        ).view(-1, self.width)
+        if self._resident + states.nbytes <= self.resident_bytes:
+            states = states.clone()
+        self._add(states, keys, lengths)
+
+    def _add(self, states: torch.Tensor, keys: bytes, lengths: Iterable[int]) -> None:
+        self._resident += states.nbytes
+        first = 0
+        for number, length in enumerate(lengths):
+            key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
+            self._place.setdefault(key, (len(self._blocks), first, length))
+            first += length
+        self._blocks.append(states)
+
+    @contextlib.contextmanager
+    def adding(self) -> Iterator["Writer"]:
+        """Add rows: all of them once the block ends well, none if it fails."""
+        if self.folder is None:
+            yield (kept := MemoryWriter())
+            if kept.states:
+                self._add(torch.cat(kept.states), bytes(kept.keys), kept.lengths)
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = uuid.uuid4().hex
+        unfinished = self.folder / f"{name}.unfinished"
+        try:
+            with unfinished.open("wb") as file:
+                yield (writer := DiskWriter(file))
+            if not writer.lengths:
+                return
+            unfinished.rename(self.folder / f"{name}.states")
+        finally:
+            unfinished.unlink(missing_ok=True)
+        (self.folder / f"{name}.keys").write_bytes(bytes(writer.keys))
+        marker = self.folder / f"{name}.new"
+        marker.write_bytes(writer.lengths.tobytes())
+        marker.rename(self.folder / f"{name}.lengths")
+
+
+class Writer:
+    """Takes rows one after another."""
+
+    def __init__(self) -> None:
+        self.keys = bytearray()
+        self.lengths = array("q")
+
+    def add(self, key: bytes, states: torch.Tensor) -> None:
+        """Take a row, [T, H]."""
+        self.keys += key
+        self.lengths.append(len(states))
+
+
+class MemoryWriter(Writer):
+    """Keeps them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.states: list[torch.Tensor] = []
+
+    def add(self, key: bytes, states: torch.Tensor) -> None:
+        super().add(key, states)
+        self.states.append(states.clone())
+
+
+class DiskWriter(Writer):
+    """Writes them through: memory holds one batch."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__()
+        self.file = file
+
+    def add(self, key: bytes, states: torch.Tensor) -> None:
+        super().add(key, states)
+        # As bytes: NumPy knows no bfloat16.
+        self.file.write(states.contiguous().view(torch.uint8).numpy().data)
+
+
+@dataclass(frozen=True)
+class KeptTrunk:
+    """A trunk on disk.
+
+    Attributes:
+        folder: Its directory.
+        about: What it was computed with.
+        size: In bytes.
+        used: When it was last used, in seconds since 1970.
+    """
+
+    folder: Path
+    about: dict[str, Any]
+    size: int
+    used: float
+
+
+def kept_trunks() -> list[KeptTrunk]:
+    """All trunks on disk, the last used first."""
+    found = []
+    for folder in trunks_dir().glob("*"):
+        with contextlib.suppress(OSError, ValueError):  # another process may be removing it
+            about = read_json(folder / ABOUT_FILE) if (folder / ABOUT_FILE).is_file() else {}
+            size = sum(path.stat().st_size for path in folder.iterdir())
+            found.append(KeptTrunk(folder, about, size, folder.stat().st_mtime))
+    return sorted(found, key=lambda trunk: -trunk.used)
+
+
+def disk_refusal(size: int, limit: int) -> str:
+    """Why so many bytes more cannot be kept on disk; nothing if they can.
+
+    Args:
+        size: In bytes.
+        limit: The most that all trunks together may take.
+    """
+    kept = sum(trunk.size for trunk in kept_trunks())
+    if kept + size > limit:
+        return (
+            f"it takes {in_bytes(size)}, {in_bytes(kept)} are kept already, and "
+            f"--trunk_cache_limit is {in_bytes(limit)} (`peft-mrpc cache` lists and clears)"
+        )
+    try:
+        trunks_dir().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"{trunks_dir()} cannot be written: {one_line(error)}"
+    free = shutil.disk_usage(trunks_dir()).free
+    if size + SPARE_BYTES > free:
+        return f"it takes {in_bytes(size)}, and {trunks_dir()} has {in_bytes(free)} free"
+    return ""
+
+
+def describe_trunk(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write beside a trunk what it was computed with."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / ABOUT_FILE).is_file():
+        write_json(folder / ABOUT_FILE, {**about, "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ")})
+
+
+def remove_trunk(trunk: KeptTrunk) -> None:
+    """Remove it; a training that reads it keeps what it has mapped."""
+    shutil.rmtree(trunk.folder)

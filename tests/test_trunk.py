@@ -1,0 +1,344 @@
+"""Training on cached activations equals training on the whole model."""
+
+import json
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROWS, WORDS, run_command, write_csv
+from tiny_models import ARCHITECTURES, poolings
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from peft_mrpc.cache import main as cache
+from peft_mrpc.runs import Run, load_run
+from peft_mrpc.train import main
+from peft_mrpc.trunk import _HELD, pad_states, trunk_depth
+from peft_mrpc.trunk_plan import in_bytes, parse_bytes
+from peft_mrpc.trunk_store import TrunkStore, kept_trunks, row_key
+
+USED = "are frozen and run once for each of"
+
+
+@pytest.fixture
+def trunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[Path]:
+    """A directory of trunks of this test's own, nothing held in memory, and all that is said."""
+    caplog.set_level("INFO", "peft_mrpc")
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path / "trunks"))
+    _HELD.clear()
+    yield tmp_path / "trunks"
+    _HELD.clear()
+
+
+@pytest.fixture
+def fit(tmp_path: Path, trunks: Path, data_flags: list[str]) -> Callable[..., Run]:
+    """Train with flags into a directory of this name, with dropout."""
+
+    def run(name: str, model: str, *flags: str) -> Run:
+        main(
+            ["--model", model, *data_flags, "--output_dir", str(tmp_path / name), "--seed", "3"]
+            + ["--num_train_epochs", "3", "--per_device_train_batch_size", "4"]
+            + ["--logging_steps", "1", "--dropout", "0.1", "--learning_rate", "1e-3"]
+            + ["--swap_sentences", "false", *flags]
+        )
+        return load_run(tmp_path / name)
+
+    return run
+
+
+def losses(run: Run) -> list[float]:
+    return [row["loss"] for row in run.record["log_history"] if "loss" in row]
+
+
+def drift(one: Run, other: Run) -> float:
+    """How far losses and probabilities of two Runs lie apart."""
+    assert len(losses(one)) == len(losses(other)) > 3
+    probabilities = [run.predictions("validation").probabilities for run in (one, other)]
+    return float(
+        max(
+            np.abs(np.subtract(losses(one), losses(other))).max(),
+            np.abs(probabilities[0] - probabilities[1]).max(),
+        )
+    )
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_cached_training_is_the_same_training(
+    architecture: str,
+    number: int,
+    models: dict[str, str],
+    fit: Callable[..., Run],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pooling = poolings(architecture)[number]
+    flags = ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--pooling", pooling]
+    plain = fit("plain", models[architecture], *flags, "--trunk_cache", "off")
+    assert USED not in caplog.text
+    cached = fit("cached", models[architecture], *flags, "--trunk_cache", "disk")
+    assert USED in caplog.text
+    assert drift(plain, cached) < 2e-4
+    assert np.std(losses(plain)) > 1e-3, "nothing was learned"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--method", "linear_probe"],
+        ["--method", "layer_freeze", "--unfreeze_every", "1", "--num_unfrozen_layers", "1"],
+        ["--method", "layer_freeze", "--frozen_modules", "embeddings", "layer.0"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--swap_sentences", "true"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--eval_strategy", "epoch"]
+        + ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+        + ["--gradient_checkpointing", "true"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--layer_decay", "0.5"]
+        + ["--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"],
+    ],
+    ids=lambda flags: flags[-2].strip("-"),
+)
+def test_every_way_of_freezing_is_cached_alike(
+    flags: list[str],
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = [*flags, "--pooling", "aligned"]
+    plain = fit("plain", tiny_bert, *flags, "--trunk_cache", "off")
+    cached = fit("cached", tiny_bert, *flags, "--trunk_cache", "disk")
+    assert USED in caplog.text
+    assert drift(plain, cached) < 2e-4
+
+
+FREEZE = ["--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+
+
+def test_the_next_training_finds_all(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = fit("first", tiny_bert, *FREEZE)
+    # Of 18 training rows 9 are different.
+    assert f"{USED} 9 pairs; 9 are new" in caplog.text
+    files = {path: path.stat().st_mtime for path in trunks.glob("*/*.states")}
+    assert len(files) == 1
+    _HELD.clear()  # as in a new process
+    again = fit("again", tiny_bert, *FREEZE)
+    assert f"{USED} 9 pairs; all are in {trunks}" in caplog.text
+    assert {path: path.stat().st_mtime for path in trunks.glob("*/*.states")} == files
+    assert drift(first, again) == 0
+    fit("fewer", tiny_bert, *FREEZE, "--max_train_samples", "6")
+    assert caplog.text.count("all are in") == 2
+    # What the activations depend on parts the trunks; what they do not, does not.
+    fit("probe", tiny_bert, "--method", "linear_probe")
+    fit("half", tiny_bert, *FREEZE, "--trunk_cache_dtype", "float16")
+    fit("dropped", tiny_bert, *FREEZE, "--dropout", "0.4")
+    assert len(list(trunks.iterdir())) == 3
+
+
+def test_memory_keeps_nothing_on_disk_and_serves_the_next_seed(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    memory = fit("memory", tiny_bert, *FREEZE, "--trunk_cache", "memory")
+    assert not list(trunks.glob("*/*.states"))
+    fit("next", tiny_bert, *FREEZE, "--trunk_cache", "memory", "--seed", "4")
+    assert "all are in memory" in caplog.text
+    assert drift(memory, fit("plain", tiny_bert, *FREEZE, "--trunk_cache", "off")) < 2e-4
+
+
+def test_half_precision_takes_half_and_stays_near(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path
+) -> None:
+    plain = fit("plain", tiny_bert, *FREEZE, "--trunk_cache", "off")
+    sizes = []
+    for dtype, near in (("float32", 2e-4), ("float16", 5e-3), ("bfloat16", 5e-2)):
+        assert drift(plain, fit(dtype, tiny_bert, *FREEZE, "--trunk_cache_dtype", dtype)) < near
+        sizes.append(max(path.stat().st_size for path in trunks.glob("*/*.states")))
+        cache(["--clear"])
+    assert sizes[0] == 2 * sizes[1] == 2 * sizes[2]
+
+
+def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    fails: Callable[..., str],
+    data_flags: list[str],
+    tmp_path: Path,
+    trunks: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    small = ["--trunk_cache_limit", "1KB", "--trunk_cache_memory", "1KB"]
+    fit("small", tiny_bert, *FREEZE, *small)
+    assert "frozen layers run every time: it takes" in caplog.text
+    assert "--trunk_cache_limit is 1 KB (`peft-mrpc cache` lists and clears)" in caplog.text
+    fit("few", tiny_bert, *FREEZE, "--max_steps", "1")
+    assert "the training reads 4 pairs, fewer than the 9 to run" in caplog.text
+    fit("fits memory", tiny_bert, *FREEZE, "--trunk_cache_limit", "1KB")
+    assert "9 are new" in caplog.text and "in memory)" in caplog.text
+    assert not list(trunks.glob("*/*.states"))
+    base = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "refused")]
+    said = fails(main, *base, *FREEZE, *small, "--trunk_cache", "disk")
+    assert "--trunk_cache: got 'disk', but it takes" in said
+    unfrozen = ["--method", "layer_freeze", "--num_unfrozen_layers", "2", "--trunk_cache", "disk"]
+    assert "no layer at the bottom is frozen" in fails(main, *base, *unfrozen)
+    assert "--trunk_cache: got 'of'" in fails(main, *base, *FREEZE, "--trunk_cache", "of")
+    said = fails(main, *base, *FREEZE, "--trunk_cache_limit", "much")
+    assert said.endswith("--trunk_cache_limit: got 'much'; expected a size such as 2GB.")
+    assert not (tmp_path / "refused").exists()
+
+
+def test_a_cached_training_goes_on_from_its_checkpoint(
+    tiny_bert: str, fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = [*FREEZE, "--save_strategy", "epoch", "--trunk_cache", "disk"]
+    whole = fit("whole", tiny_bert, *flags)
+    checkpoints = sorted((whole.path / "checkpoints").iterdir(), key=lambda p: int(p.name[11:]))
+    resumed = fit("resumed", tiny_bert, *flags, "--resume_from_checkpoint", str(checkpoints[0]))
+    assert caplog.text.count(USED) == 2
+    probabilities = [run.predictions("validation").probabilities for run in (whole, resumed)]
+    assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-6
+
+
+def test_the_saved_model_is_the_whole_one(tiny_bert: str, fit: Callable[..., Run]) -> None:
+    run = fit("run", tiny_bert, *FREEZE, "--pooling", "native", "--trunk_cache", "disk")
+    model = AutoModelForSequenceClassification.from_pretrained(run.path / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run.path / "model")
+    batch = tokenizer("the cat sat on the mat", "on the mat the cat sat", return_tensors="pt")
+    with torch.no_grad():
+        found = model.eval()(**batch).logits.softmax(-1).numpy()[0]
+    assert np.abs(found - run.predictions("validation").probabilities[0]).max() < 1e-6
+
+
+def test_two_processes_share_the_work_and_train_as_one(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
+) -> None:
+    rows = [
+        (f"the {one}", f"a {other} {one}", ROWS[len(one + other) % 2][2])
+        for one in WORDS[:10]
+        for other in WORDS[:5]
+    ]
+    train = write_csv(tmp_path / "train.csv", rows, ("sentence1", "sentence2", "label"))
+    flags = ["--model", tiny_bert, *data_flags, *FREEZE, "--train_file", str(train)]
+    flags += ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--dropout", "0"]
+    flags += ["--num_train_epochs", "2", "--swap_sentences", "false"]
+    runs = []
+    for name, mode in (("plain", "off"), ("cached", "disk")):
+        words = [*flags, "--output_dir", str(tmp_path / name), "--trunk_cache", mode]
+        done = run_command("train", *words, processes=2)
+        assert done.returncode == 0, done.stderr[-2000:]
+        runs.append(load_run(tmp_path / name))
+    assert drift(*runs) < 2e-4
+    keys = [path.stat().st_size // 16 for path in trunks.glob("*/*.keys")]
+    assert sorted(keys) == [18, 32], "each row by one of them, and both at work"
+    done = run_command(
+        *["train", *flags, "--output_dir", str(tmp_path / "m"), "--trunk_cache", "memory"],
+        processes=2,
+    )
+    assert done.returncode != 0 and "several processes share it on disk alone" in done.stderr
+
+
+def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) -> None:
+    from tiny_models import tiny_config
+
+    from peft_mrpc.layer_freeze import LayerFreezeOptions
+    from peft_mrpc.methods import METHODS
+    from peft_mrpc.models import load_empty_classifier
+
+    def depth(architecture: str, **options: Any) -> int:
+        model = load_empty_classifier(tiny_config(architecture, 64), "mean")
+        METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(**options))
+        return trunk_depth(model)
+
+    assert depth("bert", num_unfrozen_layers=2) == 0
+    assert depth("bert", num_unfrozen_layers=1) == 1
+    assert depth("bert", num_unfrozen_layers=0) == 2
+    assert depth("llama", num_unfrozen_layers=0) == 2
+    assert depth("bert", num_unfrozen_layers=1, unfrozen_modules=["embeddings"]) == 0
+    # Nothing in the first layer trains, but what feeds it does.
+    relative = {"unfrozen_modules": ["rel_embeddings"]}
+    assert depth("deberta-v2", num_unfrozen_layers=1) == 1
+    assert depth("deberta-v2", num_unfrozen_layers=1, **relative) == 0
+    # A layer above the first that trains ends the trunk, even if those above it are frozen.
+    assert depth("bert", frozen_modules=["embeddings", "layer.1"]) == 0
+
+
+@pytest.mark.parametrize("where", ["disk", "mapped", "memory"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    folder = None if where == "memory" else tmp_path / "store"
+    store = TrunkStore(folder, 3, dtype, 0 if where == "mapped" else 1 << 20)
+    rows = {row_key({"input_ids": [n] * n}): torch.randn(n, 3).to(dtype) for n in (1, 4, 2)}
+    for chosen in ([0, 1], [2]):
+        with store.adding() as writer:
+            for number in chosen:
+                writer.add(*list(rows.items())[number])
+        store.refresh()
+    stores = [store] if folder is None else [store, TrunkStore(folder, 3, dtype, 0)]
+    for one in [*stores, pickle.loads(pickle.dumps(store))]:
+        assert all(key in one for key in rows)
+        assert all(torch.equal(one[key], states) for key, states in rows.items())
+        assert row_key({"input_ids": [9]}) not in one
+
+
+def test_a_failure_while_rows_are_added_leaves_nothing(tmp_path: Path) -> None:
+    store = TrunkStore(tmp_path / "store", 3, torch.float32, 0)
+    with pytest.raises(KeyboardInterrupt), store.adding() as writer:
+        writer.add(b"k" * 16, torch.zeros(2, 3))
+        raise KeyboardInterrupt
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def test_rows_are_told_apart_by_all_that_the_model_reads() -> None:
+    row = {"input_ids": [1, 2], "token_type_ids": [0, 1], "attention_mask": [1, 1]}
+    assert row_key(row) == row_key({**row, "labels": 1})
+    assert row_key(row) != row_key({**row, "token_type_ids": [0, 0]})
+    assert row_key({"input_ids": [1, 2, 0]}) != row_key({"input_ids": [1, 2]})
+
+
+def test_states_stand_where_the_tokens_do() -> None:
+    rows = [torch.ones(2, 1), torch.full((3, 1), 2.0)]
+    right = pad_states(rows, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+    assert right.squeeze(-1).tolist() == [[1, 1, 0], [2, 2, 2]]
+    left = pad_states(rows, torch.tensor([[0, 1, 1], [1, 1, 1]]))
+    assert left.squeeze(-1).tolist() == [[0, 1, 1], [2, 2, 2]]
+
+
+def test_the_cache_is_listed_and_cleared(
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    trunks: Path,
+    fails: Callable[..., str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cache([])
+    assert capsys.readouterr().out == f"0 KB in 0 trunks, {trunks}\n"
+    fit("one", tiny_bert, *FREEZE)
+    fit("two", tiny_bert, "--method", "linear_probe")
+    sizes = [trunk.size for trunk in kept_trunks()]
+    cache([])
+    said = capsys.readouterr().out.splitlines()
+    assert f"{tiny_bert}, 2 layers, torch.float32" in said[-3]
+    assert f"{tiny_bert}, 1 layers" in said[-2]
+    cache(["--keep", str(sizes[0])])
+    assert f"removed {in_bytes(sizes[1])}, {in_bytes(sizes[0])} kept" in capsys.readouterr().out
+    assert json.loads((kept_trunks()[0].folder / "about.json").read_text())["depth"] == 2
+    cache(["--clear"])
+    assert kept_trunks() == []
+    assert "--keep: got 'all'; expected a size such as 5GB." in fails(cache, "--keep", "all")
+    assert "--clear as well" in fails(cache, "--keep", "1GB", "--clear")
+
+
+def test_sizes_read_as_they_are_written() -> None:
+    texts = {"2GB": 2 * 10**9, "1.5 mb": 1_500_000, "10": 10, "3K": 3000, "1T": 10**12}
+    assert {text: parse_bytes(text) for text in texts} == texts
+    assert [parse_bytes(text) for text in ("", "GB", "-1GB", "2 gigs", "nan")] == [None] * 5
+    assert [in_bytes(n) for n in (0, 1234, 2_500_000, 10**12)] == [
+        "0 KB",
+        "1.23 KB",
+        "2.5 MB",
+        "1 TB",
+    ]
