@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,3 +101,52 @@ def test_the_documented_table_is_the_printed_one(capsys: pytest.CaptureFixture[s
     for line in printed[header : header + 1 + len(METHODS)]:
         assert line.split() in documented
     assert all(any(row[0] == f"`{method}`" for row in documented) for method in METHODS)
+
+
+@pytest.mark.parametrize("method", ["layer_freeze", "full", "lora", "prompt_tuning"])
+def test_what_it_will_take_is_tried_and_leaves_nothing(
+    method: str,
+    tiny_bert: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path / "trunks"))
+    flags = ["--num_unfrozen_layers", "1"] if method == "layer_freeze" else []
+    flags += ["--num_virtual_tokens", "5"] if method == "prompt_tuning" else []
+    few, many = (
+        _estimate(["--model", tiny_bert, "--method", method, *flags, "--num_pairs", count], capsys)
+        for count in ("1000", "100000")
+    )
+    pattern = r"1,000 pairs of 53 tokens: about [\d.]+ (s|min|h) an epoch"
+    kept = r", after [\d.]+ (s|min|h) for the frozen layers, once \(%s kept\)"
+    # Both orders of a pair, 16 numbers of 4 bytes a token.
+    sizes = ("6.78 MB", "678 MB") if method == "layer_freeze" else ("", "")
+    for said, size in zip((few, many), sizes, strict=True):
+        assert re.search(r"; peak memory about [\d.]+ [MG]B$", said)
+        assert bool(re.search(kept % re.escape(size), said)) is (method == "layer_freeze")
+    assert re.match(pattern, few) and many.startswith("100,000 pairs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _estimate(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    main(argv)
+    printed = capsys.readouterr()
+    assert "frozen layers:" not in printed.err and "{" not in printed.out
+    return printed.out.splitlines()[-1]
+
+
+def test_what_cannot_be_tried_is_said(
+    tiny_bert: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "lora", "--r", "4"]
+    assert "weights that are not quantized" in _estimate([*flags, "--quantization", "nf4"], capsys)
+    monkeypatch.setattr("peft_mrpc.rehearsal.available_memory", lambda: 1000)
+    assert "and more, and 1 KB are free" in _estimate(flags, capsys)
+    main([*flags, "--estimate", "false"])
+    assert "epoch" not in capsys.readouterr().out
+    assert "--num_pairs: got 0; expected at least 1." in fails(main, *flags, "--num_pairs", "0")

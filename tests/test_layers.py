@@ -42,7 +42,7 @@ LAYERS = [
         "trunk_store",
     },
     {"artifacts", "choosing", "methods", "predictors", "report", "reporting", "trainer"},
-    {"search", "search_outcome", "seeds", "training"},
+    {"rehearsal", "search", "search_outcome", "seeds", "training"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]

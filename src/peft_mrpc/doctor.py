@@ -16,7 +16,7 @@ from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
-from peft_mrpc.flags import flag_value, parse_flags
+from peft_mrpc.flags import flag_value, parse_flags, recipe_to_flags, typed_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import (
     METHODS,
@@ -34,7 +34,9 @@ from peft_mrpc.models import (
     load_tokenizer,
 )
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
+from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.sources import find_model
+from peft_mrpc.train import parse_request
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -68,6 +70,11 @@ class DoctorConfig:
     prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     quantization: str = cfg.option("none", "how the base is held, as in train")
     gradient_checkpointing: bool = cfg.option(False, "as in train")
+    num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
+    mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
+    estimate: bool = cfg.option(
+        True, "with --method and --model: try some steps on random weights, say what it will take"
+    )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -83,6 +90,8 @@ def main(argv: Sequence[str]) -> None:
     }
     if config.model:
         lines = examine(config, options)
+        if config.method and config.estimate:
+            lines.append(estimate(config, argv))
     else:
         lines = matrix_lines(options)
         if not config.method:
@@ -99,7 +108,26 @@ def _flag_faults(config: DoctorConfig) -> list[str]:
         faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
     if config.quantization not in QUANTIZATIONS:
         faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    for name in ("num_pairs", "mean_tokens"):
+        if getattr(config, name) < 1:
+            faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")
     return faults
+
+
+def estimate(config: DoctorConfig, argv: Sequence[str]) -> str:
+    """What training by this method would take here, from some steps of it."""
+    own = {"num_pairs", "mean_tokens", "estimate"}
+    typed = {name: value for name, value in typed_flags(argv).items() if name not in own}
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+    request = parse_request(recipe_to_flags({**typed, **quiet}))
+    source = find_model(str(config.model))
+    tokenizer = load_tokenizer(source)
+    if request.config.pooling == "auto":
+        request.config.pooling = auto_pooling(tokenizer)
+    use_tokenizer(request.options, source.location)
+    about = Pairs(config.num_pairs, config.mean_tokens)
+    said = rehearse(request, load_config(source), tokenizer, about)
+    return f"{config.num_pairs:,} pairs of {config.mean_tokens} tokens: {said}"
 
 
 def build_options(method: str, given: Mapping[str, Any]) -> Any:

@@ -61,6 +61,19 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
+def available_memory() -> int:
+    """Memory that could be had now, in bytes: the GPU's where there is one."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def peak_memory() -> dict[str, int]:
     """Peak memory of this process so far, in bytes: resident, and allocated on the GPU."""
     import torch

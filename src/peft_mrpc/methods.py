@@ -28,8 +28,8 @@ from peft_mrpc.freezing import FreezeCallback, describe_trainable
 from peft_mrpc.layer_freeze import LayerFreezeOptions, frozen_stages
 from peft_mrpc.targets import name_targets
 
-# The hidden size of the model that the recipes' learning rates were found on (MiniLM).
-RECIPE_WIDTH = 384
+# Hidden size and layers of the model that the recipes' learning rates were found on (MiniLM).
+RECIPE_WIDTH, RECIPE_DEPTH = 384, 6
 # What PEFT's config says about the run and not about the method.
 RESERVED_PEFT_FIELDS = {
     "task_type",
@@ -270,16 +270,20 @@ def load_default_recipe(name: str) -> dict[str, Any]:
     return recipe
 
 
-def fitted_rates(name: str, hidden_size: int) -> dict[str, float]:
-    """The recipe's learning rates for a model that is wider than the one they were found on.
+def fitted_rates(name: str, hidden_size: int, num_layers: int) -> dict[str, float]:
+    """The recipe's learning rates for a model of another size than the one they were found on.
 
     Under Adam the best rate of a matrix falls with the width (arXiv:2203.03466, table 3): half of
-    MiniLM's for bert-base, a tenth for a model of 4,096.
+    MiniLM's for bert-base, a tenth for a model of 4,096. A decay from layer to layer is spread over
+    the layers that there are: the lowest has the same share of the highest rate in every model.
     """
     recipe, method = load_default_recipe(name), find_method(name)
     factor = min(1.0, RECIPE_WIDTH / hidden_size)
     rates = {"head_learning_rate": factor, "learning_rate": factor if method.trains_matrices else 1}
-    return {rate: float(recipe[rate]) * by for rate, by in rates.items() if rate in recipe}
+    fitted = {rate: float(recipe[rate]) * by for rate, by in rates.items() if rate in recipe}
+    if "layer_decay" in recipe:
+        fitted["layer_decay"] = float(recipe["layer_decay"]) ** (RECIPE_DEPTH / num_layers)
+    return fitted
 
 
 def method_flags() -> dict[str, str]:

@@ -168,9 +168,11 @@ def _dropout_names(config: PretrainedConfig) -> list[str]:
     ]
 
 
-def load_empty_classifier(config: PretrainedConfig, pooling: str) -> PreTrainedModel:
-    """A classifier of two labels without its weights (on torch's meta device): shapes only."""
-    with torch.device("meta"), quiet_transformers():
+def load_empty_classifier(
+    config: PretrainedConfig, pooling: str, device: str = "meta"
+) -> PreTrainedModel:
+    """A classifier of two labels without its weights: shapes only, or random on a real device."""
+    with torch.device(device), quiet_transformers():
         if pooling == "native":
             return AutoModelForSequenceClassification.from_config(config)
         return SentencePairModel(SentencePairConfig(_without_origin(config), pooling=pooling))

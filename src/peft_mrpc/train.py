@@ -47,6 +47,7 @@ from peft_mrpc.selection import hold_out_selection, implied_arguments
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
 
+FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 
 
@@ -100,7 +101,7 @@ def parse_command(
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset({"learning_rate", "head_learning_rate"} - set(asked)),
+        recipe_rates=frozenset(FITTED_RATES - set(asked)),
     ), mine
 
 
@@ -214,10 +215,11 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
 
 
 def fit_rates(request: TrainRequest, model_config: PretrainedConfig) -> None:
-    """Set the learning rates that are the recipe's to what they are for this model's width."""
-    fitted = fitted_rates(request.config.method, model_config.hidden_size)
+    """Set the learning rates that are the recipe's to what they are for this model's size."""
+    depth = model_config.num_hidden_layers
+    fitted = fitted_rates(request.config.method, model_config.hidden_size, depth)
     for name in request.recipe_rates & set(fitted):
-        owner = request.config if name == "head_learning_rate" else request.arguments
+        owner = request.arguments if name == "learning_rate" else request.config
         setattr(owner, name, fitted[name])
 
 

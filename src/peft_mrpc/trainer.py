@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with what pairs need of it, and rows that come in either order."""
 
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -227,6 +228,8 @@ class CacheTrunk(TrainerCallback):
         self.collator = collator
         self.rows = rows
         self.trunk: Trunk | None = None
+        self.seconds = 0.0  # that the activations took
+        self.token_bytes = 0  # that those of one token take
 
     def on_train_begin(
         self,
@@ -241,11 +244,15 @@ class CacheTrunk(TrainerCallback):
         is_asked = self.plan.mode != "auto"
         reason = "no layer at the bottom is frozen" if depth == 0 else _unfit_for_trunk(args)
         trunk = Trunk(model, depth, self.plan, self.collator)
+        started = time.perf_counter()
         if not reason:
             visits = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
             reason = trunk.prepare(self.rows, None if is_asked else visits * args.world_size)
         if not reason:
             self.trunk = trunk.__enter__()
+            assert self.collator.store is not None
+            self.seconds = time.perf_counter() - started
+            self.token_bytes = self.collator.store.token_bytes
             return
         if is_asked:
             raise UserError(f"--trunk_cache: got {self.plan.mode!r}, but {reason}.")

@@ -10,6 +10,7 @@ Shapes: B batch, T tokens, H hidden.
 
 import hashlib
 import json
+import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -232,7 +233,7 @@ class Trunk:
             # Each machine has a disk of its own, and needs every row.
             index, count = state.local_process_index, int(os.environ["LOCAL_WORLD_SIZE"])
         batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
-        silent = not state.is_main_process or not rows
+        silent = not rows or not logger.isEnabledFor(logging.INFO)
         bar = tqdm(total=len(rows), desc="frozen layers", unit="pair", disable=silent)
         with bar, store.adding() as writer:
             for number, batch in enumerate(batches):

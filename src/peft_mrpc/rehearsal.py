@@ -1,0 +1,171 @@
+"""What a training will cost here, found by a few of its steps on random weights."""
+
+import copy
+import logging
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from transformers import (
+    PretrainedConfig,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
+from peft_mrpc.errors import logger
+from peft_mrpc.freezing import parameter_counts
+from peft_mrpc.models import load_empty_classifier
+from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.predictors import PairClassifier
+from peft_mrpc.trainer import CacheTrunk
+from peft_mrpc.training import TrainRequest, build_trainer
+from peft_mrpc.trunk import trunk_depth
+from peft_mrpc.trunk_plan import in_bytes
+
+WARM_UP, STEPS = 2, 4
+# Weights, their gradients and Adam's two moments, in fp32.
+BYTES_OF_TRAINED, BYTES_OF_FROZEN = 16, 4
+LABELS = ("not_equivalent", "equivalent")
+WORDS = "the company said on monday that its shares rose after the report".split()
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What is known of pairs before they are read.
+
+    Attributes:
+        number: How many train.
+        mean_tokens: Tokens of one, on average, special tokens included.
+    """
+
+    number: int
+    mean_tokens: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training costs on this machine.
+
+    Attributes:
+        epoch_seconds: One pass over the pairs.
+        trunk_seconds: Running frozen layers once for each of them; 0 without frozen layers.
+        trunk_bytes: What is kept of that.
+        peak_bytes: Peak memory: the GPU's, or this process's.
+    """
+
+    epoch_seconds: float
+    trunk_seconds: float
+    trunk_bytes: int
+    peak_bytes: int
+
+    def __str__(self) -> str:
+        text = f"about {in_time(self.epoch_seconds)} an epoch"
+        if self.trunk_bytes:
+            text += (
+                f", after {in_time(self.trunk_seconds)} for the frozen layers, once "
+                f"({in_bytes(self.trunk_bytes)} kept)"
+            )
+        return f"{text}; peak memory about {in_bytes(self.peak_bytes)}"
+
+
+class _Clock(TrainerCallback):
+    """When each step ended."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter())
+
+
+def rehearse(request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs) -> str:
+    """Time some steps of a training, and say what all of it takes.
+
+    Args:
+        request: The training.
+        config: The model's configuration; its weights are not needed.
+        tokenizer: Its tokenizer.
+        about: The pairs that will train.
+    Returns:
+        The estimate in words, or why there is none.
+    """
+    if request.config.quantization != "none":
+        return "no estimate: steps are tried on weights that are not quantized"
+    method, pooling = request.method, request.config.pooling
+    empty = method.apply(load_empty_classifier(config, pooling), copy.deepcopy(request.options))
+    method.freeze(empty, request.options)
+    trained, total = parameter_counts(empty)
+    needed = trained * BYTES_OF_TRAINED + (total - trained) * BYTES_OF_FROZEN
+    if needed > (free := available_memory()):
+        return f"no estimate: it takes {in_bytes(needed)} and more, and {in_bytes(free)} are free"
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        return str(_time_steps(request, config, tokenizer, about))
+    finally:
+        logger.setLevel(before)
+
+
+def _time_steps(
+    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+) -> Estimate:
+    reset_peak_memory()
+    model = load_empty_classifier(config, request.config.pooling, device="cpu")
+    request.method.freeze(model, request.options)
+    if trunk_depth(model):
+        request.config.trunk_cache = "memory"  # not to be found by the training itself
+    size = request.arguments.train_batch_size
+    request.arguments.max_steps = WARM_UP + STEPS
+    data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
+    adapted = request.method.apply(model, request.options)
+    classifier = PairClassifier(adapted, tokenizer, list(LABELS), request.config.max_length)
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = build_trainer(request, data, classifier, folder)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(clock)
+        trainer.train()
+    steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
+    features, _ = classifier.encode(data.splits["train"])
+    tokens = sum(len(row["input_ids"]) for row in features) / len(features)
+    pairs = about.number * about.mean_tokens / tokens / request.arguments.world_size
+    peak = peak_memory()
+    estimate = Estimate(steps * pairs / size, 0, 0, peak.get("gpu_bytes", peak["resident_bytes"]))
+    callbacks = trainer.callback_handler.callbacks
+    cache = next((c for c in callbacks if isinstance(c, CacheTrunk) and c.token_bytes), None)
+    if cache is None:
+        return estimate
+    orders = len(cache.rows) / len(features)
+    return replace(
+        estimate,
+        trunk_seconds=cache.seconds / len(features) * pairs,
+        trunk_bytes=round(cache.token_bytes * about.mean_tokens * about.number * orders),
+    )
+
+
+def _write_pairs(count: int, tokens: int) -> PairData:
+    """Pairs of about so many tokens, no two alike."""
+    half = max(1, (tokens - 3) // 2 - 1)
+    words = [WORDS[number % len(WORDS)] for number in range(half)]
+    pairs = [
+        Pair(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
+        for row in range(count)
+    ]
+    return PairData("rehearsal", LABELS, {"train": tuple(pairs)})
+
+
+def in_time(seconds: float) -> str:
+    """A time to read: 40 s, 12 min, 3.5 h."""
+    if seconds < 120:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
