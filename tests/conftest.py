@@ -37,9 +37,19 @@ ROWS = [
     ("no dog ran", "not a dog ran", "equivalent"),
 ]
 
-# No test finds what another run of the tests, or the user, has kept.
+# Nor what the user has.
 os.environ["PEFT_MRPC_TRUNKS"] = tempfile.mkdtemp(prefix="trunks-")
 atexit.register(shutil.rmtree, os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def own_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds the activations that another one has kept."""
+    folder = tempfile.mkdtemp(dir=os.environ["PEFT_MRPC_TRUNKS"])
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", folder)
+    if "peft_mrpc.trunk" in sys.modules:
+        sys.modules["peft_mrpc.trunk"]._HELD.clear()
+
 
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")
 

@@ -59,7 +59,7 @@ def test_a_method_trains_pads_rightly_and_reloads(
         method, model, data_flags, tmp_path / "trainer", "--pooling", pooling
     )
     assert batch_drift(classifier, pairs) < 1e-5
-    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") == 0
+    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-6
 
 
 @pytest.mark.parametrize(

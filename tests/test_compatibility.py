@@ -167,7 +167,7 @@ def test_adapters_train_over_a_quantized_base_and_reload(
         classifier, pairs = train_two_steps(method, model, data_flags, tmp_path, *flags)
         if quantization != "int8":  # which scales activations by what else is in the batch
             assert batch_drift(classifier, pairs) < 1e-5
-        assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) == 0
+        assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) < 1e-6
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

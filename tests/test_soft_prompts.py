@@ -83,7 +83,7 @@ def test_a_prompt_after_the_first_token_trains_and_reloads(
     model = models[architecture]
     classifier, pairs = train_two_steps(method, model, data_flags, tmp_path, *AFTER, "aligned")
     assert batch_drift(classifier, pairs) < 1e-5
-    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") == 0
+    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-6
 
 
 @pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "last"])

@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,11 @@ USED = "are frozen and run once for each of"
 @pytest.fixture
 def trunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> Iterator[Path]:
-    """A directory of trunks of this test's own, nothing held in memory, and all that is said."""
+) -> Path:
+    """This test's trunks, where it looks for them, and all that is said."""
     caplog.set_level("INFO", "peft_mrpc")
     monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path / "trunks"))
-    _HELD.clear()
-    yield tmp_path / "trunks"
-    _HELD.clear()
+    return tmp_path / "trunks"
 
 
 @pytest.fixture
@@ -97,6 +95,8 @@ def test_cached_training_is_the_same_training(
         + ["--load_best_model_at_end", "true", "--metric_for_best_model", "loss"],
         ["--method", "layer_freeze", "--num_unfrozen_layers", "1"]
         + ["--gradient_checkpointing", "true"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+        + ["--gradient_accumulation_steps", "2", "--train_sampling_strategy", "batch_rebalance"],
         ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--layer_decay", "0.5"]
         + ["--gradient_accumulation_steps", "2", "--dataloader_num_workers", "2"],
     ],

@@ -24,7 +24,7 @@ from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.trainer import CacheTrunk
-from peft_mrpc.training import TrainRequest, build_trainer
+from peft_mrpc.training import TrainRequest, build_trainer, pair_length
 from peft_mrpc.trunk import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes
 
@@ -128,7 +128,8 @@ def _time_steps(
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
     adapted = request.method.apply(model, request.options)
-    classifier = PairClassifier(adapted, tokenizer, list(LABELS), request.config.max_length)
+    length = pair_length(request, config, tokenizer)
+    classifier = PairClassifier(adapted, tokenizer, list(LABELS), length)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = build_trainer(request, data, classifier, folder)

@@ -19,7 +19,7 @@ from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs, reported_splits
-from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.errors import raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.freezing import parameter_counts, trainable_names
 from peft_mrpc.methods import (
@@ -34,7 +34,6 @@ from peft_mrpc.models import (
     load_classifier,
     load_config,
     load_tokenizer,
-    position_limit,
 )
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier
@@ -45,7 +44,13 @@ from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.seeds import settle_seeds, train_seeds
 from peft_mrpc.selection import hold_out_selection, implied_arguments
 from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.training import TrainRequest, argument_faults, build_trainer, check_against_data
+from peft_mrpc.training import (
+    TrainRequest,
+    argument_faults,
+    build_trainer,
+    check_against_data,
+    pair_length,
+)
 
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
 DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
@@ -168,21 +173,9 @@ def train(request: TrainRequest) -> Run | None:
 def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
     """Load model and tokenizer and make the model trainable by the method."""
     tokenizer = load_tokenizer(source)
-    virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
     model_config = load_config(source)
     fit_rates(request, model_config)
-    limit = position_limit(model_config, tokenizer)
-    if virtual + 8 > limit:
-        raise UserError(
-            f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
-            "the pair together."
-        )
-    max_length = min(request.config.max_length, limit) - virtual
-    if max_length < 8:
-        raise UserError(
-            f"--max_length: got {request.config.max_length}, of which {virtual} are virtual "
-            "tokens; expected at least 8 more for the pair."
-        )
+    max_length = pair_length(request, model_config, tokenizer)
     if request.config.pooling == "auto":  # recorded as what it came to
         request.config.pooling = auto_pooling(tokenizer)
     quantization = request.config.quantization

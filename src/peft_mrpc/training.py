@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import (
     EarlyStoppingCallback,
+    PretrainedConfig,
     Trainer,
     TrainerCallback,
     TrainingArguments,
@@ -23,14 +24,14 @@ from transformers.integrations.integration_utils import (
 from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
+from peft_mrpc.errors import UserError, logger, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import (
     FreezeCallback,
     describe_trainable,
 )
 from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
 from peft_mrpc.methods import Method
-from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
+from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx, position_limit
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
@@ -143,6 +144,28 @@ def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
             "expected a directory checkpoint-N."
         )
     return faults
+
+
+def pair_length(request: TrainRequest, model_config: PretrainedConfig, tokenizer: Any) -> int:
+    """The most tokens that a pair may have, beside virtual ones.
+
+    Raises:
+        UserError: If these leave the pair no room.
+    """
+    virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
+    limit = position_limit(model_config, tokenizer)
+    if virtual + 8 > limit:
+        raise UserError(
+            f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
+            "the pair together."
+        )
+    length = min(request.config.max_length, limit) - virtual
+    if length < 8:
+        raise UserError(
+            f"--max_length: got {request.config.max_length}, of which {virtual} are virtual "
+            "tokens; expected at least 8 more for the pair."
+        )
+    return length
 
 
 def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: PairData) -> None:
