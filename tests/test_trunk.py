@@ -136,8 +136,9 @@ def test_the_next_training_finds_all(
     # What the activations depend on parts the trunks; what they do not, does not.
     fit("probe", tiny_bert, "--method", "linear_probe")
     fit("half", tiny_bert, *FREEZE, "--trunk_cache_dtype", "float16")
+    fit("mixed", tiny_bert, *FREEZE, "--bf16", "true", "--use_cpu", "true")
     fit("dropped", tiny_bert, *FREEZE, "--dropout", "0.4")
-    assert len(list(trunks.iterdir())) == 3
+    assert len(list(trunks.iterdir())) == 4
 
 
 def test_memory_keeps_nothing_on_disk_and_serves_the_next_seed(

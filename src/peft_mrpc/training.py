@@ -222,7 +222,7 @@ def build_trainer(
     if isinstance(train_rows, EitherOrder):
         callbacks.append(OrderAnew(train_rows))
         orders = list(train_rows.orders)
-    plan = build_trunk_plan(request.config)
+    plan = build_trunk_plan(request.config, trainer_precision(arguments))
     if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
         rows = [row for part in (*orders, held_out or []) for row in part]
         callbacks.append(CacheTrunk(plan, collator, rows))
@@ -242,6 +242,11 @@ def build_trainer(
     if not any(isinstance(callback, FreezeCallback) for callback in callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
+
+
+def trainer_precision(arguments: TrainingArguments) -> str:
+    """What the Trainer computes in."""
+    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
 
 
 def is_symmetric(label_names: Sequence[str]) -> bool:

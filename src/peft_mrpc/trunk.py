@@ -192,7 +192,7 @@ class Trunk:
             "weights": self._weights_digest(),
             "config": {key: str(config[key]) for key in sorted(set(config) - NOT_COMPUTED)},
             "depth": self.depth,
-            "computed_in": str(self._dtype),
+            "computed_in": [self.plan.precision, str(self._dtype)],
             "kept_in": str(self._kept_dtype),
             "transformers": transformers.__version__,
         }

@@ -21,6 +21,7 @@ class TrunkPlan:
         disk_bytes: The most that all trunks together may take on disk.
         memory_bytes: The most that this one may take in memory; beyond, files are mapped.
         model: What the user calls the model, for the list of what is kept.
+        precision: Of the training: bf16 and fp16 compute other activations than fp32.
     """
 
     mode: str
@@ -28,16 +29,18 @@ class TrunkPlan:
     disk_bytes: int
     memory_bytes: int
     model: str
+    precision: str
 
 
-def build_trunk_plan(config: TrainConfig) -> TrunkPlan:
-    """The plan that checked flags mean."""
+def build_trunk_plan(config: TrainConfig, precision: str) -> TrunkPlan:
+    """The plan that checked flags mean, for a training in this precision."""
     return TrunkPlan(
         config.trunk_cache,
         None if config.trunk_cache_dtype == "auto" else config.trunk_cache_dtype,
         parse_bytes(config.trunk_cache_limit) or 0,
         parse_bytes(config.trunk_cache_memory) or 0,
         config.model,
+        precision,
     )
 
 
