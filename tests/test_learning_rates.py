@@ -4,11 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import ARCHITECTURES, FLAGS, poolings
+from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
 
 from peft_mrpc.data import load_pairs
 from peft_mrpc.freezing import head_parameter_ids
 from peft_mrpc.methods import METHODS
+from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main, parse_request
 from peft_mrpc.training import build_trainer
@@ -88,6 +89,30 @@ def test_weight_decay_is_as_without(
         decays.append({name_of[id(p)]: g["weight_decay"] for g in groups for p in g["params"]})
     assert decays[0] == decays[1]
     assert set(decays[0].values()) == {0.0, 0.1}
+
+
+def test_a_recipes_decay_is_left_out_where_there_is_no_stack_of_layers(
+    data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    albert = write_tiny_model("albert", tmp_path / "albert")
+    flags = ["--method", "full", "--model", albert, *data_flags, "--num_train_epochs", "1"]
+    main([*flags, "--output_dir", str(tmp_path / "run")])
+    assert load_run(tmp_path / "run").record["config"]["layer_decay"] is None
+    said = fails(main, *flags, "--layer_decay", "0.9", "--output_dir", str(tmp_path / "typed"))
+    assert "found no stack of 2 layers" in said
+
+
+def test_a_decay_that_reaches_nothing_is_said(
+    models: dict[str, str],
+    data_flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = ["--pooling", "native", "--layer_decay", str(DECAY)]
+    groups_of("lora", models["bert"], data_flags, tmp_path, *flags)
+    assert "has no effect" not in caplog.text
+    groups_of("prompt_tuning", models["bert"], data_flags, tmp_path, *flags)
+    assert "--layer_decay: has no effect, since nothing trains in a layer" in caplog.text
 
 
 @pytest.mark.parametrize("value", ["0", "-0.5", "1.1", "nan", "inf"])

@@ -67,9 +67,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "llama": {"num_key_value_heads": 1, "bos_token_id": 4, "eos_token_id": 5},
 }
-LIKE = {"camembert": "roberta", "xlm-roberta": "roberta"}
+LIKE = {"albert": "bert", "camembert": "roberta", "xlm-roberta": "roberta"}
 ENCODERS = [name for name in ARCHITECTURES if name != "llama"]
-TOKEN_TYPES = ("bert", "electra", "deberta-v2")
+TOKEN_TYPES = ("albert", "bert", "electra", "deberta-v2")
 
 
 def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:

@@ -28,11 +28,21 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     Raises:
         UserError: If the model has no such stack.
     """
+    if (layers := _find_layers(model)) is not None:
+        return layers
     depth = getattr(model.config, "num_hidden_layers", None)
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
     raise UserError(f"--model: found no stack of {depth} layers in {type(model).__name__}.")
+
+
+def has_layers(model: PreTrainedModel) -> bool:
+    """Whether there is such a stack."""
+    return _find_layers(model) is not None
+
+
+def _find_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    depth = getattr(model.config, "num_hidden_layers", None)
+    stacks = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
+    return next((stack for stack in stacks if len(stack) == depth), None)
 
 
 def modules_before_layers(model: PreTrainedModel) -> list[nn.Module]:

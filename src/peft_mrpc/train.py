@@ -21,7 +21,7 @@ from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import raise_faults, run_verb
 from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
-from peft_mrpc.freezing import parameter_counts, trainable_names
+from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
 from peft_mrpc.methods import (
     find_method,
     fitted_rates,
@@ -199,6 +199,8 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         dropout=request.config.dropout,
         prompt_position=request.config.prompt_position,
     )
+    if "layer_decay" in request.recipe_rates and not has_layers(model):
+        request.config.layer_decay = None  # ALBERT's layers are one
     use_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
     wanted = request.config.threshold

@@ -149,12 +149,13 @@ class Trunk:
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
         store = self._open(name, int(sample.shape[-1]))
         missing = [row for key, row in by_key.items() if key not in store]
-        if visits is not None and len(missing) > visits:
-            return f"the training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
         size = sum(len(row["input_ids"]) for row in missing) * store.token_bytes
-        refusals = gather_object([self._make_room(store, size)])
-        if any(refusals):
-            return str(next(filter(None, refusals)))
+        refusal = self._make_room(store, size)
+        if visits is not None and len(missing) > visits:
+            refusal = f"the training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
+        # Machines may differ in what they have, and in room: all do without, or none.
+        if refusals := [*filter(None, gather_object([refusal]))]:
+            return str(refusals[0])
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
             *(self.depth, len(encoder_layers(self.model)), f"{len(by_key):,}"),
