@@ -339,9 +339,13 @@ def write_page(results: dict[str, Any]) -> None:
                 f"{share:.0%} of what a large matrix product reaches, "
                 f"{result['gemm_gflops']:.0f} GFLOP/s."
             )
-    begin, end = "<!-- table of speed.py -->", "<!-- end of speed.py -->"
+    put_table("\n".join(lines), "speed.py")
+
+
+def put_table(table: str, name: str) -> None:
+    """Put a table into the page, between its marks, and show it."""
+    begin, end = f"<!-- table of {name} -->", f"<!-- end of {name} -->"
     page = PAGE.read_text("utf-8")
-    table = "\n".join(lines)
     page = f"{page.split(begin)[0]}{begin}\n\n{table}\n\n{end}{page.split(end)[1]}"
     PAGE.write_text(page, encoding="utf-8")
     print(table)
