@@ -122,7 +122,7 @@ DESCENT += [
     "--train_sampling_strategy",
     "sequential",
 ]
-DESCENT += ["--method", "full", "--disable_tqdm", "true"]
+DESCENT += ["--method", "full", "--layer_decay", "1", "--disable_tqdm", "true"]
 ALL_LOSSES = ["--label_smoothing_factor", "0.1", "--class_weights", "0.7,0.3", "--focal_gamma", "1"]
 
 

@@ -257,7 +257,7 @@ def test_the_head_trains_at_its_own_rate(
 
     request = parse_request(
         ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]
-        + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3"]
+        + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3", "--layer_decay", "1"]
     )
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
