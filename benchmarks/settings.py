@@ -17,19 +17,25 @@ from peft_mrpc.runs import load_run
 
 NUM_TRAIN = 3000
 SEED = "1"
-# Of each method what the recipe is (LoRA: with r 6) stands last.
+# Of each method what the recipe is stands last.
 SETTINGS = """
 layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false
 layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 8e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 2e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --pooling cls
+full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --label_smoothing_factor 0.1
+full --learning_rate 1e-4 --layer_decay 0.8 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
 lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --num_train_epochs 4 --swap_sentences false
 lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --num_train_epochs 5 --swap_sentences true
 lora --r 4 --lora_alpha 16 --target_modules all-linear --learning_rate 1e-3 --num_train_epochs 5 --swap_sentences true
 lora --r 8 --lora_alpha 16 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
+lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false
 """.strip().splitlines()  # noqa: E501

@@ -88,7 +88,9 @@ class _Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def rehearse(request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs) -> str:
+def rehearse(
+    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+) -> Estimate | str:
     """Time some steps of a training, and say what all of it takes.
 
     Args:
@@ -97,7 +99,7 @@ def rehearse(request: TrainRequest, config: PretrainedConfig, tokenizer: Any, ab
         tokenizer: Its tokenizer.
         about: The pairs that will train.
     Returns:
-        The estimate in words, or why there is none.
+        The estimate, or why there is none.
     """
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
@@ -111,7 +113,7 @@ def rehearse(request: TrainRequest, config: PretrainedConfig, tokenizer: Any, ab
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return str(_time_steps(request, config, tokenizer, about))
+        return _time_steps(request, config, tokenizer, about)
     finally:
         logger.setLevel(before)
 
