@@ -16,9 +16,9 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from peft_mrpc.cache import main as cache
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.trunk import _HELD, pad_states, trunk_depth
+from peft_mrpc.trunk import _HELD, trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_store import TrunkStore, kept_trunks, row_key
+from peft_mrpc.trunk_store import TrunkStore, kept_trunks, pad_states, row_key
 
 USED = "are frozen and run once for each of"
 

@@ -38,8 +38,8 @@ from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.selection import SELECTION, selection_faults
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trainer import CacheTrunk, EitherOrder, OrderAnew, PairTrainer, PlainAttention
-from peft_mrpc.trunk import TrunkCollator
 from peft_mrpc.trunk_plan import build_trunk_plan, trunk_faults
+from peft_mrpc.trunk_store import TrunkCollator
 
 FINE_TUNING_RATE = 1e-3
 MAX_SEED = (1 << 32) - 1

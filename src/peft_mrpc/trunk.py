@@ -30,6 +30,8 @@ from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
 from peft_mrpc.trunk_store import (
+    STATES,
+    TrunkCollator,
     TrunkStore,
     Writer,
     describe_trunk,
@@ -39,11 +41,8 @@ from peft_mrpc.trunk_store import (
 )
 
 Rows = Sequence[Mapping[str, Any]]
-Collate = Callable[[list[Any]], Any]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
 FILL_BATCH = 32
-# What collated batches call the activations; the model never sees it.
-STATES = "trunk_states"
 # How far logits may lie apart by rounding, as a share of their size.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 # What of a configuration changes no activation.
@@ -74,33 +73,6 @@ def trunk_depth(model: PreTrainedModel) -> int:
 
 def _trains(module: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in module.parameters())
-
-
-class TrunkCollator:
-    """Pads encoded pairs to a batch, with their activations where a store has all of them.
-
-    Args:
-        collate: Pads token ids; knows nothing of activations.
-    """
-
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
-        self.store: TrunkStore | None = None
-
-    def __call__(self, features: list[Any]) -> Any:
-        keys = [row_key(feature) for feature in features] if self.store else []
-        batch = self.collate(features)
-        if self.store and all(key in self.store for key in keys):
-            batch[STATES] = pad_states([self.store[key] for key in keys], batch["attention_mask"])
-        return batch
-
-
-def pad_states(rows: Sequence[torch.Tensor], attention_mask: torch.Tensor) -> torch.Tensor:
-    """Rows [T, H] where the mask [B, T] has their tokens, on either side; zeros elsewhere."""
-    padded = rows[0].new_zeros(*attention_mask.shape, rows[0].shape[-1])
-    for row, states, first in zip(padded, rows, attention_mask.argmax(dim=1).tolist(), strict=True):
-        row[first : first + len(states)] = states
-    return padded
 
 
 class _Reached(Exception):

@@ -7,14 +7,14 @@ import shutil
 import time
 import uuid
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
-from peft_mrpc.errors import one_line
+from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.runs import read_json, write_json
 from peft_mrpc.sources import cache_dir
 from peft_mrpc.trunk_plan import in_bytes
@@ -23,6 +23,9 @@ ABOUT_FILE = "about.json"
 KEY_BYTES = 16
 # A file system that is full takes more down than a training.
 SPARE_BYTES = 1 << 30
+# What collated batches call the activations; the model never sees it.
+STATES = "trunk_states"
+Collate = Callable[[list[Any]], Any]
 
 
 def trunks_dir() -> Path:
@@ -188,6 +191,33 @@ class DiskWriter(Writer):
         self.file.write(states.contiguous().view(torch.uint8).numpy().data)
 
 
+class TrunkCollator:
+    """Pads encoded pairs to a batch, with their activations where a store has all of them.
+
+    Args:
+        collate: Pads token ids; knows nothing of activations.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+        self.store: TrunkStore | None = None
+
+    def __call__(self, features: list[Any]) -> Any:
+        keys = [row_key(feature) for feature in features] if self.store else []
+        batch = self.collate(features)
+        if self.store and all(key in self.store for key in keys):
+            batch[STATES] = pad_states([self.store[key] for key in keys], batch["attention_mask"])
+        return batch
+
+
+def pad_states(rows: Sequence[torch.Tensor], attention_mask: torch.Tensor) -> torch.Tensor:
+    """Rows [T, H] where the mask [B, T] has their tokens, on either side; zeros elsewhere."""
+    padded = rows[0].new_zeros(*attention_mask.shape, rows[0].shape[-1])
+    for row, states, first in zip(padded, rows, attention_mask.argmax(dim=1).tolist(), strict=True):
+        row[first : first + len(states)] = states
+    return padded
+
+
 @dataclass(frozen=True)
 class KeptTrunk:
     """A trunk on disk.
@@ -209,7 +239,7 @@ def kept_trunks() -> list[KeptTrunk]:
     """All trunks on disk, the last used first."""
     found = []
     for folder in trunks_dir().glob("*"):
-        with contextlib.suppress(OSError, ValueError):  # another process may be removing it
+        with contextlib.suppress(OSError, UserError):  # another process is writing or removing it
             about = read_json(folder / ABOUT_FILE) if (folder / ABOUT_FILE).is_file() else {}
             size = sum(path.stat().st_size for path in folder.iterdir())
             found.append(KeptTrunk(folder, about, size, folder.stat().st_mtime))
