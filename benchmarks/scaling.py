@@ -30,11 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
     parser.add_argument("--dataset", type=Path, required=True, help="directory in GLUE's layout")
     parser.add_argument("--sizes", default="1000,10000", help="training pairs, comma-separated")
+    parser.add_argument("--pairs", type=int, default=1500, help="of the second table")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         sizes = [int(size) for size in options.sizes.split(",")]
         write_sizes(options.dataset, sizes, Path(scratch))
-        write_processes(options.dataset, Path(scratch))
+        write_processes(options.dataset, options.pairs, Path(scratch))
 
 
 def write_sizes(dataset: Path, sizes: list[int], scratch: Path) -> None:
@@ -67,15 +68,15 @@ def write_repeated(dataset: Path, folder: Path, size: int) -> None:
     (folder / "dev.tsv").write_text("\n".join(few) + "\n", encoding="utf-8")
 
 
-def write_processes(dataset: Path, scratch: Path) -> None:
+def write_processes(dataset: Path, pairs: int, scratch: Path) -> None:
     folder = scratch / "processes"
-    write_repeated(dataset, folder, 1500)
+    write_repeated(dataset, folder, pairs)
     flags = ["--dataset", str(folder), "--num_train_epochs", "3"]
     speeds = {}
     for processes, batch in ((1, 16), (2, 8)):
         words = [*flags, "--per_device_train_batch_size", str(batch)]
         run, _ = train(scratch / f"on-{processes}", words, processes, 1)
-        speeds[processes] = 3 * 1500 / run["timing"]["train_seconds"]
+        speeds[processes] = 3 * pairs / run["timing"]["train_seconds"]
     lines = ["| processes, one core each | pairs/s | ratio |", "|---|---|---|"]
     lines += [f"| {n} | {speed:.0f} | {speed / speeds[1]:.2f} |" for n, speed in speeds.items()]
     put_table("\n".join(lines), "processes of scaling.py")
