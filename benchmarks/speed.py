@@ -47,9 +47,10 @@ from peft_mrpc.models import load_config, load_tokenizer
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.processes import prepare_processes
 from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
+from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, parse_request
-from peft_mrpc.training import TrainRequest, build_trainer
+from peft_mrpc.train import build_classifier
+from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD
 
 RESULTS, PAGE, PICTURE = HERE / "speed.json", HERE / "speed.md", HERE / "speed.png"

@@ -20,9 +20,10 @@ from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.layer_freeze import LayerFreezeOptions, find_modules
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_empty_classifier
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 
 H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are

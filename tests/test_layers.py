@@ -5,7 +5,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
-    {"averages", "environment", "errors", "pair_model", "pairs"},
+    {"averages", "environment", "errors", "option_values", "pair_model", "pairs"},
     {
         "columns",
         "config",
@@ -24,6 +24,7 @@ LAYERS = [
         "workers",
     },
     {
+        "adapters",
         "cards",
         "checkpoints",
         "compatibility",
@@ -33,6 +34,7 @@ LAYERS = [
         "learning_rates",
         "losses",
         "models",
+        "option_faults",
         "plots",
         "publishing",
         "scoring",
@@ -42,6 +44,7 @@ LAYERS = [
         "trunk_store",
     },
     {"artifacts", "choosing", "methods", "predictors", "report", "reporting", "trainer"},
+    {"requests"},
     {"rehearsal", "search", "search_outcome", "seeds", "training"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},

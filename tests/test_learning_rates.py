@@ -9,12 +9,14 @@ from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
 from peft_mrpc.data import load_pairs
 from peft_mrpc.freezing import head_parameter_ids
 from peft_mrpc.methods import METHODS
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 
 RATE, HEAD_RATE, DECAY = 1e-3, 7e-3, 0.5
+IN_NO_LAYER = ["linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"]
 
 
 def groups_of(method: str, model: str, data_flags: list[str], folder: Path, *flags: str) -> Any:
@@ -63,20 +65,47 @@ def test_each_layer_learns_at_its_own_rate(
         assert groups[0]["lr"] == RATE  # which the Trainer logs
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "full"])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", *IN_NO_LAYER)])
 def test_what_a_method_puts_into_a_layer_learns_at_its_rate(
     method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     flags = ["--pooling", "native", "--layer_decay", str(DECAY)]
     model, groups = groups_of(method, models["bert"], data_flags, tmp_path, *flags)
     found = check_rates(model, groups)
-    below = {"layer_freeze": set(), "linear_probe": set(), "bitfit": {DECAY, DECAY**2}}
+    below = {"layer_freeze": set(), "bitfit": {DECAY, DECAY**2}}
     below["ln_tuning"] = below["bitfit"]  # the norm over the embeddings trains too
-    prompts = ("prompt_tuning", "p_tuning", "prefix_tuning")
-    default = set() if method in prompts else {DECAY}
-    at_full = set() if method == "linear_probe" else {RATE}
-    lower = {RATE * power for power in below.get(method, default)}
-    assert found == {HEAD_RATE} | at_full | lower
+    lower = {RATE * power for power in below.get(method, {DECAY})}
+    assert found == {HEAD_RATE, RATE} | lower
+
+
+@pytest.mark.parametrize("method", IN_NO_LAYER[1:])
+def test_virtual_tokens_learn_at_their_own_rate_beside_the_head(
+    method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    model, groups = groups_of(method, models["bert"], data_flags, tmp_path, "--pooling", "native")
+    head = head_parameter_ids(model)
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["lr"] == (HEAD_RATE if id(parameter) in head else RATE)
+    assert {group["lr"] for group in groups} == {HEAD_RATE, RATE}
+
+
+def test_all_that_stands_beside_the_encoder_is_the_head(
+    models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    for method in ("full", "prompt_tuning"):  # plain, and under PEFT
+        model, groups = groups_of(
+            *(method, models["deberta-v2"], data_flags, tmp_path, "--pooling", "native")
+        )
+        names = {id(p): name for name, p in model.named_parameters()}
+        at_head_rate = {
+            names[id(p)] for group in groups for p in group["params"] if group["lr"] == HEAD_RATE
+        }
+        own = {re.sub(r"^base_model\.|modules_to_save\.default\.", "", n) for n in at_head_rate}
+        assert own == {
+            *("pooler.dense.weight", "pooler.dense.bias"),
+            *("classifier.weight", "classifier.bias"),
+        }
 
 
 def test_weight_decay_is_as_without(
@@ -102,17 +131,14 @@ def test_a_recipes_decay_is_left_out_where_there_is_no_stack_of_layers(
     assert "found no stack of 2 layers" in said
 
 
-def test_a_decay_that_reaches_nothing_is_said(
-    models: dict[str, str],
-    data_flags: list[str],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize("method", IN_NO_LAYER)
+def test_a_decay_that_would_reach_nothing_is_refused(
+    method: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
 ) -> None:
-    flags = ["--pooling", "native", "--layer_decay", str(DECAY)]
-    groups_of("lora", models["bert"], data_flags, tmp_path, *flags)
-    assert "has no effect" not in caplog.text
-    groups_of("prompt_tuning", models["bert"], data_flags, tmp_path, *flags)
-    assert "--layer_decay: has no effect, since nothing trains in a layer" in caplog.text
+    said = fails(
+        main, "--method", method, "--model", tiny_bert, *data_flags, "--layer_decay", "0.9"
+    )
+    assert f"--layer_decay: got 0.9, but {method} trains nothing in a layer; drop it." in said
 
 
 @pytest.mark.parametrize("value", ["0", "-0.5", "1.1", "nan", "inf"])

@@ -252,7 +252,8 @@ def test_the_head_trains_at_its_own_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     from peft_mrpc.data import load_pairs
-    from peft_mrpc.train import build_classifier, parse_request
+    from peft_mrpc.requests import parse_request
+    from peft_mrpc.train import build_classifier
     from peft_mrpc.training import build_trainer
 
     request = parse_request(

@@ -20,11 +20,12 @@ from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.pairs import Pair
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.selection import hold_out, hold_out_selection
 from peft_mrpc.sources import find_model
 from peft_mrpc.thresholds import best_threshold, decide
-from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 
 # The encoders of the last two are more than the prompt they compute, which is all that PEFT saves.

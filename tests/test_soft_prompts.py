@@ -21,9 +21,10 @@ from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pair_model import POOLINGS
 from peft_mrpc.pairs import Pair
 from peft_mrpc.predictors import PairClassifier, PairCollator
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run, read_json
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.train import build_classifier, main
 
 PAIRS = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]

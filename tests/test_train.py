@@ -20,9 +20,10 @@ from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main, parse_request
+from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer, is_symmetric
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
@@ -254,7 +255,7 @@ def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for has_units in (True, False):
-        monkeypatch.setattr("peft_mrpc.training.cpu_has_amx", lambda has=has_units: has)
+        monkeypatch.setattr("peft_mrpc.requests.cpu_has_amx", lambda has=has_units: has)
         parse_request(["--use_cpu", "--bf16"])
         assert ("fp32 is several times faster" in caplog.text) is not has_units
 
@@ -315,8 +316,11 @@ def test_virtual_tokens_count_against_the_positions(
         (["--report_to", "nonsense"], "--report_to: nonsense is not supported"),
         (["--resume_from_checkpoint", "gone"], "holds no trainer_state.json"),
         (["--method", "prompt_tuning", "--num_virtual_tokens", "0"], "got 0; expected at least 1"),
-        (["--method", "prompt_tuning", "--prompt_tuning_init", "x"], "expected one of RANDOM"),
-        (["--method", "lora", "--bias", "nonsense"], "LoraConfig: "),
+        (
+            ["--method", "prompt_tuning", "--prompt_tuning_init", "x"],
+            "SAMPLE_VOCAB or RANDOM",
+        ),
+        (["--method", "lora", "--bias", "nonsense"], "; expected none, all or lora_only."),
         (["--pooling", "max"], "--pooling: got 'max'"),
         (["--dropout", "1"], "--dropout: got 1.0; expected 0 or more and below 1"),
         (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
@@ -393,6 +397,27 @@ def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
         (f"[CLS] {first} [SEP] {second} [SEP]", label),
         (f"[CLS] {second} [SEP] {first} [SEP]", label),
     }
+
+
+def test_every_epoch_draws_its_orders_anew(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--trunk_cache", "off"]
+    request = parse_request([*flags, "--num_train_epochs", "8", "--disable_tqdm", "true"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    collate, epochs = trainer.data_collator, [set[tuple[int, ...]]() for _ in range(8)]
+    rows: Any = trainer.train_dataset
+
+    def watch(batch: list[dict[str, list[int]]]) -> object:
+        epochs[int(rows.epoch)] |= {tuple(row["input_ids"]) for row in batch}
+        return collate(batch)
+
+    trainer.data_collator = watch
+    trainer.train()
+    assert all(epochs)
+    assert len({frozenset(texts) for texts in epochs}) > 1
 
 
 def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(

@@ -19,9 +19,11 @@ from peft_mrpc import train
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.methods import METHODS
+from peft_mrpc.requests import parse_command
 from peft_mrpc.runs import load_run
 from peft_mrpc.search_space import load_space
 from peft_mrpc.selection import hold_out
+from peft_mrpc.sources import find_model
 from peft_mrpc.tune import OWN, _check_ends, _flag_values, main
 
 SPACE = """
@@ -30,7 +32,8 @@ r: {choices: [2, 4, 8]}
 pooling: {choices: [native, mean]}
 per_device_train_batch_size: {low: 2, high: 6, step: 2}
 """
-FIXED = ["--method", "lora", "--num_train_epochs", "3", "--selection_fraction", "0.3"]
+FIXED = ["--method", "lora", "--num_train_epochs", "3"]
+HELD_OUT = ["--selection_fraction", "0.3"]
 SEARCH = ["--objective", "loss", "--num_trials", "9"]
 
 
@@ -38,7 +41,7 @@ SEARCH = ["--objective", "loss", "--num_trials", "9"]
 def flags(tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, data_flags: list[str]) -> Any:
     path = tmp_path_factory.mktemp("space") / "space.yaml"
     path.write_text(SPACE)
-    return [*FIXED, "--model", tiny_bert, *data_flags, "--search_space", str(path)]
+    return [*HELD_OUT, *FIXED, "--model", tiny_bert, *data_flags, "--search_space", str(path)]
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_a_search_in_two_parts_is_the_search_in_one(
     assert "--learning_rate_x: got an unknown flag." in said
     said = fails(main, *flags, *SEARCH, "--num_train_epochs", "2", *out)
     assert "holds a search with another num_train_epochs" in said
-    said = fails(train.main, *flags[:-2], *out)
+    said = fails(train.main, *flags[len(HELD_OUT) : -2], *out)
     assert "holds what is no Run's" in said
 
 
@@ -162,23 +165,23 @@ def test_commands_with_one_storage_share_a_study(
 def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
     tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    (tmp_path / "space.yaml").write_text("num_unfrozen_layers: {choices: [1, 9]}\n")
-    given = ["--model", tiny_bert, *data_flags, "--num_train_epochs", "1", "--num_trials", "5"]
-    given += ["--num_unfrozen_layers", "1"]
+    # Each value does alone, beside the recipe's 20 tokens; 40 leave nothing of 40.
+    space = tmp_path / "space.yaml"
+    space.write_text("num_virtual_tokens: {choices: [5, 40]}\nmax_length: {choices: [40, 60]}\n")
+    given = ["--method", "prompt_tuning", "--model", tiny_bert, *data_flags]
+    given += ["--num_train_epochs", "1", "--num_trials", "8", "--search_space", str(space)]
     out = ["--output_dir", str(tmp_path / "search")]
-    space = ["--search_space", str(tmp_path / "space.yaml")]
-    said = fails(main, *given, *space, *out)
-    assert "num_unfrozen_layers: is given as a flag or in --config too; drop one." in said
-    main([*given[:-2], *space, *out])
+    said = fails(main, *given, "--max_length", "50", *out)
+    assert "max_length: is given as a flag or in --config too; drop one." in said
+    main([*given, *out])
     rows = read_trials(tmp_path / "search")
-    assert [row["state"] for row in rows] == [
-        "failed" if row["num_unfrozen_layers"] == "9" else "complete" for row in rows
-    ]
+    has_failed = [row["num_virtual_tokens"] == row["max_length"] == "40" for row in rows]
+    assert [row["state"] == "failed" for row in rows] == has_failed and any(has_failed)
     failed = next(row for row in rows if row["state"] == "failed")
-    assert "--num_unfrozen_layers: got 9; sentence_pair here has 2 layers" in failed["failure"]
-    (tmp_path / "space.yaml").write_text("num_unfrozen_layers: {choices: [8, 9]}\n")
-    said = fails(main, *given[:-2], *space, "--output_dir", str(tmp_path / "none"))
-    assert "tune: none of 5 trials came to its end. The first failed: --num_unfrozen" in said
+    assert "--max_length: got 40, of which 40 are virtual tokens" in failed["failure"]
+    space.write_text("num_virtual_tokens: {choices: [38, 40]}\nmax_length: {choices: [40, 42]}\n")
+    said = fails(main, *given, "--output_dir", str(tmp_path / "none"))
+    assert "tune: none of 8 trials came to its end. The first failed: --max_length" in said
 
 
 def test_an_interrupted_search_goes_on(flags: list[str], tmp_path: Path) -> None:
@@ -225,7 +228,7 @@ def test_the_trials_of_a_worker_that_died_are_given_up(
 def test_it_is_judged_on_training_pairs_alone(flags: list[str], pair_files: dict[str, str]) -> None:
     from peft_mrpc.tune import _held_out_data
 
-    request, _ = train.parse_command(flags, "tune", "", OWN)
+    request, _ = parse_command(flags, "tune", "", OWN)
     data = _held_out_data(request)
     assert set(data.splits) == {"train", "selection"}
     everything = load_pairs(request.data).splits["train"]
@@ -239,12 +242,12 @@ def test_every_method_has_a_search_space_that_train_accepts(
     method: str, tiny_bert: str, data_flags: list[str]
 ) -> None:
     argv = ["--method", method, "--model", tiny_bert, *data_flags]
-    request, _ = train.parse_command(argv, "tune", "", OWN)
+    request, _ = parse_command(argv, "tune", "", OWN)
     space = load_space(None, method, _flag_values(request), set(), set())
     assert {"learning_rate", "num_train_epochs"} <= {p.name for p in space}
     low, high = next(p.ends() for p in space if p.name == "learning_rate")
     assert low < request.arguments.learning_rate < high
-    _check_ends(argv, space)
+    _check_ends(argv, space, find_model("builtin:minilm"))
     fixed = load_space(None, method, _flag_values(request), {"learning_rate"}, set())
     assert [p.name for p in fixed] == [p.name for p in space if p.name != "learning_rate"]
 
@@ -255,9 +258,9 @@ def test_no_layers_are_counted_where_modules_are_frozen(
     argv = ["--model", tiny_bert, *data_flags]
     names = []
     for frozen in ([], ["--frozen_modules", "embeddings"]):
-        request, _ = train.parse_command([*argv, *frozen], "tune", "", OWN)
+        request, _ = parse_command([*argv, *frozen], "tune", "", OWN)
         space = load_space(None, "layer_freeze", _flag_values(request), set(), set())
-        _check_ends([*argv, *frozen], space)
+        _check_ends([*argv, *frozen], space, find_model("builtin:minilm"))
         names.append({parameter.name for parameter in space})
     assert names[0] - names[1] == {"num_unfrozen_layers"}
 
@@ -300,6 +303,9 @@ def test_decay_and_schedule_are_searched(
         ("r: {factor: 1}", "got factor 1; expected a number above 1"),
         ("layers_to_transform: {factor: 2}", "but the recipe has None here; expected low and high"),
         ("r: {choices: [8, many]}", "r in the search space: --r: got 'many'; expected int."),
+        ("r: {low: 0, high: 8}", "r in the search space: --r: got 0; expected at least 1."),
+        ("lora_dropout: {low: 0.0, high: 2.0}", "--lora_dropout: got 2.0; expected 0 or more and"),
+        ("target_modules: {choices: [query, quary]}", "LoraConfig: No modules were targeted"),
         ("learning_rate: {low: -1, high: 1}", "--learning_rate: got -1"),
         ("pooling: {choices: [mean, max]}", "--pooling: got 'max'"),
         ("{}", "leaves nothing to search"),

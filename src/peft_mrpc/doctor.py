@@ -14,6 +14,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
+from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import flag_value, parse_flags, recipe_to_flags, typed_flags
@@ -23,7 +24,6 @@ from peft_mrpc.methods import (
     find_method,
     load_default_recipe,
     method_flags,
-    use_tokenizer,
 )
 from peft_mrpc.models import (
     QUANTIZATIONS,
@@ -35,8 +35,8 @@ from peft_mrpc.models import (
 )
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.rehearsal import Pairs, rehearse
+from peft_mrpc.requests import parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import parse_request
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -79,7 +79,7 @@ class DoctorConfig:
 
 def main(argv: Sequence[str]) -> None:
     name = flag_value(argv, "method")
-    known = find_method(name).option_defaults() if name else {}
+    known = find_method(name).option_types() if name else {}
     (config,), given = parse_flags(
         "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
     )
@@ -133,7 +133,7 @@ def estimate(config: DoctorConfig, argv: Sequence[str]) -> str:
 def build_options(method: str, given: Mapping[str, Any]) -> Any:
     """The method's options as its recipe gives them, under those that were given."""
     chosen, recipe = find_method(method), load_default_recipe(method)
-    defaults = {k: v for k, v in recipe.items() if k in chosen.option_defaults()}
+    defaults = {k: v for k, v in recipe.items() if k in chosen.option_types()}
     return chosen.build_options({**defaults, **given})
 
 
@@ -226,7 +226,7 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
 def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling: str) -> str:
     """What would train, by building the model without its weights."""
     chosen = find_method(method)
-    model = chosen.apply(load_empty_classifier(config, pooling), options)
+    model = chosen.apply(load_empty_classifier(config, pooling), without_weights(options))
     chosen.freeze(model, options)
     trainable, total = parameter_counts(model)
     head = head_parameter_ids(model)

@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -12,6 +13,7 @@ import yaml
 
 from peft_mrpc.config import SHOWN_TRAINING_ARGUMENTS
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.option_values import parse_option, parse_scalar
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -45,8 +47,12 @@ def parse_known_flags(
     argv: Sequence[str],
     shown_defaults: Mapping[str, Any],
     positional: Mapping[str, Any] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], list[str]]:
     """Parse flags into one instance of each dataclass, through transformers' HfArgumentParser.
+
+    A user's recipe, which is in `argv` too, is looked at value by value first, so that all of its
+    faults are said at once.
 
     Returns:
         The instances (with `positional`, a namespace of what stood without a flag as well), and
@@ -69,6 +75,7 @@ def parse_known_flags(
     )
     if positional:
         parser.add_argument(**positional)
+    raise_faults(_recipe_faults(parser, recipe or {}))
     for action in parser._actions:
         action.default = shown_defaults.get(action.dest, action.default)
     parser.usage = (
@@ -84,6 +91,17 @@ def parse_known_flags(
     except (ValueError, TypeError, ImportError) as error:  # raised in a __post_init__
         raise UserError(f"{prog}: {one_line(error)}") from error
     return instances, rest
+
+
+def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> list[str]:
+    faults = []
+    for name, value in recipe.items():
+        try:
+            parser.parse_known_args(recipe_to_flags({name: value}))
+        except UserError as error:
+            said = re.sub(r".*?argument \S+: |\. See .*", "", str(error))
+            faults.append(f"{recipe['config']}: {name}: {said}.")
+    return faults
 
 
 def _shorten_help(parser: argparse.ArgumentParser, names: set[str]) -> None:
@@ -110,6 +128,7 @@ def parse_flags(
     method_options: Mapping[str, Any] | None = None,
     other_flags: Mapping[str, str] | None = None,
     positional: Mapping[str, Any] | None = None,
+    recipe_path: str | None = None,
 ) -> tuple[list[Any], dict[str, Any]]:
     """Parse a whole command line; recipes come first, so that a flag overrides them.
 
@@ -119,9 +138,10 @@ def parse_flags(
         dataclass_types: The dataclasses whose fields are flags.
         argv: What the user typed.
         recipes: Mappings of flag names to values, weakest first.
-        method_options: The method's options, which are flags too, with their defaults.
+        method_options: The method's options, which are flags too, with their annotations.
         other_flags: Flags known elsewhere, with what they belong to, for a better hint.
         positional: `add_argument` options of what stands without a flag.
+        recipe_path: The file that the last recipe was read from, for what is wrong in it.
     Returns:
         One instance of each dataclass (and a namespace, with `positional`), and the method's
         options that were given.
@@ -130,20 +150,26 @@ def parse_flags(
     """
     tokens = [token for recipe in recipes for token in recipe_to_flags(recipe)]
     defaults = {name: value for recipe in recipes for name, value in recipe.items()}
+    mine = {**recipes[-1], "config": recipe_path} if recipe_path else {}
     instances, rest = parse_known_flags(
-        prog, description, dataclass_types, [*tokens, *argv], defaults, positional
+        prog, description, dataclass_types, [*tokens, *argv], defaults, positional, mine
     )
+    typed = {name for name, _ in _group_tokens(argv, [])}
     method_options = method_options or {}
     known = flag_names(*dataclass_types) | set(method_options)
     options: dict[str, Any] = {}
     faults: list[str] = []
     for name, values in _group_tokens(rest, faults):
+        where = f"{recipe_path}: {name}" if name in mine and name not in typed else f"--{name}"
         if name in method_options:
-            options[name] = _parse_option(name, values, method_options[name], faults)
+            try:
+                options[name] = parse_option(values, method_options[name])
+            except ValueError as error:
+                faults.append(f"{where}: {error}")
         elif other_flags and name in other_flags:
-            faults.append(f"--{name}: got an option of {other_flags[name]}; drop it here.")
+            faults.append(f"{where}: got an option of {other_flags[name]}; drop it here.")
         else:
-            faults.append(f"--{name}: got an unknown flag.{closest(name, known)}")
+            faults.append(f"{where}: got an unknown flag.{closest(name, known)}")
     raise_faults(faults)
     return instances, options
 
@@ -161,37 +187,6 @@ def _group_tokens(tokens: Sequence[str], faults: list[str]) -> list[tuple[str, l
         else:
             faults.append(f"got {token!r}; expected a flag (--NAME VALUE).")
     return groups
-
-
-def _parse_option(name: str, values: list[str], default: Any, faults: list[str]) -> Any:
-    if isinstance(default, str):  # as it was typed: `Same: yes or no?` is no mapping
-        if len(values) != 1:
-            faults.append(f"--{name}: got {len(values)} words; expected one text, in quotes.")
-        return " ".join(values)
-    parsed = [parse_scalar(value) for value in values]
-    value = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
-    for kind in (bool, int, float):
-        # bool is an int in Python, so the first matching kind of the default decides.
-        if isinstance(default, kind):
-            allowed = (int, float) if kind is float else (kind,)
-            if not isinstance(value, allowed) or (kind is not bool and isinstance(value, bool)):
-                faults.append(f"--{name}: got {value!r}; expected {kind.__name__}.")
-            break
-    return value
-
-
-def parse_scalar(text: str) -> Any:
-    """Read one value as YAML does, and `2e-5`, a string to PyYAML, as the number it is."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return text
-    return value
 
 
 def typed_flags(argv: Sequence[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -214,12 +215,13 @@ def trainable_names(model: nn.Module) -> list[str]:
 
 
 def head_parameter_ids(model: nn.Module) -> set[int]:
-    """Identities of the parameters outside the encoder and outside PEFT's own parts: the head."""
-    return {
-        id(parameter)
-        for name, parameter in model.named_parameters()
-        if any(part in HEAD_NAMES for part in name.split("."))
-    }
+    """Identities of the parameters outside the encoder and outside PEFT's own parts: the head.
+
+    DeBERTa's own pooler is one of them: it stands beside the encoder and is new.
+    """
+    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    encoder = {id(parameter) for parameter in own.base_model.parameters()}
+    return {id(parameter) for parameter in own.parameters()} - encoder
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

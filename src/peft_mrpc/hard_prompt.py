@@ -17,9 +17,9 @@ from peft_mrpc.processes import process_state
 from peft_mrpc.prompts import load_template
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
+from peft_mrpc.requests import default_output_dir
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.train import default_output_dir
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 

@@ -5,7 +5,6 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from peft_mrpc.errors import logger
 from peft_mrpc.freezing import (
     encoder_layers,
     head_parameter_ids,
@@ -45,8 +44,6 @@ def learning_rates(
         for module, depth in depths:
             rate = learning_rate * layer_decay**depth
             rates |= {id(parameter): rate for parameter in module.parameters()}
-        if not any(parameter.requires_grad for parameter in own.base_model.parameters()):
-            logger.warning("--layer_decay: has no effect, since nothing trains in a layer")
     if head_learning_rate is not None:
         rates |= dict.fromkeys(head_parameter_ids(model), head_learning_rate)
     return {key: rate for key, rate in rates.items() if rate != learning_rate}

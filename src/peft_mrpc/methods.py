@@ -1,7 +1,5 @@
 """How a model is made trainable: one entry for each method."""
 
-import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,16 +15,16 @@ from peft import (
     PrefixTuningConfig,
     PromptEncoderConfig,
     PromptTuningConfig,
-    PromptTuningInit,
     VeraConfig,
-    get_peft_model,
 )
 from transformers import PreTrainedModel, TrainerCallback
 
+from peft_mrpc.adapters import add_adapter, names_some_layers
 from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.freezing import FreezeCallback, describe_trainable
 from peft_mrpc.layer_freeze import LayerFreezeOptions, frozen_stages
-from peft_mrpc.targets import name_targets
+from peft_mrpc.option_faults import listed_names, option_faults
+from peft_mrpc.option_values import build_nested, option_types
 
 # Hidden size and layers of the model that the recipes' learning rates were found on (MiniLM).
 RECIPE_WIDTH, RECIPE_DEPTH = 384, 6
@@ -39,9 +37,13 @@ RESERVED_PEFT_FIELDS = {
     "base_model_name_or_path",
     "revision",
     "peft_version",
-    # The model's own tokenizer, as it was loaded.
+    # The model's own tokenizer, as it was loaded, and the model's own sizes.
     "tokenizer_name_or_path",
     "tokenizer_kwargs",
+    "token_dim",
+    "num_transformer_submodules",
+    "num_attention_heads",
+    "num_layers",
 }
 # PEFT refuses a text without one.
 UNKNOWN_TOKENIZER = "the model's own"
@@ -78,14 +80,10 @@ class Method:
         """Whether an adapter is saved rather than a whole model."""
         return issubclass(self.options, PeftConfig)
 
-    def option_defaults(self) -> dict[str, Any]:
-        """Names and defaults of the options that are flags; "" where text is optional."""
+    def option_types(self) -> dict[str, Any]:
+        """Names and annotations of the options that are flags."""
         hidden = RESERVED_PEFT_FIELDS | set(self.fixed)
-        return {
-            f.name: "" if str(f.type) == "typing.Optional[str]" else f.default
-            for f in dataclasses.fields(self.options)
-            if f.init and f.name not in hidden
-        }
+        return {n: kind for n, kind in option_types(self.options).items() if n not in hidden}
 
     def build_options(self, given: Mapping[str, Any]) -> Any:
         """The options with what was given set.
@@ -93,15 +91,21 @@ class Method:
         Raises:
             UserError: If PEFT's config refuses a value.
         """
+        given = {**given, **listed_names(self.options, given)}
+        raise_faults(option_faults(given))
         reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
-        given = {**given, **self._listed(given)}
-        raise_faults(_prompt_faults(given))
         if given.get("prompt_tuning_init") == "TEXT":
             reserved["tokenizer_name_or_path"] = UNKNOWN_TOKENIZER
+        later = {}  # what PEFT's config refuses, and `add_adapter` makes names of
+        if names_some_layers(given):
+            later["target_modules"] = given.pop("target_modules")
         try:
-            return self.options(**reserved, **self.fixed, **given)
+            nested = build_nested(self.options, given)
+            options = self.options(**reserved, **self.fixed, **{**given, **nested})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
+        vars(options).update(later)
+        return options
 
     def freeze(self, model: Any, options: Any) -> str:
         """Freeze what the callbacks would, without a Trainer; what trains, in words."""
@@ -111,36 +115,6 @@ class Method:
             if isinstance(callback, FreezeCallback)
         ]
         return said[-1] if said else describe_trainable(model)
-
-    def _listed(self, given: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Single module names as lists: PEFT takes a lone string for a regular expression."""
-        takes_list = {
-            f.name for f in dataclasses.fields(self.options) if "list[str]" in str(f.type)
-        }
-        return {
-            name: [value]
-            for name, value in given.items()
-            if name in takes_list and isinstance(value, str) and re.fullmatch(r"[\w.]+", value)
-        }
-
-
-def _prompt_faults(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the options of virtual tokens."""
-    faults = []
-    if (count := given.get("num_virtual_tokens", 1)) < 1:
-        faults.append(f"--num_virtual_tokens: got {count}; expected at least 1.")
-    init, text = given.get("prompt_tuning_init", "RANDOM"), given.get("prompt_tuning_init_text")
-    if init not in list(PromptTuningInit):
-        known = [i.value for i in PromptTuningInit]
-        return [*faults, *unknown_name("--prompt_tuning_init", init, known).faults]
-    if init == "TEXT" and not (text or "").strip():
-        faults.append("--prompt_tuning_init_text: got none; expected the text that TEXT begins as.")
-    if init != "TEXT" and text is not None:
-        faults.append(
-            f"--prompt_tuning_init_text: got a text, which {init} does not read; expected "
-            "--prompt_tuning_init TEXT beside it."
-        )
-    return faults
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
@@ -162,53 +136,6 @@ def train_biases(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
     for name, parameter in model.base_model.named_parameters():
         parameter.requires_grad = name.endswith("bias")
     return model
-
-
-def add_adapter(model: PreTrainedModel, options: PeftConfig) -> Any:
-    """Freeze the model and add PEFT's trainable parts to it; the head trains too.
-
-    Raises:
-        UserError: If PEFT cannot fit the method to the model.
-    """
-    name_targets(model.config, options)
-    if options.is_prompt_learning:
-        _size_prompt(model, options)
-    if hasattr(options, "modules_to_save"):
-        # All that stands beside the encoder is new and must be trained and saved: PEFT thinks of
-        # `classifier` and `score`, not of DeBERTa's pooler.
-        heads = [n for n, _ in model.named_children() if n != model.base_model_prefix]
-        own = [n for n in heads if any(True for _ in getattr(model, n).parameters())]
-        options.modules_to_save = sorted({*(options.modules_to_save or []), *own})
-    try:
-        return get_peft_model(model, options)
-    except Exception as error:  # PEFT checks values by many kinds of error
-        raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
-
-
-def use_tokenizer(options: Any, location: str) -> None:
-    """Have the text that a prompt begins as read by the model's own tokenizer."""
-    if getattr(options, "prompt_tuning_init", None) == "TEXT":
-        options.tokenizer_name_or_path = location
-
-
-def _size_prompt(model: PreTrainedModel, options: Any) -> None:
-    """Say how wide and deep virtual tokens are: PEFT reads names that not every config writes.
-
-    ELECTRA's token embeddings are narrower than its layers; DistilBERT has names of its own; a
-    decoder may have fewer heads of keys and values than of queries.
-    """
-    config: Any = model.base_model.config
-    heads = config.num_attention_heads
-    if options.peft_type == "PREFIX_TUNING":
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-        heads = getattr(config, "num_key_value_heads", None) or heads
-        width = heads * head_dim
-    else:
-        embeddings: Any = model.get_input_embeddings()
-        width = embeddings.embedding_dim
-    options.token_dim = options.token_dim or width
-    options.num_attention_heads = options.num_attention_heads or heads
-    options.num_layers = options.num_layers or config.num_hidden_layers
 
 
 METHODS: dict[str, Method] = {
@@ -290,7 +217,7 @@ def method_flags() -> dict[str, str]:
     """Every option of every method, with the methods it belongs to."""
     owners: dict[str, list[str]] = {}
     for name, method in METHODS.items():
-        for option in method.option_defaults():
+        for option in method.option_types():
             owners.setdefault(option, []).append(name)
     return {
         flag: " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])

@@ -98,18 +98,7 @@ def load_classifier(
     if dropout is not None:
         weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
     if pooling == "native":
-        model, report = _load(
-            AutoModelForSequenceClassification,
-            source,
-            output_loading_info=True,
-            **weights,
-            **labels,
-        )
-        if trained and report["missing_keys"]:
-            some = ", ".join(sorted(report["missing_keys"])[:3])
-            raise UserError(
-                f"{source.name}: lacks the weights {some}; expected a trained classifier."
-            )
+        model = _load_native(source, trained, {**weights, **labels})
     else:
         _check_tokenizer(source, tokenizer, pooling, prompt_position)
         encoder = _load(AutoModel, source, **weights)
@@ -130,16 +119,33 @@ def load_classifier(
                 setattr(model, mark, getattr(encoder, mark, False))
     model.config.pad_token_id = tokenizer.pad_token_id
     if quantization != "none":
-        from peft import prepare_model_for_kbit_training
-
-        # Checkpointing, where it is asked for, is the Trainer's to switch on.
-        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-        for module in model.modules():
-            # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
-            # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+        _prepare_quantized(model)
     return model
+
+
+def _load_native(source: ModelSource, trained: bool, options: dict[str, Any]) -> PreTrainedModel:
+    """The architecture's own classifier; a trained one lacks no weights."""
+    model, report = _load(
+        AutoModelForSequenceClassification, source, output_loading_info=True, **options
+    )
+    if trained and report["missing_keys"]:
+        some = ", ".join(sorted(report["missing_keys"])[:3])
+        raise UserError(f"{source.name}: lacks the weights {some}; expected a trained classifier.")
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _prepare_quantized(model: Any) -> None:
+    """Freeze a quantized base, with norms, embeddings and head in fp32, fit to be trained over."""
+    from peft import prepare_model_for_kbit_training
+
+    # Checkpointing, where it is asked for, is the Trainer's to switch on.
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    for module in model.modules():
+        # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
+        # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _check_tokenizer(

@@ -1,6 +1,5 @@
 """What a training will cost here, found by a few of its steps on random weights."""
 
-import copy
 import logging
 import tempfile
 import time
@@ -17,14 +16,16 @@ from transformers import (
     TrainingArguments,
 )
 
+from peft_mrpc.adapters import without_weights
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
 from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.predictors import PairClassifier
+from peft_mrpc.requests import TrainRequest
 from peft_mrpc.trainer import CacheTrunk
-from peft_mrpc.training import TrainRequest, build_trainer, pair_length
+from peft_mrpc.training import build_trainer, pair_length
 from peft_mrpc.trunk import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes
 
@@ -104,7 +105,7 @@ def rehearse(
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
     method, pooling = request.method, request.config.pooling
-    empty = method.apply(load_empty_classifier(config, pooling), copy.deepcopy(request.options))
+    empty = method.apply(load_empty_classifier(config, pooling), without_weights(request.options))
     method.freeze(empty, request.options)
     trained, total = parameter_counts(empty)
     needed = trained * BYTES_OF_TRAINED + (total - trained) * BYTES_OF_FROZEN

@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.flags import parse_scalar, read_yaml
+from peft_mrpc.flags import read_yaml
+from peft_mrpc.option_values import parse_scalar
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"

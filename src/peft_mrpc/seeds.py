@@ -10,23 +10,22 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from transformers import TrainingArguments
 
-from peft_mrpc import config as cfg
 from peft_mrpc.averages import average, combine_metrics
 from peft_mrpc.cards import build_card
 from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
-from peft_mrpc.flags import config_record, flag_value, record_key
+from peft_mrpc.flags import config_record, record_key
 from peft_mrpc.pairs import PairData
 from peft_mrpc.plots import DPI, plot_seeds
 from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
+from peft_mrpc.requests import TrainRequest
 from peft_mrpc.runs import (
     CARD_FILE,
     METRICS_FILE,
@@ -36,49 +35,6 @@ from peft_mrpc.runs import (
     move_into_place,
     write_json,
 )
-from peft_mrpc.training import MAX_SEED, TrainRequest
-
-
-def settle_seeds(
-    config: cfg.TrainConfig,
-    arguments: TrainingArguments,
-    argv: Sequence[str],
-    recipe: Mapping[str, Any],
-) -> list[str]:
-    """Make `--seeds` of several spellings one list, and the first of them the seed of the data.
-
-    A flag is stronger than the recipe: `--seed 3` over a recipe's `seeds` trains once.
-
-    Returns:
-        What is wrong with them.
-    """
-    is_typed = {name: flag_value(argv, name) is not None for name in ("seed", "seeds")}
-    if is_typed["seed"] and not is_typed["seeds"]:
-        config.seeds = None
-    if config.seeds is None:
-        return []
-    texts = [text.strip() for text in ",".join(config.seeds).split(",")]
-    faults = [
-        f"--seeds: got {text!r}; expected whole numbers from 0 to {MAX_SEED}, such as 1,2,3."
-        for text in texts
-        if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED)
-    ]
-    if not faults:
-        seeds = [int(text) for text in texts]
-        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-        faults += [f"--seeds: got {seed} twice; name each seed once." for seed in twice]
-        if len(seeds) == 1:
-            faults.append(f"--seeds: got {seeds[0]} alone; expected two or more, or --seed.")
-        config.seeds = [str(seed) for seed in seeds]
-        arguments.seed = seeds[0]
-    if is_typed["seed"] or (not is_typed["seeds"] and "seed" in recipe):
-        faults.append("--seeds: got --seed as well; drop one of them.")
-    if arguments.resume_from_checkpoint is not None:
-        faults.append(
-            "--seeds: got --resume_from_checkpoint as well, which belongs to one seed; drop it: "
-            "the same command goes on after the seeds that are finished."
-        )
-    return faults
 
 
 def train_seeds(

@@ -1,7 +1,6 @@
 """Adapt a pretrained model to sentence pairs, evaluate it, and write a Run."""
 
 import contextlib
-import re
 import shutil
 import sys
 import time
@@ -12,27 +11,24 @@ from typing import Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
-from transformers import PretrainedConfig, TrainingArguments, set_seed
+from transformers import PretrainedConfig, Trainer, set_seed
 
-from peft_mrpc import config as cfg
+from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import raise_faults, run_verb
-from peft_mrpc.flags import config_record, flag_value, load_recipe, parse_flags, typed_flags
+from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
 from peft_mrpc.methods import (
-    find_method,
     fitted_rates,
-    load_default_recipe,
-    method_flags,
-    use_tokenizer,
 )
 from peft_mrpc.models import (
     auto_pooling,
     load_classifier,
     load_config,
+    load_empty_classifier,
     load_tokenizer,
 )
 from peft_mrpc.pairs import PairData
@@ -40,81 +36,12 @@ from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
+from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
-from peft_mrpc.seeds import settle_seeds, train_seeds
-from peft_mrpc.selection import hold_out_selection, implied_arguments
+from peft_mrpc.seeds import train_seeds
+from peft_mrpc.selection import hold_out_selection
 from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.training import (
-    TrainRequest,
-    argument_faults,
-    build_trainer,
-    check_against_data,
-    pair_length,
-)
-
-FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
-DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
-
-
-def parse_request(argv: Sequence[str]) -> TrainRequest:
-    """Parse flags over the user's recipe over the method's default recipe.
-
-    Raises:
-        UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
-    """
-    return parse_command(argv, "train", DESCRIPTION, ())[0]
-
-
-def parse_command(
-    argv: Sequence[str], verb: str, description: str, own: Sequence[type]
-) -> tuple[TrainRequest, list[Any]]:
-    """Parse the command line of a verb that trains, with flags of its own beside those of train.
-
-    Returns:
-        What to train, and an instance of each dataclass in `own`.
-    """
-    path = flag_value(argv, "config")
-    recipe = load_recipe(path) if path else {}
-    name = flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
-    method = find_method(str(name))
-    default = load_default_recipe(str(name))
-    asked = {**recipe, **typed_flags(argv)}
-    is_saving_asked = "save_strategy" in asked
-    implied = implied_arguments({**default, **asked}, is_saving_asked)
-    (*mine, config, data, arguments), given = parse_flags(
-        verb,
-        description,
-        (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
-        argv,
-        [{**default, **implied}, recipe],
-        method.option_defaults(),
-        method_flags(),
-    )
-    raise_faults(settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments))
-    publish_it = arguments.push_to_hub
-    # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
-    arguments.push_to_hub = False
-    options = method.build_options(given)
-    if not method.is_peft:  # PEFT saves all of its config beside the adapter
-        given = dict(vars(options))
-    # TrainingArguments fills in a name of its own, so what was typed is asked for.
-    given_dir = flag_value(argv, "output_dir") or recipe.get("output_dir")
-    default_dir = default_output_dir(config.method, config.model, data)
-    if verb != "train":
-        default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
-    output_dir = Path(str(given_dir or default_dir)).expanduser()
-    return TrainRequest(
-        *(config, data, arguments, method, options, given, output_dir, publish_it),
-        keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset(FITTED_RATES - set(asked)),
-    ), mine
-
-
-def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
-    """`runs/DATASET-MODEL-METHOD`, in letters that any file system takes."""
-    dataset = "files" if data.train_file or data.validation_file or data.test_file else data.dataset
-    parts = [Path(dataset).name, Path(model).name, method]
-    return "runs/" + "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
+from peft_mrpc.training import build_trainer, check_against_data, pair_length
 
 
 def main(argv: Sequence[str]) -> None:
@@ -173,23 +100,9 @@ def train(request: TrainRequest) -> Run | None:
 def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
     """Load model and tokenizer and make the model trainable by the method."""
     tokenizer = load_tokenizer(source)
-    model_config = load_config(source)
-    fit_rates(request, model_config)
-    max_length = pair_length(request, model_config, tokenizer)
-    if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = auto_pooling(tokenizer)
+    fit_rates(request, load_config(source))
+    max_length = check_request(request, source, tokenizer)
     quantization = request.config.quantization
-    raise_faults(
-        compatibility_faults(
-            model_config,
-            request.config.method,
-            request.options,
-            pooling=request.config.pooling,
-            prompt_position=request.config.prompt_position,
-            quantization=quantization,
-            gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
-        )
-    )
     model = load_classifier(
         source,
         data.label_names,
@@ -207,6 +120,44 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)
     return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
+
+
+def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) -> int:
+    """Check the request against the model, before its weights are loaded.
+
+    Returns:
+        The most tokens that a pair may have.
+    Raises:
+        UserError: For what does not stand together.
+    """
+    model_config = load_config(source)
+    max_length = pair_length(request, model_config, tokenizer)
+    if request.config.pooling == "auto":  # recorded as what it came to
+        request.config.pooling = auto_pooling(tokenizer)
+    raise_faults(
+        compatibility_faults(
+            model_config,
+            request.config.method,
+            request.options,
+            pooling=request.config.pooling,
+            prompt_position=request.config.prompt_position,
+            quantization=request.config.quantization,
+            gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
+        )
+    )
+    return max_length
+
+
+def check_fit(request: TrainRequest, source: ModelSource) -> None:
+    """Adapt the model's shapes alone by the method: no weights, no training.
+
+    Raises:
+        UserError: If the method's options do not fit them.
+    """
+    check_request(request, source, load_tokenizer(source))
+    empty = load_empty_classifier(load_config(source), request.config.pooling)
+    use_tokenizer(request.options, source.location)
+    request.method.apply(empty, without_weights(request.options))
 
 
 def fit_rates(request: TrainRequest, model_config: PretrainedConfig) -> None:
@@ -258,7 +209,27 @@ def _train_into(
     with contextlib.suppress(OSError):
         (staging / "checkpoints").rmdir()  # empty with --save_strategy no
     num_scored = sum(len(rows) for rows in probabilities.values())
-    record = {
+    timing = {
+        "train_seconds": train_seconds,
+        "train_pairs_per_second": outcome.metrics.get("train_samples_per_second"),
+        "score_seconds": score_seconds,
+        "score_pairs_per_second": num_scored / score_seconds,
+    }
+    record = describe_training(request, source, data, splits, classifier, trainer)
+    record |= {"truncated_train_pairs": num_cut, "timing": timing}
+    write_run(staging, record, data, probabilities, classifier.threshold)
+
+
+def describe_training(
+    request: TrainRequest,
+    source: ModelSource,
+    data: PairData,
+    splits: Sequence[str],
+    classifier: PairClassifier,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """What was trained, on what and how, for `run.json`."""
+    return {
         "strategy": "train",
         "method": request.config.method,
         "model": source.name,
@@ -269,18 +240,10 @@ def _train_into(
         "threshold": classifier.threshold,
         "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
         "trainable": describe_parameters(classifier.model),
-        "truncated_train_pairs": num_cut,
-        "timing": {
-            "train_seconds": train_seconds,
-            "train_pairs_per_second": outcome.metrics.get("train_samples_per_second"),
-            "score_seconds": score_seconds,
-            "score_pairs_per_second": num_scored / score_seconds,
-        },
         "log_history": trainer.state.log_history,
         "method_options": dict(request.given_options),
         "config": config_record(request.config, request.data, request.arguments),
     }
-    write_run(staging, record, data, probabilities, classifier.threshold)
 
 
 def describe_parameters(model: Any) -> dict[str, Any]:
@@ -292,6 +255,7 @@ def describe_parameters(model: Any) -> dict[str, Any]:
 def _print_plan(
     request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
 ) -> None:
+    decay = request.config.layer_decay
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     lines = [
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
@@ -299,7 +263,8 @@ def _print_plan(
         f"model: {request.config.model}, {request.config.method}, "
         f"at most {classifier.max_length} tokens a pair",
         f"learning rate: {request.arguments.learning_rate:g}, "
-        f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}",
+        f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}"
+        + (f", each layer's {decay:g} of that above it" if decay is not None else ""),
         f"trains: {request.method.freeze(classifier.model, request.options)}",
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",

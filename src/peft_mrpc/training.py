@@ -1,11 +1,9 @@
 """The Hugging Face Trainer over encoded pairs."""
 
-import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,29 +14,24 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.integrations.integration_utils import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
 
 from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
-from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import UserError, logger, one_line, raise_faults, unknown_name
+from peft_mrpc.config import TrainConfig
+from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.freezing import (
     FreezeCallback,
     describe_trainable,
 )
-from peft_mrpc.losses import build_class_weights, build_loss, loss_faults
-from peft_mrpc.methods import Method
-from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx, position_limit
-from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
+from peft_mrpc.losses import build_class_weights, build_loss
+from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier, PairCollator
-from peft_mrpc.selection import SELECTION, selection_faults
+from peft_mrpc.requests import TrainRequest
+from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trainer import CacheTrunk, EitherOrder, OrderAnew, PairTrainer, PlainAttention
-from peft_mrpc.trunk_plan import build_trunk_plan, trunk_faults
+from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
 FINE_TUNING_RATE = 1e-3
@@ -46,104 +39,6 @@ MAX_SEED = (1 << 32) - 1
 SWAPS = ("auto", "true", "false")
 # What labels say of two sentences in either order.
 SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
-
-
-@dataclass(frozen=True)
-class TrainRequest:
-    """What was asked for, parsed and checked as far as flags go."""
-
-    config: TrainConfig
-    data: DataConfig
-    arguments: TrainingArguments
-    method: Method
-    options: Any
-    given_options: Mapping[str, Any]
-    output_dir: Path
-    publish: bool
-    keep_checkpoints: bool = True
-    recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
-
-
-def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
-    """What is wrong with flags before any data or model is looked at."""
-    faults = []
-    if arguments.hub_token:
-        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
-    if config.max_length < 8:
-        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
-    known = ("auto", "native", *POOLINGS)
-    if config.pooling not in known:
-        faults += unknown_name("--pooling", config.pooling, known).faults
-    if config.prompt_position not in PROMPT_POSITIONS:
-        position = config.prompt_position
-        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
-    if config.quantization not in QUANTIZATIONS:
-        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
-    if config.swap_sentences not in SWAPS:
-        faults += unknown_name("--swap_sentences", config.swap_sentences, SWAPS).faults
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
-    faults += _rate_faults(config, arguments)
-    counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
-    for name in (*counts, "gradient_accumulation_steps"):
-        if getattr(arguments, name) < 1:
-            faults.append(f"--{name}: got {getattr(arguments, name)}; expected at least 1.")
-    if arguments.max_steps != -1 and arguments.max_steps < 1:
-        faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
-    if not 0 <= arguments.seed <= MAX_SEED:
-        faults.append(f"--seed: got {arguments.seed}; expected 0 to {MAX_SEED}.")
-    if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
-        logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
-    if arguments.fp16 and not torch.accelerator.is_available():
-        faults.append("--fp16: got true, but there is no GPU here; drop it.")
-    faults += selection_faults(config, arguments) + trunk_faults(config)
-    faults += loss_faults(
-        config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
-    )
-    return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
-
-
-def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
-    faults = []
-    if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
-        faults.append(f"--layer_decay: got {config.layer_decay}; expected above 0 and at most 1.")
-    rates = {"learning_rate": arguments.learning_rate}
-    if config.head_learning_rate is not None:
-        rates["head_learning_rate"] = config.head_learning_rate
-    if arguments.max_steps == -1:
-        rates["num_train_epochs"] = arguments.num_train_epochs
-    return faults + [
-        f"--{name}: got {value}; expected a number above 0."
-        for name, value in rates.items()
-        if not (math.isfinite(value) and value > 0)
-    ]
-
-
-def _tracker_faults(arguments: TrainingArguments) -> list[str]:
-    names = [name for name in arguments.report_to or [] if name not in ("none", "all")]
-    try:
-        get_reporting_integration_callbacks(names)
-    except ValueError as error:
-        return [f"--report_to: {one_line(error)}"]
-    available = get_available_reporting_integrations()
-    return [
-        f"--report_to: got {name!r}, which is not installed. Next: pip install {name}"
-        for name in names
-        if name not in available
-    ]
-
-
-def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
-    faults = []
-    checkpoint = arguments.resume_from_checkpoint
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
-        faults.append(
-            f"--resume_from_checkpoint: got {checkpoint!r}, which holds no trainer_state.json; "
-            "expected a directory checkpoint-N."
-        )
-    return faults
 
 
 def pair_length(request: TrainRequest, model_config: PretrainedConfig, tokenizer: Any) -> int:

@@ -25,12 +25,13 @@ from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
+from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import SELECTION, split_selection
-from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, fit_rates, parse_command
-from peft_mrpc.training import TrainRequest, build_trainer, check_against_data
+from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.train import build_classifier, check_fit, fit_rates
+from peft_mrpc.training import build_trainer, check_against_data
 from peft_mrpc.workers import run_workers
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
         set(given),
         {*FIXED, *REFUSED, *flag_names(cfg.DataConfig, TuneConfig)},
     )
-    _check_ends(argv, space)
+    _check_ends(argv, space, source)
     data = _held_out_data(request)
     size = len(data.splits[SELECTION])
     with tempfile.TemporaryDirectory() as scratch:
@@ -145,6 +146,8 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
             error.add_note(f"Finished trials are kept in {where}: the same command goes on.")
             raise
     not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
+    if request.config.threshold != "auto":  # which alone is chosen on it, in train
+        not_of_train.add("selection_fraction")
     own = {name: value for name, value in given.items() if name not in not_of_train}
     default = load_default_recipe(request.config.method)
     values = _flag_values(request)
@@ -189,15 +192,15 @@ def _faults(request: TrainRequest, config: TuneConfig, given: Mapping[str, Any])
 def _flag_values(request: TrainRequest) -> dict[str, Any]:
     """Every flag of train and of the method, with its value in this command."""
     return {
-        **{name: getattr(request.options, name) for name in request.method.option_defaults()},
+        **{name: getattr(request.options, name) for name in request.method.option_types()},
         **{name: vars(request.config)[name] for name in flag_names(cfg.TrainConfig)},
         **{name: getattr(request.arguments, name) for name in flag_names(TrainingArguments)},
         **request.given_options,
     }
 
 
-def _check_ends(argv: Sequence[str], space: Sequence[Parameter]) -> None:
-    """Parse the command with the ends of every range and with every choice.
+def _check_ends(argv: Sequence[str], space: Sequence[Parameter], source: ModelSource) -> None:
+    """Parse the command with the ends of every range and with every choice, and fit it to a model.
 
     Raises:
         UserError: Naming each value that `train` would refuse.
@@ -206,7 +209,10 @@ def _check_ends(argv: Sequence[str], space: Sequence[Parameter]) -> None:
     for parameter in space:
         for value in parameter.ends():
             try:
-                parse_command([*argv, *_trial_flags({parameter.name: value})], "tune", "", OWN)
+                request, _ = parse_command(
+                    [*argv, *_trial_flags({parameter.name: value})], "tune", "", OWN
+                )
+                check_fit(request, source)
             except UserError as error:
                 faults += [f"{parameter.name} in the search space: {f}" for f in error.faults]
     raise_faults(list(dict.fromkeys(faults)))

@@ -1,0 +1,180 @@
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
+from tiny_models import reload_drift, train_two_steps
+
+from peft_mrpc.methods import METHODS, RESERVED_PEFT_FIELDS
+from peft_mrpc.option_values import option_types, parse_option
+from peft_mrpc.train import main
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words", "value"),
+    [
+        (LoraConfig, "r", ["8"], 8),
+        (LoraConfig, "lora_dropout", ["0"], 0),
+        (LoraConfig, "use_rslora", [], True),
+        (LoraConfig, "use_rslora", ["false"], False),
+        (LoraConfig, "bias", ["none"], "none"),
+        (LoraConfig, "init_lora_weights", ["false"], False),
+        (LoraConfig, "init_lora_weights", ["pissa"], "pissa"),
+        (LoraConfig, "init_lora_weights", ["pissa_niter_16"], "pissa_niter_16"),
+        (LoraConfig, "target_modules", ["all-linear"], "all-linear"),
+        (LoraConfig, "target_modules", ["query", "value"], ["query", "value"]),
+        (LoraConfig, "target_modules", ["[query, value]"], ["query", "value"]),
+        (LoraConfig, "layers_to_transform", ["1"], 1),
+        (LoraConfig, "layers_to_transform", ["0", "1"], [0, 1]),
+        (LoraConfig, "rank_pattern", ["{query: 4}"], {"query": 4}),
+        (LoraConfig, "layer_replication", ["[[0, 1], [0, 2]]"], [[0, 1], [0, 2]]),
+        (LoraConfig, "runtime_config", ["{ephemeral_gpu_offload: true}"], None),
+        (IA3Config, "modules_to_save", ["pooler"], ["pooler"]),
+        (PromptEncoderConfig, "encoder_reparameterization_type", ["LSTM"], "LSTM"),
+        (PrefixTuningConfig, "init_weights", ["zero"], "zero"),
+    ],
+)
+def test_an_option_is_read_as_its_annotation_says(
+    kind: type, name: str, words: list[str], value: Any
+) -> None:
+    expected = {"ephemeral_gpu_offload": True} if value is None else value
+    assert parse_option(words, option_types(kind)[name]) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words", "said"),
+    [
+        (LoraConfig, "r", ["many"], "got 'many'; expected int."),
+        (LoraConfig, "r", [], "got nothing; expected int."),
+        (LoraConfig, "r", ["true"], "got True; expected int."),
+        (LoraConfig, "use_rslora", ["3"], "got 3; expected true or false."),
+        (LoraConfig, "bias", ["some"], "got 'some'; expected none, all or lora_only."),
+        (LoraConfig, "init_lora_weights", ["pisa"], "got 'pisa'; expected true or false, gaussian"),
+        (LoraConfig, "init_lora_weights", ["pissa_niter_x"], "got 'pissa_niter_x'; expected"),
+        (LoraConfig, "rank_pattern", ["4"], "got 4; expected a mapping {name: value}."),
+        (LoraConfig, "runtime_config", ["{x: 1}"], "expected a mapping of ephemeral_gpu_offload."),
+        (LoraConfig, "layer_replication", ["[[0, 1, 2]]"], "expected a list of a list of int"),
+        (PromptEncoderConfig, "encoder_reparameterization_type", ["X"], "expected MLP or LSTM."),
+        (PrefixTuningConfig, "init_weights", ["one"], "got 'one'; expected zero."),
+    ],
+)
+def test_another_value_is_refused_with_what_it_may_be(
+    kind: type, name: str, words: list[str], said: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        parse_option(words, option_types(kind)[name])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_option_takes_a_value_that_is_of_no_kind_of_its(method: str) -> None:
+    annotations = METHODS[method].option_types()
+    assert not RESERVED_PEFT_FIELDS & set(annotations)
+    for annotation in annotations.values():
+        alone = re.sub(r"(list|List)\[str\]|Literal\[.*?\]", "", str(annotation))
+        if re.search(r"\bstr\b|\bdict\b", alone) and "Config" not in alone:
+            continue  # takes any text, or any mapping
+        with pytest.raises(ValueError, match="^got .*; expected .*[.]$"):
+            parse_option(["{no_option: {}}"], annotation)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--init_lora_weights pissa",
+        "--init_lora_weights olora",
+        "--init_lora_weights gaussian",
+        "--init_lora_weights orthogonal",
+        "--layers_to_transform 1",
+        "--rank_pattern={query:2}",
+        "--modules_to_save word_embeddings",
+        "--bias all",
+        "--use_qalora --qalora_group_size 8",
+        "--trainable_token_indices 5 6",
+    ],
+)
+def test_options_of_lora_train_and_come_back_from_disk(
+    flags: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    given = [word.replace(":", ": ") for word in flags.split()]
+    classifier, pairs = train_two_steps("lora", tiny_bert, data_flags, tmp_path, *given)
+    assert reload_drift(classifier, pairs, tiny_bert, "lora", tmp_path / "saved") < 1e-5
+
+
+def test_all_projections_of_some_layers(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--layers_to_transform", "1"]
+    classifier, _ = train_two_steps("lora", tiny_bert, data_flags, tmp_path, *flags)
+    adapted = {
+        name.split("encoder.layer.")[1].rpartition(".lora_A")[0]
+        for name, _ in classifier.model.named_parameters()
+        if "lora_A" in name
+    }
+    assert adapted == {
+        *(f"1.attention.self.{part}" for part in ("query", "key", "value")),
+        *("1.attention.output.dense", "1.intermediate.dense", "1.output.dense"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("lora --r 0", "--r: got 0; expected at least 1."),
+        ("vera --r 0", "--r: got 0; expected at least 1."),
+        ("p_tuning --encoder_hidden_size 0", "--encoder_hidden_size: got 0; expected at least 1."),
+        ("lora --lora_dropout 1", "--lora_dropout: got 1; expected 0 or more and below 1."),
+        ("lora --init_lora_weights eva", "got eva, which is computed from data before the"),
+        ("lora --init_lora_weights pissa_niter_4", "which comes out otherwise each time"),
+        ("lora --alora_invocation_tokens 5", "--alora_invocation_tokens: is for models that write"),
+        ("prompt_tuning --num_layers 3", "--num_layers: got an unknown flag."),
+        ("lora --modules_to_save poolr", "got 'poolr', which is no module of this model. Did you"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    flags: str, said: str, tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
+) -> None:
+    command = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "run")]
+    message = fails(main, "--method", *flags.split(), *command, "--pooling", "native")
+    assert said in message and len(message.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_block_size_that_had_to_be_another_is_said(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "4")
+    assert "oft_block_size" not in caplog.text
+    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "5")
+    assert "--oft_block_size: got 5, which does not divide every row; blocks" in caplog.text
+
+
+def test_every_fault_of_a_recipe_is_said_with_its_file(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    flags = ["--config", str(recipe), "--model", tiny_bert, *data_flags]
+    recipe.write_text("method: lora\nlearning_rate: fast\nnum_train_epochs: few\n")
+    assert fails(main, *flags).splitlines() == [
+        f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
+        f"peft-mrpc: {recipe}: num_train_epochs: invalid float value: 'few'.",
+    ]
+    recipe.write_text("method: lora\nr: many\nlearning_rat: 1\n")
+    assert fails(main, *flags).splitlines() == [
+        f"peft-mrpc: {recipe}: r: got 'many'; expected int.",
+        f"peft-mrpc: {recipe}: learning_rat: got an unknown flag. Did you mean 'learning_rate'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--selection_fraction 0.2", "--selection_fraction: got 0.2, but nothing is chosen on"),
+        ("--metric_for_best_model loss", "--metric_for_best_model: got loss, but nothing is"),
+    ],
+)
+def test_flags_that_nothing_would_heed_are_refused(
+    flags: str, said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+) -> None:
+    assert said in fails(main, "--model", tiny_bert, *data_flags, *flags.split())
