@@ -1,6 +1,7 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,15 @@ from conftest import ROWS, write_csv
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.config import DataConfig
+from peft_mrpc.continuations import Continuation, ContinuationScorer
 from peft_mrpc.data import load_pairs
+from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.predictors import PromptClassifier
-from peft_mrpc.prompts import load_template, packaged_templates, parse_template
+from peft_mrpc.pairs import Pair
+from peft_mrpc.prompting import PromptClassifier, PromptEncoder, _split
+from peft_mrpc.prompts import Demonstration, Template, load_template
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import ModelSource, find_model
 
@@ -26,63 +30,89 @@ def smollm2() -> ModelSource:
     return find_model("builtin:smollm2")
 
 
-def test_packaged_templates_load_and_answer_both_labels() -> None:
-    assert packaged_templates()
-    for name in packaged_templates():
-        template = load_template(name)
-        assert template.name == name
-        assert len(set(template.words(LABELS))) == 2
-
-
-def test_braces_in_a_sentence_stay_text() -> None:
-    question = load_template("paraphrase").question("{sentence2} {0}", "100 % {of} it")
-    assert "Sentence 1: {sentence2} {0}" in question and "100 % {of} it" in question
-
-
-@pytest.mark.parametrize(
-    ("text", "faults"),
-    [
-        ("txt: a", ["unknown key 'txt'. Did you mean 'text'?", "'text' is missing", "label_words"]),
-        (
-            "text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}",
-            ["{it}", "lacks {sentence2}"],
-        ),
-        ("text: '{sentence1} {sentence2}'\nlabel_words: {a: X, b: X}", ["the same word"]),
-        (
-            "text: '{sentence1} {sentence2}'\nlabel_words: {a: yes, b: no}",
-            ["got True"],
-        ),
-        ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
-        ("[", ["not valid YAML"]),
-    ],
-)
-def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> None:
-    with pytest.raises(UserError) as caught:
-        parse_template(text, "mine.yaml")
-    for fault in faults:
-        assert fault in str(caught.value)
+def encode(
+    model: ModelSource, template: Template, pairs: Sequence[Pair], shown: Any = None
+) -> list[list[Continuation]]:
+    encoder = PromptEncoder(load_tokenizer(model), template, LABELS, 2048)
+    return encoder.encode(pairs, shown or [[] for _ in pairs])
 
 
 def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSource) -> None:
     tokenizer = load_tokenizer(smollm2)
     model = load_causal_lm(smollm2, "none")
-    classifier = PromptClassifier(model, tokenizer, load_template("paraphrase"), LABELS, 512)
+    template = load_template("paraphrase")
+    classifier = PromptClassifier(model, tokenizer, [template], LABELS, 512)
     pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:5]
-    prompt_ids, label_tokens = classifier.encode(pairs)
-    text = tokenizer.decode(prompt_ids[0])
+    rows = encode(smollm2, template, pairs)
+    text = tokenizer.decode(rows[0][0].context)
     assert text.count("<|im_start|>system") == 1
     assert text.endswith("<|im_start|>assistant\n")
-    assert [tokenizer.decode([token]) for token in label_tokens] == ["No", "Yes"]
+    assert [tokenizer.decode(one.tokens) for one in rows[0]] == ["No", "Yes"]
     # The scores are the model's own next-token probabilities, row by row and unpadded.
     scores = classifier.score(pairs, batch_size=5)
-    for row, ids in enumerate(prompt_ids):
+    for row, continuations in enumerate(rows):
         with torch.inference_mode():
-            logits = model(torch.tensor([ids])).logits[0, -1].double()
-        plain = logits[label_tokens].softmax(-1).numpy()
+            logits = model(torch.tensor([continuations[0].context])).logits[0, -1].double()
+        plain = logits[[one.tokens[0] for one in continuations]].softmax(-1).numpy()
         assert np.abs(scores[row] - plain).max() < 1e-5
-    assert classifier.label_mass is not None and 0 < classifier.label_mass <= 1
+    mass = classifier.label_mass["paraphrase"]
+    assert mass is not None and 0 < mass <= 1
     with pytest.raises(UserError, match="row 1: its prompt has .* tokens; expected at most 20"):
-        PromptClassifier(model, tokenizer, classifier.template, LABELS, 20).encode(pairs)
+        PromptClassifier(model, tokenizer, [template], LABELS, 20).score(pairs, 5)
+
+
+def test_demonstrations_stand_before_the_question(smollm2: ModelSource) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    shown = [[Demonstration("A b.", "B a.", "equivalent"), Demonstration("C.", "D.", LABELS[0])]]
+    pairs = [Pair(0, "One.", "Two.")]
+    rows = encode(smollm2, load_template("paraphrase_harness"), pairs, shown)
+    assert tokenizer.decode(rows[0][0].context) == (
+        "Sentence 1: A b.\nSentence 2: B a.\nQuestion: Do both sentences mean the same thing?\n"
+        "Answer: yes\n\n"
+        "Sentence 1: C.\nSentence 2: D.\nQuestion: Do both sentences mean the same thing?\n"
+        "Answer: no\n\n"
+        "Sentence 1: One.\nSentence 2: Two.\nQuestion: Do both sentences mean the same thing?\n"
+        "Answer:"
+    )
+    assert [tokenizer.decode(one.tokens) for one in rows[0]] == [" no", " yes"]
+    chat = tokenizer.decode(
+        encode(smollm2, load_template("paraphrase"), pairs, shown)[0][0].context
+    )
+    assert (
+        "Answer with one word, Yes or No.<|im_end|>\n<|im_start|>assistant\nYes<|im_end|>" in chat
+    )
+    assert chat.count("<|im_start|>assistant\n") == 3 and chat.endswith("assistant\n")
+
+
+def test_the_channel_reads_sentence_2_after_sentence_1_in_both_orders(smollm2: ModelSource) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    rows = encode(smollm2, load_template("channel_that_is"), [Pair(0, "One is.", "Two are.")])
+    said = [tuple(map(tokenizer.decode, (one.context, one.tokens))) for one in rows[0]]
+    start = tokenizer.bos_token
+    assert said == [
+        (start, "Two are."),
+        ("One is. That is to say,", " Two are."),
+        (start, "One is."),
+        ("Two are. That is to say,", " One is."),
+    ]
+    # Of -10 and -5 the shares of their mean are -4/3 and -2/3; of -9 and -9, -1 and -1.
+    encoder = PromptEncoder(tokenizer, load_template("channel_that_is"), LABELS, 2048)
+    scores = encoder.label_scores(np.array([[-10.0, -5.0, -9.0, -9.0]]), rows)
+    assert np.allclose(scores, [[-4 / 3 - 1, -2 / 3 - 1]])
+
+
+def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
+    template = load_template("paraphrase_true")
+    rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
+    assert len(rows[0]) == 4
+    encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
+    scores = encoder.label_scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows)
+    assert np.allclose(np.exp(scores), [[0.3, 0.4]])
+
+
+def test_a_word_that_changes_the_token_before_it_is_scored_with_that_token() -> None:
+    assert _split((1, 2, 3), (1, 2, 3, 9), (1, 2, 3)) == Continuation((1, 2, 3), (9,))
+    assert _split((1, 2, 3), (1, 2, 8), (7, 2, 3)) == Continuation((7, 2), (8,))
 
 
 def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSource) -> None:
@@ -92,7 +122,7 @@ def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSour
     assert packed.get_memory_footprint() < 0.5 * full.get_memory_footprint()
     template = load_template("paraphrase")
     first, second = (
-        PromptClassifier(model, tokenizer, template, LABELS, 512).score(pairs, 4)
+        PromptClassifier(model, tokenizer, [template], LABELS, 512).score(pairs, 4)
         for model in (full, packed)
     )
     assert 0 < np.abs(first - second).max() < 0.35
@@ -114,8 +144,9 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     assert list(rows.idx) == list(range(len(ROWS)))
     assert np.allclose(rows.probabilities.sum(axis=1), 1)
     assert 0 < run.record["label_mass"]["validation"] < 1
+    assert not (tmp_path / ".run.scores").exists()
     info = json.loads((run.artifact / "peft_mrpc.json").read_text())
-    assert info["quantization"] == "none" and info["template"]["name"] == "paraphrase"
+    assert info["quantization"] == "none" and info["templates"][0]["name"] == "paraphrase"
     # What was saved asks the same question and gets the same answer.
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(run.path)).score(pairs, 4)
@@ -128,6 +159,13 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
         (["--template", "paraphras"], "Did you mean 'paraphrase'?"),
         (["--template", "gone.yaml"], "--template: got 'gone.yaml'; cannot be read"),
         (["--quantization", "nf5"], "--quantization: got 'nf5'"),
+        (["--template", "paraphrase,paraphrase"], "--template: got 'paraphrase' twice"),
+        (["--calibration", "bach"], "--calibration: got 'bach'; expected one of affine, batch"),
+        (["--calibration", "affine"], "--calibration affine: needs training pairs; give --train_f"),
+        (["--num_demonstrations", "2"], "--num_demonstrations 2: needs training pairs"),
+        (["--num_demonstrations", "-1"], "--num_demonstrations: got -1; expected at least 0."),
+        (["--label_prior", "train"], "--label_prior train: needs training pairs"),
+        (["--combine", "best"], "--combine: got best of one template"),
         (["--batch_size", "0"], "--batch_size: got 0; expected at least 1"),
         (["--push_to_hub"], "--push_to_hub: got no --hub_model_id"),
         (["--num_virtual_tokens", "3"], "--num_virtual_tokens: got an unknown flag"),
@@ -156,3 +194,143 @@ def test_a_template_for_other_labels_is_refused(
     flags = run_flags(tiny_llama, {"validation": str(path)}, tmp_path)
     said = fails(main, *flags)
     assert "'paraphrase' answers equivalent, not_equivalent, but the data's labels are x, y" in said
+
+
+def with_train(flags: list[str], pair_files: dict[str, str]) -> list[str]:
+    return [*flags, "--train_file", pair_files["train"], "--max_length", "2048"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (
+            ["--template", "channel_that_is", "--num_demonstrations", "2"],
+            "--num_demonstrations: got 2, but channel_that_is reads the noisy channel",
+        ),
+        (
+            ["--template", "channel_that_is", "--calibration", "contextual"],
+            "--calibration: got contextual, but channel_that_is reads the noisy channel",
+        ),
+        (
+            ["--calibration", "affine", "--label_prior", "train"],
+            "--label_prior: got train, but the affine fit knows the labels' shares",
+        ),
+        (
+            ["--calibration", "affine", "--split", "train"],
+            "--split: got train, which --calibration affine draws from",
+        ),
+        (["--num_demonstrations", "999"], "--num_demonstrations: got 999, but train has"),
+        (
+            ["--num_demonstrations", "99", "--demonstrations", "nearest"],
+            "--num_demonstrations: got 99, but train has",
+        ),
+    ],
+)
+def test_flags_that_do_not_stand_together_are_refused(
+    flags: list[str],
+    said: str,
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    given = with_train(run_flags(tiny_llama, pair_files, tmp_path), pair_files)
+    assert said in fails(main, *given, *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--num_demonstrations", "3", "--calibration", "affine", "--num_calibration_pairs", "8"],
+        ["--num_demonstrations", "2", "--demonstrations", "nearest", "--label_prior", "train"],
+        ["--num_demonstrations", "2", "--demonstrations", "first", "--calibration", "contextual"],
+        ["--template", "paraphrase_harness,channel_that_is", "--calibration", "batch"],
+        [
+            *("--template", "paraphrase_harness,paraphrase", "--combine", "best"),
+            *("--num_calibration_pairs", "8"),
+        ],
+    ],
+    ids=["affine", "nearest", "contextual", "ensemble", "best"],
+)
+def test_what_was_saved_answers_as_it_did(
+    flags: list[str], tiny_llama: str, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    main([*with_train(run_flags(tiny_llama, pair_files, tmp_path), pair_files), *flags])
+    run = load_run(tmp_path / "run")
+    rows = run.predictions("validation")
+    data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
+    again = load_predictor(str(run.path)).score(data.splits["validation"], 4)
+    assert np.abs(again - rows.probabilities).max() < 1e-7
+    assert bool(run.record["uses_labels"]["for"]) == ("batch" not in flags)
+    if "best" in flags:
+        reached = {
+            name: sum(about["train"]["f1"].values())
+            for name, about in run.record["templates"].items()
+        }
+        assert run.record["chosen_template"] == max(reached, key=lambda name: reached[name])
+        assert [t["name"] for t in run.record["config"]["templates"]] == [
+            run.record["chosen_template"]
+        ]
+
+
+def test_a_command_that_was_cut_off_goes_on_and_gives_the_same_file(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = run_flags(tiny_llama, pair_files, tmp_path)
+    flags[flags.index("--batch_size") + 1] = "2"
+    main([*flags[:-1], str(tmp_path / "whole")])
+    forward = ContinuationScorer._score_batch
+    calls = []
+
+    def cut_off(self: ContinuationScorer, *args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return forward(self, *args)
+
+    monkeypatch.setattr(ContinuationScorer, "_score_batch", cut_off)
+    with pytest.raises(KeyboardInterrupt):
+        main(flags)
+    scratch = tmp_path / ".run.scores"
+    with (scratch / "0.jsonl").open("a") as file:
+        file.write('{"key": "ab')  # a line that was being written
+    main(flags)
+    assert len(calls) == 3 + (len(ROWS) + 1) // 2 - 2  # two batches were found again
+    predictions = [
+        (tmp_path / name / "predictions" / "validation.jsonl").read_bytes()
+        for name in ("whole", "run")
+    ]
+    assert predictions[0] == predictions[1] and not scratch.exists()
+
+
+def test_demonstrations_are_never_of_the_pair_asked_about() -> None:
+    pool = [
+        Demonstration("The cat sat on the mat.", "A cat was sitting on a mat.", "equivalent"),
+        Demonstration("The cat sat on a chair.", "The cat stood on a chair.", "not_equivalent"),
+        Demonstration("Stocks fell on Monday.", "Shares lost on Monday.", "equivalent"),
+        Demonstration("Stocks fell on Friday.", "Stocks rose on Friday.", "not_equivalent"),
+    ]
+    show = NearestDemonstrations(pool, LABELS, 2)
+    cats, same = show(
+        [
+            Pair(0, "A cat sat on the mat.", "A cat lay on the mat."),
+            Pair(1, "A cat was sitting on a mat.", "The cat sat on the mat."),  # in the other order
+        ]
+    )
+    assert {one.label for one in cats} == set(LABELS) and set(cats) == set(pool[:2])
+    assert pool[0] not in same and len(same) == 2
+
+
+def test_demonstrations_are_drawn_by_the_seed_as_many_of_each_label() -> None:
+    pool = [Pair(n, f"a {n}", f"b {n}", int(n % 3 == 0)) for n in range(30)]
+    chosen = choose_demonstrations(pool, LABELS, 6, "balanced", 1)
+    assert sorted(one.label for one in chosen) == ["equivalent"] * 3 + ["not_equivalent"] * 3
+    assert chosen == choose_demonstrations(pool, LABELS, 6, "balanced", 1)
+    assert chosen != choose_demonstrations(pool, LABELS, 6, "balanced", 2)
+    first = choose_demonstrations(pool, LABELS, 3, "first", 1)
+    assert [one.sentence1 for one in first] == ["a 0", "a 1", "a 2"]
+    assert len(choose_demonstrations(pool, LABELS, 7, "balanced", 1)) == 7

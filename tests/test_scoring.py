@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS, launcher, run_command
-from transformers import AutoModelForCausalLM
 
 from peft_mrpc.runs import load_run
-from peft_mrpc.scoring import length_sorted_batches, score_label_tokens, score_rows
+from peft_mrpc.scoring import length_sorted_batches, score_or_halve, score_rows
 
 SHARD_SCRIPT = r"""
 import sys, numpy as np
@@ -31,6 +30,9 @@ sys.stdout.write(f"rank {state.process_index} of {state.num_processes} scored {l
 def test_batches_hold_every_row_once_and_like_lengths_together() -> None:
     lengths = [3, 9, 1, 9, 5]
     assert length_sorted_batches(lengths, 2) == [[1, 3], [4, 0], [2]]
+    # At most ten tokens at once, pads included: two of 5 or less, or one of 9.
+    assert length_sorted_batches(lengths, 4, max_tokens=10) == [[1], [3], [4, 0], [2]]
+    assert length_sorted_batches([30, 1], 4, max_tokens=10) == [[0], [1]]
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(9, 4), (1, 2)])
@@ -57,16 +59,24 @@ def test_one_process_needs_no_launcher() -> None:
     assert scores.tolist() == [[0], [1], [2]]
 
 
-def test_padded_batches_score_labels_as_each_row_alone(tiny_llama: str) -> None:
-    model = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32).eval()
-    prompts = [[4, 6, 7, 8], [4, 9], [4, 6, 7, 8, 10, 11, 12], [4, 13, 14]]
-    labels = [25, 26]
-    batched = score_label_tokens(model, prompts, labels, pad_token_id=0)
-    for row, ids in enumerate(prompts):
-        with torch.inference_mode():
-            logits = model(torch.tensor([ids])).logits[0, -1]
-        alone = logits.double().log_softmax(-1)[labels].numpy()
-        assert np.abs(batched[row] - alone).max() < 1e-5
+def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[int] = []
+
+    def score(rows: list[int]) -> np.ndarray:
+        tried.append(len(rows))
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return np.array([[10.0 * row] for row in rows])
+
+    assert score_or_halve([3, 1, 4, 0, 5], score).tolist() == [[30], [10], [40], [0], [50]]
+    assert tried == [5, 2, 3, 1, 2]
+    assert "out of memory with 5 pairs at once: going on with 2" in caplog.text
+
+    def fail(rows: list[int]) -> np.ndarray:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        score_or_halve([0, 1], fail)
 
 
 def test_two_processes_predict_as_one_does(

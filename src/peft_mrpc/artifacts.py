@@ -1,16 +1,24 @@
 """The folder that holds a trained classifier or a prompt: its way to disk and back."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from peft_mrpc.calibration import Calibration
+from peft_mrpc.config import HardPromptConfig
+from peft_mrpc.demonstrations import NearestDemonstrations, fixed
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
-from peft_mrpc.predictors import PairClassifier, Predictor, PromptClassifier
-from peft_mrpc.prompts import build_template
+from peft_mrpc.predictors import PairClassifier, Predictor
+from peft_mrpc.prompting import PromptClassifier, Show, show_nothing
+from peft_mrpc.prompts import Demonstration, build_template
 from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run, read_json, write_json
 from peft_mrpc.sources import ModelSource, find_model, quiet_transformers
+
+# The labelled pairs that the nearest demonstrations are found among.
+POOL_FILE = "pool.jsonl"
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
@@ -51,6 +59,44 @@ def save_classifier(
         if config.get("tokenizer_name_or_path"):
             config["tokenizer_name_or_path"] = source.hub_id
         write_json(adapter_config, config)
+
+
+def save_prompt(
+    folder: Path,
+    classifier: PromptClassifier,
+    source: ModelSource,
+    config: HardPromptConfig,
+    shown: Sequence[Demonstration],
+) -> None:
+    """Write all that asks the same questions again; the pool of nearest pairs in a file of its own.
+
+    Args:
+        folder: The artifact's.
+        classifier: Templates and calibration.
+        source: The model.
+        config: How it was asked.
+        shown: The demonstrations, or the pairs that the nearest are found among.
+    """
+    calibration = classifier.calibration
+    pairs = [asdict(one) for one in shown]
+    save_info(
+        folder,
+        source,
+        method="hard_prompt",
+        label_names=classifier.label_names,
+        max_length=config.max_length,
+        quantization=config.quantization,
+        templates=[template.record() for template in classifier.templates],
+        demonstrations={
+            "count": config.num_demonstrations,
+            "how": config.demonstrations,
+            "shown": [] if config.demonstrations == "nearest" else pairs,
+        },
+        calibration=None if calibration is None else calibration.record(),
+    )
+    if pairs and config.demonstrations == "nearest":
+        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
+        (folder / POOL_FILE).write_text("".join(lines), encoding="utf-8")
 
 
 def save_threshold(folder: Path, threshold: float) -> None:
@@ -174,13 +220,29 @@ def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairCl
 
 def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:
     source = _base_source(info)
+    where = str(folder / ARTIFACT_FILE)
+    calibration = info.get("calibration")
     return PromptClassifier(
         load_causal_lm(source, info["quantization"]),
         load_tokenizer(source),
-        build_template(info["template"], str(folder / ARTIFACT_FILE)),
+        [build_template(one, where) for one in info.get("templates") or [info["template"]]],
         info["label_names"],
         info["max_length"],
+        show=_load_demonstrations(folder, info),
+        calibration=None if calibration is None else Calibration.from_record(calibration),
     )
+
+
+def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
+    """What shows each pair the demonstrations that it was scored with."""
+    about = info.get("demonstrations") or {"count": 0}
+    if not about["count"]:
+        return show_nothing
+    if about["how"] != "nearest":
+        return fixed([Demonstration(**one) for one in about["shown"]])
+    lines = (folder / POOL_FILE).read_text("utf-8").splitlines()
+    pool = [Demonstration(**json.loads(line)) for line in lines]
+    return NearestDemonstrations(pool, info["label_names"], about["count"])
 
 
 # What marks each kind of folder; the last is what remains.

@@ -206,6 +206,22 @@ def _usage(run: Run, repo_id: str | None) -> str:
         how = "In Python" if pooled and kind == "adapter" else "Or without this toolkit"
         parts.append(f"{how}:\n\n```python\n{code}\n```")
     if kind == "prompt":
-        template: dict[str, Any] = run.record["config"]["template"]
-        parts.append(f"The question asked:\n\n```\n{template['text'].strip()}\n```")
+        parts.append(_questions(run))
+    return "\n\n".join(parts)
+
+
+def _questions(run: Run) -> str:
+    """Each wording that was asked, with the words of the labels."""
+    config: dict[str, Any] = run.record["config"]
+    templates = config.get("templates") or [config["template"]]
+    parts = ["The question asked:" if len(templates) == 1 else "The questions asked:"]
+    for one in templates:
+        words = {
+            label: own if isinstance(own, list) else [own]
+            for label, own in one["label_words"].items()
+        }
+        said = "; ".join(
+            f"{label}: {' or '.join(own) or 'no words'}" for label, own in words.items()
+        )
+        parts.append(f"```\n{one['text'].strip()}\n```\n\n{said}")
     return "\n\n".join(parts)

@@ -148,16 +148,44 @@ class HardPromptConfig:
     _argument_group_name = "hard prompt"
 
     model: str = option(DEFAULT_CAUSAL_LM, "Hub id, local directory or builtin:smollm2")
-    template: str = option("paraphrase", "name of a packaged template, or a YAML file")
+    template: str = option(
+        "paraphrase",
+        "packaged template or YAML file; several, comma-separated; all: every packaged one that "
+        "answers these labels",
+    )
+    combine: str = option(
+        "ensemble", "of several templates: ensemble (all together) or best (chosen on train)"
+    )
+    num_demonstrations: int = option(0, "labelled training pairs shown before each question")
+    demonstrations: str = option(
+        "balanced",
+        "which: balanced (drawn by --seed, as many of each label), first (of train) or nearest (to "
+        "the pair asked about, by the embeddings of builtin:minilm)",
+    )
+    calibration: str = option(
+        "none",
+        "none, contextual (divide by the answers to pairs without content), batch (by the mean "
+        "over the pairs scored) or affine (fitted to labelled training pairs)",
+    )
+    label_prior: str = option(
+        "none", "none, uniform or train: predict each label as often (train: as it is there)"
+    )
+    num_calibration_pairs: int = option(
+        400, "training pairs for --calibration affine and --combine best, drawn by --seed"
+    )
     quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)")
-    batch_size: int = option(16, "pairs in one forward pass")
-    max_length: int = option(2048, "tokens of a prompt; a longer one is an error, never cut")
+    batch_size: int = option(16, "the most pairs in one forward pass (fewer if memory runs out)")
+    batch_tokens: int = option(8192, "the most tokens in one, what all prompts share not counted")
+    share_prefix: bool = option(
+        True, "run what all prompts begin with (instruction, demonstrations) through the model once"
+    )
+    max_length: int = option(4096, "tokens of a prompt; a longer one is an error, never cut")
     output_dir: str | None = option(None, "where the Run goes (default: runs/DATASET-...)")
     base_model_id: str | None = option(
         None, "Hub id that a published card names, for a --model that is a local directory"
     )
     config: str | None = option(None, "recipe: a YAML file of any of these flags")
-    seed: int = option(42, "recorded; scoring itself is deterministic")
+    seed: int = option(42, "draws demonstrations and calibration pairs; scoring is deterministic")
     overwrite: bool = option(False, "replace the Run in --output_dir")
     push_to_hub: bool = option(False, "publish the Run when it is written")
     hub_model_id: str | None = option(None, "owner/name for --push_to_hub")

@@ -190,6 +190,16 @@ def _without_origin(config: PretrainedConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_dict().items() if k not in dropped}
 
 
+def load_encoder(source: ModelSource) -> PreTrainedModel:
+    """Load an encoder alone, in fp32 and in eval mode.
+
+    Raises:
+        UserError: If the weights do not load.
+    """
+    model: PreTrainedModel = _load(AutoModel, source, dtype=torch.float32)
+    return model.eval()
+
+
 def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
     """Load a causal LM onto this process's device, quantized by bitsandbytes or plain.
 

@@ -1,4 +1,4 @@
-"""A trained classifier or a prompted LM, ready to score pairs."""
+"""A trained classifier, ready to score pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from transformers import (
     BatchEncoding,
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -19,11 +18,8 @@ from peft_mrpc.first_token import read_first_token
 from peft_mrpc.pair_model import SentencePairConfig, find_sentences
 from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompts import Template
-from peft_mrpc.scoring import classifier_probabilities, score_label_tokens, score_rows
+from peft_mrpc.scoring import classifier_probabilities, score_rows
 
-# Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
-CHAT_DATE = "26 Jul 2024"
 DIVERGED = "the model's scores are not finite: the training diverged. Lower --learning_rate."
 
 
@@ -131,97 +127,3 @@ def encode_pairs(
     return [
         dict(zip(keys, row, strict=True)) for row in zip(*encoded.values(), strict=True)
     ], num_cut
-
-
-@dataclass
-class PromptClassifier:
-    """A causal LM asked through a template; the label words' probabilities are the answer.
-
-    Attributes:
-        model: A causal LM in eval mode.
-        tokenizer: Its tokenizer, with a chat template or without.
-        template: The question.
-        label_names: Names of the C labels.
-        max_length: Most tokens of a prompt; a longer one is an error.
-        label_mass: Mean probability that fell on the label words at all in the last `score`.
-        threshold: Probability above which the last of two labels is predicted.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    template: Template
-    label_names: list[str]
-    max_length: int
-    label_mass: float | None = None
-    threshold: float = 0.5
-
-    def encode(self, pairs: Sequence[Pair]) -> tuple[list[list[int]], list[int]]:
-        """Prompt ids of each pair and the one token of each label.
-
-        Prompt and word are tokenized together, since what stands before a word changes its token.
-
-        Raises:
-            UserError: If a label's word is not one token after the prompt, two words begin alike,
-                or a prompt is too long.
-        """
-        words = self.template.words(self.label_names)
-        prompts = [self._prompt(pair) for pair in pairs]
-        prompt_ids = self._tokenize(prompts)
-        label_tokens = [self._label_token(prompts[0], prompt_ids[0], word) for word in words]
-        if len(set(label_tokens)) < len(label_tokens):
-            raise UserError(f"--template: the words {', '.join(words)} begin with the same token.")
-        limit = min(self.max_length, getattr(self.model.config, "max_position_embeddings", 1 << 30))
-        faults = [
-            f"row {pair.idx + 1}: its prompt has {len(ids)} tokens; expected at most {limit} "
-            "(max_length, or what the model allows). Shorten it."
-            for pair, ids in zip(pairs, prompt_ids, strict=True)
-            if len(ids) > limit
-        ]
-        if faults:
-            raise UserError(*faults)
-        return prompt_ids, label_tokens
-
-    def _prompt(self, pair: Pair) -> str:
-        if self.tokenizer.chat_template is None:
-            return self.template.plain(pair.sentence1, pair.sentence2)
-        text = self.tokenizer.apply_chat_template(
-            self.template.messages(pair.sentence1, pair.sentence2),
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=CHAT_DATE,
-            enable_thinking=False,  # Qwen3's would begin with a thought, not the answer
-        )
-        return str(text)
-
-    def _tokenize(self, prompts: list[str]) -> list[list[int]]:
-        # A chat template writes the BOS itself; a second one would change every score.
-        is_chat = self.tokenizer.chat_template is not None
-        ids: list[list[int]] = self.tokenizer(prompts, add_special_tokens=not is_chat)["input_ids"]
-        bos = self.tokenizer.bos_token_id
-        assert all(row[:2] != [bos, bos] for row in ids), "the prompt begins with two BOS tokens"
-        return ids
-
-    def _label_token(self, prompt: str, prompt_ids: list[int], word: str) -> int:
-        space = "" if self.tokenizer.chat_template is not None else " "
-        joint = self._tokenize([prompt + space + word])[0]
-        if joint[:-1] != prompt_ids:
-            raise UserError(
-                f"--template: the word {word!r} is not one token of this model after the prompt; "
-                "expected words that are scored in one pass."
-            )
-        return joint[-1]
-
-    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
-        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
-        prompt_ids, label_tokens = self.encode(pairs)
-        pad = self.tokenizer.pad_token_id or 0
-
-        def score_batch(rows: list[int]) -> NDArray[np.float64]:
-            return score_label_tokens(self.model, [prompt_ids[r] for r in rows], label_tokens, pad)
-
-        lengths = [len(ids) for ids in prompt_ids]
-        scores = np.exp(score_rows(lengths, batch_size, score_batch, "asking"))
-        mass = scores.sum(axis=1, keepdims=True)
-        self.label_mass = float(mass.mean())
-        probabilities: NDArray[np.float64] = scores / mass
-        return probabilities

@@ -10,29 +10,60 @@ from typing import Any
 import yaml
 
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.pairs import Pair
 
-TEMPLATE_FIELDS = ("sentence1", "sentence2")
-TEMPLATE_KEYS = {"name", "description", "text", "answer_prefix", "label_words", "system", "source"}
+SENTENCES = ("sentence1", "sentence2")
+TEMPLATE_KEYS = {
+    *("name", "description", "text", "answer_prefix", "label_words", "system", "style"),
+    *("direction", "both_orders", "delimiter", "source"),
+}
+STYLES = ("auto", "chat", "plain")
+DIRECTIONS = ("direct", "channel")
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A pair with its label's name, shown to the model before the question."""
+
+    sentence1: str
+    sentence2: str
+    label: str
 
 
 @dataclass(frozen=True)
 class Template:
-    """A question about a pair, and the word that answers it for each label.
+    """A question about a pair, and the words that answer it for each label.
+
+    In the noisy channel's direction (arXiv:2108.04106) nothing is asked: a label is as likely as
+    sentence 2 is after sentence 1 and the label's words.
 
     Attributes:
         name: Name under which `--template` finds it.
-        text: The question, with `{sentence1}` and `{sentence2}` where they go.
-        label_words: The answer for each label name.
-        answer_prefix: Stands between question and answer where the model has no chat template.
-        system: System message, where the model's chat template takes one.
+        text: The question, with `{sentence1}` and `{sentence2}` where they go; in the channel's
+            direction what stands before the label's words, with `{sentence1}` alone.
+        label_words: The answers for each label name, at least one; in the channel's direction
+            words that lead to sentence 2, or none: sentence 2 by itself.
+        answer_prefix: Stands between question and answer where it is no chat.
+        system: System message, or the text that a plain prompt begins with.
+        style: `chat` for a chat's turns, `plain` for text to be continued, `auto` for a chat where
+            the model has a chat template.
+        direction: `direct` for the label's words after the pair, `channel` for sentence 2 after
+            sentence 1 and the label's words.
+        both_orders: Whether the channel is read with the sentences in the other order as well.
+        delimiter: Stands between demonstrations in plain text.
         description: What it is for.
     """
 
     name: str
     text: str
-    label_words: Mapping[str, str]
+    label_words: Mapping[str, tuple[str, ...]]
     answer_prefix: str = "\nAnswer:"
     system: str | None = None
+    style: str = "auto"
+    direction: str = "direct"
+    both_orders: bool = False
+    delimiter: str = "\n\n"
     description: str = ""
     source: str = field(default="", compare=False)
 
@@ -40,18 +71,40 @@ class Template:
         """The filled-in question; braces inside the sentences stay as they are."""
         return self.text.format(sentence1=sentence1, sentence2=sentence2).rstrip()
 
-    def messages(self, sentence1: str, sentence2: str) -> list[dict[str, str]]:
-        """The question as chat messages."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": self.question(sentence1, sentence2)}]
+    def messages(
+        self, sentence1: str, sentence2: str, demonstrations: Sequence[Demonstration] = ()
+    ) -> list[dict[str, str]]:
+        """The question as chat messages, after demonstrations as earlier turns."""
+        messages = [{"role": "system", "content": self.system}] if self.system else []
+        for one in demonstrations:
+            asked = self.question(one.sentence1, one.sentence2)
+            messages.append({"role": "user", "content": asked})
+            messages.append({"role": "assistant", "content": self.label_words[one.label][0]})
+        asked = self.question(sentence1, sentence2)
+        return [*messages, {"role": "user", "content": asked}]
 
-    def plain(self, sentence1: str, sentence2: str) -> str:
-        """The question as text to be continued, for a model without a chat template."""
-        system = f"{self.system}\n\n" if self.system else ""
-        return f"{system}{self.question(sentence1, sentence2)}{self.answer_prefix}"
+    def plain(
+        self, sentence1: str, sentence2: str, demonstrations: Sequence[Demonstration] = ()
+    ) -> str:
+        """The question as text to be continued, after demonstrations with their answers."""
+        parts = [
+            f"{self.question(one.sentence1, one.sentence2)}{self.answer_prefix} "
+            f"{self.label_words[one.label][0]}{self.delimiter}"
+            for one in demonstrations
+        ]
+        system = f"{self.system}{self.delimiter}" if self.system else ""
+        asked = f"{self.question(sentence1, sentence2)}{self.answer_prefix}"
+        return "".join([system, *parts, asked])
 
-    def words(self, label_names: Sequence[str]) -> list[str]:
-        """The answer words in the order of the data's labels.
+    def channel(self, sentence1: str, label: str) -> str:
+        """What sentence 2 is to come after, under a label; nothing where it has no words."""
+        words = self.label_words[label]
+        if not words:
+            return ""
+        return f"{self.text.format(sentence1=sentence1, sentence2='').rstrip()} {words[0]}"
+
+    def words(self, label_names: Sequence[str]) -> list[tuple[str, ...]]:
+        """The words of each label, in the order of the data's labels.
 
         Raises:
             UserError: If the template's labels are not the data's.
@@ -67,7 +120,13 @@ class Template:
     def record(self) -> dict[str, Any]:
         """The template as its YAML file has it."""
         record = {key: getattr(self, key) for key in sorted(TEMPLATE_KEYS - {"source"})}
-        return record | {"label_words": dict(self.label_words)}
+        words = {label: list(words) for label, words in self.label_words.items()}
+        return record | {"label_words": words}
+
+
+def as_demonstration(pair: Pair, label_names: Sequence[str]) -> Demonstration:
+    """A labelled pair to show."""
+    return Demonstration(pair.sentence1, pair.sentence2, label_names[pair.label])
 
 
 def packaged_templates() -> list[str]:
@@ -78,6 +137,30 @@ def packaged_templates() -> list[str]:
         for entry in folder.iterdir()
         if entry.name.endswith(".yaml")
     )
+
+
+def load_templates(asked: str, label_names: Sequence[str]) -> list[Template]:
+    """Load the templates of a comma-separated list; `all` is every packaged one for these labels.
+
+    Raises:
+        UserError: If there is none of a name, if a file is wrong or answers other labels.
+    """
+    if asked == ALL:
+        packaged = [load_template(name) for name in packaged_templates()]
+        found = [one for one in packaged if set(one.label_words) == set(label_names)]
+        if not found:
+            raise UserError(
+                f"--template: got all, but no packaged one answers {', '.join(label_names)}; "
+                "expected a YAML file of your own."
+            )
+        return found
+    templates = [load_template(name.strip()) for name in asked.split(",")]
+    names = [template.name for template in templates]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    raise_faults([f"--template: got {name!r} twice; name each template once." for name in twice])
+    for template in templates:
+        template.words(label_names)
+    return templates
 
 
 def load_template(name: str) -> Template:
@@ -96,7 +179,7 @@ def load_template(name: str) -> Template:
             f"{closest(name, known)}"
         )
     try:
-        return parse_template(Path(name).read_text(encoding="utf-8"), name)
+        return parse_template(Path(name).expanduser().read_text(encoding="utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--template: got {name!r}; cannot be read: {one_line(error)}") from error
 
@@ -128,38 +211,79 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
         for key in content
         if key not in TEMPLATE_KEYS
     ]
+    direction = content.get("direction", "direct")
+    for key, known in (("style", STYLES), ("direction", DIRECTIONS)):
+        if key in content and content[key] not in known:
+            got, expected = content[key], ", ".join(known)
+            faults.append(f"{where}: key {key!r}: got {got!r}; expected one of {expected}.")
+    if not isinstance(content.get("both_orders", False), bool):
+        faults.append(f"{where}: key 'both_orders': expected true or false.")
+    elif content.get("both_orders") and direction != "channel":
+        faults.append(f"{where}: key 'both_orders': is for direction channel; drop it.")
+    if direction == "channel" and content.get("style") == "chat":
+        faults.append(f"{where}: key 'style': got chat; direction channel continues plain text.")
+    for key in ("answer_prefix", "delimiter", "system", "description", "name"):
+        if not isinstance(content.get(key), str | None):
+            faults.append(f"{where}: key {key!r}: got {content[key]!r}; expected text in quotes.")
     if isinstance(content.get("text"), str):
-        faults += _text_faults(content["text"], where)
+        wanted = SENTENCES[:1] if direction == "channel" else SENTENCES
+        faults += _text_faults(content["text"], where, wanted)
     else:
         faults.append(f"{where}: key 'text' is missing; expected the question.")
-    faults += _label_word_faults(content.get("label_words"), where)
+    words = _as_lists(content.get("label_words"))
+    faults += _label_word_faults(words, where, direction)
     raise_faults(faults)
-    known = {key: value for key, value in content.items() if key != "source"}
-    return Template(**{"name": Path(where).stem, **known}, source=where)
+    known_keys = {key: value for key, value in content.items() if key != "source"}
+    tuples = {label: tuple(own) for label, own in words.items()}
+    return Template(**{"name": Path(where).stem, **known_keys, "label_words": tuples}, source=where)
 
 
-def _text_faults(text: str, where: str) -> list[str]:
+def _as_lists(words: Any) -> Any:
+    """One word of a label as a list of one; none as none."""
+    if not isinstance(words, dict):
+        return words
+    return {
+        label: own if isinstance(own, list) else [] if own is None else [own]
+        for label, own in words.items()
+    }
+
+
+def _text_faults(text: str, where: str, wanted: Sequence[str]) -> list[str]:
     try:
         fields = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
     except ValueError as error:
         return [f"{where}: key 'text': {error}. Write a literal brace twice."]
+    expected = " and ".join(f"{{{name}}}" for name in wanted)
     faults = [
-        f"{where}: key 'text': got the field {{{name}}}; expected {{sentence1}} and {{sentence2}}."
-        for name in sorted(fields - set(TEMPLATE_FIELDS))
+        f"{where}: key 'text': got the field {{{name}}}; expected {expected}."
+        for name in sorted(fields - set(wanted))
     ]
     return faults + [
-        f"{where}: key 'text' lacks {{{name}}}." for name in TEMPLATE_FIELDS if name not in fields
+        f"{where}: key 'text' lacks {{{name}}}." for name in wanted if name not in fields
     ]
 
 
-def _label_word_faults(words: Any, where: str) -> list[str]:
+def _label_word_faults(words: Any, where: str, direction: str) -> list[str]:
     if not isinstance(words, dict) or len(words) < 2:
         return [f"{where}: key 'label_words': expected `label name: word` for two or more labels."]
     faults = [
-        f"{where}: label_words[{name!r}]: got {word!r}; expected a word in quotes."
-        for name, word in words.items()
+        f"{where}: label_words[{label!r}]: got {word!r}; expected a word in quotes."
+        for label, own in words.items()
+        for word in own
         if not isinstance(word, str) or not word.strip()
     ]
-    if not faults and len({word.strip() for word in words.values()}) < len(words):
+    if faults:
+        return faults
+    if direction == "channel":
+        if any(len(own) > 1 for own in words.values()):
+            faults.append(f"{where}: label_words: direction channel takes one text for a label.")
+    else:
+        faults += [
+            f"{where}: label_words[{label!r}]: got none; expected a word, or a list of words."
+            for label, own in words.items()
+            if not own
+        ]
+    every = [word.strip() for own in words.values() for word in own or [""]]
+    if len(set(every)) < len(every):
         faults.append(f"{where}: label_words: two labels have the same word.")
     return faults

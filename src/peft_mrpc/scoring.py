@@ -1,28 +1,61 @@
-"""From token ids to label probabilities, on any number of processes. No tokenizer here."""
+"""Rows scored once each, in batches of like length, on any number of processes."""
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
+from typing import Protocol
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
 
+from peft_mrpc.errors import logger
 from peft_mrpc.processes import process_state
 
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
 
 
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches of like length, longest first: memory runs short at once or never."""
+class KeptScores(Protocol):
+    """Scores of an earlier command that did not come to its end."""
+
+    def find(self, rows: Sequence[int]) -> NDArray[np.float64] | None:
+        """The scores of this very batch, [B, K], if they are there."""
+
+    def add(self, rows: Sequence[int], scores: NDArray[np.float64]) -> None:
+        """Keep the scores of a batch."""
+
+
+def length_sorted_batches(
+    lengths: Sequence[int], batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
+    """Row numbers in batches of like length, longest first: memory runs short at once or never.
+
+    Args:
+        lengths: Tokens of each row, [N].
+        batch_size: The most rows in a batch.
+        max_tokens: The most tokens in a batch, pads included; a longer row is alone.
+    """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    room = 0
+    for row in order:
+        if room == 0:
+            batches.append([])
+            fitting = batch_size if max_tokens is None else max_tokens // max(1, lengths[row])
+            room = max(1, min(batch_size, fitting))
+        batches[-1].append(row)
+        room -= 1
+    return batches
 
 
 def score_rows(
-    lengths: Sequence[int], batch_size: int, score_batch: ScoreBatch, description: str
+    lengths: Sequence[int],
+    batch_size: int,
+    score_batch: ScoreBatch,
+    description: str,
+    max_tokens: int | None = None,
+    kept: KeptScores | None = None,
 ) -> NDArray[np.float64]:
     """Score every row once, spread over the processes of the job.
 
@@ -34,11 +67,13 @@ def score_rows(
         batch_size: Rows in a forward pass.
         score_batch: Scores the rows of one batch, [B] -> [B, K].
         description: Stands before the progress bar.
+        max_tokens: The most tokens in a forward pass.
+        kept: Where the scores of each batch are found again.
     Returns:
         The scores in row order, [N, K], on every process.
     """
     state = process_state()
-    batches = length_sorted_batches(lengths, batch_size)
+    batches = length_sorted_batches(lengths, batch_size, max_tokens)
     scored: list[tuple[int, NDArray[np.float64]]] = []
     with tqdm(
         total=len(lengths),
@@ -49,7 +84,12 @@ def score_rows(
     ) as bar:
         for number, batch in enumerate(batches):
             if number % state.num_processes == state.process_index:
-                scored += zip(batch, score_batch(batch), strict=True)
+                scores = None if kept is None else kept.find(batch)
+                if scores is None:
+                    scores = score_or_halve(batch, score_batch)
+                    if kept is not None:
+                        kept.add(batch, scores)
+                scored += zip(batch, scores, strict=True)
             bar.update(len(batch))
     if state.num_processes > 1:
         # Gathered as objects, uneven as they are: padding to even shards would reorder rows.
@@ -59,51 +99,23 @@ def score_rows(
     return np.stack([scores for _, scores in scored])
 
 
+def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
+    """Score a batch, in halves where the device has no memory for the whole of it."""
+    try:
+        return score_batch(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Out of the handler, so that what the failed pass held on to is free again.
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    half = len(batch) // 2
+    logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
+    halves = [score_or_halve(part, score_batch) for part in (batch[:half], batch[half:])]
+    return np.concatenate(halves)
+
+
 def classifier_probabilities(logits: torch.Tensor) -> NDArray[np.float64]:
     """Softmax of classifier logits in float64, [B, C]."""
     probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
     return probabilities
-
-
-@torch.inference_mode()
-def score_label_tokens(
-    model: PreTrainedModel,
-    prompt_ids: Sequence[Sequence[int]],
-    label_tokens: Sequence[int],
-    pad_token_id: int,
-) -> NDArray[np.float64]:
-    """Log-probability of each label's token after each prompt (arXiv:2005.14165, section 2.4).
-
-    One forward pass, nothing sampled. Prompts are padded on the right, where a causal model cannot
-    see: no row's score depends on another's length but by rounding.
-
-    Args:
-        model: A causal LM in eval mode.
-        prompt_ids: B prompts of differing lengths, in token ids.
-        label_tokens: One token id for each label, [C].
-        pad_token_id: Any id; pads are masked.
-    Returns:
-        Log-probabilities in nats, softmax taken in float32 over the vocabulary, [B, C].
-    """
-    lengths = torch.tensor([len(ids) for ids in prompt_ids])
-    width = int(lengths.max())
-    input_ids = torch.full((len(prompt_ids), width), pad_token_id)
-    for row, ids in enumerate(prompt_ids):
-        input_ids[row, : len(ids)] = torch.tensor(ids)
-    attention_mask = (torch.arange(width)[None, :] < lengths[:, None]).long()
-    # Only the positions that end some prompt go through the output layer: [B, U, V], not [B, T, V].
-    ends, which = torch.unique(lengths - 1, return_inverse=True)
-    device = model.device
-    logits = model(
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        use_cache=False,
-        logits_to_keep=ends.to(device),
-    ).logits
-    # A few models do not know logits_to_keep and give every position.
-    column = which if logits.shape[1] == len(ends) else lengths - 1
-    last = logits[torch.arange(len(prompt_ids), device=device), column.to(device)]  # [B, V]
-    log_probabilities = last.float().log_softmax(dim=-1)
-    chosen = log_probabilities[:, torch.tensor(label_tokens, device=device)]
-    result: NDArray[np.float64] = chosen.double().cpu().numpy()
-    return result

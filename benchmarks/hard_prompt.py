@@ -1,0 +1,285 @@
+"""What a prompted model reaches by its wording, its calibration, demonstrations and 4-bit weights.
+
+    python benchmarks/hard_prompt.py --dataset MRPC
+
+MRPC is the directory that holds `train.tsv` and `dev.tsv`. SmolLM2-135M-Instruct is asked about
+all of dev, and about 400 training pairs to choose and to fit on: dev's labels are for the figures
+alone. The figures go into `hard_prompt.json` beside this file, the tables into `hard_prompt.md`.
+Scores are kept in `--output_dir` as they come; a rerun goes on where it stood.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accuracy import HERE
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+from peft_mrpc.calibration import (
+    CONTENT_FREE,
+    Calibration,
+    affine,
+    batch,
+    contextual,
+    no_calibration,
+)
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
+from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.environment import describe_environment
+from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.models import load_causal_lm, load_tokenizer
+from peft_mrpc.pairs import Pair
+from peft_mrpc.partial_scores import PartialScores
+from peft_mrpc.processes import process_state
+from peft_mrpc.prompting import PromptClassifier
+from peft_mrpc.prompts import Template, as_demonstration, load_template, load_templates
+from peft_mrpc.sources import find_model
+
+RESULTS, PAGE = HERE / "hard_prompt.json", HERE / "hard_prompt.md"
+LABELS = ("not_equivalent", "equivalent")
+NUM_TRAIN, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 42, 16, 8192
+SHOWN = "paraphrase_harness"  # the wording that demonstrations are tried with
+Array = NDArray[np.float64]
+Row = dict[str, Any]
+
+
+class Study:
+    """Label scores of one model on dev and on some training pairs, and what comes of them."""
+
+    def __init__(self, dataset: str, folder: Path) -> None:
+        data = load_pairs(DataConfig(dataset=dataset))
+        self.pool = list(data.splits["train"])
+        rows = np.random.default_rng([SEED, 1]).permutation(len(self.pool))[:NUM_TRAIN]
+        self.train = [self.pool[row] for row in sorted(rows)]
+        held = {pair.idx for pair in self.train}
+        self.pool = [pair for pair in self.pool if pair.idx not in held]
+        self.dev = list(data.splits["validation"])
+        self.folder = folder
+        self.shares = np.bincount([p.label for p in data.splits["train"]]) / len(
+            data.splits["train"]
+        )
+        self._models: dict[str, Any] = {}
+
+    def scores(
+        self,
+        templates: Sequence[Template],
+        pairs: Sequence[Pair],
+        name: str,
+        quantization: str = "none",
+        show: Any = None,
+    ) -> Array:
+        """Label scores, [T, N, C], kept under a name."""
+        if quantization not in self._models:
+            source = find_model("builtin:smollm2")
+            model = load_causal_lm(source, quantization)
+            self._models = {quantization: (model, load_tokenizer(source))}
+        model, tokenizer = self._models[quantization]
+        classifier = PromptClassifier(
+            *(model, tokenizer, templates, list(LABELS), 8192), max_tokens=BATCH_TOKENS
+        )
+        if show is not None:
+            classifier.show = show
+        index = process_state().process_index
+
+        def keep(template: str) -> PartialScores:
+            one = next(t for t in templates if t.name == template)
+            asked = {"name": name, "template": one.record(), "quantization": quantization}
+            return PartialScores(self.folder, index, asked)
+
+        return classifier.label_scores(pairs, BATCH_SIZE, keep)
+
+    def reached(self, calibration: Calibration, scores: Array) -> Row:
+        """Figures on dev."""
+        probabilities = calibration.probabilities(scores)
+        return figures(probabilities, labels_of(self.dev))
+
+
+def labels_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    return np.array([pair.label for pair in pairs])
+
+
+def figures(probabilities: Array, references: NDArray[np.int64]) -> Row:
+    values = compute_metrics(references, probabilities.argmax(axis=1), probabilities, LABELS)
+    right = round(values["accuracy"] * len(references))
+    interval = binomtest(right, len(references)).proportion_ci(method="wilson")
+    return {
+        "accuracy": values["accuracy"],
+        "interval": [interval.low, interval.high],
+        "f1": [values["f1"][label] for label in LABELS],
+        "roc_auc": values["roc_auc"],
+    }
+
+
+def wordings(study: Study) -> list[Row]:
+    """Each packaged wording alone, and all of them together."""
+    templates = load_templates("all", LABELS)
+    dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
+    references = labels_of(study.train)
+    rows = []
+    for number, template in enumerate(templates):
+        own, on_train = dev[[number]], train[[number]]
+        row = {"wording": template.name, "none": study.reached(no_calibration(own), own)}
+        if template.direction == "direct":
+            row["mass"] = float(np.exp(own[0]).sum(axis=1).mean())
+            empty = [Pair(n, text, text) for n, text in enumerate(CONTENT_FREE)]
+            free = study.scores([template], empty, "content-free")
+            row["contextual"] = study.reached(contextual(own, free), own)
+        row["batch"] = study.reached(batch(own), own)
+        row["prior"] = study.reached(batch(own).with_prior(own, study.shares), own)
+        row["affine"] = study.reached(affine(on_train, references), own)
+        plain = no_calibration(on_train).probabilities(on_train)
+        row["train"] = figures(plain, references)
+        matched = batch(on_train).with_prior(on_train, study.shares)
+        row["train_prior"] = figures(matched.probabilities(on_train), references)
+        rows.append(row)
+    return [*rows, *ensembles(study, templates, dev, train)]
+
+
+def ensembles(study: Study, templates: Sequence[Template], dev: Array, train: Array) -> list[Row]:
+    """Wordings together, by their direction."""
+    references = labels_of(study.train)
+    rows = []
+    for direction in ("direct", "channel", None):
+        which = [n for n, t in enumerate(templates) if direction in (t.direction, None)]
+        own, on_train = dev[which], train[which]
+        rows.append(
+            {
+                "wording": f"{direction or 'all'} ({len(which)} together)",
+                "none": study.reached(no_calibration(own), own),
+                "batch": study.reached(batch(own), own),
+                "prior": study.reached(batch(own).with_prior(own, study.shares), own),
+                "affine": study.reached(affine(on_train, references), own),
+            }
+        )
+    return rows
+
+
+def both(study: Study) -> list[tuple[str, list[Pair]]]:
+    return [("dev", study.dev), ("train", study.train)]
+
+
+def demonstrations(study: Study) -> list[Row]:
+    """Labelled pairs before the question: drawn, and nearest."""
+    template = [load_template(SHOWN)]
+    references = labels_of(study.train)
+    shows: dict[str, Any] = {
+        f"{count} balanced, seed {seed}": fixed(
+            choose_demonstrations(study.pool, LABELS, count, "balanced", seed)
+        )
+        for count, seed in ((4, 1), (8, 1), (8, 2), (16, 1))
+    }
+    pool = [as_demonstration(pair, LABELS) for pair in study.pool]
+    shows["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
+    rows = []
+    for name, show in shows.items():
+        dev, train = (
+            study.scores(template, pairs, f"{name} {part}", show=show)
+            for part, pairs in both(study)
+        )
+        rows.append(
+            {
+                "demonstrations": name,
+                "none": study.reached(no_calibration(dev), dev),
+                "batch": study.reached(batch(dev), dev),
+                "prior": study.reached(batch(dev).with_prior(dev, study.shares), dev),
+                "affine": study.reached(affine(train, references), dev),
+            }
+        )
+    return rows
+
+
+def quantization(study: Study) -> list[Row]:
+    """4-bit weights against fp32, on the same rows."""
+    templates = [load_template(name) for name in (SHOWN, "channel_in_other_words")]
+    full = study.scores(templates, study.dev, "dev")
+    packed = study.scores(templates, study.dev, "dev", "nf4")
+    references = labels_of(study.dev)
+    rows = []
+    for number, template in enumerate(templates):
+        answers = []
+        row: Row = {"wording": template.name}
+        for name, scores in (("fp32", full[[number]]), ("nf4", packed[[number]])):
+            calibration = batch(scores).with_prior(scores, study.shares)
+            row[name] = study.reached(calibration, scores)
+            answers.append(calibration.probabilities(scores).argmax(axis=1))
+        right = [found == references for found in answers]
+        row["same_answers"] = float((answers[0] == answers[1]).mean())
+        row["only_fp32_right"] = int((right[0] & ~right[1]).sum())
+        row["only_nf4_right"] = int((right[1] & ~right[0]).sum())
+        rows.append(row)
+    return rows
+
+
+PARTS = {"wordings": wordings, "demonstrations": demonstrations, "quantization": quantization}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="directory in GLUE's layout")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/hard_prompt_study"))
+    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
+    options = parser.parse_args()
+    study = Study(options.dataset, options.output_dir)
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    for part in options.only:
+        results[part] = PARTS[part](study)
+        results["about"] = describe_environment() | {"num_dev": len(study.dev)}
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    write_tables(results)
+
+
+def write_tables(results: dict[str, Any]) -> None:
+    tables = {
+        "wordings": lambda rows: calibrated_table(rows, "wording"),
+        "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
+        "quantization": quantization_table,
+    }
+    page = PAGE.read_text("utf-8")
+    for part, build in tables.items():
+        if part in results:
+            begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+            before, after = page.split(begin)[0], page.split(end)[1]
+            page = f"{before}{begin}\n\n{build(results[part])}\n\n{end}{after}"
+    PAGE.write_text(page, encoding="utf-8")
+    print(page)
+
+
+def calibrated_table(rows: Sequence[Row], first: str) -> str:
+    kinds = ["none", "contextual", "batch", "prior", "affine"]
+    lines = [
+        f"| {first} | ROC-AUC | as it answers | contextual | batch | train's shares | affine |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        cells = [one_cell(row[kind]) if kind in row else "-" for kind in kinds]
+        lines.append(f"| {row[first]} | {row['none']['roc_auc']:.3f} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def one_cell(found: Row) -> str:
+    low, high = found["interval"]
+    f1 = "/".join(f"{value:.2f}" for value in found["f1"])
+    return f"{found['accuracy']:.3f} [{low:.2f}, {high:.2f}] {f1}"
+
+
+def quantization_table(rows: Sequence[Row]) -> str:
+    lines = [
+        "| wording | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        areas = f"{row['fp32']['roc_auc']:.3f} / {row['nf4']['roc_auc']:.3f}"
+        lines.append(
+            f"| {row['wording']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "
+            f"{row['same_answers']:.1%} | {row['only_fp32_right']} | {row['only_nf4_right']} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

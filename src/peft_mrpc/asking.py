@@ -1,0 +1,318 @@
+"""What a hard prompt comes to: demonstrations, label scores, calibration, a Run's files."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peft_mrpc import config as cfg
+from peft_mrpc.artifacts import save_prompt
+from peft_mrpc.calibration import (
+    CONTENT_FREE,
+    Calibration,
+    affine,
+    batch,
+    contextual,
+    no_calibration,
+)
+from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.errors import UserError, logger
+from peft_mrpc.flags import config_record
+from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.pairs import UNKNOWN_LABEL, Pair, PairData
+from peft_mrpc.partial_scores import PartialScores
+from peft_mrpc.processes import process_state
+from peft_mrpc.prompting import PromptClassifier
+from peft_mrpc.prompts import Demonstration, Template, as_demonstration
+from peft_mrpc.reporting import describe_data, write_run
+from peft_mrpc.scoring import KeptScores
+from peft_mrpc.sources import ModelSource
+
+LOW_LABEL_MASS = 0.1
+Array = NDArray[np.float64]
+
+
+def request_faults(
+    config: cfg.HardPromptConfig,
+    templates: Sequence[Template],
+    data: PairData,
+    splits: Sequence[str],
+) -> list[str]:
+    """What of these flags does not stand together, or not with these pairs."""
+    faults = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
+    channels = [one.name for one in templates if one.direction == "channel"]
+    if config.num_demonstrations and channels:
+        faults.append(
+            f"--num_demonstrations: got {config.num_demonstrations}, but {channels[0]} reads the "
+            "noisy channel, which shows none; drop it, or use another --template."
+        )
+    if config.calibration == "contextual" and channels:
+        faults.append(
+            f"--calibration: got contextual, but {channels[0]} reads the noisy channel, and there "
+            "is nothing to read of a pair without content; use batch or affine."
+        )
+    if config.combine == "best" and len(templates) < 2:
+        faults.append("--combine: got best of one template; expected several in --template.")
+    if config.label_prior != "none" and config.calibration == "affine":
+        faults.append(
+            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
+            "shares; drop it."
+        )
+    if uses := train_uses(config):
+        if "train" not in data.splits:
+            faults.append(f"{uses[0]}: needs training pairs; give --train_file.")
+        elif "train" in splits:
+            faults.append(f"--split: got train, which {uses[0]} draws from; expected other splits.")
+        elif not any(pair.label != UNKNOWN_LABEL for pair in data.splits["train"]):
+            faults.append(f"{uses[0]}: needs labels, and the training pairs have none.")
+    return faults
+
+
+def train_uses(config: cfg.HardPromptConfig) -> list[str]:
+    """Which flags make use of the labels of training pairs."""
+    uses = {
+        f"--num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,
+        "--calibration affine": config.calibration == "affine",
+        "--label_prior train": config.label_prior == "train",
+        "--combine best": config.combine == "best",
+    }
+    return [flag for flag, is_used in uses.items() if is_used]
+
+
+class Asker:
+    """One command's questions, from its flags to its Run.
+
+    Args:
+        config: The flags of the prompt.
+        data_config: The flags of the data.
+        source: The model.
+        data: The pairs.
+        splits: Which of them are reported.
+        classifier: The model and its templates; demonstrations and calibration are set here.
+        scratch: Where scores are kept until the Run is written.
+    """
+
+    def __init__(
+        self,
+        config: cfg.HardPromptConfig,
+        data_config: cfg.DataConfig,
+        source: ModelSource,
+        data: PairData,
+        splits: Sequence[str],
+        classifier: PromptClassifier,
+        scratch: Path,
+    ) -> None:
+        self.config = config
+        self.data_config = data_config
+        self.source = source
+        self.data = data
+        self.splits = splits
+        self.classifier = classifier
+        self.scratch = scratch
+        self.label_names = data.label_names
+        self.shown: list[Demonstration] = []  # to every pair, or the pool of the nearest
+        self.templates: dict[str, dict[str, Any]] = {}  # what each reached by itself
+        self.chosen = ""  # by --combine best
+
+    def ask_into(self, staging: Path | None) -> None:
+        """Score on every process; the one that has a staging directory writes."""
+        started = time.perf_counter()
+        held = self._draw_from_train()
+        train_scores = self._score("train", held) if held else None
+        if self.config.combine == "best":
+            assert train_scores is not None
+            train_scores = self._choose_template(train_scores, _labels(held))
+        scores = {split: self._score(split, self.data.splits[split]) for split in self.splits}
+        fit = self._fitter(train_scores, _labels(held))
+        probabilities = {}
+        for split, found in scores.items():
+            self.classifier.calibration = fit(found)
+            probabilities[split] = self.classifier.calibration.probabilities(found)
+            self._describe_templates(split, found, fit)
+        seconds = time.perf_counter() - started
+        if staging is None:
+            return
+        save_prompt(staging / "prompt", self.classifier, self.source, self.config, self.shown)
+        count = len(held) + sum(map(len, probabilities.values()))
+        record = self._record(len(held)) | {
+            "timing": {"score_seconds": seconds, "score_pairs_per_second": count / seconds}
+        }
+        write_run(staging, record, self.data, probabilities)
+
+    def template_lines(self) -> list[str]:
+        """What each wording reaches by itself, where there are several."""
+        if len(self.templates) < 2:
+            return []
+        width = max(map(len, self.templates))
+        lines = []
+        for name, about in self.templates.items():
+            for split, values in about.items():
+                if split in self.splits and "accuracy" in values:
+                    f1 = " / ".join(f"{values['f1'][label]:.3f}" for label in self.label_names)
+                    lines.append(
+                        f"{name:<{width}}  {split}: accuracy {values['accuracy']:.3f}, F1 {f1}, "
+                        f"ROC-AUC {values['roc_auc']:.3f}"
+                    )
+        return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
+
+    def _draw_from_train(self) -> list[Pair]:
+        """Set the demonstrations; the labelled pairs to choose and to calibrate on."""
+        config = self.config
+        pool = [p for p in self.data.splits.get("train", ()) if p.label != UNKNOWN_LABEL]
+        count = config.num_demonstrations
+        if count and config.demonstrations == "nearest":
+            self.shown = [as_demonstration(pair, self.label_names) for pair in pool]
+            self.classifier.show = NearestDemonstrations(self.shown, self.label_names, count)
+        elif count:
+            self.shown = choose_demonstrations(
+                pool, self.label_names, count, config.demonstrations, config.seed
+            )
+            self.classifier.show = fixed(self.shown)
+        if config.calibration != "affine" and config.combine != "best":
+            return []
+        unseen = [p for p in pool if as_demonstration(p, self.label_names) not in self.shown]
+        pool = unseen if config.demonstrations != "nearest" else pool
+        draw = np.random.default_rng([config.seed, 1])
+        rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
+        counts = np.bincount([pool[row].label for row in rows], minlength=len(self.label_names))
+        if counts.min() < 2:
+            raise UserError(
+                f"--num_calibration_pairs: got {config.num_calibration_pairs}, of which "
+                f"{counts.min()} are {self.label_names[counts.argmin()]}; expected at least 2 of "
+                "each label. Raise it."
+            )
+        return [pool[row] for row in rows]
+
+    def _score(self, split: str, pairs: Sequence[Pair]) -> Array:
+        """Label scores of each template, [T, N, C], found again where they were scored before."""
+
+        def keep(template: str) -> KeptScores:
+            asked = self._asked(template) | {"pairs": [list(_text(pair)) for pair in pairs]}
+            kept = PartialScores(self.scratch, process_state().process_index, asked)
+            if len(kept):
+                logger.info("%s: %d pairs of %s were scored before", template, len(kept), split)
+            return kept
+
+        scores = self.classifier.label_scores(pairs, self.config.batch_size, keep)
+        for name, mass in self.classifier.label_mass.items():
+            self.templates.setdefault(name, {}).setdefault(split, {})["label_mass"] = mass
+            if mass is not None and mass < LOW_LABEL_MASS:
+                logger.warning(
+                    "%s, %s: only %.1f%% of the probability falls on the label words; the model "
+                    "answers something else. Try another --template.",
+                    *(split, name, 100 * mass),
+                )
+        return scores
+
+    def _asked(self, template: str) -> dict[str, Any]:
+        """All that a score depends on, beside the pairs."""
+        one = next(t for t in self.classifier.templates if t.name == template)
+        config = self.config
+        names = ("quantization", "num_demonstrations", "demonstrations", "share_prefix")
+        return {
+            **{name: getattr(config, name) for name in names},
+            "model": self.source.location,
+            "template": one.record(),
+            "shown": [asdict(shown) for shown in self.shown],
+        }
+
+    def _choose_template(self, scores: Array, references: NDArray[np.int64]) -> Array:
+        """Go on with the template that is best on training pairs; its scores on these."""
+        fit = self._fitter(scores, references)
+        reached = {}
+        for number, template in enumerate(self.classifier.templates):
+            own = scores[[number]]
+            found = self._metrics(fit(own, [number]).probabilities(own), references)
+            self.templates[template.name]["train"].update(found)
+            reached[template.name] = float(np.mean(list(found["f1"].values())))
+        self.chosen = max(reached, key=lambda name: reached[name])
+        best = reached[self.chosen]
+        logger.info("%s is best on training pairs: macro F1 %.3f", self.chosen, best)
+        number = list(reached).index(self.chosen)
+        self.classifier.templates = [self.classifier.templates[number]]
+        self.classifier.label_mass = {}
+        return scores[[number]]
+
+    def _fitter(
+        self, train_scores: Array | None, references: NDArray[np.int64]
+    ) -> Callable[..., Calibration]:
+        """What fits the calibration to scores, [T, N, C], of some of the templates."""
+        kind, prior = self.config.calibration, self._prior()
+        content_free = None
+        if kind == "contextual":
+            empty = [Pair(row, text, text) for row, text in enumerate(CONTENT_FREE)]
+            content_free = self.classifier.label_scores(empty, len(empty))
+
+        def fit(scores: Array, which: Sequence[int] | None = None) -> Calibration:
+            chosen = list(range(len(scores))) if which is None else list(which)
+            if kind == "affine":
+                assert train_scores is not None
+                return affine(train_scores[chosen], references, self.config.seed)
+            if kind == "contextual":
+                assert content_free is not None
+                found = contextual(scores, content_free[chosen])
+            else:
+                found = batch(scores) if kind == "batch" else no_calibration(scores)
+            return found if prior is None else found.with_prior(scores, prior)
+
+        return fit
+
+    def _prior(self) -> list[float] | None:
+        """How often each label is to be predicted; None for as it comes."""
+        count = len(self.label_names)
+        if self.config.label_prior == "train":
+            labels = [p.label for p in self.data.splits["train"] if p.label != UNKNOWN_LABEL]
+            return list(np.bincount(labels, minlength=count) / len(labels))
+        return [1 / count] * count if self.config.label_prior == "uniform" else None
+
+    def _describe_templates(
+        self, split: str, scores: Array, fit: Callable[..., Calibration]
+    ) -> None:
+        """What each template by itself reaches where labels are known."""
+        references = _labels(self.data.splits[split])
+        for number, template in enumerate(self.classifier.templates):
+            own = scores[[number]]
+            probabilities = fit(own, [number]).probabilities(own)
+            if (references != UNKNOWN_LABEL).all():
+                found = self._metrics(probabilities, references)
+                self.templates[template.name].setdefault(split, {}).update(found)
+
+    def _metrics(self, probabilities: Array, references: NDArray[np.int64]) -> dict[str, Any]:
+        values = compute_metrics(
+            references, probabilities.argmax(axis=1), probabilities, self.label_names
+        )
+        return {name: values[name] for name in ("accuracy", "f1", "roc_auc")}
+
+    def _record(self, num_held: int) -> dict[str, Any]:
+        names = [template.name for template in self.classifier.templates]
+        return {
+            "strategy": "hard_prompt",
+            "method": "hard_prompt",
+            "model": self.source.name,
+            "base_model_id": self.source.hub_id,
+            "seed": self.config.seed,
+            "num_processes": process_state().num_processes,
+            "data": describe_data(self.data, self.splits),
+            "label_mass": {
+                split: self.templates[names[0]].get(split, {}).get("label_mass")
+                for split in self.splits
+            },
+            "templates": self.templates,
+            "chosen_template": self.chosen or None,
+            # What training labels were used for, and how many pairs.
+            "uses_labels": {"for": train_uses(self.config), "calibration_pairs": num_held},
+            "config": config_record(self.data_config, self.config)
+            | {"templates": [template.record() for template in self.classifier.templates]},
+        }
+
+
+def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+    return np.array([pair.label for pair in pairs], dtype=np.int64)
+
+
+def _text(pair: Pair) -> tuple[str, str]:
+    return pair.sentence1, pair.sentence2

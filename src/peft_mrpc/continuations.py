@@ -1,0 +1,202 @@
+"""How likely a causal LM holds a text after another. Token ids only, no tokenizer.
+
+What all the sequences begin with (an instruction, demonstrations) goes through the model once; its
+keys and values stand before every batch. Exact: a causal model computes the same for these tokens
+whatever follows.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from peft_mrpc.scoring import KeptScores, score_rows
+
+# A prefix shorter than this is not worth keys and values of its own.
+WORTH_SHARING = 8
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Some tokens, and those after which their probability is asked for.
+
+    Attributes:
+        context: Token ids, at least one.
+        tokens: Token ids, at least one.
+    """
+
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """What the model reads: of the last token only the probability matters."""
+        return self.context + self.tokens[:-1]
+
+
+def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all the sequences begin with."""
+    if not sequences:
+        return 0
+    # Of sorted sequences, what the first and the last share all of them share.
+    first, last = min(sequences), max(sequences)
+    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differ, min(len(first), len(last)))
+
+
+class ContinuationScorer:
+    """Scores the continuations of many rows with one model.
+
+    Args:
+        model: A causal LM in eval mode.
+        pad_token_id: Any id; pads are masked.
+        shares_prefix: Whether what all sequences begin with is computed once.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, pad_token_id: int, shares_prefix: bool = True
+    ) -> None:
+        self.model = model
+        self.pad_token_id = pad_token_id
+        self.shares_prefix = shares_prefix
+        self.prefix_length = 0  # of the last call
+        self._prefix: DynamicCache | None = None
+
+    def score(
+        self,
+        rows: Sequence[Sequence[Continuation]],
+        batch_size: int,
+        max_tokens: int | None = None,
+        description: str = "asking",
+        kept: KeptScores | None = None,
+    ) -> NDArray[np.float64]:
+        """Log-probabilities of the continuations (arXiv:2005.14165, section 2.4).
+
+        Args:
+            rows: N rows of K continuations.
+            batch_size: Rows in one forward pass.
+            max_tokens: The most tokens in one, what is shared not counted.
+            description: Stands before the progress bar.
+            kept: Where the scores of each batch are found again.
+        Returns:
+            Sums over each continuation's tokens, in nats, the softmax taken in float32, [N, K].
+        """
+        sequences = [longest_reads(row) for row in rows]
+        self._share(rows, sequences)
+        lengths = [sum(len(s) - self.prefix_length for s in row) for row in sequences]
+
+        def score_batch(batch: list[int]) -> NDArray[np.float64]:
+            return self._score_batch([rows[row] for row in batch], [sequences[r] for r in batch])
+
+        try:
+            return score_rows(lengths, batch_size, score_batch, description, max_tokens, kept)
+        finally:
+            self._prefix = None
+
+    @torch.inference_mode()
+    def _share(
+        self,
+        rows: Sequence[Sequence[Continuation]],
+        sequences: Sequence[Sequence[tuple[int, ...]]],
+    ) -> None:
+        """Run what all sequences begin with through the model, but for one token of each."""
+        self._prefix, self.prefix_length = None, 0
+        if not self.shares_prefix or len(rows) < 2:
+            return
+        # The last token of a context gives the first probability, and so is read in the batch.
+        room = min(len(one.context) for row in rows for one in row) - 1
+        length = min(common_prefix([one for row in sequences for one in row]), room)
+        if length < WORTH_SHARING:
+            return
+        ids = torch.tensor([sequences[0][0][:length]], device=self.model.device)
+        cache = DynamicCache(config=self.model.config)
+        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._prefix, self.prefix_length = cache, length
+
+    @torch.inference_mode()
+    def _score_batch(
+        self,
+        rows: Sequence[Sequence[Continuation]],
+        sequences: Sequence[Sequence[tuple[int, ...]]],
+    ) -> NDArray[np.float64]:
+        flat = [one for row in sequences for one in row]  # S sequences
+        first = np.cumsum([0, *(len(row) for row in sequences)])
+        # Of every token asked for: its sequence, the position that predicts it, its id, its cell.
+        asked: list[tuple[int, int, int, int]] = []
+        width = len(rows[0])
+        for number, row in enumerate(rows):
+            for column, one in enumerate(row):
+                place = _find_read(one.read, sequences[number])
+                start = len(one.context) - 1 - self.prefix_length
+                asked += [
+                    (int(first[number]) + place, start + step, token, number * width + column)
+                    for step, token in enumerate(one.tokens)
+                ]
+        sequence, position, token, cell = torch.tensor(asked, device=self.model.device).T
+        logits, columns = self._logits(flat, position)  # [S, U, V]
+        predicted = logits[sequence, columns].float().log_softmax(dim=-1)  # [M, V]
+        chosen = predicted[torch.arange(len(token), device=token.device), token]
+        sums = torch.zeros(len(rows) * width, dtype=torch.float64, device=token.device)
+        sums.index_add_(0, cell, chosen.double())
+        return sums.view(len(rows), width).cpu().numpy()
+
+    def _logits(
+        self, sequences: Sequence[tuple[int, ...]], position: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits [S, U, V] at the positions asked for, and which of the U each of these is."""
+        model, past = self.model, self.prefix_length
+        lengths = torch.tensor([len(ids) - past for ids in sequences])
+        width = int(lengths.max())
+        input_ids = torch.full((len(sequences), width), self.pad_token_id)
+        for number, ids in enumerate(sequences):
+            input_ids[number, : len(ids) - past] = torch.tensor(ids[past:])
+        # Pads stand on the right, where a causal model does not see them: no sequence's scores
+        # depend on another's length but by rounding.
+        mask = torch.arange(past + width)[None, :] < past + lengths[:, None]  # [S, P + T]
+        places, which = torch.unique(position, return_inverse=True)
+        cached: dict[str, Any] = {}
+        if self._prefix is not None:
+            cached["past_key_values"] = _repeat(self._prefix, len(sequences))
+        logits = model(
+            input_ids=input_ids.to(model.device),
+            attention_mask=mask.long().to(model.device),
+            # Only positions that predict something go through the output layer.
+            logits_to_keep=places,
+            use_cache=self._prefix is not None,
+            **cached,
+        ).logits
+        # A few models do not know logits_to_keep and give every position.
+        return logits, which if logits.shape[1] == len(places) else position
+
+
+def longest_reads(row: Sequence[Continuation]) -> list[tuple[int, ...]]:
+    """The sequences to run for a row: what is the beginning of another is read off that one."""
+    reads = sorted({one.read for one in row})
+    # Sorted, a beginning stands right before what goes on from it, or before its other ends.
+    return [a for a, b in pairwise([*reads, ()]) if b[: len(a)] != a]
+
+
+def _find_read(read: tuple[int, ...], sequences: Sequence[tuple[int, ...]]) -> int:
+    return next(i for i, ids in enumerate(sequences) if ids[: len(read)] == read)
+
+
+def _repeat(prefix: DynamicCache, count: int) -> DynamicCache:
+    """The prefix before each of so many sequences; the model appends to it and leaves the first."""
+    repeated = copy.copy(prefix)
+    repeated.layers = [copy.copy(layer) for layer in prefix.layers]
+    layers: list[Any] = list(repeated.layers)
+    for layer in layers:
+        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
+            # A view: the model copies it as it appends.
+            layer.keys = layer.keys.expand(count, -1, -1, -1)
+            layer.values = layer.values.expand(count, -1, -1, -1)
+        else:
+            layer.batch_repeat_interleave(count)
+    return repeated

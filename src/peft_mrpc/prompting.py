@@ -1,0 +1,257 @@
+"""A causal LM asked through templates: prompts to token ids, log-probabilities to label scores."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from peft_mrpc.calibration import Calibration, no_calibration
+from peft_mrpc.continuations import Continuation, ContinuationScorer
+from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.pairs import Pair
+from peft_mrpc.prompts import Demonstration, Template
+from peft_mrpc.scoring import KeptScores
+
+# Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
+CHAT_DATE = "26 Jul 2024"
+# What demonstrations each pair is shown.
+Show = Callable[[Sequence[Pair]], list[list[Demonstration]]]
+
+
+def show_nothing(pairs: Sequence[Pair]) -> list[list[Demonstration]]:
+    """No demonstrations, for any pair."""
+    return [[] for _ in pairs]
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns pairs into the continuations to score, and their log-probabilities into label scores.
+
+    Attributes:
+        tokenizer: The model's, with a chat template or without.
+        template: The question.
+        label_names: Names of the C labels.
+        max_length: Most tokens of a prompt and its answer; a longer one is an error.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    label_names: Sequence[str]
+    max_length: int
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether prompts are turns of a chat."""
+        if self.template.direction == "channel" or self.template.style == "plain":
+            return False
+        return self.template.style == "chat" or self.tokenizer.chat_template is not None
+
+    def encode(
+        self, pairs: Sequence[Pair], shown: Sequence[Sequence[Demonstration]]
+    ) -> list[list[Continuation]]:
+        """K continuations for each pair: each label's words, or sentence 2 under each label.
+
+        Raises:
+            UserError: If two labels have the same tokens, or a prompt is too long; every pair that
+                is too long is named.
+        """
+        if self.template.style == "chat" and self.tokenizer.chat_template is None:
+            raise UserError(
+                f"--template: {self.template.name!r} is a chat, and this model has no chat "
+                "template; use style plain."
+            )
+        if self.template.direction == "channel":
+            rows = self._channel_rows(pairs)
+        else:
+            rows = self._answer_rows(pairs, shown)
+            answers = [one.tokens for one in rows[0]]
+            if len(set(answers)) < len(answers):
+                said = ", ".join(w for words in self._words() for w in words)
+                raise UserError(f"--template: of the words {said} two are the same token here.")
+        lengths = [max(len(one.context) + len(one.tokens) for one in row) for row in rows]
+        raise_faults(
+            [
+                f"row {pair.idx + 1}: its prompt has {length} tokens; expected at most "
+                f"{self.max_length} (max_length, or what the model allows). Shorten it, or show "
+                "fewer demonstrations."
+                for pair, length in zip(pairs, lengths, strict=True)
+                if length > self.max_length
+            ]
+        )
+        return rows
+
+    def label_scores(
+        self, log_probabilities: NDArray[np.float64], rows: Sequence[Sequence[Continuation]]
+    ) -> NDArray[np.float64]:
+        """Scores of the labels, [N, K] -> [N, C].
+
+        The log-probability that any of the label's words is the answer. In the channel's direction
+        each label's share of the log-likelihoods of sentence 2: long and rare sentences have
+        large ones under every label.
+        """
+        if self.template.direction == "channel":
+            by_order = log_probabilities.reshape(len(rows), -1, len(self.label_names))  # [N, O, C]
+            shares = by_order / np.abs(by_order).mean(axis=-1, keepdims=True)
+            scores: NDArray[np.float64] = shares.sum(axis=1)
+            return scores
+        sizes = np.cumsum([len(words) for words in self._words()])[:-1]
+        of_labels = np.split(log_probabilities, sizes, axis=1)
+        return np.stack([np.logaddexp.reduce(own, axis=1) for own in of_labels], axis=1)
+
+    def prompt(self, pair: Pair, shown: Sequence[Demonstration]) -> str:
+        """The text after which the answer comes."""
+        if not self.is_chat:
+            return self.template.plain(pair.sentence1, pair.sentence2, shown)
+        text = self.tokenizer.apply_chat_template(
+            self.template.messages(pair.sentence1, pair.sentence2, shown),
+            tokenize=False,
+            add_generation_prompt=True,
+            date_string=CHAT_DATE,
+            enable_thinking=False,  # Qwen3's would begin with a thought, not the answer
+        )
+        return str(text)
+
+    def _words(self) -> list[tuple[str, ...]]:
+        return self.template.words(self.label_names)
+
+    def _answer_rows(
+        self, pairs: Sequence[Pair], shown: Sequence[Sequence[Demonstration]]
+    ) -> list[list[Continuation]]:
+        prompts = [self.prompt(*both) for both in zip(pairs, shown, strict=True)]
+        contexts = self._tokenize(prompts)
+        space = "" if self.is_chat else " "
+        words = [space + word for own in self._words() for word in own]
+        # What stands before a word can change its tokens, so both are tokenized together: once
+        # for all, where all prompts end alike.
+        ends_alike = len({prompt[-16:] for prompt in prompts}) == 1
+        sample = prompts[:1] if ends_alike else prompts
+        joint = self._tokenize([prompt + word for prompt in sample for word in words])
+        rows = []
+        for number, context in enumerate(contexts):
+            first = 0 if ends_alike else number
+            own = joint[first * len(words) : (first + 1) * len(words)]
+            rows.append([_split(contexts[first], ids, context) for ids in own])
+        return rows
+
+    def _channel_rows(self, pairs: Sequence[Pair]) -> list[list[Continuation]]:
+        orders = [[(p.sentence1, p.sentence2) for p in pairs]]
+        if self.template.both_orders:
+            orders.append([(p.sentence2, p.sentence1) for p in pairs])
+        columns = []
+        for sentences in orders:
+            for label in self.label_names:
+                before = [self.template.channel(first, label) for first, _ in sentences]
+                after = [f" {second}" for _, second in sentences]
+                columns.append(self._column(before, after))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _column(self, before: Sequence[str], after: Sequence[str]) -> list[Continuation]:
+        """Each text after its context; without one, after the token that begins a text."""
+        if not any(before):
+            bos = self.tokenizer.bos_token_id
+            start = self.tokenizer.eos_token_id if bos is None else bos
+            alone = self._tokenize([text.strip() for text in after], special=False)
+            return [Continuation((int(start),), tuple(ids)) for ids in alone]
+        contexts = self._tokenize(list(before))
+        joint = self._tokenize([a + b for a, b in zip(before, after, strict=True)])
+        return [_split(a, b, a) for a, b in zip(contexts, joint, strict=True)]
+
+    def _tokenize(self, texts: list[str], special: bool = True) -> list[list[int]]:
+        # A chat template writes the BOS itself; a second one would change every score.
+        add = special and not self.is_chat
+        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=add)["input_ids"]
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        if add and eos is not None and bos != eos:  # T5-like tokenizers end every text
+            ids = [row[:-1] if row[-1:] == [eos] else row for row in ids]
+        if special:
+            assert all(row[:2] != [bos, bos] for row in ids), "the prompt begins with two BOS"
+        return ids
+
+
+def _split(context: Sequence[int], joint: Sequence[int], own: Sequence[int]) -> Continuation:
+    """The continuation of `own`, as `joint` continues `context`.
+
+    Where the word changes the context's last token, the changed one belongs to the continuation.
+    """
+    same = min(len(context), len(joint) - 1)
+    while context[:same] != joint[:same]:
+        same -= 1
+    cut = len(context) - same
+    return Continuation(tuple(own[: len(own) - cut]), tuple(joint[same:]))
+
+
+@dataclass
+class PromptClassifier:
+    """A causal LM asked through one template or several.
+
+    Attributes:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer, with a chat template or without.
+        templates: The questions.
+        label_names: Names of the C labels.
+        max_length: Most tokens of a prompt; a longer one is an error.
+        show: Gives each pair the demonstrations that stand before it.
+        calibration: Turns label scores into probabilities; None for the scores as they are.
+        max_tokens: The most tokens in a forward pass, what is shared not counted.
+        shares_prefix: Whether what all prompts begin with is computed once.
+        label_mass: For each template the mean probability that fell on the labels at all in the
+            last `label_scores`; None in the channel's direction.
+        threshold: Probability above which the last of two labels is predicted.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    templates: Sequence[Template]
+    label_names: list[str]
+    max_length: int
+    show: Show = show_nothing
+    calibration: Calibration | None = None
+    max_tokens: int | None = None
+    shares_prefix: bool = True
+    label_mass: dict[str, float | None] = field(default_factory=dict)
+    threshold: float = 0.5
+
+    def encoder(self, template: Template) -> PromptEncoder:
+        """What turns pairs into prompts by this template."""
+        limit = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
+        length = min(self.max_length, limit)
+        return PromptEncoder(self.tokenizer, template, self.label_names, length)
+
+    def label_scores(
+        self,
+        pairs: Sequence[Pair],
+        batch_size: int,
+        keep: Callable[[str], KeptScores] | None = None,
+    ) -> NDArray[np.float64]:
+        """Scores of the labels by each template, [T, N, C].
+
+        Args:
+            pairs: N pairs.
+            batch_size: Pairs in a forward pass.
+            keep: Where the scores by a template of some name are found again.
+        """
+        scorer = ContinuationScorer(
+            self.model, self.tokenizer.pad_token_id or 0, self.shares_prefix
+        )
+        shown = self.show(pairs)
+        scores = []
+        for template in self.templates:
+            encoder = self.encoder(template)
+            rows = encoder.encode(pairs, shown)
+            kept = keep(template.name) if keep else None
+            found = scorer.score(rows, batch_size, self.max_tokens, template.name, kept)
+            scores.append(encoder.label_scores(found, rows))
+            is_channel = template.direction == "channel"
+            mass = None if is_channel else float(np.exp(scores[-1]).sum(axis=1).mean())
+            self.label_mass[template.name] = mass
+        return np.stack(scores)
+
+    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
+        scores = self.label_scores(pairs, batch_size)
+        calibration: Any = self.calibration or no_calibration(scores)
+        probabilities: NDArray[np.float64] = calibration.probabilities(scores)
+        return probabilities

@@ -1,0 +1,82 @@
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from peft_mrpc.continuations import (
+    Continuation,
+    ContinuationScorer,
+    common_prefix,
+    longest_reads,
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_llama: str) -> PreTrainedModel:
+    loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(tiny_llama, dtype=torch.float32)
+    return loaded.eval()
+
+
+def plain(model: PreTrainedModel, one: Continuation) -> float:
+    """One sequence by itself, every position through the model."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([one.context + one.tokens])).logits[0]
+    rows = logits.double().log_softmax(-1)
+    start = len(one.context) - 1
+    return float(sum(rows[start + step, token] for step, token in enumerate(one.tokens)))
+
+
+def rows_of(prefix: Sequence[int]) -> list[list[Continuation]]:
+    """Pairs of unlike lengths, with answers of one token and of several."""
+    contexts = [(*prefix, *range(6, 6 + length)) for length in (1, 4, 2, 9, 3)]
+    answers = [(25,), (26,), (27, 28), (27, 29, 30)]
+    return [[Continuation(context, answer) for answer in answers] for context in contexts]
+
+
+@pytest.mark.parametrize("shares", [True, False])
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_continuations_score_as_each_does_alone(
+    shares: bool, batch_size: int, model: PreTrainedModel
+) -> None:
+    rows = rows_of(range(10, 22))
+    scorer = ContinuationScorer(model, 0, shares_prefix=shares)
+    found = scorer.score(rows, batch_size)
+    assert scorer.prefix_length == (12 if shares else 0)
+    expected = np.array([[plain(model, one) for one in row] for row in rows])
+    assert np.abs(found - expected).max() < 1e-5
+    again = scorer.score(rows, batch_size, max_tokens=20)  # the prefix was left as it was
+    assert np.abs(again - expected).max() < 1e-5
+
+
+def test_a_prefix_leaves_each_sequence_a_token_to_read(model: PreTrainedModel) -> None:
+    prefix = tuple(range(10, 30))
+    rows = [[Continuation(prefix, (25,))], [Continuation((*prefix, 6), (26,))]]
+    scorer = ContinuationScorer(model, 0)
+    found = scorer.score(rows, 2)
+    assert scorer.prefix_length == len(prefix) - 1
+    assert found[0, 0] == pytest.approx(plain(model, rows[0][0]), abs=1e-5)
+    assert found[1, 0] == pytest.approx(plain(model, rows[1][0]), abs=1e-5)
+
+
+def test_sequences_with_nothing_in_common_share_nothing(model: PreTrainedModel) -> None:
+    rows = [[Continuation((start, 7, 8), (25,))] for start in (10, 11, 12)]
+    scorer = ContinuationScorer(model, 0)
+    found = scorer.score(rows, 3)
+    assert scorer.prefix_length == 0
+    assert found[2, 0] == pytest.approx(plain(model, rows[2][0]), abs=1e-5)
+
+
+def test_what_is_the_beginning_of_another_is_not_run_again() -> None:
+    context = (4, 5)
+    row = [Continuation(context, tokens) for tokens in ((9,), (7,), (7, 8), (7, 8, 1), (6, 2))]
+    # "9" and "7" are read off the context, "7 8" off what "7 8 1" reads.
+    assert longest_reads(row) == [(4, 5, 6), (4, 5, 7, 8)]
+
+
+def test_the_common_prefix_is_of_tokens() -> None:
+    assert common_prefix([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2
+    assert common_prefix([(1,), (2,)]) == 0
+    assert common_prefix([(1, 2)]) == 2
+    assert common_prefix([]) == 0

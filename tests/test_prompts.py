@@ -1,0 +1,75 @@
+import json
+
+import pytest
+
+from peft_mrpc.errors import UserError
+from peft_mrpc.prompts import load_template, load_templates, packaged_templates, parse_template
+
+LABELS = ["not_equivalent", "equivalent"]
+
+
+def test_packaged_templates_load_and_answer_each_of_their_labels() -> None:
+    assert len(packaged_templates()) > 8
+    for name in packaged_templates():
+        template = load_template(name)
+        assert template.name == name and template.description
+        words = template.words(list(template.label_words))
+        assert len(set(words)) == len(words)
+        # What is saved in a Run is read as the file was.
+        assert parse_template(json.dumps(template.record()), name) == template
+
+
+def test_all_are_those_that_answer_the_datas_labels() -> None:
+    paraphrases = load_templates("all", LABELS)
+    assert len([one for one in paraphrases if one.direction == "direct"]) >= 8
+    assert {one.name for one in load_templates("all", ["duplicate", "not_duplicate"])} == {
+        "duplicate_questions"
+    }
+    with pytest.raises(UserError, match="got all, but no packaged one answers x, y"):
+        load_templates("all", ["x", "y"])
+    assert [one.name for one in load_templates("paraphrase_true, paraphrase", LABELS)] == [
+        *("paraphrase_true", "paraphrase")
+    ]
+
+
+def test_braces_in_a_sentence_stay_text() -> None:
+    question = load_template("paraphrase").question("{sentence2} {0}", "100 % {of} it")
+    assert "Sentence 1: {sentence2} {0}" in question and "100 % {of} it" in question
+
+
+PAIR = "text: '{sentence1} {sentence2}'"
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("txt: a", ["unknown key 'txt'. Did you mean 'text'?", "'text' is missing", "label_words"]),
+        ("text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}", ["{it}", "lacks {sentence2}"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: X}}", ["the same word"]),
+        (f"{PAIR}\nlabel_words: {{a: [X, Y], b: [Z, X]}}", ["the same word"]),
+        (f"{PAIR}\nlabel_words: {{a: yes, b: no}}", ["got True", "got False"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words['b']: got none"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk", ["'style': got 'talk'"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nboth_orders: true", ["for direction channel"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nsystem: 3", ["'system': got 3"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: X, b: Y}}\ndirection: channel",
+            ["got the field {sentence2}; expected {sentence1}."],
+        ),
+        (
+            "text: '{sentence1}'\nlabel_words: {a: [X, Z], b: Y}\ndirection: channel",
+            ["takes one text for a label"],
+        ),
+        (
+            "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\nstyle: chat",
+            ["direction channel continues plain text"],
+        ),
+        ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
+        ("[", ["not valid YAML"]),
+    ],
+)
+def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_template(text, "mine.yaml")
+    for fault in faults:
+        assert fault in str(caught.value)
