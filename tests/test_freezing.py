@@ -153,7 +153,7 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
         (["--num_unfrozen_layers", "-1"], "here has 2 layers, expected 0 to 2"),
         (["--unfreeze_every", "0"], "--unfreeze_every: got 0; expected epochs"),
         (["--unfreeze_every", "nan"], "--unfreeze_every: got nan; expected epochs"),
-        (["--unfreeze_every", "soon"], "--unfreeze_every: got 'soon'; expected epochs"),
+        (["--unfreeze_every", "soon"], "--unfreeze_every: got 'soon'; expected float."),
         (
             ["--unfreeze_every", "1", "--num_unfrozen_layers", "0"],
             "leaves no layer to unfreeze",

@@ -19,6 +19,7 @@ def add_adapter(model: PreTrainedModel, options: Any) -> Any:
     Raises:
         UserError: If PEFT cannot fit the method to the model.
     """
+    options = copy.deepcopy(options)  # PEFT and we write into them; another seed gets them anew
     name_targets(model.config, options)
     if names_some_layers(vars(options)):  # PEFT takes these with named modules alone
         options.target_modules = _linear_names(encoder_layers(model))

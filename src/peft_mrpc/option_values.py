@@ -178,7 +178,8 @@ def _describe(annotation: Any) -> str:
         elif _is_enum(kind):
             said += [str(member.value) for member in kind]
         elif origin in (list, tuple):
-            said.append(f"a list of {' and '.join(map(_describe, parts))}" if parts else "a list")
+            inside = " and ".join(map(_describe, parts)) or "values"
+            said.append("names" if parts == (str,) else f"a list of {inside}")
         elif origin is dict or kind is dict:
             said.append("a mapping {name: value}")
         elif dataclasses.is_dataclass(kind):
