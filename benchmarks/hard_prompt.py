@@ -239,14 +239,18 @@ def write_tables(results: dict[str, Any]) -> None:
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,
     }
-    page = PAGE.read_text("utf-8")
     for part, build in tables.items():
         if part in results:
-            begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-            before, after = page.split(begin)[0], page.split(end)[1]
-            page = f"{before}{begin}\n\n{build(results[part])}\n\n{end}{after}"
-    PAGE.write_text(page, encoding="utf-8")
-    print(page)
+            put_table(part, build(results[part]))
+
+
+def put_table(part: str, text: str) -> None:
+    """Put a table into the page, between its marks, and show it."""
+    page = PAGE.read_text("utf-8")
+    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
+    before, after = page.split(begin)[0], page.split(end)[1]
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    print(text)
 
 
 def calibrated_table(rows: Sequence[Row], first: str) -> str:
