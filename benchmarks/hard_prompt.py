@@ -30,13 +30,13 @@ from peft_mrpc.calibration import (
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompting import PromptClassifier
 from peft_mrpc.prompts import Template, as_demonstration, load_template, load_templates
 from peft_mrpc.sources import find_model
 
@@ -79,9 +79,8 @@ class Study:
             model = load_causal_lm(source, quantization)
             self._models = {quantization: (model, load_tokenizer(source))}
         model, tokenizer = self._models[quantization]
-        classifier = PromptClassifier(
-            *(model, tokenizer, templates, list(LABELS), 8192), max_tokens=BATCH_TOKENS
-        )
+        engine = LocalEngine(model, tokenizer, 8192, BATCH_TOKENS)
+        classifier = PromptClassifier(engine, templates, list(LABELS))
         if show is not None:
             classifier.show = show
         index = process_state().process_index

@@ -22,9 +22,9 @@ from harness_peer import run_harness
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import choose_demonstrations, fixed
+from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.environment import describe_environment, peak_memory, reset_peak_memory
 from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.prompting import PromptClassifier
 from peft_mrpc.prompts import load_template
 from peft_mrpc.sources import find_model
 
@@ -57,9 +57,8 @@ def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> 
     pairs, train = data.splits["validation"][: options.pairs], data.splits["train"]
     template, labels = load_template("paraphrase_harness"), list(data.label_names)
     shown = choose_demonstrations(train, labels, count, "first", 0)
-    classifier = PromptClassifier(
-        *(model, tokenizer, [template], labels, 8192, fixed(shown)), max_tokens=8192
-    )
+    engine = LocalEngine(model, tokenizer, 8192, max_tokens=8192)
+    classifier = PromptClassifier(engine, [template], labels, fixed(shown))
     ours, memory = [], []
     peers: dict[int, list[float]] = {size: [] for size in options.peer_batch_sizes}
     for _ in range(options.repeats):

@@ -13,11 +13,12 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.continuations import Continuation, ContinuationScorer
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations
+from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.prompting import PromptClassifier, PromptEncoder, _split
+from peft_mrpc.prompting import PromptEncoder, _split
 from peft_mrpc.prompts import Demonstration, Template, load_template
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import ModelSource, find_model
@@ -41,7 +42,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
     tokenizer = load_tokenizer(smollm2)
     model = load_causal_lm(smollm2, "none")
     template = load_template("paraphrase")
-    classifier = PromptClassifier(model, tokenizer, [template], LABELS, 512)
+    classifier = PromptClassifier(LocalEngine(model, tokenizer, 512), [template], LABELS)
     pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:5]
     rows = encode(smollm2, template, pairs)
     text = tokenizer.decode(rows[0][0].context)
@@ -58,7 +59,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
     mass = classifier.label_mass["paraphrase"]
     assert mass is not None and 0 < mass <= 1
     with pytest.raises(UserError, match="row 1: its prompt has .* tokens; expected at most 20"):
-        PromptClassifier(model, tokenizer, [template], LABELS, 20).score(pairs, 5)
+        PromptClassifier(LocalEngine(model, tokenizer, 20), [template], LABELS).score(pairs, 5)
 
 
 def test_demonstrations_stand_before_the_question(smollm2: ModelSource) -> None:
@@ -122,7 +123,7 @@ def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSour
     assert packed.get_memory_footprint() < 0.5 * full.get_memory_footprint()
     template = load_template("paraphrase")
     first, second = (
-        PromptClassifier(model, tokenizer, [template], LABELS, 512).score(pairs, 4)
+        PromptClassifier(LocalEngine(model, tokenizer, 512), [template], LABELS).score(pairs, 4)
         for model in (full, packed)
     )
     assert 0 < np.abs(first - second).max() < 0.35

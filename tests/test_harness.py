@@ -7,8 +7,8 @@ from harness_peer import run_harness
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import choose_demonstrations, fixed
+from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.prompting import PromptClassifier
 from peft_mrpc.prompts import load_template
 from peft_mrpc.sources import find_model
 
@@ -23,7 +23,9 @@ def test_labels_score_as_in_the_harness(count: int) -> None:
     labels = list(data.label_names)
     peer = run_harness(model, tokenizer, template, labels, pairs, train, count)
     shown = choose_demonstrations(train, labels, count, "first", 0)
-    classifier = PromptClassifier(model, tokenizer, [template], labels, 4096, fixed(shown))
+    classifier = PromptClassifier(
+        LocalEngine(model, tokenizer, 4096), [template], labels, fixed(shown)
+    )
     found = classifier.label_scores(pairs, 8)[0]
     assert np.abs(found - peer.log_probabilities).max() < 1e-4
     assert (found.argmax(1) == peer.log_probabilities.argmax(1)).all()

@@ -3,7 +3,13 @@ import json
 import pytest
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.prompts import load_template, load_templates, packaged_templates, parse_template
+from peft_mrpc.prompts import (
+    load_template,
+    load_templates,
+    packaged_templates,
+    parse_answer,
+    parse_template,
+)
 
 LABELS = ["not_equivalent", "equivalent"]
 
@@ -73,3 +79,17 @@ def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> Non
         parse_template(text, "mine.yaml")
     for fault in faults:
         assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (" Yes.", "equivalent"),
+        ("no, they differ. Yes?", "not_equivalent"),
+        ("Nothing of the kind. Yesterday", None),
+        ("**YES**", "equivalent"),
+        ("", None),
+    ],
+)
+def test_an_answer_is_the_label_whose_word_comes_first(text: str, label: str | None) -> None:
+    assert parse_answer(text, load_template("paraphrase")) == label

@@ -9,10 +9,12 @@ from typing import Any
 from peft_mrpc.calibration import Calibration
 from peft_mrpc.config import HardPromptConfig
 from peft_mrpc.demonstrations import NearestDemonstrations, fixed
+from peft_mrpc.endpoint import EndpointEngine
+from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
 from peft_mrpc.predictors import PairClassifier, Predictor
-from peft_mrpc.prompting import PromptClassifier, Show, show_nothing
+from peft_mrpc.prompting import Show, show_nothing
 from peft_mrpc.prompts import Demonstration, build_template
 from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run, read_json, write_json
 from peft_mrpc.sources import ModelSource, find_model, quiet_transformers
@@ -86,6 +88,7 @@ def save_prompt(
         label_names=classifier.label_names,
         max_length=config.max_length,
         quantization=config.quantization,
+        endpoint=config.endpoint,
         templates=[template.record() for template in classifier.templates],
         demonstrations={
             "count": config.num_demonstrations,
@@ -219,18 +222,23 @@ def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairCl
 
 
 def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:
-    source = _base_source(info)
     where = str(folder / ARTIFACT_FILE)
     calibration = info.get("calibration")
     return PromptClassifier(
-        load_causal_lm(source, info["quantization"]),
-        load_tokenizer(source),
+        _load_engine(info),
         [build_template(one, where) for one in info.get("templates") or [info["template"]]],
         info["label_names"],
-        info["max_length"],
         show=_load_demonstrations(folder, info),
         calibration=None if calibration is None else Calibration.from_record(calibration),
     )
+
+
+def _load_engine(info: dict[str, Any]) -> Engine:
+    if info.get("endpoint"):
+        return EndpointEngine(info["endpoint"], info["model"])
+    source = _base_source(info)
+    model = load_causal_lm(source, info["quantization"])
+    return LocalEngine(model, load_tokenizer(source), info["max_length"])
 
 
 def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:

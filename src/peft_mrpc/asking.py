@@ -1,5 +1,6 @@
 """What a hard prompt comes to: demonstrations, label scores, calibration, a Run's files."""
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,67 +21,21 @@ from peft_mrpc.calibration import (
     no_calibration,
 )
 from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.engines import PromptClassifier
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.flags import config_record
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair, PairData
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompting import PromptClassifier
-from peft_mrpc.prompts import Demonstration, Template, as_demonstration
+from peft_mrpc.prompt_faults import train_uses
+from peft_mrpc.prompts import Demonstration, as_demonstration, parse_answer
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.scoring import KeptScores
 from peft_mrpc.sources import ModelSource
 
 LOW_LABEL_MASS = 0.1
 Array = NDArray[np.float64]
-
-
-def request_faults(
-    config: cfg.HardPromptConfig,
-    templates: Sequence[Template],
-    data: PairData,
-    splits: Sequence[str],
-) -> list[str]:
-    """What of these flags does not stand together, or not with these pairs."""
-    faults = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
-    channels = [one.name for one in templates if one.direction == "channel"]
-    if config.num_demonstrations and channels:
-        faults.append(
-            f"--num_demonstrations: got {config.num_demonstrations}, but {channels[0]} reads the "
-            "noisy channel, which shows none; drop it, or use another --template."
-        )
-    if config.calibration == "contextual" and channels:
-        faults.append(
-            f"--calibration: got contextual, but {channels[0]} reads the noisy channel, and there "
-            "is nothing to read of a pair without content; use batch or affine."
-        )
-    if config.combine == "best" and len(templates) < 2:
-        faults.append("--combine: got best of one template; expected several in --template.")
-    if config.label_prior != "none" and config.calibration == "affine":
-        faults.append(
-            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
-            "shares; drop it."
-        )
-    if uses := train_uses(config):
-        if "train" not in data.splits:
-            faults.append(f"{uses[0]}: needs training pairs; give --train_file.")
-        elif "train" in splits:
-            faults.append(f"--split: got train, which {uses[0]} draws from; expected other splits.")
-        elif not any(pair.label != UNKNOWN_LABEL for pair in data.splits["train"]):
-            faults.append(f"{uses[0]}: needs labels, and the training pairs have none.")
-    return faults
-
-
-def train_uses(config: cfg.HardPromptConfig) -> list[str]:
-    """Which flags make use of the labels of training pairs."""
-    uses = {
-        f"--num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,
-        "--calibration affine": config.calibration == "affine",
-        "--label_prior train": config.label_prior == "train",
-        "--combine best": config.combine == "best",
-    }
-    return [flag for flag, is_used in uses.items() if is_used]
 
 
 class Asker:
@@ -133,9 +88,11 @@ class Asker:
             self.classifier.calibration = fit(found)
             probabilities[split] = self.classifier.calibration.probabilities(found)
             self._describe_templates(split, found, fit)
+        generated = self._generate() if self.config.scoring == "generate" else {}
         seconds = time.perf_counter() - started
         if staging is None:
             return
+        _write_answers(staging, generated)
         save_prompt(staging / "prompt", self.classifier, self.source, self.config, self.shown)
         count = len(held) + sum(map(len, probabilities.values()))
         record = self._record(len(held)) | {
@@ -212,7 +169,7 @@ class Asker:
         """All that a score depends on, beside the pairs."""
         one = next(t for t in self.classifier.templates if t.name == template)
         config = self.config
-        names = ("quantization", "num_demonstrations", "demonstrations", "share_prefix")
+        names = ("quantization", "num_demonstrations", "demonstrations", "share_prefix", "endpoint")
         return {
             **{name: getattr(config, name) for name in names},
             "model": self.source.location,
@@ -269,6 +226,39 @@ class Asker:
             return list(np.bincount(labels, minlength=count) / len(labels))
         return [1 / count] * count if self.config.label_prior == "uniform" else None
 
+    def _generate(self) -> dict[str, list[dict[str, Any]]]:
+        """What the model writes for each pair, and the label that it says, if any."""
+        answers: dict[str, list[dict[str, Any]]] = {}
+        for split in self.splits:
+            pairs = self.data.splits[split]
+            shown = self.classifier.show(pairs)
+            for template in self.classifier.templates:
+                if template.direction == "channel":
+                    continue  # asks nothing
+                asked = (template, self.label_names, pairs, shown, self.config.batch_size)
+                texts = self.classifier.engine.generate(*asked)
+                said = [parse_answer(text, template) for text in texts]
+                answers.setdefault(split, []).extend(
+                    {"idx": pair.idx, "template": template.name, "text": text, "answer": label}
+                    for pair, text, label in zip(pairs, texts, said, strict=True)
+                )
+                self._describe_answers(split, template.name, said)
+        return answers
+
+    def _describe_answers(self, split: str, name: str, said: Sequence[str | None]) -> None:
+        """How many answers could be read, and how many were right: of all, none left out."""
+        known = [pair for pair in self.data.splits[split] if pair.label != UNKNOWN_LABEL]
+        about: dict[str, Any] = {"answers": len(said), "unparsable": said.count(None)}
+        if len(known) == len(said):
+            right = sum(
+                label == self.label_names[pair.label]
+                for label, pair in zip(said, known, strict=True)
+            )
+            about["accuracy_of_all"] = right / len(said)
+        self.templates[name].setdefault(split, {})["generated"] = about
+        counts = (said.count(None), len(said))
+        logger.info("%s, %s: %d of %d answers name no label", split, name, *counts)
+
     def _describe_templates(
         self, split: str, scores: Array, fit: Callable[..., Calibration]
     ) -> None:
@@ -308,6 +298,14 @@ class Asker:
             "config": config_record(self.data_config, self.config)
             | {"templates": [template.record() for template in self.classifier.templates]},
         }
+
+
+def _write_answers(staging: Path, generated: dict[str, list[dict[str, Any]]]) -> None:
+    for split, rows in generated.items():
+        folder = staging / "answers"
+        folder.mkdir(exist_ok=True)
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:

@@ -156,6 +156,16 @@ class HardPromptConfig:
     combine: str = option(
         "ensemble", "of several templates: ensemble (all together) or best (chosen on train)"
     )
+    scoring: str = option(
+        "words",
+        "words: the label words' probabilities; generate: beside them, what the model writes, read "
+        "for the label's word (answers.jsonl)",
+    )
+    endpoint: str | None = option(
+        None,
+        "ask a served model instead of loading --model: URL of an OpenAI-compatible API that gives "
+        "log-probabilities, such as http://localhost:8000/v1 (key: OPENAI_API_KEY)",
+    )
     num_demonstrations: int = option(0, "labelled training pairs shown before each question")
     demonstrations: str = option(
         "balanced",

@@ -6,21 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
-from peft_mrpc.asking import Asker, request_faults
+from peft_mrpc.asking import Asker
 from peft_mrpc.calibration import KINDS
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.demonstrations import CHOICES
+from peft_mrpc.endpoint import EndpointEngine
+from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import logger, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
 from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompting import PromptClassifier
+from peft_mrpc.prompt_faults import prompt_faults
 from peft_mrpc.prompts import load_templates
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import summary
 from peft_mrpc.requests import default_output_dir
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
-from peft_mrpc.sources import find_model
+from peft_mrpc.sources import ModelSource, find_model
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 NAMES = {
@@ -29,6 +31,7 @@ NAMES = {
     "demonstrations": CHOICES,
     "combine": ("ensemble", "best"),
     "label_prior": ("none", "uniform", "train"),
+    "scoring": ("words", "generate"),
 }
 
 
@@ -66,6 +69,8 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     for name, known in NAMES.items():
         if getattr(config, name) not in known:
             faults += unknown_name(f"--{name}", getattr(config, name), known).faults
+    if config.endpoint and not config.endpoint.startswith(("http://", "https://")):
+        faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
     raise_faults(faults)
     return config, data
 
@@ -87,23 +92,15 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     check_output_dir(output_dir, config.overwrite)
     if config.push_to_hub:
         check_access(str(config.hub_model_id))
-    source = find_model(config.model, config.base_model_id)
+    source = find_source(config)
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
     data = load_pairs(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     templates = load_templates(config.template, data.label_names)
-    raise_faults(request_faults(config, templates, data, splits))
-    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
-    classifier = PromptClassifier(
-        load_causal_lm(source, config.quantization),
-        load_tokenizer(source),
-        templates,
-        list(data.label_names),
-        config.max_length,
-        max_tokens=config.batch_tokens,
-        shares_prefix=config.share_prefix,
-    )
+    raise_faults(prompt_faults(config, templates, data, splits))
+    engine = build_engine(config, source)
+    classifier = PromptClassifier(engine, templates, list(data.label_names))
     scratch = output_dir.with_name(f".{output_dir.name}.scores")
     asker = Asker(config, data_config, source, data, splits, classifier, scratch)
     state = process_state()
@@ -120,6 +117,28 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
         if config.push_to_hub:
             publish(run, str(config.hub_model_id), config.hub_private_repo)
     return run
+
+
+def find_source(config: cfg.HardPromptConfig) -> ModelSource:
+    """The model; one that an endpoint serves is known by its name alone."""
+    if config.endpoint:
+        return ModelSource(config.model, config.model, config.base_model_id)
+    return find_model(config.model, config.base_model_id)
+
+
+def build_engine(config: cfg.HardPromptConfig, source: ModelSource) -> Engine:
+    """The model here, or the one that is served elsewhere."""
+    if config.endpoint:
+        logger.info("hard_prompt: asking %s at %s", config.model, config.endpoint)
+        return EndpointEngine(config.endpoint, config.model)
+    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
+    return LocalEngine(
+        load_causal_lm(source, config.quantization),
+        load_tokenizer(source),
+        config.max_length,
+        config.batch_tokens,
+        config.share_prefix,
+    )
 
 
 if __name__ == "__main__":

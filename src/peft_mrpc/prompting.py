@@ -1,19 +1,16 @@
 """A causal LM asked through templates: prompts to token ids, log-probabilities to label scores."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from peft_mrpc.calibration import Calibration, no_calibration
-from peft_mrpc.continuations import Continuation, ContinuationScorer
+from peft_mrpc.continuations import Continuation
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompts import Demonstration, Template
-from peft_mrpc.scoring import KeptScores
 
 # Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
 CHAT_DATE = "26 Jul 2024"
@@ -181,77 +178,3 @@ def _split(context: Sequence[int], joint: Sequence[int], own: Sequence[int]) -> 
         same -= 1
     cut = len(context) - same
     return Continuation(tuple(own[: len(own) - cut]), tuple(joint[same:]))
-
-
-@dataclass
-class PromptClassifier:
-    """A causal LM asked through one template or several.
-
-    Attributes:
-        model: A causal LM in eval mode.
-        tokenizer: Its tokenizer, with a chat template or without.
-        templates: The questions.
-        label_names: Names of the C labels.
-        max_length: Most tokens of a prompt; a longer one is an error.
-        show: Gives each pair the demonstrations that stand before it.
-        calibration: Turns label scores into probabilities; None for the scores as they are.
-        max_tokens: The most tokens in a forward pass, what is shared not counted.
-        shares_prefix: Whether what all prompts begin with is computed once.
-        label_mass: For each template the mean probability that fell on the labels at all in the
-            last `label_scores`; None in the channel's direction.
-        threshold: Probability above which the last of two labels is predicted.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    templates: Sequence[Template]
-    label_names: list[str]
-    max_length: int
-    show: Show = show_nothing
-    calibration: Calibration | None = None
-    max_tokens: int | None = None
-    shares_prefix: bool = True
-    label_mass: dict[str, float | None] = field(default_factory=dict)
-    threshold: float = 0.5
-
-    def encoder(self, template: Template) -> PromptEncoder:
-        """What turns pairs into prompts by this template."""
-        limit = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
-        length = min(self.max_length, limit)
-        return PromptEncoder(self.tokenizer, template, self.label_names, length)
-
-    def label_scores(
-        self,
-        pairs: Sequence[Pair],
-        batch_size: int,
-        keep: Callable[[str], KeptScores] | None = None,
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by each template, [T, N, C].
-
-        Args:
-            pairs: N pairs.
-            batch_size: Pairs in a forward pass.
-            keep: Where the scores by a template of some name are found again.
-        """
-        scorer = ContinuationScorer(
-            self.model, self.tokenizer.pad_token_id or 0, self.shares_prefix
-        )
-        shown = self.show(pairs)
-        scores = []
-        for template in self.templates:
-            encoder = self.encoder(template)
-            rows = encoder.encode(pairs, shown)
-            kept = keep(template.name) if keep else None
-            found = scorer.score(rows, batch_size, self.max_tokens, template.name, kept)
-            scores.append(encoder.label_scores(found, rows))
-            is_channel = template.direction == "channel"
-            mass = None if is_channel else float(np.exp(scores[-1]).sum(axis=1).mean())
-            self.label_mass[template.name] = mass
-        return np.stack(scores)
-
-    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
-        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
-        scores = self.label_scores(pairs, batch_size)
-        calibration: Any = self.calibration or no_calibration(scores)
-        probabilities: NDArray[np.float64] = calibration.probabilities(scores)
-        return probabilities

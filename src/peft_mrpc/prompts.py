@@ -1,5 +1,6 @@
 """Templates: how a pair becomes a prompt, and which words stand for the labels. Text only."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -122,6 +123,20 @@ class Template:
         record = {key: getattr(self, key) for key in sorted(TEMPLATE_KEYS - {"source"})}
         words = {label: list(words) for label, words in self.label_words.items()}
         return record | {"label_words": words}
+
+
+def parse_answer(text: str, template: Template) -> str | None:
+    """The label whose word a generated text says first; None where it says none.
+
+    Whole words count, in upper or lower case; of words that begin at one place the longest does.
+    """
+    found = []
+    for label, words in template.label_words.items():
+        for word in words:
+            pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+            if match := re.search(pattern, text, re.IGNORECASE):
+                found.append((match.start(), -len(word), label))
+    return min(found)[2] if found else None
 
 
 def as_demonstration(pair: Pair, label_names: Sequence[str]) -> Demonstration:

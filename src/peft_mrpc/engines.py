@@ -1,0 +1,173 @@
+"""What answers the questions of a hard prompt, and the classifier that it makes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from peft_mrpc.calibration import Calibration, no_calibration
+from peft_mrpc.continuations import ContinuationScorer
+from peft_mrpc.pairs import Pair
+from peft_mrpc.prompting import PromptEncoder, Show, show_nothing
+from peft_mrpc.prompts import Demonstration, Template
+from peft_mrpc.scoring import KeptScores, score_rows
+
+# One answer, not drawn, of some words: every row as many tokens.
+GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+
+
+class Engine(Protocol):
+    """What answers questions: a model here, or one that is served elsewhere."""
+
+    def score(
+        self,
+        template: Template,
+        label_names: Sequence[str],
+        pairs: Sequence[Pair],
+        shown: Sequence[Sequence[Demonstration]],
+        batch_size: int,
+        kept: KeptScores | None = None,
+    ) -> NDArray[np.float64]:
+        """Scores of the labels by a template, [N, C]."""
+
+    def generate(
+        self,
+        template: Template,
+        label_names: Sequence[str],
+        pairs: Sequence[Pair],
+        shown: Sequence[Sequence[Demonstration]],
+        batch_size: int,
+    ) -> list[str]:
+        """The likeliest words after each prompt, one after the other."""
+
+
+@dataclass(frozen=True)
+class LocalEngine:
+    """A causal LM on this process's device.
+
+    Attributes:
+        model: A causal LM in eval mode.
+        tokenizer: Its tokenizer, with a chat template or without.
+        max_length: Most tokens of a prompt; a longer one is an error.
+        max_tokens: The most tokens in a forward pass, what is shared not counted.
+        shares_prefix: Whether what all prompts begin with is computed once.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    max_tokens: int | None = None
+    shares_prefix: bool = True
+
+    def encoder(self, template: Template, label_names: Sequence[str]) -> PromptEncoder:
+        """What turns pairs into prompts by this template."""
+        limit = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
+        return PromptEncoder(self.tokenizer, template, label_names, min(self.max_length, limit))
+
+    def score(
+        self,
+        template: Template,
+        label_names: Sequence[str],
+        pairs: Sequence[Pair],
+        shown: Sequence[Sequence[Demonstration]],
+        batch_size: int,
+        kept: KeptScores | None = None,
+    ) -> NDArray[np.float64]:
+        """Scores of the labels by a template, [N, C]."""
+        encoder = self.encoder(template, label_names)
+        rows = encoder.encode(pairs, shown)
+        pad = self.tokenizer.pad_token_id or 0
+        scorer = ContinuationScorer(self.model, pad, self.shares_prefix)
+        found = scorer.score(rows, batch_size, self.max_tokens, template.name, kept)
+        return encoder.label_scores(found, rows)
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        template: Template,
+        label_names: Sequence[str],
+        pairs: Sequence[Pair],
+        shown: Sequence[Sequence[Demonstration]],
+        batch_size: int,
+    ) -> list[str]:
+        """The likeliest words after each prompt, one after the other (temperature 0)."""
+        contexts = [
+            row[0].context for row in self.encoder(template, label_names).encode(pairs, shown)
+        ]
+        pad = self.tokenizer.pad_token_id or 0
+
+        def answer(rows: list[int]) -> NDArray[np.float64]:
+            width = max(len(contexts[row]) for row in rows)
+            # On the left: what is generated follows the prompt.
+            ids = [[pad] * (width - len(contexts[row])) + list(contexts[row]) for row in rows]
+            mask = [[0] * (width - len(contexts[row])) + [1] * len(contexts[row]) for row in rows]
+            given = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+            made: Any = self.model.generate(  # type: ignore[operator]
+                **{name: tensor.to(self.model.device) for name, tensor in given.items()},
+                **GREEDY,
+                pad_token_id=pad,
+            )
+            return made[:, width:].double().cpu().numpy()  # type: ignore[no-any-return]
+
+        lengths = [len(context) for context in contexts]
+        generated = score_rows(lengths, batch_size, answer, f"{template.name}, generating")
+        return self.tokenizer.batch_decode(generated.astype(int), skip_special_tokens=True)
+
+
+@dataclass
+class PromptClassifier:
+    """An engine asked through one template or several.
+
+    Attributes:
+        engine: What answers.
+        templates: The questions.
+        label_names: Names of the C labels.
+        show: Gives each pair the demonstrations that stand before it.
+        calibration: Turns label scores into probabilities; None for the scores as they are.
+        label_mass: For each template the mean probability that fell on the labels at all in the
+            last `label_scores`; None in the channel's direction.
+        threshold: Probability above which the last of two labels is predicted.
+    """
+
+    engine: Engine
+    templates: Sequence[Template]
+    label_names: list[str]
+    show: Show = show_nothing
+    calibration: Calibration | None = None
+    label_mass: dict[str, float | None] = field(default_factory=dict)
+    threshold: float = 0.5
+
+    def label_scores(
+        self,
+        pairs: Sequence[Pair],
+        batch_size: int,
+        keep: Callable[[str], KeptScores] | None = None,
+    ) -> NDArray[np.float64]:
+        """Scores of the labels by each template, [T, N, C].
+
+        Args:
+            pairs: N pairs.
+            batch_size: Pairs in a forward pass.
+            keep: Where the scores by a template of some name are found again.
+        """
+        shown = self.show(pairs)
+        scores = []
+        for template in self.templates:
+            kept = keep(template.name) if keep else None
+            asked = (template, self.label_names, pairs, shown, batch_size)
+            scores.append(self.engine.score(*asked, kept))
+            is_channel = template.direction == "channel"
+            mass = None if is_channel else float(np.exp(scores[-1]).sum(axis=1).mean())
+            self.label_mass[template.name] = mass
+        return np.stack(scores)
+
+    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
+        scores = self.label_scores(pairs, batch_size)
+        calibration: Any = self.calibration or no_calibration(scores)
+        probabilities: NDArray[np.float64] = calibration.probabilities(scores)
+        return probabilities

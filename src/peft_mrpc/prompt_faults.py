@@ -1,0 +1,59 @@
+"""What of a hard prompt's flags does not stand together, before a model is loaded."""
+
+from collections.abc import Sequence
+
+from peft_mrpc import config as cfg
+from peft_mrpc.pairs import UNKNOWN_LABEL, PairData
+from peft_mrpc.prompts import Template
+
+
+def prompt_faults(
+    config: cfg.HardPromptConfig,
+    templates: Sequence[Template],
+    data: PairData,
+    splits: Sequence[str],
+) -> list[str]:
+    """What of these flags does not stand together, or not with these pairs."""
+    faults = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
+    channels = [one.name for one in templates if one.direction == "channel"]
+    if config.num_demonstrations and channels:
+        faults.append(
+            f"--num_demonstrations: got {config.num_demonstrations}, but {channels[0]} reads the "
+            "noisy channel, which shows none; drop it, or use another --template."
+        )
+    if config.calibration == "contextual" and channels:
+        faults.append(
+            f"--calibration: got contextual, but {channels[0]} reads the noisy channel, and there "
+            "is nothing to read of a pair without content; use batch or affine."
+        )
+    if config.endpoint and channels:
+        faults.append(
+            f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "
+            "API does not give; use another --template."
+        )
+    if config.combine == "best" and len(templates) < 2:
+        faults.append("--combine: got best of one template; expected several in --template.")
+    if config.label_prior != "none" and config.calibration == "affine":
+        faults.append(
+            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
+            "shares; drop it."
+        )
+    if uses := train_uses(config):
+        if "train" not in data.splits:
+            faults.append(f"{uses[0]}: needs training pairs; give --train_file.")
+        elif "train" in splits:
+            faults.append(f"--split: got train, which {uses[0]} draws from; expected other splits.")
+        elif not any(pair.label != UNKNOWN_LABEL for pair in data.splits["train"]):
+            faults.append(f"{uses[0]}: needs labels, and the training pairs have none.")
+    return faults
+
+
+def train_uses(config: cfg.HardPromptConfig) -> list[str]:
+    """Which flags make use of the labels of training pairs."""
+    uses = {
+        f"--num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,
+        "--calibration affine": config.calibration == "affine",
+        "--label_prior train": config.label_prior == "train",
+        "--combine best": config.combine == "best",
+    }
+    return [flag for flag, is_used in uses.items() if is_used]
