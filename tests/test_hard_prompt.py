@@ -335,3 +335,35 @@ def test_demonstrations_are_drawn_by_the_seed_as_many_of_each_label() -> None:
     first = choose_demonstrations(pool, LABELS, 3, "first", 1)
     assert [one.sentence1 for one in first] == ["a 0", "a 1", "a 2"]
     assert len(choose_demonstrations(pool, LABELS, 7, "balanced", 1)) == 7
+
+
+def test_a_checkpoint_that_is_quantized_already_is_loaded_as_it_is(
+    smollm2: ModelSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:4]
+    model = load_causal_lm(smollm2, "fp4")
+    model.save_pretrained(tmp_path / "packed")
+    tokenizer.save_pretrained(tmp_path / "packed")
+    with caplog.at_level("INFO", "peft_mrpc"):
+        again = load_causal_lm(find_model(str(tmp_path / "packed")), "nf4")
+    assert "is quantized already (bitsandbytes) and loaded as it is" in caplog.text
+    assert again.get_memory_footprint() == model.get_memory_footprint()
+    first, second = (
+        PromptClassifier(
+            LocalEngine(one, tokenizer, 512), [load_template("paraphrase")], LABELS
+        ).score(pairs, 4)
+        for one in (model, again)
+    )
+    assert np.abs(first - second).max() < 1e-6
+
+
+def test_a_model_that_is_spread_answers_as_one_that_is_not(
+    tiny_llama: str, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    main(run_flags(tiny_llama, pair_files, tmp_path))
+    main([*run_flags(tiny_llama, pair_files, tmp_path / "b"), "--device_map", "auto"])
+    one, two = (load_run(folder / "run") for folder in (tmp_path, tmp_path / "b"))
+    assert np.array_equal(
+        one.predictions("validation").probabilities, two.predictions("validation").probabilities
+    )

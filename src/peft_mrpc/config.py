@@ -184,6 +184,9 @@ class HardPromptConfig:
         400, "training pairs for --calibration affine and --combine best, drawn by --seed"
     )
     quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)")
+    device_map: str = option(
+        "replica", "replica: the whole model in each process; auto: spread over all GPUs of one"
+    )
     batch_size: int = option(16, "the most pairs in one forward pass (fewer if memory runs out)")
     batch_tokens: int = option(8192, "the most tokens in one, what all prompts share not counted")
     share_prefix: bool = option(

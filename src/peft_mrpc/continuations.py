@@ -141,6 +141,7 @@ class ContinuationScorer:
                 ]
         sequence, position, token, cell = torch.tensor(asked, device=self.model.device).T
         logits, columns = self._logits(flat, position)  # [S, U, V]
+        logits = logits.to(position.device)  # a spread model's come from its last device
         predicted = logits[sequence, columns].float().log_softmax(dim=-1)  # [M, V]
         chosen = predicted[torch.arange(len(token), device=token.device), token]
         sums = torch.zeros(len(rows) * width, dtype=torch.float64, device=token.device)

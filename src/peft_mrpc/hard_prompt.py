@@ -32,6 +32,7 @@ NAMES = {
     "combine": ("ensemble", "best"),
     "label_prior": ("none", "uniform", "train"),
     "scoring": ("words", "generate"),
+    "device_map": ("replica", "auto"),
 }
 
 
@@ -71,6 +72,11 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
             faults += unknown_name(f"--{name}", getattr(config, name), known).faults
     if config.endpoint and not config.endpoint.startswith(("http://", "https://")):
         faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
+    if config.device_map == "auto" and process_state().num_processes > 1:
+        faults.append(
+            "--device_map: got auto in a job of several processes, each of which would take every "
+            "GPU; start it alone, or use replica."
+        )
     raise_faults(faults)
     return config, data
 
@@ -133,7 +139,7 @@ def build_engine(config: cfg.HardPromptConfig, source: ModelSource) -> Engine:
         return EndpointEngine(config.endpoint, config.model)
     logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
     return LocalEngine(
-        load_causal_lm(source, config.quantization),
+        load_causal_lm(source, config.quantization, config.device_map),
         load_tokenizer(source),
         config.max_length,
         config.batch_tokens,

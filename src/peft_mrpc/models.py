@@ -16,7 +16,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from peft_mrpc.errors import UserError, one_line, unknown_name
+from peft_mrpc.errors import UserError, logger, one_line, unknown_name
 from peft_mrpc.freezing import HEAD_NAMES
 from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
@@ -200,28 +200,40 @@ def load_encoder(source: ModelSource) -> PreTrainedModel:
     return model.eval()
 
 
-def load_causal_lm(source: ModelSource, quantization: str) -> PreTrainedModel:
+def load_causal_lm(
+    source: ModelSource, quantization: str, device_map: str = "replica"
+) -> PreTrainedModel:
     """Load a causal LM onto this process's device, quantized by bitsandbytes or plain.
+
+    A checkpoint that is quantized already (GPTQ, AWQ, bitsandbytes) is loaded as it is.
 
     Args:
         source: The model.
         quantization: `none`, `nf4` or `fp4` (4-bit with double quantization, arXiv:2305.14314), or
             `int8` (arXiv:2208.07339).
+        device_map: `replica` for the whole model on this process's device, `auto` to spread it
+            over all that this machine has.
     Raises:
         UserError: If the quantization is unknown or the weights do not load.
     """
     if quantization not in QUANTIZATIONS:
         raise unknown_name("--quantization", quantization, QUANTIZATIONS)
-    architectures = getattr(load_config(source), "architectures", None) or []
+    config = load_config(source)
+    architectures = getattr(config, "architectures", None) or []
     if architectures and not any("LM" in name or "Generation" in name for name in architectures):
         raise UserError(
             f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
         )
     device = process_state().device
-    model = _load(
-        AutoModelForCausalLM, source, **_weight_options(quantization, compute_dtype(device))
-    )
-    return (model if quantization != "none" else model.to(device)).eval()
+    if own := getattr(config, "quantization_config", None):
+        kind = own.get("quant_method") if isinstance(own, dict) else own.quant_method
+        logger.info("%s: is quantized already (%s) and loaded as it is", source.name, kind)
+        options: dict[str, Any] = {"dtype": compute_dtype(device)}
+    else:
+        options = _weight_options(quantization, compute_dtype(device))
+    options["device_map"] = "auto" if device_map == "auto" else {"": device}
+    model: PreTrainedModel = _load(AutoModelForCausalLM, source, **options)
+    return model.eval()
 
 
 def _weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
