@@ -8,6 +8,7 @@ import pytest
 
 from peft_mrpc.cards import build_card
 from peft_mrpc.compare import compare, load_comparison, main
+from peft_mrpc.errors import run_verb
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.runs import Run, load_run
@@ -158,3 +159,52 @@ def test_the_card_carries_the_figures_and_no_path(two_runs: list[Run], tmp_path:
     assert "value: 0.8" in card and "base_model: some/model-x" in card
     assert "| test | 5 | 0.600 | 0.800 |" in card
     assert str(tmp_path) not in card
+
+
+def test_a_lead_is_called_sure_only_where_it_is(two_runs: list[Run], tmp_path: Path) -> None:
+    paths = [str(run.path) for run in two_runs]
+    main([*paths, "--output_dir", str(tmp_path / "report")])
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    (difference,) = report["evidence"]["differences"]
+    right = [run.predictions(report["split"]) for run in two_runs]
+    alone = [
+        int(((a.predictions == a.references) & (b.predictions != b.references)).sum())
+        for a, b in (right, right[::-1])
+    ]
+    assert sorted(alone) == sorted(
+        [difference["only_first_right"], difference["only_second_right"]]
+    )
+    low, high = difference["interval"]
+    assert low <= difference["accuracy"] <= high
+    words = "more than chance would give" if difference["holm"] < 0.05 else "which may be chance"
+    assert words in report["headline"]
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "## Differences" in page and "p (McNemar)" in page
+
+
+def test_a_bar_that_is_missed_ends_in_exit_code_3(
+    two_runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [str(run.path) for run in two_runs]
+    split = next(iter(two_runs[0].metrics))
+    flags = [*paths, "--output_dir", str(tmp_path / "report"), "--overwrite", "--split", split]
+    accuracies = [run.metrics[split]["accuracy"] for run in two_runs]
+    assert run_verb(main, [*flags, "--fail_under", f"accuracy={min(accuracies)}"]) == 0
+    assert run_verb(main, [*flags, "--fail_under", f"accuracy={min(accuracies) + 0.01}"]) == 3
+    assert f"is under {min(accuracies) + 0.01:g}" in capsys.readouterr().err
+    assert (tmp_path / "report" / "report.html").is_file()
+    better, worse = (paths[accuracies.index(pick(accuracies))] for pick in (max, min))
+    gap = max(accuracies) - min(accuracies)
+    assert run_verb(main, [*flags, "--baseline", worse]) == 0
+    assert run_verb(main, [*flags, "--baseline", better, "--no_worse_than", str(gap)]) == 0
+    if gap:
+        assert run_verb(main, [*flags, "--baseline", better, "--no_worse_than", str(gap / 2)]) == 3
+    for bad, said in (
+        (["--fail_under", "acuracy=1"], "--fail_under: got 'acuracy'; expected one of accuracy"),
+        (["--fail_under", "accuracy"], "--fail_under: got 'accuracy'; expected METRIC=NUMBER."),
+        (["--baseline", "elsewhere"], "--baseline: got 'elsewhere'; expected one of the Runs"),
+        (["--no_worse_than", "0.1"], "--no_worse_than: got no --baseline"),
+    ):
+        capsys.readouterr()
+        assert run_verb(main, [*flags, *bad]) == 2
+        assert said in capsys.readouterr().err

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from peft_mrpc import config as cfg
-from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.errors import Missed, UserError, raise_faults, run_verb, unknown_name
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.pairs import UNKNOWN_LABEL
 from peft_mrpc.plots import DPI, plot_confusion_matrices, plot_roc_curves, run_styles
@@ -24,6 +24,7 @@ from peft_mrpc.runs import (
 
 DESCRIPTION = "Compare Runs on the same rows: peft-mrpc compare RUN... --output_dir DIR"
 REPORT_FILE = "report.html"
+BAR_METRICS = ("accuracy", "macro_f1", "roc_auc", "mcc")
 REPORT_CONTENTS = frozenset({REPORT_FILE, "report.md", "report.json", "plots"})
 
 
@@ -34,6 +35,15 @@ class CompareConfig:
     output_dir: str = cfg.option("comparison", "directory of the report")
     split: str | None = cfg.option(
         None, "split to compare on (default: test where every Run has it labelled, else validation)"
+    )
+    fail_under: str | None = cfg.option(
+        None, "end with exit code 3 where a Run is below: accuracy=0.80,roc_auc=0.85"
+    )
+    baseline: str | None = cfg.option(
+        None, "one of the Runs; end with exit code 3 where another is worse than --no_worse_than"
+    )
+    no_worse_than: float = cfg.option(
+        0.0, "by how much accuracy may lie below the --baseline's (0.01: a point)"
     )
     overwrite: bool = cfg.option(False, "replace the report in --output_dir")
 
@@ -75,8 +85,73 @@ def main(argv: Sequence[str]) -> None:
         argv,
         positional={"dest": "runs", "nargs": "+", "metavar": "RUN", "help": "directories of Runs"},
     )
-    report = compare(names.runs, Path(config.output_dir), config.split, config.overwrite)
-    sys.stdout.write(f"{report}\n")
+    bars = parse_bars(config)
+    output_dir = Path(config.output_dir)
+    comparison = open_comparison(names.runs, output_dir, config.split, config.overwrite)
+    baseline = find_baseline(config, comparison)
+    sys.stdout.write(f"{write_comparison(comparison, output_dir)}\n")
+    missed = missed_bars(comparison, bars, baseline, config.no_worse_than)
+    if missed:
+        raise Missed(*missed)
+
+
+def parse_bars(config: CompareConfig) -> dict[str, float]:
+    """What `--fail_under` says, checked.
+
+    Raises:
+        UserError: For a metric that is none, or a bar that is no share.
+    """
+    faults, bars = [], {}
+    for text in (config.fail_under or "").split(",") if config.fail_under is not None else ():
+        name, _, value = text.strip().partition("=")
+        try:
+            bars[name] = float(value)
+        except ValueError:
+            faults.append(f"--fail_under: got {text!r}; expected METRIC=NUMBER.")
+        if name not in BAR_METRICS:
+            faults += unknown_name("--fail_under", name, BAR_METRICS).faults
+    if not 0 <= config.no_worse_than < 1:
+        faults.append(f"--no_worse_than: got {config.no_worse_than}; expected 0 to 1.")
+    if config.no_worse_than and not config.baseline:
+        faults.append("--no_worse_than: got no --baseline; expected one of the Runs.")
+    raise_faults(faults)
+    return bars
+
+
+def find_baseline(config: CompareConfig, comparison: Comparison) -> int | None:
+    """Which of the Runs is the baseline.
+
+    Raises:
+        UserError: If it is none of them.
+    """
+    if config.baseline is None:
+        return None
+    places = [run.path.resolve() for run in comparison.runs]
+    if Path(config.baseline).resolve() not in places:
+        raise UserError(f"--baseline: got {config.baseline!r}; expected one of the Runs compared.")
+    return places.index(Path(config.baseline).resolve())
+
+
+def missed_bars(
+    comparison: Comparison, bars: dict[str, float], baseline: int | None, no_worse_than: float
+) -> list[str]:
+    """Which Run misses what, one line each."""
+    values = [run.metrics[comparison.split] for run in comparison.runs]
+    missed = [
+        f"{name}: {metric} {own[metric]:.4f} is under {bar:g}"
+        for metric, bar in bars.items()
+        for name, own in zip(comparison.names, values, strict=True)
+        if own[metric] < bar
+    ]
+    if baseline is not None:
+        wanted = values[baseline]["accuracy"] - no_worse_than
+        missed += [
+            f"{name}: accuracy {own['accuracy']:.4f} is more than {no_worse_than:g} below "
+            f"{comparison.names[baseline]}'s {values[baseline]['accuracy']:.4f}"
+            for name, own in zip(comparison.names, values, strict=True)
+            if own["accuracy"] < wanted - 1e-12
+        ]
+    return missed
 
 
 def compare(
@@ -89,8 +164,20 @@ def compare(
     Raises:
         UserError: If the Runs were not scored on the same rows, or a report is there already.
     """
+    comparison = open_comparison(paths, output_dir, split, overwrite)
+    return write_comparison(comparison, output_dir)
+
+
+def open_comparison(
+    paths: Sequence[str], output_dir: Path, split: str | None, overwrite: bool
+) -> Comparison:
+    """Load Runs, and make sure that a report may be written."""
     check_output_dir(output_dir, overwrite, REPORT_CONTENTS, "report")
-    comparison = load_comparison([load_run(path) for path in paths], split)
+    return load_comparison([load_run(path) for path in paths], split)
+
+
+def write_comparison(comparison: Comparison, output_dir: Path) -> str:
+    """Write the report; the table and its path, for the terminal."""
     figures = build_figures(comparison)
     with staged_directory(output_dir) as staging:
         (staging / "plots").mkdir()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 logger = logging.getLogger("peft_mrpc")
 
 EXIT_USER_ERROR = 2
+EXIT_MISSED = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 MAX_FAULTS_SHOWN = 10
@@ -29,6 +30,10 @@ class UserError(Exception):
         shown = [" ".join(fault.split()) for fault in self.faults[:MAX_FAULTS_SHOWN]]
         rest = len(self.faults) - len(shown)
         return [*shown, f"... and {rest} more faults of this kind."] if rest else shown
+
+
+class Missed(UserError):
+    """A bar that the user set was not met; all that was asked for was done."""
 
 
 class Terminated(KeyboardInterrupt):
@@ -68,7 +73,8 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     """Run one command and turn what it raises into the exit code the user is promised.
 
     Returns:
-        0 done, 2 the input is wrong, 130 interrupted. Any other error keeps its traceback (1).
+        0 done, 2 the input is wrong, 3 a bar was missed, 130 interrupted. Any other error keeps its
+        traceback (1).
     """
     # PEFT still calls what transformers has renamed: not the user's to mend.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -87,7 +93,7 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
         if speaks:
             for line in [*error.lines(), *getattr(error, "__notes__", [])]:
                 sys.stderr.write(f"peft-mrpc: {line}\n")
-        return EXIT_USER_ERROR
+        return EXIT_MISSED if isinstance(error, Missed) else EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         notes = " ".join(getattr(error, "__notes__", []))
         sys.stderr.write(f"\npeft-mrpc: interrupted. {notes or 'Nothing was written.'}\n")

@@ -1,6 +1,7 @@
 """A comparison as Markdown, JSON and one HTML file that needs nothing but itself."""
 
 import base64
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,13 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment
 
 from peft_mrpc.cards import figure_texts
+from peft_mrpc.evidence import (
+    describe_evidence,
+    difference_cells,
+    difference_header,
+    is_sure,
+    p_text,
+)
 from peft_mrpc.runs import write_json
 
 if TYPE_CHECKING:
@@ -17,6 +25,14 @@ CAPTIONS = {
     "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
     "roc_curves": "ROC curves, with the area under each",
 }
+HOW_SURE = (
+    "Differences in accuracy on the same pairs, in points, with 95 % intervals by paired bootstrap "
+    "(10,000 draws). McNemar's exact test asks whether one of the two has more pairs right that "
+    "the other has wrong than chance would give; Holm's adjustment allows for the number of "
+    "differences in the table. Over seeds: almost stochastic order, 0 where the better wins by "
+    "every quantile, 0.5 where neither does. Of Runs over seeds the first seed's answers are "
+    "compared pair by pair."
+)
 
 
 def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
@@ -60,7 +76,7 @@ def markdown_table(header: list[str], cells: list[list[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def headline(comparison: "Comparison") -> str:
+def headline(comparison: "Comparison", evidence: Mapping[str, Any]) -> str:
     """What was found, in a sentence or two, claimed no further than it was measured."""
     rows = comparison.rows()
     baseline, runs = rows[0], sorted(rows[1:], key=lambda row: -row["accuracy"])
@@ -78,12 +94,29 @@ def headline(comparison: "Comparison") -> str:
         )
     elif len(runs) > 1:
         lead = 100 * (best["accuracy"] - runs[1]["accuracy"])
-        text += f" It leads {runs[1]['name']} by {lead:.1f} points."
-    # Half the width of a 95 % interval for the best accuracy, by the normal approximation.
-    margin = 196 * (best["accuracy"] * (1 - best["accuracy"]) / size) ** 0.5
+        text += f" It leads {runs[1]['name']} by {lead:.1f} points"
+        text += f", {_sureness(best['name'], runs[1]['name'], evidence)}."
+    low, high = next(
+        one["accuracy"] for one in evidence["intervals"] if one["name"] == best["name"]
+    )
     return (
-        f"{text} One accuracy on {size} pairs is known to about ±{margin:.1f} points (95 %): "
-        "read smaller differences with care." + _seeds_sentence(runs)
+        f"{text} One accuracy on {size} pairs is known to about ±{50 * (high - low):.1f} points "
+        "(95 %); differences on the same pairs are known better, and stand in the table below."
+        + _seeds_sentence(runs)
+    )
+
+
+def _sureness(best: str, next_best: str, evidence: Mapping[str, Any]) -> str:
+    """Whether the lead would be there on other rows, in words."""
+    difference = next(
+        one for one in evidence["differences"] if {one["first"], one["second"]} == {best, next_best}
+    )
+    said = f"McNemar p {p_text(difference['holm'])} after Holm"
+    if is_sure(difference):
+        return f"more than chance would give ({said})"
+    return (
+        f"which may be chance ({said}; these pairs would show "
+        f"{100 * difference['detectable']:.1f} points)"
     )
 
 
@@ -108,18 +141,23 @@ def write_report(folder: Path, comparison: "Comparison", figures: list[str]) -> 
     cells = [format_row(row, label_names) for row in rows]
     table = markdown_table(header, cells)
     data = comparison.runs[0].record["data"]
+    evidence = describe_evidence(comparison)
+    differences = difference_cells(evidence["differences"])
     facts = {
         "title": f"{data['name']}: {comparison.split} split",
-        "headline": headline(comparison),
+        "headline": headline(comparison, evidence),
         "split": comparison.split,
         "num_examples": len(comparison.predictions[0].idx),
         "fingerprint": data["splits"][comparison.split]["fingerprint"],
     }
     pictures = "\n\n".join(f"![{CAPTIONS[name]}](plots/{name}.png)" for name in figures)
-    (folder / "report.md").write_text(
-        f"# {facts['title']}\n\n{facts['headline']}\n\n{table}\n\n{pictures}\n", encoding="utf-8"
-    )
-    write_json(folder / "report.json", {"format_version": 1, "data": data, **facts, "rows": rows})
+    parts = [f"# {facts['title']}", facts["headline"], table]
+    if differences:
+        parts += ["## Differences", markdown_table(difference_header(), differences), HOW_SURE]
+    text = "\n\n".join([*parts, pictures])
+    (folder / "report.md").write_text(f"{text}\n", encoding="utf-8")
+    content = {"format_version": 1, "data": data, **facts, "rows": rows, "evidence": evidence}
+    write_json(folder / "report.json", content)
     images = {
         name: base64.b64encode((folder / "plots" / f"{name}.png").read_bytes()).decode()
         for name in figures
@@ -134,6 +172,9 @@ def write_report(folder: Path, comparison: "Comparison", figures: list[str]) -> 
             header=header,
             body=list(zip(rows, cells, strict=True)),
             best=best,
+            difference_header=difference_header(),
+            differences=differences,
+            how_sure=HOW_SURE,
             images=images,
             captions=CAPTIONS,
             runs=[
