@@ -170,7 +170,7 @@ def demonstrations(study: Study) -> list[Row]:
         f"{count} balanced, seed {seed}": fixed(
             choose_demonstrations(study.pool, LABELS, count, "balanced", seed)
         )
-        for count, seed in ((4, 1), (8, 1), (8, 2), (16, 1))
+        for count, seed in ((8, 1), (8, 2))
     }
     pool = [as_demonstration(pair, LABELS) for pair in study.pool]
     shows["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
