@@ -86,13 +86,15 @@ class PromptEncoder:
         """Scores of the labels, [N, K] -> [N, C].
 
         The log-probability that any of the label's words is the answer. In the channel's direction
-        each label's share of the log-likelihoods of sentence 2: long and rare sentences have
-        large ones under every label.
+        each label's share of the log-likelihoods of sentence 2 (long and rare sentences have large
+        ones under every label), in the order of the sentences that speaks less for the last label:
+        two that mean the same lead to each other.
         """
         if self.template.direction == "channel":
             by_order = log_probabilities.reshape(len(rows), -1, len(self.label_names))  # [N, O, C]
             shares = by_order / np.abs(by_order).mean(axis=-1, keepdims=True)
-            scores: NDArray[np.float64] = shares.sum(axis=1)
+            gaps = shares[:, :, -1] - shares.mean(axis=-1)  # [N, O]
+            scores: NDArray[np.float64] = shares[np.arange(len(rows)), gaps.argmin(axis=1)]
             return scores
         sizes = np.cumsum([len(words) for words in self._words()])[:-1]
         of_labels = np.split(log_probabilities, sizes, axis=1)
