@@ -1,7 +1,9 @@
 """Training on cached activations equals training on the whole model."""
 
 import json
+import os
 import pickle
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,16 @@ import pytest
 import torch
 from conftest import ROWS, WORDS, run_command, write_csv
 from tiny_models import ARCHITECTURES, poolings
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from peft_mrpc.cache import main as cache
+from peft_mrpc.data import load_pairs
+from peft_mrpc.errors import UserError
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
-from peft_mrpc.train import main
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, main
+from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_store import TrunkStore, kept_trunks, pad_states, row_key
@@ -343,3 +350,186 @@ def test_sizes_read_as_they_are_written() -> None:
         "2.5 MB",
         "1 TB",
     ]
+
+
+PROBE = ["--method", "linear_probe", "--trunk_cache", "disk"]
+
+
+@pytest.mark.parametrize("order", [("cls", "mean"), ("mean", "cls")])
+def test_heads_that_read_other_tokens_do_not_share_a_trunk(
+    order: tuple[str, str], tiny_bert: str, fit: Callable[..., Run]
+) -> None:
+    first, second = order
+    fit("first", tiny_bert, *PROBE, "--pooling", first)
+    cached = fit("cached", tiny_bert, *PROBE, "--pooling", second)
+    _HELD.clear()
+    plain = fit("plain", tiny_bert, *PROBE[:2], "--trunk_cache", "off", "--pooling", second)
+    assert drift(plain, cached) < 2e-4
+
+
+def _spoil_row(folder: Path) -> None:
+    (states,) = folder.glob("*.states")
+    content = bytearray(states.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 64] = bytes(64)
+    states.write_bytes(bytes(content))
+
+
+def _cut_short(folder: Path) -> None:
+    (states,) = folder.glob("*.states")
+    states.write_bytes(states.read_bytes()[:-8])
+
+
+def _lose_keys(folder: Path) -> None:
+    next(folder.glob("*.keys")).unlink()
+
+
+def _cut_lengths(folder: Path) -> None:
+    lengths = next(folder.glob("*.lengths"))
+    lengths.write_bytes(lengths.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("damage", [_spoil_row, _cut_short, _lose_keys, _cut_lengths])
+def test_damaged_files_are_said_and_computed_again(
+    damage: Callable[[Path], None],
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    trunks: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = fit("before", tiny_bert, *PROBE)
+    _HELD.clear()
+    (folder,) = trunks.iterdir()
+    damage(folder)
+    after = fit("after", tiny_bert, *PROBE)
+    assert "damaged and not used" in caplog.text
+    assert drift(before, after) < 2e-4
+    caplog.clear()
+    _HELD.clear()
+    fit("again", tiny_bert, *PROBE)
+    assert "all are in" in caplog.text
+
+
+def test_what_is_complete_is_read_where_nothing_can_be_written(
+    tiny_bert: str, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = fit("before", tiny_bert, *PROBE)
+    _HELD.clear()
+    monkeypatch.setattr(TrunkStore, "adding", None)  # to write would fail
+    after = fit("after", tiny_bert, *PROBE, "--trunk_cache_limit", "1KB")
+    assert drift(before, after) == 0
+
+
+@pytest.mark.parametrize("mode", ["auto", "disk"])
+def test_a_full_disk_ends_in_one_line_or_in_a_training_without(
+    mode: str,
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    trunks: Path,
+) -> None:
+    def fail(self: Any, key: bytes, states: torch.Tensor) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("peft_mrpc.trunk_store.DiskWriter.add", fail)
+    flags = [*PROBE[:2], "--trunk_cache", mode]
+    if mode == "disk":
+        with pytest.raises(UserError, match="cannot be written: .*No space left"):
+            fit("run", tiny_bert, *flags)
+    else:
+        fit("run", tiny_bert, *flags)
+        assert "frozen layers run every time: " in caplog.text
+    left = [path.name for path in trunks.rglob("*") if path.suffix]
+    assert left in ([], ["about.json"])
+
+
+def test_another_place_is_where_it_is_kept_next(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fit("memory", tiny_bert, *PROBE[:2], "--trunk_cache", "memory")
+    assert not trunks.exists()
+    fit("disk", tiny_bert, *PROBE)
+    assert list(trunks.rglob("*.states"))
+    caplog.clear()
+    fit("again", tiny_bert, *PROBE[:2], "--trunk_cache", "memory")
+    assert "in memory)" in caplog.text  # not read from disk
+
+
+def test_however_a_training_ends_its_layers_run_again(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
+) -> None:
+    request = parse_request(["--model", tiny_bert, *data_flags, *PROBE, "--max_steps", "3"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    encoder = classifier.model.base_model
+    ids = [torch.randint(5, 20, (2, 7)) for _ in range(2)]
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append([encoder(input_ids=one)[0] for one in ids])
+            raise KeyboardInterrupt
+
+    trainer.add_callback(Look())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert not torch.equal(*seen[0])  # what is asked in between is answered
+    layers = encoder.encoder.layer
+    assert not any("forward" in vars(layer) for layer in layers)
+    assert not classifier.model._forward_pre_hooks and not classifier.model._forward_hooks
+
+
+def test_clearing_leaves_what_is_not_ours(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("run", tiny_bert, *PROBE)
+    (folder,) = trunks.iterdir()
+    for name in ("thesis", ".git"):
+        (trunks / name).mkdir()
+        (trunks / name / "mine.txt").write_text("mine")
+    (folder / "about.json").write_text('{"we')  # cut off while it was written
+    cache(["--clear"])
+    assert "unknown, ? layers" in capsys.readouterr().out
+    assert not folder.exists()
+    assert {path.name for path in trunks.iterdir()} == {"thesis", ".git"}
+    (folder / "notes").mkdir(parents=True)
+    cache(["--clear"])
+    assert (folder / "notes").is_dir()
+
+
+def test_what_a_killed_fill_left_is_swept(tmp_path: Path) -> None:
+    store = TrunkStore(tmp_path / ("0" * 24), 2, torch.float32, 10**6)
+    for age, name in ((7200, "old.unfinished"), (7200, "lost.states"), (10, "new.unfinished")):
+        path = tmp_path / ("0" * 24) / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age, time.time() - age))
+    with store.adding() as writer:
+        writer.add(b"k" * 16, torch.ones(3, 2))
+    names = {path.name for path in (tmp_path / ("0" * 24)).iterdir()}
+    assert "new.unfinished" in names and not {"old.unfinished", "lost.states"} & names
+
+
+def test_the_same_rows_are_kept_once(tmp_path: Path) -> None:
+    stores = [TrunkStore(tmp_path / "trunk", 2, torch.float32, 10**6) for _ in range(2)]
+    with stores[0].adding() as one, stores[1].adding() as two:
+        for writer in (one, two):
+            writer.add(b"k" * 16, torch.ones(3, 2))
+    assert len(list((tmp_path / "trunk").glob("*.states"))) == 1
+    for store in stores:
+        store.refresh()
+        assert torch.equal(store[b"k" * 16], torch.ones(3, 2))
+
+
+def test_memory_has_a_limit_over_trainings(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path
+) -> None:
+    sizes, flags = [], [*PROBE[:2], "--trunk_cache", "memory", "--max_train_samples", "9"]
+    for seed in ("1", "2"):  # which draws the pairs
+        for limit in ("1MB", "6KB"):
+            _HELD.clear() if seed == "1" else None
+            fit(seed + limit, tiny_bert, *flags, "--trunk_cache_memory", limit, "--seed", seed)
+            (held,) = _HELD.values()
+            sizes.append(held.resident)
+    assert 0 < max(sizes[1], sizes[3]) <= 6_000

@@ -59,6 +59,15 @@ class PairTrainer(Trainer):
                 "to drop; drop one of them."
             )
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as ever; however it ends, frozen layers run again after it."""
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, CacheTrunk):
+                    callback.leave()
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer as ever, then part its groups by their learning rates."""
         optimizer = super().create_optimizer(model)
@@ -241,13 +250,18 @@ class CacheTrunk(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
+        self.leave()  # the Trainer may begin again with smaller batches
         depth = trunk_depth(model)
         is_asked = self.plan.mode != "auto"
         reason = "no layer at the bottom is frozen" if depth == 0 else _unfit_for_trunk(args)
         trunk = Trunk(model, depth, self.plan, self.collator)
         started = time.perf_counter()
         if not reason:
-            visits = state.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+            visits = (
+                (state.max_steps - state.global_step)
+                * args.train_batch_size
+                * args.gradient_accumulation_steps
+            )
             reason = trunk.prepare(self.rows, None if is_asked else visits * args.world_size)
         if not reason:
             self.trunk = trunk.__enter__()
@@ -263,6 +277,10 @@ class CacheTrunk(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Have the layers run again."""
         if self.trunk is not None:
             self.trunk.__exit__()
             self.trunk = None

@@ -24,7 +24,7 @@ from torch import nn
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from peft_mrpc.errors import logger
+from peft_mrpc.errors import logger, one_line
 from peft_mrpc.freezing import encoder_layers, modules_after_layers
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
@@ -43,14 +43,15 @@ from peft_mrpc.trunk_store import (
 Rows = Sequence[Mapping[str, Any]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
 FILL_BATCH = 32
-# How far logits may lie apart by rounding, as a share of their size.
-TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# How far activations and logits may lie apart by rounding, as a share of their size.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 # What of a configuration changes no activation.
 NOT_COMPUTED = {
     *("_name_or_path", "architectures", "dtype", "transformers_version"),
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
     *("id2label", "label2id", "problem_type"),
 }
+# Of the files; those of another are not found.
+FORMAT = 2
 # The store of the last training in this process, for the next seed or trial.
 _HELD: dict[str, TrunkStore] = {}
 
@@ -104,7 +105,8 @@ class Trunk:
         self._given: torch.Tensor | None = None  # [B, T, H], of the batch that the model is at
         self._dtype: torch.dtype | None = None
         self._gives_tuple = False
-        self._hook: torch.utils.hooks.RemovableHandle | None = None
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._own_forwards: list[Any] = []  # of layers that had one of their own
 
     def prepare(self, rows: Rows, visits: int | None = None) -> str:
         """Have the activations of these rows, computing those that are not there yet.
@@ -120,8 +122,11 @@ class Trunk:
         about = self._about()
         name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
         store = self._open(name, int(sample.shape[-1]))
-        missing = [row for key, row in by_key.items() if key not in store]
-        size = sum(len(row["input_ids"]) for row in missing) * store.token_bytes
+        missing, size = _missing(store, by_key)
+        if store.folder is None and store.resident + size > self.plan.memory_bytes:
+            # What other trainings kept gives way.
+            store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
+            missing, size = _missing(store, by_key)
         refusal = self._make_room(store, size)
         if visits is not None and len(missing) > visits:
             refusal = f"the training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
@@ -135,9 +140,9 @@ class Trunk:
             if missing
             else f"all are in {store.folder or 'memory'}",
         )
-        if store.folder is not None:
-            describe_trunk(store.folder, {**about, "model": self.plan.model})
-        self._fill(store, missing)
+        about["model"] = self.plan.model
+        if refusals := [*filter(None, gather_object([self._fill(store, missing, about)]))]:
+            return str(refusals[0])
         self.collator.store = store
         _HELD.clear()
         _HELD[name] = store
@@ -146,11 +151,14 @@ class Trunk:
 
     def _open(self, name: str, width: int) -> TrunkStore:
         """The store of this name: of the training before this one, or on disk."""
-        if name in _HELD:
-            _HELD[name].refresh()
-            return _HELD[name]
         folder = None if self.plan.mode == "memory" else trunks_dir() / name
-        return TrunkStore(folder, width, self._kept_dtype, self.plan.memory_bytes)
+        held, limit = _HELD.get(name), self.plan.memory_bytes
+        # `auto` may have had no room on disk.
+        places = {folder, None} if self.plan.mode == "auto" else {folder}
+        if held is not None and held.folder in places and held.resident_bytes == limit:
+            held.refresh()
+            return held
+        return TrunkStore(folder, width, self._kept_dtype, limit)
 
     @property
     def _kept_dtype(self) -> torch.dtype:
@@ -160,14 +168,22 @@ class Trunk:
 
     def _about(self) -> dict[str, Any]:
         """All that the activations depend on, but for the pairs."""
-        config = cast("PreTrainedModel", self.model.base_model).config.to_diff_dict()
+        encoder = cast("PreTrainedModel", self.model.base_model)
+        config = encoder.config.to_diff_dict()
+        computed = [key for key in sorted(set(config) - NOT_COMPUTED) if "drop" not in key]
         return {
+            "format": FORMAT,
             "weights": self._weights_digest(),
-            "config": {key: str(config[key]) for key in sorted(set(config) - NOT_COMPUTED)},
+            "config": {key: str(config[key]) for key in computed},
             "depth": self.depth,
-            "computed_in": [self.plan.precision, str(self._dtype)],
+            # A last layer that computes one token alone gives that one for all.
+            "first_token": getattr(self._layers[-1], "first_token", None),
+            "computed_in": [
+                *(self.plan.precision, str(self._dtype), self.model.device.type),
+                *(torch.get_float32_matmul_precision(), encoder.config._attn_implementation),
+            ],
             "kept_in": str(self._kept_dtype),
-            "transformers": transformers.__version__,
+            "versions": [torch.__version__, transformers.__version__],
         }
 
     def _weights_digest(self) -> str:
@@ -192,29 +208,55 @@ class Trunk:
             in_memory = "several processes share it on disk alone (--trunk_cache disk)"
         if store.folder is None:
             return in_memory
+        if size == 0:  # a place that cannot be written, or is full, can be read
+            return ""
         on_disk = disk_refusal(size, self.plan.disk_bytes)
         if on_disk and self.plan.mode == "auto" and not in_memory:
             store.folder = None
             return ""
         return on_disk
 
-    def _fill(self, store: TrunkStore, rows: Rows) -> None:
-        """Compute the activations of rows, each process its share."""
+    def _fill(self, store: TrunkStore, rows: Rows, about: Mapping[str, Any]) -> str:
+        """Compute the activations of rows, each process its share.
+
+        Returns:
+            Why they cannot be kept; nothing if all is well.
+        """
         state = process_state()
         index, count = state.process_index, state.num_processes
         if count > 1 and not _is_common(trunks_dir()):
             # Each machine has a disk of its own, and needs every row.
-            index, count = state.local_process_index, int(os.environ["LOCAL_WORLD_SIZE"])
-        batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
-        silent = not rows or not logger.isEnabledFor(logging.INFO)
-        bar = tqdm(total=len(rows), desc="frozen layers", unit="pair", disable=silent)
-        with bar, store.adding() as writer:
-            for number, batch in enumerate(batches):
-                if number % count == index:
-                    self._fill_batch(writer, [rows[row] for row in batch])
-                bar.update(len(batch))
+            index = state.local_process_index
+            count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        fault = self._fill_share(store, rows, about, index, count)
         state.wait_for_everyone()
         store.refresh()
+        # Another job may have come between what each process found missing.
+        if not fault and (left := [row for row in rows if row_key(row) not in store]):
+            fault = self._fill_share(store, left, about, 0, 1)
+            store.refresh()
+        return fault
+
+    def _fill_share(
+        self, store: TrunkStore, rows: Rows, about: Mapping[str, Any], index: int, count: int
+    ) -> str:
+        """Compute every so-manieth batch of rows; why they cannot be written, if so."""
+        batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
+        if index >= len(batches):  # nothing to do: a store that is complete may be read-only
+            return ""
+        silent = not logger.isEnabledFor(logging.INFO)
+        bar = tqdm(total=len(rows), desc="frozen layers", unit="pair", disable=silent)
+        try:
+            if store.folder is not None:
+                describe_trunk(store.folder, about)
+            with bar, store.adding() as writer:
+                for number, batch in enumerate(batches):
+                    if number % count == index:
+                        self._fill_batch(writer, [rows[row] for row in batch])
+                    bar.update(len(batch))
+        except OSError as error:
+            return f"{store.folder} cannot be written: {one_line(error)}"
+        return ""
 
     def _fill_batch(self, writer: Writer, rows: Rows) -> None:
         states = self._states(rows).to("cpu", self._kept_dtype)
@@ -250,9 +292,11 @@ class Trunk:
             self.model.train(was_training)
 
     def _fault(self, rows: Rows) -> str:
-        """Whether a few rows, of all lengths, get other logits from what was kept."""
+        """Whether a few rows, of all lengths, get anything else from what was kept."""
         by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
         some = [by_length[len(rows) * number // 4] for number in range(4)] + by_length[-1:]
+        if differs := self._states_fault(some):
+            return differs
         plain = self._logits(some, cached=False).float()
         with self:
             cached = self._logits(some, cached=True).float()
@@ -261,18 +305,47 @@ class Trunk:
             return ""
         return f"{self.model.config.model_type} gives other logits by them ({apart:.2g} apart)"
 
+    def _states_fault(self, rows: Rows) -> str:
+        """Whether what was kept of some rows is not what the layers give."""
+        store = self.collator.store
+        assert store is not None
+        states = self._states(rows).float().cpu()
+        mask = self.collator.collate([*rows])["attention_mask"].bool()
+        apart = 0.0
+        for row, own, real in zip(rows, states, mask, strict=True):
+            kept, plain = store[row_key(row)].float(), own[real]
+            apart = max(apart, float((kept - plain).norm() / plain.norm()))
+        if apart <= TOLERANCE[self._kept_dtype]:
+            return ""
+        where = (
+            f"{store.folder} (`peft-mrpc cache --clear` removes it)" if store.folder else "memory"
+        )
+        return f"what is kept in {where} is not what the layers give ({apart:.2g} of it apart)"
+
     def __enter__(self) -> "Trunk":
         """From here on the frozen layers hand on what they are given."""
-        self._hook = self.model.register_forward_pre_hook(self._take, with_kwargs=True)
+        self._hooks = [
+            self.model.register_forward_pre_hook(self._take, with_kwargs=True),
+            # What calls the encoder by itself gets what it asks for.
+            self.model.register_forward_hook(self._drop, always_call=True),
+        ]
         for layer in self._layers:
+            self._own_forwards.append(vars(layer).get("forward"))
             layer.forward = self._bypass(layer)
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._hook is not None
-        self._hook.remove()
-        for layer in self._layers:
+        for hook in self._hooks:
+            hook.remove()
+        for layer, own in zip(self._layers, self._own_forwards, strict=True):
             del layer.forward
+            if own is not None:  # accelerate's, say
+                layer.forward = own
+        self._own_forwards.clear()
+        self._given = None
+
+    def _drop(self, *_: Any) -> None:
+        self._given = None
 
     def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         given = kwargs.pop(STATES, None)
@@ -289,6 +362,12 @@ class Trunk:
             return (states, None) if self._gives_tuple else states  # no attention weights
 
         return forward
+
+
+def _missing(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
+    """The rows that a store lacks, and how many bytes they take."""
+    missing = [row for key, row in by_key.items() if key not in store]
+    return missing, sum(len(row["input_ids"]) for row in missing) * store.token_bytes
 
 
 def _is_common(folder: Path) -> bool:

@@ -69,6 +69,6 @@ def parse_bytes(text: str) -> int | None:
 def in_bytes(size: int) -> str:
     """A size to read: 123 MB, 1.2 GB."""
     for unit in ("KB", "MB", "GB"):
-        if size < 1000 * UNITS[unit]:
+        if size < 999.5 * UNITS[unit]:  # three digits, not 1e+03
             return f"{size / UNITS[unit]:.3g} {unit}"
     return f"{size / UNITS['TB']:.3g} TB"

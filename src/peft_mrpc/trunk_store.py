@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import os
+import re
 import shutil
 import time
 import uuid
+import zlib
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,13 +16,18 @@ from typing import Any, BinaryIO
 
 import torch
 
-from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.runs import read_json, write_json
 from peft_mrpc.sources import cache_dir
 from peft_mrpc.trunk_plan import in_bytes
 
 ABOUT_FILE = "about.json"
 KEY_BYTES = 16
+# A trunk's directory, and the files in it.
+NAME = re.compile(r"[0-9a-f]{24}")
+SUFFIXES = (".states", ".keys", ".lengths", ".new", ".unfinished")
+# What was begun so long ago is not being written any more.
+ABANDONED_SECONDS = 3600
 # A file system that is full takes more down than a training.
 SPARE_BYTES = 1 << 30
 # What collated batches call the activations; the model never sees it.
@@ -46,8 +53,9 @@ class TrunkStore:
     """Rows of activations, [T, H] each, of differing lengths.
 
     On disk they are files of rows one after another (`NAME.states`), with keys and lengths beside
-    them (`NAME.keys`, `NAME.lengths`, the last to be written). Files are only ever added, whole:
-    any number of processes may read and write one store.
+    them (`NAME.keys`, `NAME.lengths` with a checksum of each row, the last to be written). Files
+    are only ever added, whole: any number of processes may read and write one store. A file that is
+    damaged is said and left out, and its rows are computed again.
 
     Args:
         folder: The store's own directory; None keeps all in memory.
@@ -64,7 +72,7 @@ class TrunkStore:
         self.width = width
         self.dtype = dtype
         self.resident_bytes = resident_bytes
-        self._resident = 0
+        self.resident = 0  # bytes held in memory
         self._blocks: list[torch.Tensor] = []  # [tokens, H]
         self._place: dict[bytes, tuple[int, int, int]] = {}  # block, first token, tokens
         self._known: set[str] = set()
@@ -97,7 +105,7 @@ class TrunkStore:
         """For workers of a data loader: they map the files themselves."""
         state = dict(vars(self))
         if self.folder is not None:
-            state |= {"_blocks": [], "_place": {}, "_known": set(), "_resident": 0}
+            state |= {"_blocks": [], "_place": {}, "_known": set(), "resident": 0}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -107,20 +115,32 @@ class TrunkStore:
     def _read(self, name: str) -> None:
         assert self.folder is not None
         self._known.add(name)
-        keys = (self.folder / f"{name}.keys").read_bytes()
-        lengths = array("q", (self.folder / f"{name}.lengths").read_bytes())
-        states = torch.from_file(
-            str(self.folder / f"{name}.states"),
-            shared=False,
-            size=sum(lengths) * self.width,
-            dtype=self.dtype,
-        ).view(-1, self.width)
-        if self._resident + states.nbytes <= self.resident_bytes:
-            states = states.clone()
+        path = self.folder / f"{name}.states"
+        try:
+            keys = path.with_suffix(".keys").read_bytes()
+            rows = array("q", path.with_suffix(".lengths").read_bytes())
+            lengths, sums = rows[::2], rows[1::2]
+            size = sum(lengths) * self.width
+            if len(keys) != KEY_BYTES * len(lengths) or len(sums) != len(lengths):
+                raise ValueError("its parts do not fit together")
+            if path.stat().st_size != size * self.dtype.itemsize:
+                raise ValueError("it is cut short")
+            states = torch.from_file(str(path), shared=False, size=size, dtype=self.dtype)
+            states = states.view(-1, self.width)
+            if self.resident + states.nbytes <= self.resident_bytes:
+                states = states.clone()
+                self.resident += states.nbytes
+            first = 0
+            for length, wanted in zip(lengths, sums, strict=True):
+                if checksum(states[first : first + length]) != wanted:
+                    raise ValueError("what it holds has changed")
+                first += length
+        except (OSError, ValueError, RuntimeError) as error:
+            logger.warning("%s: damaged and not used: %s", path, one_line(error))
+            return
         self._add(states, keys, lengths)
 
     def _add(self, states: torch.Tensor, keys: bytes, lengths: Iterable[int]) -> None:
-        self._resident += states.nbytes
         first = 0
         for number, length in enumerate(lengths):
             key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
@@ -134,23 +154,32 @@ class TrunkStore:
         if self.folder is None:
             yield (kept := MemoryWriter())
             if kept.states:
+                self.resident += sum(one.nbytes for one in kept.states)
                 self._add(torch.cat(kept.states), bytes(kept.keys), kept.lengths)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = uuid.uuid4().hex
-        unfinished = self.folder / f"{name}.unfinished"
+        sweep(self.folder)
+        path = self.folder / f"{uuid.uuid4().hex}.unfinished"
         try:
-            with unfinished.open("wb") as file:
+            with path.open("wb") as file:
                 yield (writer := DiskWriter(file))
-            if not writer.lengths:
+                file.flush()
+                os.fsync(file.fileno())
+            keys = bytes(writer.keys)
+            self.refresh()
+            # Another training may have filled in the same meanwhile.
+            if all(keys[n : n + KEY_BYTES] in self for n in range(0, len(keys), KEY_BYTES)):
                 return
-            unfinished.rename(self.folder / f"{name}.states")
+            path.rename(path.with_suffix(".states"))
+            path.with_suffix(".keys").write_bytes(keys)
+            pairs = zip(writer.lengths, writer.sums, strict=True)
+            rows = array("q", [number for pair in pairs for number in pair])
+            path.with_suffix(".new").write_bytes(rows.tobytes())
+            path.with_suffix(".new").rename(path.with_suffix(".lengths"))
         finally:
-            unfinished.unlink(missing_ok=True)
-        (self.folder / f"{name}.keys").write_bytes(bytes(writer.keys))
-        marker = self.folder / f"{name}.new"
-        marker.write_bytes(writer.lengths.tobytes())
-        marker.rename(self.folder / f"{name}.lengths")
+            if not path.with_suffix(".lengths").exists():
+                for suffix in (".unfinished", ".states", ".keys", ".new"):
+                    path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 class Writer:
@@ -184,11 +213,33 @@ class DiskWriter(Writer):
     def __init__(self, file: BinaryIO) -> None:
         super().__init__()
         self.file = file
+        self.sums = array("q")
 
     def add(self, key: bytes, states: torch.Tensor) -> None:
         super().add(key, states)
-        # As bytes: NumPy knows no bfloat16.
-        self.file.write(states.contiguous().view(torch.uint8).numpy().data)
+        self.sums.append(checksum(states))
+        self.file.write(raw_bytes(states))
+
+
+def raw_bytes(states: torch.Tensor) -> Any:
+    """A tensor's bytes: NumPy knows no bfloat16."""
+    return states.contiguous().view(torch.uint8).numpy().data
+
+
+def checksum(states: torch.Tensor) -> int:
+    """Of a row's bytes."""
+    return zlib.crc32(raw_bytes(states))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a fill that was killed left behind."""
+    for path in folder.iterdir():
+        is_begun = path.suffix in (".unfinished", ".new")
+        is_alone = path.suffix in (".states", ".keys")
+        if is_begun or (is_alone and not path.with_suffix(".lengths").exists()):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
 
 class TrunkCollator:
@@ -239,8 +290,12 @@ def kept_trunks() -> list[KeptTrunk]:
     """All trunks on disk, the last used first."""
     found = []
     for folder in trunks_dir().glob("*"):
-        with contextlib.suppress(OSError, UserError):  # another process is writing or removing it
-            about = read_json(folder / ABOUT_FILE) if (folder / ABOUT_FILE).is_file() else {}
+        if not NAME.fullmatch(folder.name) or not folder.is_dir():  # the user's own
+            continue
+        with contextlib.suppress(OSError):  # another process is removing it
+            about: dict[str, Any] = {}
+            with contextlib.suppress(UserError):  # or has just begun it
+                about = read_json(folder / ABOUT_FILE)
             size = sum(path.stat().st_size for path in folder.iterdir())
             found.append(KeptTrunk(folder, about, size, folder.stat().st_mtime))
     return sorted(found, key=lambda trunk: -trunk.used)
@@ -273,9 +328,15 @@ def describe_trunk(folder: Path, about: Mapping[str, Any]) -> None:
     """Write beside a trunk what it was computed with."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ABOUT_FILE).is_file():
-        write_json(folder / ABOUT_FILE, {**about, "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ")})
+        new = folder / f"{uuid.uuid4().hex}.new"
+        write_json(new, {**about, "begun": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())})
+        new.rename(folder / ABOUT_FILE)
 
 
 def remove_trunk(trunk: KeptTrunk) -> None:
-    """Remove it; a training that reads it keeps what it has mapped."""
-    shutil.rmtree(trunk.folder)
+    """Remove our files in it; a training that reads it keeps what it has mapped."""
+    for path in trunk.folder.iterdir():
+        if path.suffix in SUFFIXES or path.name == ABOUT_FILE:
+            path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # something of the user's is in it
+        trunk.folder.rmdir()
