@@ -4,6 +4,7 @@ import pytest
 from peft_mrpc.calibration import (
     Calibration,
     affine,
+    affine_out_of_fold,
     batch,
     contextual,
     match_shares,
@@ -50,7 +51,8 @@ def test_labels_are_predicted_as_often_as_wanted() -> None:
     scores = draw.normal(size=(1, 200, 2)) + [0.0, 5.0]
     matched = no_calibration(scores).with_prior(scores, [0.3, 0.7])
     assert (matched.probabilities(scores).argmax(axis=1) == 0).sum() == 60
-    assert match_shares(scores[0], np.array([0.0, 1.0]))[1] > -np.inf
+    bias = match_shares(scores[0], np.array([0.0, 1.0]))  # none is to be label 0
+    assert ((scores[0] + bias).argmax(axis=1) == 1).all()
     three = draw.normal(size=(1, 1000, 3)) + [0.0, 1.0, 2.0]
     matched = no_calibration(three).with_prior(three, [0.5, 0.25, 0.25])
     found = np.bincount(matched.probabilities(three).argmax(axis=1)) / 1000
@@ -82,3 +84,21 @@ def test_a_calibration_comes_back_from_json() -> None:
 
 def test_softmax_survives_large_scores() -> None:
     assert np.allclose(softmax(np.array([[1000.0, 1000.0]])), [[0.5, 0.5]])
+
+
+def test_a_wording_that_says_the_same_of_all_pairs_has_no_weight() -> None:
+    draw = np.random.default_rng(4)
+    said = draw.normal(size=(30, 2))
+    mute = np.zeros((30, 2)) + draw.normal(size=(30, 2)) * 1e-9
+    both = np.stack([said, mute])
+    alone = batch(said[None]).logits(said[None])
+    assert np.allclose(np.argsort(batch(both).logits(both)[:, 1]), np.argsort(alone[:, 1]))
+
+
+def test_a_fit_is_judged_on_pairs_that_it_has_not_seen() -> None:
+    draw = np.random.default_rng(5)
+    references = draw.integers(2, size=60)
+    noise = draw.normal(size=(20, 60, 2))  # twenty wordings that say nothing
+    seen = (affine(noise, references).probabilities(noise).argmax(axis=1) == references).mean()
+    unseen = (affine_out_of_fold(noise, references).argmax(axis=1) == references).mean()
+    assert unseen < 0.65 and unseen <= seen

@@ -3,7 +3,14 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    FalconH1Config,
+    FalconH1ForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+)
 
 from peft_mrpc.continuations import (
     Continuation,
@@ -80,3 +87,27 @@ def test_the_common_prefix_is_of_tokens() -> None:
     assert common_prefix([(1,), (2,)]) == 0
     assert common_prefix([(1, 2)]) == 2
     assert common_prefix([]) == 0
+
+
+def sliding_window(kind: str) -> PreTrainedModel:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    if kind == "window":
+        config = MistralConfig(**sizes, sliding_window=8, initializer_range=0.3)
+        return MistralForCausalLM(config).eval()
+    state = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8}
+    config = FalconH1Config(**sizes, **state, mamba_n_groups=1, initializer_range=0.3)
+    return FalconH1ForCausalLM(config).float().eval()
+
+
+@pytest.mark.parametrize(("kind", "length"), [("window", 12), ("state", 0)])
+def test_a_prefix_is_shared_only_where_keys_and_values_are_all_there_is(
+    kind: str, length: int
+) -> None:
+    model, rows = sliding_window(kind), rows_of(range(10, 22))
+    scorer = ContinuationScorer(model, 0)
+    found = scorer.score(rows, 1)
+    assert scorer.prefix_length == length
+    expected = np.array([[plain(model, one) for one in row] for row in rows])
+    assert np.abs(found - expected).max() < 1e-4

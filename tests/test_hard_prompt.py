@@ -1,5 +1,8 @@
 import json
+import os
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.prompting import PromptEncoder, _split
+from peft_mrpc.partial_scores import PartialScores
+from peft_mrpc.prompting import PromptEncoder, _num_same, _split
 from peft_mrpc.prompts import Demonstration, Template, load_template
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import ModelSource, find_model
@@ -58,7 +62,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
         assert np.abs(scores[row] - plain).max() < 1e-5
     mass = classifier.label_mass["paraphrase"]
     assert mass is not None and 0 < mass <= 1
-    with pytest.raises(UserError, match="row 1: its prompt has .* tokens; expected at most 20"):
+    with pytest.raises(UserError, match="row 1, paraphrase: its prompt has .* tokens; expected at most 20"):
         PromptClassifier(LocalEngine(model, tokenizer, 20), [template], LABELS).score(pairs, 5)
 
 
@@ -113,8 +117,11 @@ def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
 
 
 def test_a_word_that_changes_the_token_before_it_is_scored_with_that_token() -> None:
-    assert _split((1, 2, 3), (1, 2, 3, 9), (1, 2, 3)) == Continuation((1, 2, 3), (9,))
-    assert _split((1, 2, 3), (1, 2, 8), (7, 2, 3)) == Continuation((7, 2), (8,))
+    assert _num_same((1, 2, 3), (1, 2, 3, 9)) == 3 and _num_same((1, 2, 3), (1, 2, 8)) == 2
+    assert _split((1, 2, 3), (1, 2, 3, 9), (1, 2, 3), 3) == Continuation((1, 2, 3), (9,))
+    assert _split((1, 2, 3), (1, 2, 8), (7, 2, 3), 2) == Continuation((7, 2), (8,))
+    # Beside a word that does so, one that does not is scored with that token as well.
+    assert _split((1, 2, 3), (1, 2, 3, 9), (7, 2, 3), 2) == Continuation((7, 2), (3, 9))
 
 
 def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSource) -> None:
@@ -145,7 +152,7 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     rows = run.predictions("validation")
     assert list(rows.idx) == list(range(len(ROWS)))
     assert np.allclose(rows.probabilities.sum(axis=1), 1)
-    assert 0 < run.record["label_mass"]["validation"] < 1
+    assert 0 < run.record["label_mass"]["validation"]["paraphrase"] < 1
     assert not (tmp_path / ".run.scores").exists()
     info = json.loads((run.artifact / "peft_mrpc.json").read_text())
     assert info["quantization"] == "none" and info["templates"][0]["name"] == "paraphrase"
@@ -198,8 +205,18 @@ def test_a_template_for_other_labels_is_refused(
     assert "'paraphrase' answers equivalent, not_equivalent, but the data's labels are x, y" in said
 
 
-def with_train(flags: list[str], pair_files: dict[str, str]) -> list[str]:
-    return [*flags, "--train_file", pair_files["train"], "--max_length", "2048"]
+# None of these is scored.
+OTHERS = [(f"{first} is true", f"it is {second}", label) for first, second, label in ROWS]
+
+
+@pytest.fixture(scope="module")
+def other_train(tmp_path_factory: pytest.TempPathFactory) -> str:
+    header = ("sentence1", "sentence2", "label")
+    return str(write_csv(tmp_path_factory.mktemp("train") / "train.csv", OTHERS * 2, header))
+
+
+def with_train(flags: list[str], train: str) -> list[str]:
+    return [*flags, "--train_file", train, "--max_length", "2048"]
 
 
 @pytest.mark.parametrize(
@@ -222,6 +239,19 @@ def with_train(flags: list[str], pair_files: dict[str, str]) -> list[str]:
             "--split: got train, which --calibration affine draws from",
         ),
         (["--num_demonstrations", "999"], "--num_demonstrations: got 999, but train has"),
+        (["--template", "channel_that_is"], "channel_that_is reads the noisy channel, whose raw"),
+        (
+            ["--calibration", "contextual", "--demonstrations", "nearest"]
+            + ["--num_demonstrations", "2"],
+            "--calibration: got contextual, but --demonstrations nearest gives each pair a context",
+        ),
+        (["--demonstrations", "first"], "--demonstrations: got first and none to show"),
+        (["--num_calibration_pairs", "9"], "--num_calibration_pairs: got 9, which nothing is"),
+        (
+            ["--calibration", "batch", "--max_eval_samples", "3"],
+            "split validation has 3 pairs; a calibration over the pairs themselves needs",
+        ),
+        (["--split", "validation,validation"], "--split: got 'validation' twice"),
         (
             ["--num_demonstrations", "99", "--demonstrations", "nearest"],
             "--num_demonstrations: got 99, but train has",
@@ -233,10 +263,11 @@ def test_flags_that_do_not_stand_together_are_refused(
     said: str,
     tiny_llama: str,
     pair_files: dict[str, str],
+    other_train: str,
     tmp_path: Path,
     fails: Callable[..., str],
 ) -> None:
-    given = with_train(run_flags(tiny_llama, pair_files, tmp_path), pair_files)
+    given = with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train)
     assert said in fails(main, *given, *flags)
     assert list(tmp_path.iterdir()) == []
 
@@ -256,9 +287,13 @@ def test_flags_that_do_not_stand_together_are_refused(
     ids=["affine", "nearest", "contextual", "ensemble", "best"],
 )
 def test_what_was_saved_answers_as_it_did(
-    flags: list[str], tiny_llama: str, pair_files: dict[str, str], tmp_path: Path
+    flags: list[str],
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    other_train: str,
+    tmp_path: Path,
 ) -> None:
-    main([*with_train(run_flags(tiny_llama, pair_files, tmp_path), pair_files), *flags])
+    main([*with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train), *flags])
     run = load_run(tmp_path / "run")
     rows = run.predictions("validation")
     data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
@@ -368,3 +403,138 @@ def test_a_model_that_is_spread_answers_as_one_that_is_not(
     assert np.array_equal(
         one.predictions("validation").probabilities, two.predictions("validation").probabilities
     )
+
+
+def test_a_pair_that_is_scored_is_neither_shown_nor_fitted_on(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    fails: Callable[..., str],
+) -> None:
+    flags = run_flags(tiny_llama, pair_files, tmp_path)
+    header = ("sentence1", "sentence2", "label")
+    swapped = [(second, first, label) for first, second, label in ROWS]
+    mixed = write_csv(tmp_path / "mixed.csv", swapped + OTHERS, header)
+    main([*with_train(flags, str(mixed)), "--num_demonstrations", "4"])
+    assert f"{len(ROWS)} training pairs are among those that are scored" in caplog.text
+    info = json.loads((load_run(tmp_path / "run").artifact / "peft_mrpc.json").read_text())
+    shown = {one["sentence1"] for one in info["demonstrations"]["shown"]}
+    assert len(shown) == 4 and shown <= {first for first, _, _ in OTHERS}
+    same = with_train([*flags, "--overwrite"], pair_files["train"])
+    said = fails(main, *same, "--num_demonstrations", "4")
+    assert "every training pair is among those that are scored; expected others." in said
+
+
+def test_new_pairs_are_answered_as_the_first_split_was(
+    tiny_llama: str, pair_files: dict[str, str], other_train: str, tmp_path: Path
+) -> None:
+    flags = run_flags(tiny_llama, pair_files, tmp_path)
+    main([*flags, "--test_file", other_train, "--calibration", "batch"])
+    run = load_run(tmp_path / "run")
+    info = json.loads((run.artifact / "peft_mrpc.json").read_text())
+    assert info["calibration"]["split"] == "validation"
+    data = load_pairs(DataConfig(validation_file=pair_files["validation"], test_file=other_train))
+    predictor = load_predictor(str(run.path))
+    drifts = {
+        split: np.abs(
+            predictor.score(data.splits[split], 4) - run.predictions(split).probabilities
+        ).max()
+        for split in ("validation", "test")
+    }
+    assert drifts["validation"] < 1e-7 < drifts["test"]
+
+
+def test_scores_of_other_labels_or_weights_are_not_found_again(
+    tiny_llama: str, pair_files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "peft_mrpc")
+    model = tmp_path / "model"
+    shutil.copytree(tiny_llama, model)
+    flags = run_flags(str(model), pair_files, tmp_path)
+    kept = tmp_path / "kept"
+
+    def run(*more: str) -> bool:
+        """Score, and say whether what was kept was found."""
+        caplog.clear()
+        if kept.is_dir():
+            shutil.copytree(kept, tmp_path / ".run.scores", dirs_exist_ok=True)
+        main([*flags, "--overwrite", *more])
+        return "were scored before" in caplog.text
+
+    forward = PartialScores.add
+
+    def keep(self: PartialScores, *args: Any) -> None:
+        self.path = kept / "0.jsonl"
+        forward(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PartialScores, "add", keep)
+        assert not run("--class_names", "not_equivalent,equivalent")
+    assert run("--class_names", "not_equivalent,equivalent")
+    assert run("--class_names", "not_equivalent,equivalent", "--batch_size", "3")
+    assert not run("--class_names", "equivalent,not_equivalent")
+    weights = model / "model.safetensors"
+    os.utime(weights, (1, 1))
+    assert not run("--class_names", "not_equivalent,equivalent")
+
+
+def test_splits_of_one_label_and_some_of_train_are_reported(
+    tiny_llama: str, other_train: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    header = ("sentence1", "sentence2", "label")
+    path = write_csv(tmp_path / "one.csv", [row for row in ROWS if row[2] == "equivalent"], header)
+    flags = run_flags(tiny_llama, {"validation": str(path)}, tmp_path)
+    names = ["--class_names", "not_equivalent,equivalent"]
+    main([*flags, *names, "--template", "paraphrase,paraphrase_harness"])
+    assert "ROC-AUC -" in capsys.readouterr().out
+    flags = with_train([*flags, "--overwrite"], other_train)
+    main([*flags, "--split", "train", "--max_train_samples", "3"])
+    assert list(load_run(tmp_path / "run").predictions("train").idx) == [0, 1, 2]
+
+
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}[INST] {{ m.content }} [/INST]"
+    "{% elif m.role == 'assistant' %} {{ m.content }}</s>"
+    "{% else %}{{ raise_exception('System role not supported') }}{% endif %}{% endfor %}"
+)
+
+
+def test_an_answer_stands_where_the_chat_template_puts_it(smollm2: ModelSource) -> None:
+    tokenizer = load_tokenizer(smollm2)
+    tokenizer.chat_template = CHAT
+    shown = [[Demonstration("A.", "B.", "equivalent")]]
+    for name in ("paraphrase", "paraphrase_expert"):  # the second with a system text
+        encoder = PromptEncoder(tokenizer, load_template(name), LABELS, 2048)
+        rows = encoder.encode([Pair(0, "One.", "Two.")], shown)
+        assert [tokenizer.decode(one.tokens) for one in rows[0]] == [" No", " Yes"]
+        text = tokenizer.decode(rows[0][0].context)
+        assert "[/INST] Yes</s>" in text and text.endswith("[/INST]")
+        assert ("expert annotator" in text) == (name == "paraphrase_expert")
+    tokenizer.chat_template = "{{ raise_exception('no chats today') }}"
+    with pytest.raises(UserError, match="this model's chat template refuses it: no chats today"):
+        encoder.encode([Pair(0, "One.", "Two.")], [[]])
+    tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"
+    with pytest.raises(UserError, match="the prompt begins with two BOS tokens"):
+        encoder.encode([Pair(0, "One.", "Two.")], [[]])
+
+
+@pytest.mark.parametrize("words", [("Yes", "Yes indeed"), ("Yes", "Yes")])
+def test_words_of_which_one_begins_the_other_are_refused(
+    words: tuple[str, str], smollm2: ModelSource
+) -> None:
+    template = replace(
+        load_template("paraphrase"),
+        label_words={"equivalent": words[:1], "not_equivalent": words[1:]},
+    )
+    with pytest.raises(UserError, match="of which one is or begins the other"):
+        encode(smollm2, template, [Pair(0, "One.", "Two.")])
+
+
+def test_an_odd_number_of_nearest_goes_on_with_the_nearest() -> None:
+    pool = [
+        Demonstration("A cat sat on the mat.", "A cat was sitting on a mat.", "equivalent"),
+        Demonstration("The markets fell.", "Shares rose in London.", "not_equivalent"),
+    ]
+    (one,) = NearestDemonstrations(pool, LABELS, 1)([Pair(0, "The cat sat.", "A cat sat there.")])
+    assert one == pool[:1]

@@ -71,6 +71,12 @@ PAIR = "text: '{sentence1} {sentence2}'"
             ["direction channel continues plain text"],
         ),
         ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
+        (
+            "text: '{sentence1:d} {sentence2!r}'\nlabel_words: {a: X, b: Y}",
+            ["got {sentence1} with `:` or `!`", "got {sentence2} with"],
+        ),
+        (f"{PAIR}\nlabel_words: {{1: X, 0: Y}}", ["got the label 1; expected its name in quotes"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nanswer_prefix:", ["'answer_prefix': got None"]),
         ("[", ["not valid YAML"]),
     ],
 )

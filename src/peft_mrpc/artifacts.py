@@ -69,6 +69,7 @@ def save_prompt(
     source: ModelSource,
     config: HardPromptConfig,
     shown: Sequence[Demonstration],
+    calibrated_on: str,
 ) -> None:
     """Write all that asks the same questions again; the pool of nearest pairs in a file of its own.
 
@@ -78,6 +79,7 @@ def save_prompt(
         source: The model.
         config: How it was asked.
         shown: The demonstrations, or the pairs that the nearest are found among.
+        calibrated_on: The split that the calibration was fitted to, where it looks at one.
     """
     calibration = classifier.calibration
     pairs = [asdict(one) for one in shown]
@@ -87,6 +89,8 @@ def save_prompt(
         method="hard_prompt",
         label_names=classifier.label_names,
         max_length=config.max_length,
+        batch_tokens=config.batch_tokens,
+        device_map=config.device_map,
         quantization=config.quantization,
         endpoint=config.endpoint,
         templates=[template.record() for template in classifier.templates],
@@ -95,7 +99,7 @@ def save_prompt(
             "how": config.demonstrations,
             "shown": [] if config.demonstrations == "nearest" else pairs,
         },
-        calibration=None if calibration is None else calibration.record(),
+        calibration=calibration and {**calibration.record(), "split": calibrated_on},
     )
     if pairs and config.demonstrations == "nearest":
         lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
@@ -237,8 +241,10 @@ def _load_engine(info: dict[str, Any]) -> Engine:
     if info.get("endpoint"):
         return EndpointEngine(info["endpoint"], info["model"])
     source = _base_source(info)
-    model = load_causal_lm(source, info["quantization"])
-    return LocalEngine(model, load_tokenizer(source), info["max_length"])
+    device_map = info.get("device_map", "replica")
+    model = load_causal_lm(source, info["quantization"], device_map)
+    tokenizer = load_tokenizer(source)
+    return LocalEngine(model, tokenizer, info["max_length"], info.get("batch_tokens"))
 
 
 def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:

@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import save_prompt
 from peft_mrpc.calibration import (
     CONTENT_FREE,
     Calibration,
     affine,
+    affine_out_of_fold,
     batch,
     contextual,
     no_calibration,
 )
+from peft_mrpc.cards import figure_texts
 from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
 from peft_mrpc.engines import PromptClassifier
 from peft_mrpc.errors import UserError, logger
@@ -77,23 +80,31 @@ class Asker:
         """Score on every process; the one that has a staging directory writes."""
         started = time.perf_counter()
         held = self._draw_from_train()
+        if held:
+            logger.info("%d labelled training pairs to choose and to fit on", len(held))
         train_scores = self._score("train", held) if held else None
         if self.config.combine == "best":
             assert train_scores is not None
             train_scores = self._choose_template(train_scores, _labels(held))
         scores = {split: self._score(split, self.data.splits[split]) for split in self.splits}
         fit = self._fitter(train_scores, _labels(held))
-        probabilities = {}
+        calibrations = {split: fit(found) for split, found in scores.items()}
+        probabilities = {
+            split: calibrations[split].probabilities(found) for split, found in scores.items()
+        }
+        # New pairs are answered by what the first split gave.
+        self.classifier.calibration = calibrations[self.splits[0]]
         for split, found in scores.items():
-            self.classifier.calibration = fit(found)
-            probabilities[split] = self.classifier.calibration.probabilities(found)
             self._describe_templates(split, found, fit)
         generated = self._generate() if self.config.scoring == "generate" else {}
         seconds = time.perf_counter() - started
         if staging is None:
             return
         _write_answers(staging, generated)
-        save_prompt(staging / "prompt", self.classifier, self.source, self.config, self.shown)
+        save_prompt(
+            *(staging / "prompt", self.classifier, self.source, self.config, self.shown),
+            calibrated_on=self.splits[0],
+        )
         count = len(held) + sum(map(len, probabilities.values()))
         record = self._record(len(held)) | {
             "timing": {"score_seconds": seconds, "score_pairs_per_second": count / seconds}
@@ -109,19 +120,28 @@ class Asker:
         for name, about in self.templates.items():
             for split, values in about.items():
                 if split in self.splits and "accuracy" in values:
-                    f1 = " / ".join(f"{values['f1'][label]:.3f}" for label in self.label_names)
+                    accuracy, *f1, area = figure_texts(values, list(self.label_names))
                     lines.append(
-                        f"{name:<{width}}  {split}: accuracy {values['accuracy']:.3f}, F1 {f1}, "
-                        f"ROC-AUC {values['roc_auc']:.3f}"
+                        f"{name:<{width}}  {split}: accuracy {accuracy}, F1 {' / '.join(f1)}, "
+                        f"ROC-AUC {area}"
                     )
         return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
 
     def _draw_from_train(self) -> list[Pair]:
         """Set the demonstrations; the labelled pairs to choose and to calibrate on."""
         config = self.config
-        pool = [p for p in self.data.splits.get("train", ()) if p.label != UNKNOWN_LABEL]
-        count = config.num_demonstrations
-        if count and config.demonstrations == "nearest":
+        pool = self._pool()
+        count, is_nearest = config.num_demonstrations, config.demonstrations == "nearest"
+        held: list[Pair] = []
+        if config.calibration == "affine" or config.combine == "best":
+            draw = np.random.default_rng([config.seed, 1])
+            rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
+            held = [pool[row] for row in rows]
+            self._check_held(held)
+            # What is fitted on is not shown: it would be fitted to its own answers.
+            kept = set(rows)
+            pool = [pair for row, pair in enumerate(pool) if row not in kept]
+        if count and is_nearest:
             self.shown = [as_demonstration(pair, self.label_names) for pair in pool]
             self.classifier.show = NearestDemonstrations(self.shown, self.label_names, count)
         elif count:
@@ -129,20 +149,36 @@ class Asker:
                 pool, self.label_names, count, config.demonstrations, config.seed
             )
             self.classifier.show = fixed(self.shown)
-        if config.calibration != "affine" and config.combine != "best":
-            return []
-        unseen = [p for p in pool if as_demonstration(p, self.label_names) not in self.shown]
-        pool = unseen if config.demonstrations != "nearest" else pool
-        draw = np.random.default_rng([config.seed, 1])
-        rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
-        counts = np.bincount([pool[row].label for row in rows], minlength=len(self.label_names))
+        return held
+
+    def _pool(self) -> list[Pair]:
+        """The labelled training pairs, without those that are scored, in either order."""
+        labelled = [p for p in self.data.splits.get("train", ()) if p.label != UNKNOWN_LABEL]
+        if not train_uses(self.config):
+            return labelled
+        scored = {
+            frozenset(_text(pair)) for split in self.splits for pair in self.data.splits[split]
+        }
+        pool = [pair for pair in labelled if frozenset(_text(pair)) not in scored]
+        if dropped := len(labelled) - len(pool):
+            logger.warning(
+                "%d training pairs are among those that are scored, and are not used", dropped
+            )
+        if not pool:
+            raise UserError(
+                f"{train_uses(self.config)[0]}: every training pair is among those that are "
+                "scored; expected others."
+            )
+        return pool
+
+    def _check_held(self, held: Sequence[Pair]) -> None:
+        counts = np.bincount([pair.label for pair in held], minlength=len(self.label_names))
         if counts.min() < 2:
             raise UserError(
-                f"--num_calibration_pairs: got {config.num_calibration_pairs}, of which "
-                f"{counts.min()} are {self.label_names[counts.argmin()]}; expected at least 2 of "
-                "each label. Raise it."
+                f"--num_calibration_pairs: got {self.config.num_calibration_pairs}, and of the "
+                f"{len(held)} drawn {counts.min()} are {self.label_names[counts.argmin()]}; "
+                "expected at least 2 of each label."
             )
-        return [pool[row] for row in rows]
 
     def _score(self, split: str, pairs: Sequence[Pair]) -> Array:
         """Label scores of each template, [T, N, C], found again where they were scored before."""
@@ -172,10 +208,19 @@ class Asker:
         names = ("quantization", "num_demonstrations", "demonstrations", "share_prefix", "endpoint")
         return {
             **{name: getattr(config, name) for name in names},
-            "model": self.source.location,
+            "model": self._identity(),
+            "labels": list(self.label_names),
             "template": one.record(),
             "shown": [asdict(shown) for shown in self.shown],
         }
+
+    def _identity(self) -> dict[str, Any]:
+        """What the model is: its files, how it computes, and by which version of this package."""
+        folder = Path(self.source.location)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        known = {"location": self.source.location, "files": stats, "version": __version__}
+        return known | self.classifier.engine.identity()
 
     def _choose_template(self, scores: Array, references: NDArray[np.int64]) -> Array:
         """Go on with the template that is best on training pairs; its scores on these."""
@@ -183,7 +228,11 @@ class Asker:
         reached = {}
         for number, template in enumerate(self.classifier.templates):
             own = scores[[number]]
-            found = self._metrics(fit(own, [number]).probabilities(own), references)
+            if self.config.calibration == "affine":
+                probabilities = affine_out_of_fold(own, references, self.config.seed)
+            else:
+                probabilities = fit(own, [number]).probabilities(own)
+            found = self._metrics(probabilities, references)
             self.templates[template.name]["train"].update(found)
             reached[template.name] = float(np.mean(list(found["f1"].values())))
         self.chosen = max(reached, key=lambda name: reached[name])
@@ -288,7 +337,7 @@ class Asker:
             "num_processes": process_state().num_processes,
             "data": describe_data(self.data, self.splits),
             "label_mass": {
-                split: self.templates[names[0]].get(split, {}).get("label_mass")
+                split: {name: self.templates[name][split].get("label_mass") for name in names}
                 for split in self.splits
             },
             "templates": self.templates,

@@ -17,6 +17,7 @@ KINDS = ("none", "contextual", "batch", "affine")
 # Pairs without content (arXiv:2102.09690, section 5).
 CONTENT_FREE = ("N/A", "[MASK]", "")
 # Strengths of the affine fit's penalty to choose from, by cross-validation.
+LEAST_SPREAD = 1e-6
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
 
 
@@ -110,7 +111,8 @@ def batch(scores: Array) -> Calibration:
     scales = np.ones(len(scores))
     if len(scores) > 1:
         spread = centred(scores).std(axis=1).mean(axis=-1)  # [T]
-        scales = 1 / np.maximum(spread, 1e-12)
+        # A wording that says the same of every pair says nothing but rounding.
+        scales = np.where(spread > LEAST_SPREAD, 1 / np.maximum(spread, LEAST_SPREAD), 0.0)
     return _averaging(scores, "batch", offsets, scales)
 
 
@@ -141,6 +143,23 @@ def affine(scores: Array, references: NDArray[np.int64], seed: int = 0) -> Calib
         bias = np.array([-bias[0] / 2, bias[0] / 2])
     weights = coefficients.T.reshape(wordings, labels, labels)
     return Calibration("affine", np.zeros((wordings, labels)), weights, bias)
+
+
+def affine_out_of_fold(scores: Array, references: NDArray[np.int64], seed: int = 0) -> Array:
+    """Probabilities of labelled pairs by fits that have not seen them, [T, N, C] -> [N, C]."""
+    from sklearn.model_selection import StratifiedKFold
+
+    found = np.zeros(scores.shape[1:])
+    folds = StratifiedKFold(
+        min(5, int(np.bincount(references).min())), shuffle=True, random_state=seed
+    )
+    for seen, unseen in folds.split(found, references):
+        if np.bincount(references[seen], minlength=scores.shape[2]).min() < 2:
+            fit = affine(scores, references, seed)  # too few for that
+        else:
+            fit = affine(scores[:, seen], references[seen], seed)
+        found[unseen] = fit.probabilities(scores[:, unseen])
+    return found
 
 
 def match_shares(logits: Array, shares: Array, steps: int = 500) -> Array:

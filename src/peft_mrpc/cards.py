@@ -223,5 +223,18 @@ def _questions(run: Run) -> str:
         said = "; ".join(
             f"{label}: {' or '.join(own) or 'no words'}" for label, own in words.items()
         )
-        parts.append(f"```\n{one['text'].strip()}\n```\n\n{said}")
+        before = f"{one['system']}\n\n" if one.get("system") else ""
+        parts.append(f"```\n{before}{one['text'].strip()}\n```\n\n{said}")
+    if count := config.get("num_demonstrations"):
+        parts.append(
+            f"Before it {count} labelled training pairs are shown ({config['demonstrations']})."
+        )
+    if config.get("calibration", "none") != "none":
+        parts.append(f"Calibration: {config['calibration']}.")
+    uses = (run.record.get("uses_labels") or {}).get("for")
+    parts.append(
+        f"Labels of training pairs were used for {', '.join(uses)}."
+        if uses
+        else "No label was used."
+    )
     return "\n\n".join(parts)

@@ -150,8 +150,8 @@ class HardPromptConfig:
     model: str = option(DEFAULT_CAUSAL_LM, "Hub id, local directory or builtin:smollm2")
     template: str = option(
         "paraphrase",
-        "packaged template or YAML file; several, comma-separated; all: every packaged one that "
-        "answers these labels",
+        "packaged template or YAML file; several, comma-separated; all, all_direct or "
+        "all_channel: every packaged one that answers these labels",
     )
     combine: str = option(
         "ensemble", "of several templates: ensemble (all together) or best (chosen on train)"

@@ -15,12 +15,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from peft_mrpc.scoring import KeptScores, score_rows
+from peft_mrpc.errors import logger
+from peft_mrpc.scoring import KeptScores, out_of_memory, score_rows
 
 # A prefix shorter than this is not worth keys and values of its own.
 WORTH_SHARING = 8
+# Caches of keys and values, which grow and are not written over.
+SHARED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,14 @@ class ContinuationScorer:
             return
         ids = torch.tensor([sequences[0][0][:length]], device=self.model.device)
         cache = DynamicCache(config=self.model.config)
-        self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        self._prefix, self.prefix_length = cache, length
+        try:
+            self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(f"the {length} tokens that all prompts begin with") from error
+        if all(type(layer) in SHARED_LAYERS for layer in cache.layers):
+            self._prefix, self.prefix_length = cache, length
+        else:  # a recurrent state is changed in place by what comes after it
+            logger.info("what all prompts begin with is run for each: this model keeps a state")
 
     @torch.inference_mode()
     def _score_batch(

@@ -4,6 +4,7 @@ A pair is one row with `idx`, `sentence1`, `sentence2` and `label` (an index int
 -1 when unknown). Sources differ in columns and label spelling; after `load_pairs` they do not.
 """
 
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -166,7 +167,10 @@ def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
     if config.max_train_samples and "train" in splits:
         order = np.random.default_rng(seed).permutation(len(splits["train"]))
         kept = sorted(order[: config.max_train_samples].tolist())
-        splits["train"] = tuple(splits["train"][position] for position in kept)
+        # Numbered anew: predictions are rows 0, 1, ... of what was scored.
+        splits["train"] = tuple(
+            replace(splits["train"][position], idx=row) for row, position in enumerate(kept)
+        )
     if config.max_eval_samples:
         for split in ("validation", "test"):
             if split in splits:
@@ -194,6 +198,10 @@ def reported_splits(data: PairData, wanted: str | None) -> list[str]:
         f"{closest(split, data.splits)}"
         for split in splits
         if split not in data.splits
+    ]
+    faults += [
+        f"--split: got {split!r} twice; name each split once."
+        for split in sorted({split for split in splits if splits.count(split) > 1})
     ]
     raise_faults(faults)
     return splits

@@ -64,6 +64,8 @@ def _shares(count: int, labels: int, draw: np.random.Generator) -> list[int]:
 class NearestDemonstrations:
     """Shows each pair its nearest labelled pairs, as many of each label, the nearest last.
 
+    Of a number that the labels do not divide, the rest are the nearest of any label.
+
     A pair is its sentences' embeddings, one after the other. A pair that is in the pool itself is
     not shown to itself, in either order.
 
@@ -102,19 +104,21 @@ class NearestDemonstrations:
 
     def _nearest(self, pair: Pair, likeness: NDArray[np.float64]) -> list[Demonstration]:
         own = {pair.sentence1, pair.sentence2}
-        chosen: list[int] = []
-        labels = len(self.label_names)
-        for number, label in enumerate(self.label_names):
-            wanted = self.count // labels + (number < self.count % labels)
-            ranked = (
-                int(row)
-                for row in np.argsort(-likeness, kind="stable")
-                if self.pool[row].label == label
-                and {self.pool[row].sentence1, self.pool[row].sentence2} != own
-            )
-            chosen += [row for row, _ in zip(ranked, range(wanted), strict=False)]
-        chosen.sort(key=lambda row: likeness[row])
-        return [self.pool[row] for row in chosen]
+        ranked = [
+            int(row)
+            for row in np.argsort(-likeness, kind="stable")
+            if {self.pool[row].sentence1, self.pool[row].sentence2} != own
+        ]
+        each = self.count // len(self.label_names)
+        chosen = [
+            row
+            for label in self.label_names
+            for row in [row for row in ranked if self.pool[row].label == label][:each]
+        ]
+        # What does not divide goes to the nearest of any label.
+        others = [row for row in ranked if row not in chosen]
+        chosen += others[: self.count - len(chosen)]
+        return [self.pool[row] for row in sorted(chosen, key=lambda row: likeness[row])]
 
 
 def embed_pairs(pairs: Sequence[Pair], retriever: str) -> NDArray[np.float64]:

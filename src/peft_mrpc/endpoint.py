@@ -41,6 +41,10 @@ class EndpointEngine:
     model: str
     unseen: dict[str, int] = field(default_factory=dict)
 
+    def identity(self) -> dict[str, Any]:
+        """What of it a score depends on."""
+        return {"url": self.url, "model": self.model}
+
     def score(
         self,
         template: Template,

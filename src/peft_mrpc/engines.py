@@ -23,6 +23,9 @@ GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
 class Engine(Protocol):
     """What answers questions: a model here, or one that is served elsewhere."""
 
+    def identity(self) -> dict[str, Any]:
+        """What of it a score depends on."""
+
     def score(
         self,
         template: Template,
@@ -62,6 +65,12 @@ class LocalEngine:
     max_length: int
     max_tokens: int | None = None
     shares_prefix: bool = True
+
+    def identity(self) -> dict[str, Any]:
+        """What of it a score depends on: its revision, and what it computes in."""
+        revision = getattr(self.model.config, "_commit_hash", None)
+        computed = [str(self.model.dtype), self.model.device.type]
+        return {"revision": revision, "computed_in": computed}
 
     def encoder(self, template: Template, label_names: Sequence[str]) -> PromptEncoder:
         """What turns pairs into prompts by this template."""

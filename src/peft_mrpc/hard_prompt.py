@@ -111,8 +111,12 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     asker = Asker(config, data_config, source, data, splits, classifier, scratch)
     state = process_state()
     if state.is_main_process:
-        with staged_directory(output_dir) as staging:
-            asker.ask_into(staging)
+        try:
+            with staged_directory(output_dir) as staging:
+                asker.ask_into(staging)
+        except KeyboardInterrupt as error:
+            error.add_note(f"Scores are kept in {scratch}: the same command goes on.")
+            raise
     else:
         asker.ask_into(None)
     state.wait_for_everyone()

@@ -23,7 +23,7 @@ class PartialScores:
     def __init__(self, folder: Path, process_index: int, asked: Mapping[str, Any]) -> None:
         self.path = folder / f"{process_index}.jsonl"
         self.key = record_key(asked)
-        self._found: dict[tuple[int, ...], Any] = {}
+        self._found: dict[int, list[float]] = {}
         for file in sorted(folder.glob("*.jsonl")):
             for line in file.read_text("utf-8").splitlines():
                 self._take(line)
@@ -34,15 +34,16 @@ class PartialScores:
         except ValueError:  # the line that was being written when the command was cut off
             return
         if one["key"] == self.key:
-            self._found[tuple(one["rows"])] = one["scores"]
+            self._found |= dict(zip(one["rows"], one["scores"], strict=True))
 
     def __len__(self) -> int:
-        return sum(map(len, self._found))
+        return len(self._found)
 
     def find(self, rows: Sequence[int]) -> NDArray[np.float64] | None:
-        """The scores of this very batch, [B, K], if they are there."""
-        scores = self._found.get(tuple(rows))
-        return None if scores is None else np.array(scores)
+        """The scores of these rows, [B, K], if all of them are there."""
+        if not all(row in self._found for row in rows):
+            return None
+        return np.array([self._found[row] for row in rows])
 
     def add(self, rows: Sequence[int], scores: NDArray[np.float64]) -> None:
         """Append the scores of a batch, whole and in full precision."""

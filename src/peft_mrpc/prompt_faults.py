@@ -6,6 +6,9 @@ from peft_mrpc import config as cfg
 from peft_mrpc.pairs import UNKNOWN_LABEL, PairData
 from peft_mrpc.prompts import Template
 
+# Fewer pairs than this have no shares to speak of.
+FEWEST = 8
+
 
 def prompt_faults(
     config: cfg.HardPromptConfig,
@@ -26,6 +29,37 @@ def prompt_faults(
             f"--calibration: got contextual, but {channels[0]} reads the noisy channel, and there "
             "is nothing to read of a pair without content; use batch or affine."
         )
+    mute = [one.name for one in templates if not all(one.label_words.values())]
+    is_raw = config.calibration == "none" and config.label_prior == "none"
+    if is_raw and (mute or 0 < len(channels) < len(templates)):
+        name = (mute or channels)[0]
+        faults.append(
+            f"--template: {name} reads the noisy channel, whose raw scores say one label of nearly "
+            "every pair; add --calibration batch (or affine), or --label_prior train."
+        )
+    if config.calibration == "contextual" and config.demonstrations == "nearest":
+        faults.append(
+            "--calibration: got contextual, but --demonstrations nearest gives each pair a context "
+            "of its own; use batch or affine."
+        )
+    if config.demonstrations != "balanced" and not config.num_demonstrations:
+        faults.append(
+            f"--demonstrations: got {config.demonstrations} and none to show; add "
+            "--num_demonstrations."
+        )
+    is_fitted = config.calibration == "affine" or config.combine == "best"
+    if config.num_calibration_pairs != cfg.HardPromptConfig.num_calibration_pairs and not is_fitted:
+        faults.append(
+            f"--num_calibration_pairs: got {config.num_calibration_pairs}, which nothing is fitted "
+            "to; add --calibration affine or --combine best, or drop it."
+        )
+    if config.calibration == "batch" or config.label_prior != "none":
+        few = [split for split in splits if len(data.splits[split]) < FEWEST]
+        faults += [
+            f"{data.name}: split {split} has {len(data.splits[split])} pairs; a calibration over "
+            f"the pairs themselves needs at least {FEWEST}."
+            for split in few
+        ]
     if config.endpoint and channels:
         faults.append(
             f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from peft_mrpc.continuations import Continuation
-from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.continuations import Continuation, common_prefix
+from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompts import Demonstration, Template
 
@@ -64,21 +66,32 @@ class PromptEncoder:
             rows = self._channel_rows(pairs)
         else:
             rows = self._answer_rows(pairs, shown)
-            answers = [one.tokens for one in rows[0]]
-            if len(set(answers)) < len(answers):
-                said = ", ".join(w for words in self._words() for w in words)
-                raise UserError(f"--template: of the words {said} two are the same token here.")
+            self._check_answers(rows[0])
         lengths = [max(len(one.context) + len(one.tokens) for one in row) for row in rows]
         raise_faults(
             [
-                f"row {pair.idx + 1}: its prompt has {length} tokens; expected at most "
-                f"{self.max_length} (max_length, or what the model allows). Shorten it, or show "
-                "fewer demonstrations."
+                f"row {pair.idx + 1}, {self.template.name}: its prompt has {length} tokens; "
+                f"expected at most {self.max_length} (max_length, or what the model allows). "
+                "Shorten it, or show fewer demonstrations."
                 for pair, length in zip(pairs, lengths, strict=True)
                 if length > self.max_length
             ]
         )
         return rows
+
+    def _check_answers(self, row: Sequence[Continuation]) -> None:
+        """Refuse words of which one is another, or begins it: it is as likely at least."""
+        words = [word for own in self._words() for word in own]
+        answers = [one.context + one.tokens for one in row]
+        raise_faults(
+            [
+                f"--template: {self.template.name!r}: got the words {words[a]!r} and {words[b]!r}, "
+                "of which one is or begins the other in this model's tokens; expected others."
+                for a in range(len(words))
+                for b in range(a + 1, len(words))
+                if answers[a][: len(answers[b])] == answers[b][: len(answers[a])]
+            ]
+        )
 
     def label_scores(
         self, log_probabilities: NDArray[np.float64], rows: Sequence[Sequence[Continuation]]
@@ -104,14 +117,35 @@ class PromptEncoder:
         """The text after which the answer comes."""
         if not self.is_chat:
             return self.template.plain(pair.sentence1, pair.sentence2, shown)
-        text = self.tokenizer.apply_chat_template(
-            self.template.messages(pair.sentence1, pair.sentence2, shown),
-            tokenize=False,
-            add_generation_prompt=True,
-            date_string=CHAT_DATE,
-            enable_thinking=False,  # Qwen3's would begin with a thought, not the answer
-        )
-        return str(text)
+        messages = self.template.messages(pair.sentence1, pair.sentence2, shown)
+        return self._chat(messages, add_generation_prompt=True)
+
+    def _chat(self, messages: list[dict[str, str]], **options: Any) -> str:
+        """A chat as this model writes it; without a system role that text is the user's."""
+        fixed: dict[str, Any] = {"tokenize": False, "date_string": CHAT_DATE}
+        # Qwen3's would begin with a thought, not the answer.
+        fixed |= {"enable_thinking": False, **options}
+        try:
+            return str(self.tokenizer.apply_chat_template(messages, **fixed))
+        except TemplateError as error:
+            if messages[0]["role"] != "system":
+                raise UserError(
+                    f"--template: {self.template.name!r}: this model's chat template refuses it: "
+                    f"{one_line(error)[:200]}"
+                ) from error
+        system, first, *rest = messages
+        content = f"{system['content']}\n\n{first['content']}"
+        return self._chat([{**first, "content": content}, *rest], **options)
+
+    def _before_answer(self, prompt: str, pair: Pair, shown: Sequence[Demonstration]) -> str:
+        """What stands between prompt and answer: a space, or what the chat template writes."""
+        if not self.is_chat:
+            return " "
+        word = self._words()[0][0]
+        messages = self.template.messages(pair.sentence1, pair.sentence2, shown)
+        whole = self._chat([*messages, {"role": "assistant", "content": word}])
+        begins, _, _ = whole[len(prompt) :].partition(word)
+        return begins if whole.startswith(prompt) and not begins.strip() else ""
 
     def _words(self) -> list[tuple[str, ...]]:
         return self.template.words(self.label_names)
@@ -121,7 +155,7 @@ class PromptEncoder:
     ) -> list[list[Continuation]]:
         prompts = [self.prompt(*both) for both in zip(pairs, shown, strict=True)]
         contexts = self._tokenize(prompts)
-        space = "" if self.is_chat else " "
+        space = self._before_answer(prompts[0], pairs[0], shown[0])
         words = [space + word for own in self._words() for word in own]
         # What stands before a word can change its tokens, so both are tokenized together: once
         # for all, where all prompts end alike.
@@ -132,7 +166,8 @@ class PromptEncoder:
         for number, context in enumerate(contexts):
             first = 0 if ends_alike else number
             own = joint[first * len(words) : (first + 1) * len(words)]
-            rows.append([_split(contexts[first], ids, context) for ids in own])
+            same = min(_num_same(contexts[first], ids) for ids in own)
+            rows.append([_split(contexts[first], ids, context, same) for ids in own])
         return rows
 
     def _channel_rows(self, pairs: Sequence[Pair]) -> list[list[Continuation]]:
@@ -156,7 +191,7 @@ class PromptEncoder:
             return [Continuation((int(start),), tuple(ids)) for ids in alone]
         contexts = self._tokenize(list(before))
         joint = self._tokenize([a + b for a, b in zip(before, after, strict=True)])
-        return [_split(a, b, a) for a, b in zip(contexts, joint, strict=True)]
+        return [_split(a, b, a, _num_same(a, b)) for a, b in zip(contexts, joint, strict=True)]
 
     def _tokenize(self, texts: list[str], special: bool = True) -> list[list[int]]:
         # A chat template writes the BOS itself; a second one would change every score.
@@ -165,18 +200,26 @@ class PromptEncoder:
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if add and eos is not None and bos != eos:  # T5-like tokenizers end every text
             ids = [row[:-1] if row[-1:] == [eos] else row for row in ids]
-        if special:
-            assert all(row[:2] != [bos, bos] for row in ids), "the prompt begins with two BOS"
+        if special and any(row[:2] == [bos, bos] for row in ids):
+            raise UserError(
+                f"--template: {self.template.name!r}: the prompt begins with two BOS tokens, which "
+                "the text or the chat template writes as well as the tokenizer."
+            )
         return ids
 
 
-def _split(context: Sequence[int], joint: Sequence[int], own: Sequence[int]) -> Continuation:
-    """The continuation of `own`, as `joint` continues `context`.
+def _num_same(context: Sequence[int], joint: Sequence[int]) -> int:
+    """How many tokens of a context are as they were with a word after it."""
+    return common_prefix([tuple(context), tuple(joint[:-1])])
 
-    Where the word changes the context's last token, the changed one belongs to the continuation.
+
+def _split(
+    context: Sequence[int], joint: Sequence[int], own: Sequence[int], same: int
+) -> Continuation:
+    """The continuation of `own`, as `joint` continues `context` after its first `same` tokens.
+
+    Where a word changes the context's last token, the changed one belongs to the continuation: of
+    all words of a row, or one would be scored with a token more than another.
     """
-    same = min(len(context), len(joint) - 1)
-    while context[:same] != joint[:same]:
-        same -= 1
     cut = len(context) - same
     return Continuation(tuple(own[: len(own) - cut]), tuple(joint[same:]))

@@ -20,7 +20,7 @@ TEMPLATE_KEYS = {
 }
 STYLES = ("auto", "chat", "plain")
 DIRECTIONS = ("direct", "channel")
-ALL = "all"
+ALL = {"all": DIRECTIONS, "all_direct": ("direct",), "all_channel": ("channel",)}
 
 
 @dataclass(frozen=True)
@@ -157,15 +157,21 @@ def packaged_templates() -> list[str]:
 def load_templates(asked: str, label_names: Sequence[str]) -> list[Template]:
     """Load the templates of a comma-separated list; `all` is every packaged one for these labels.
 
+    `all_direct` and `all_channel` are those of one direction.
+
     Raises:
         UserError: If there is none of a name, if a file is wrong or answers other labels.
     """
-    if asked == ALL:
+    if asked in ALL:
         packaged = [load_template(name) for name in packaged_templates()]
-        found = [one for one in packaged if set(one.label_words) == set(label_names)]
+        found = [
+            one
+            for one in packaged
+            if set(one.label_words) == set(label_names) and one.direction in ALL[asked]
+        ]
         if not found:
             raise UserError(
-                f"--template: got all, but no packaged one answers {', '.join(label_names)}; "
+                f"--template: got {asked}, but no packaged one answers {', '.join(label_names)}; "
                 "expected a YAML file of your own."
             )
         return found
@@ -238,7 +244,8 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
     if direction == "channel" and content.get("style") == "chat":
         faults.append(f"{where}: key 'style': got chat; direction channel continues plain text.")
     for key in ("answer_prefix", "delimiter", "system", "description", "name"):
-        if not isinstance(content.get(key), str | None):
+        is_left_out = key not in content or (key == "system" and content[key] is None)
+        if not is_left_out and not isinstance(content[key], str):
             faults.append(f"{where}: key {key!r}: got {content[key]!r}; expected text in quotes.")
     if isinstance(content.get("text"), str):
         wanted = SENTENCES[:1] if direction == "channel" else SENTENCES
@@ -249,7 +256,9 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
     faults += _label_word_faults(words, where, direction)
     raise_faults(faults)
     known_keys = {key: value for key, value in content.items() if key != "source"}
-    tuples = {label: tuple(own) for label, own in words.items()}
+    tuples = {label: tuple(word.strip() for word in own) for label, own in words.items()}
+    if "answer_prefix" in known_keys:  # a space stands before the answer
+        known_keys["answer_prefix"] = known_keys["answer_prefix"].rstrip(" ")
     return Template(**{"name": Path(where).stem, **known_keys, "label_words": tuples}, source=where)
 
 
@@ -265,11 +274,17 @@ def _as_lists(words: Any) -> Any:
 
 def _text_faults(text: str, where: str, wanted: Sequence[str]) -> list[str]:
     try:
-        fields = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+        parts = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
     except ValueError as error:
         return [f"{where}: key 'text': {error}. Write a literal brace twice."]
+    fields = {str(name) for name, _, _ in parts}
     expected = " and ".join(f"{{{name}}}" for name in wanted)
     faults = [
+        f"{where}: key 'text': got {{{name}}} with `:` or `!`; expected {expected} as they are."
+        for name, spec, conversion in parts
+        if spec or conversion
+    ]
+    faults += [
         f"{where}: key 'text': got the field {{{name}}}; expected {expected}."
         for name in sorted(fields - set(wanted))
     ]
@@ -282,6 +297,11 @@ def _label_word_faults(words: Any, where: str, direction: str) -> list[str]:
     if not isinstance(words, dict) or len(words) < 2:
         return [f"{where}: key 'label_words': expected `label name: word` for two or more labels."]
     faults = [
+        f"{where}: label_words: got the label {label!r}; expected its name in quotes."
+        for label in words
+        if not isinstance(label, str)
+    ]
+    faults += [
         f"{where}: label_words[{label!r}]: got {word!r}; expected a word in quotes."
         for label, own in words.items()
         for word in own

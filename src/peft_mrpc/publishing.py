@@ -109,7 +109,8 @@ def _published_names(info: dict[str, Any], run: Run) -> dict[str, Any]:
 
 def _published_record(run: Run) -> dict[str, Any]:
     config = {
-        key: _without_path(value)
+        # A template is text, whatever in it looks like a path.
+        key: value if key == "templates" else _without_path(value)
         for key, value in run.record["config"].items()
         if key not in PRIVATE_KEYS
     }

@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from peft_mrpc.errors import logger
+from peft_mrpc.errors import UserError, logger
 from peft_mrpc.processes import process_state
 
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
@@ -20,7 +20,7 @@ class KeptScores(Protocol):
     """Scores of an earlier command that did not come to its end."""
 
     def find(self, rows: Sequence[int]) -> NDArray[np.float64] | None:
-        """The scores of this very batch, [B, K], if they are there."""
+        """The scores of these rows, [B, K], if all of them are there."""
 
     def add(self, rows: Sequence[int], scores: NDArray[np.float64]) -> None:
         """Keep the scores of a batch."""
@@ -103,9 +103,9 @@ def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.floa
     """Score a batch, in halves where the device has no memory for the whole of it."""
     try:
         return score_batch(batch)
-    except torch.OutOfMemoryError:
+    except torch.OutOfMemoryError as error:
         if len(batch) == 1:
-            raise
+            raise out_of_memory(f"row {batch[0] + 1} by itself") from error
     # Out of the handler, so that what the failed pass held on to is free again.
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
@@ -113,6 +113,14 @@ def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.floa
     logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
     halves = [score_or_halve(part, score_batch) for part in (batch[:half], batch[half:])]
     return np.concatenate(halves)
+
+
+def out_of_memory(what: str) -> UserError:
+    """The error for what fits in no smaller piece."""
+    return UserError(
+        f"out of memory with {what}; use a smaller or quantized model, shorter rows or fewer "
+        "demonstrations, or spread the model (--device_map auto)."
+    )
 
 
 def classifier_probabilities(logits: torch.Tensor) -> NDArray[np.float64]:
