@@ -1,4 +1,5 @@
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def plain(model: PreTrainedModel, one: Continuation) -> float:
 def rows_of(prefix: Sequence[int]) -> list[list[Continuation]]:
     """Pairs of unlike lengths, with answers of one token and of several."""
     contexts = [(*prefix, *range(6, 6 + length)) for length in (1, 4, 2, 9, 3)]
-    answers = [(25,), (26,), (27, 28), (27, 29, 30)]
+    answers = [(25,), (31, 5), (27, 28), (27, 29, 30)]
     return [[Continuation(context, answer) for answer in answers] for context in contexts]
 
 
@@ -55,6 +56,28 @@ def test_continuations_score_as_each_does_alone(
     assert np.abs(found - expected).max() < 1e-5
     again = scorer.score(rows, batch_size, max_tokens=20)  # the prefix was left as it was
     assert np.abs(again - expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("line", [1, 16, 512])
+def test_sequences_in_one_line_score_as_each_does_alone(
+    line: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_mrpc.continuations.WORTH_PACKING", 8)
+    monkeypatch.setattr("peft_mrpc.continuations.PACKED_TOKENS", line)
+    rows = rows_of(range(10, 22))
+    scorer = ContinuationScorer(model, 0)
+    packed = []
+    run = ContinuationScorer._packed_logits
+
+    def watch(self: ContinuationScorer, sequences: Any, *args: Any) -> Any:
+        packed.append(len(sequences))
+        return run(self, sequences, *args)
+
+    monkeypatch.setattr(ContinuationScorer, "_packed_logits", watch)
+    found = scorer.score(rows, 3)
+    assert (max(packed) == 1) == (line == 1) and sum(packed) == 2 * len(rows)
+    expected = np.array([[plain(model, one) for one in row] for row in rows])
+    assert np.abs(found - expected).max() < 1e-5
 
 
 def test_a_prefix_leaves_each_sequence_a_token_to_read(model: PreTrainedModel) -> None:

@@ -62,7 +62,9 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
         assert np.abs(scores[row] - plain).max() < 1e-5
     mass = classifier.label_mass["paraphrase"]
     assert mass is not None and 0 < mass <= 1
-    with pytest.raises(UserError, match="row 1, paraphrase: its prompt has .* tokens; expected at most 20"):
+    with pytest.raises(
+        UserError, match="row 1, paraphrase: its prompt has .* tokens; expected at most 20"
+    ):
         PromptClassifier(LocalEngine(model, tokenizer, 20), [template], LABELS).score(pairs, 5)
 
 

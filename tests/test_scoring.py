@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import ROWS, launcher, run_command
 
+from peft_mrpc.errors import UserError
 from peft_mrpc.runs import load_run
 from peft_mrpc.scoring import length_sorted_batches, score_or_halve, score_rows
 
@@ -75,7 +76,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixt
     def fail(rows: list[int]) -> np.ndarray:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(UserError, match="out of memory with row 1 by itself; use a smaller"):
         score_or_halve([0, 1], fail)
 
 

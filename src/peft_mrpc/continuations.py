@@ -22,6 +22,9 @@ from peft_mrpc.scoring import KeptScores, out_of_memory, score_rows
 
 # A prefix shorter than this is not worth keys and values of its own.
 WORTH_SHARING = 8
+# From so many shared tokens on, copies of their keys and values cost more than what sequences in
+# one line waste on each other; and how long the line is at most.
+WORTH_PACKING, PACKED_TOKENS = 128, 512
 # Caches of keys and values, which grow and are not written over.
 SHARED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -71,6 +74,7 @@ class ContinuationScorer:
         self.shares_prefix = shares_prefix
         self.prefix_length = 0  # of the last call
         self._prefix: DynamicCache | None = None
+        self._packs = False  # whether sequences go through the model in one line
 
     def score(
         self,
@@ -110,7 +114,7 @@ class ContinuationScorer:
         sequences: Sequence[Sequence[tuple[int, ...]]],
     ) -> None:
         """Run what all sequences begin with through the model, but for one token of each."""
-        self._prefix, self.prefix_length = None, 0
+        self._prefix, self.prefix_length, self._packs = None, 0, False
         if not self.shares_prefix or len(rows) < 2:
             return
         # The last token of a context gives the first probability, and so is read in the batch.
@@ -126,6 +130,12 @@ class ContinuationScorer:
             raise out_of_memory(f"the {length} tokens that all prompts begin with") from error
         if all(type(layer) in SHARED_LAYERS for layer in cache.layers):
             self._prefix, self.prefix_length = cache, length
+            # A window would have to be in the mask as well; other kernels take no mask of ours.
+            self._packs = (
+                length >= WORTH_PACKING
+                and all(type(layer) is DynamicLayer for layer in cache.layers)
+                and self.model.config._attn_implementation in ("sdpa", "eager")
+            )
         else:  # a recurrent state is changed in place by what comes after it
             logger.info("what all prompts begin with is run for each: this model keeps a state")
 
@@ -148,19 +158,86 @@ class ContinuationScorer:
                     (int(first[number]) + place, start + step, token, number * width + column)
                     for step, token in enumerate(one.tokens)
                 ]
-        sequence, position, token, cell = torch.tensor(asked, device=self.model.device).T
-        logits, columns = self._logits(flat, position)  # [S, U, V]
-        logits = logits.to(position.device)  # a spread model's come from its last device
-        predicted = logits[sequence, columns].float().log_softmax(dim=-1)  # [M, V]
-        chosen = predicted[torch.arange(len(token), device=token.device), token]
-        sums = torch.zeros(len(rows) * width, dtype=torch.float64, device=token.device)
-        sums.index_add_(0, cell, chosen.double())
-        return sums.view(len(rows), width).cpu().numpy()
+        sequence, position, token, cell = torch.tensor(asked).T
+        found, cells = [], []
+        for start, end in self._parts(flat):
+            own = (sequence >= start) & (sequence < end)
+            asked_here = (sequence[own] - start, position[own], token[own])
+            found.append(self._chosen(flat[start:end], *asked_here))
+            cells.append(cell[own])
+        sums = torch.zeros(len(rows) * width, dtype=torch.float64)
+        sums.index_add_(0, torch.cat(cells), torch.cat(found))
+        return sums.view(len(rows), width).numpy()
+
+    def _parts(self, sequences: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+        """From where to where sequences go through the model together."""
+        if not self._packs:
+            return [(0, len(sequences))]
+        parts, start, tokens = [], 0, 0
+        for number, ids in enumerate(sequences):
+            own = len(ids) - self.prefix_length
+            if tokens and tokens + own > PACKED_TOKENS:
+                parts.append((start, number))
+                start, tokens = number, 0
+            tokens += own
+        return [*parts, (start, len(sequences))]
+
+    def _chosen(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        sequence: torch.Tensor,
+        position: torch.Tensor,
+        token: torch.Tensor,
+    ) -> torch.Tensor:
+        """Log-probabilities of tokens, each at a position of a sequence, [M]."""
+        run = self._packed_logits if self._packs else self._logits
+        logits, line, column = run(sequences, sequence, position)
+        predicted = logits[line.to(logits.device), column.to(logits.device)]  # [M, V]
+        found = predicted.float().log_softmax(dim=-1).double().cpu()
+        return found[torch.arange(len(token)), token]
+
+    def _packed_logits(
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        sequence: torch.Tensor,
+        position: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `_logits`, with the sequences one after the other in a single line.
+
+        Each sees what they share and itself. So the shared keys and values stand there once, where
+        a batch would have a copy for each row, and nothing is padded.
+        """
+        model, past = self.model, self.prefix_length
+        own = [torch.tensor(ids[past:]) for ids in sequences]
+        lengths = torch.tensor([len(ids) for ids in own])
+        which = torch.repeat_interleave(torch.arange(len(own)), lengths)  # [T]
+        places = torch.cat([torch.arange(len(ids)) for ids in own])  # [T]
+        sees = (which[:, None] == which[None, :]) & (places[:, None] >= places[None, :])
+        mask = torch.zeros(1, 1, len(which), past + len(which), dtype=model.dtype)
+        mask[..., past:].masked_fill_(~sees, torch.finfo(model.dtype).min)
+        assert self._prefix is not None
+        asked = (
+            torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])[sequence] + position
+        )
+        kept, column = torch.unique(asked, return_inverse=True)
+        logits = model(
+            input_ids=torch.cat(own)[None].to(model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=(past + places)[None].to(model.device),
+            past_key_values=_repeat(self._prefix, 1),
+            logits_to_keep=kept.to(model.device),
+            use_cache=True,
+        ).logits
+        column = column if logits.shape[1] == len(kept) else asked
+        return logits, torch.zeros_like(column), column
 
     def _logits(
-        self, sequences: Sequence[tuple[int, ...]], position: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [S, U, V] at the positions asked for, and which of the U each of these is."""
+        self,
+        sequences: Sequence[tuple[int, ...]],
+        sequence: torch.Tensor,
+        position: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Logits [S, U, V] at the positions asked for, and where in them each of these is."""
         model, past = self.model, self.prefix_length
         lengths = torch.tensor([len(ids) - past for ids in sequences])
         width = int(lengths.max())
@@ -178,12 +255,12 @@ class ContinuationScorer:
             input_ids=input_ids.to(model.device),
             attention_mask=mask.long().to(model.device),
             # Only positions that predict something go through the output layer.
-            logits_to_keep=places,
+            logits_to_keep=places.to(model.device),
             use_cache=self._prefix is not None,
             **cached,
         ).logits
         # A few models do not know logits_to_keep and give every position.
-        return logits, which if logits.shape[1] == len(places) else position
+        return logits, sequence, which if logits.shape[1] == len(places) else position
 
 
 def longest_reads(row: Sequence[Continuation]) -> list[tuple[int, ...]]:
