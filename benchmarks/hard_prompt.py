@@ -37,8 +37,9 @@ from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompts import Template, as_demonstration, load_template, load_templates
+from peft_mrpc.prompts import Template, as_demonstration
 from peft_mrpc.sources import find_model
+from peft_mrpc.template_files import load_template, load_templates
 
 RESULTS, PAGE = HERE / "hard_prompt.json", HERE / "hard_prompt.md"
 LABELS = ("not_equivalent", "equivalent")

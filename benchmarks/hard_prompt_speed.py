@@ -25,8 +25,8 @@ from peft_mrpc.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.environment import describe_environment, peak_memory, reset_peak_memory
 from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.prompts import load_template
 from peft_mrpc.sources import find_model
+from peft_mrpc.template_files import load_template
 
 RESULTS = HERE / "hard_prompt_speed.json"
 

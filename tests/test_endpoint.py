@@ -115,14 +115,14 @@ def test_a_served_model_is_asked_in_chat_and_in_plain_text(
 
 
 def _chat(pair: Any) -> str:
-    from peft_mrpc.prompts import load_template
+    from peft_mrpc.template_files import load_template
 
     template = load_template("paraphrase")
     return template.messages(pair.sentence1, pair.sentence2)[-1]["content"]
 
 
 def _plain(pair: Any) -> str:
-    from peft_mrpc.prompts import load_template
+    from peft_mrpc.template_files import load_template
 
     return load_template("paraphrase_rewrite").plain(pair.sentence1, pair.sentence2)
 

@@ -23,9 +23,10 @@ from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.prompting import PromptEncoder, _num_same, _split
-from peft_mrpc.prompts import Demonstration, Template, load_template
+from peft_mrpc.prompts import Demonstration, Template
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.template_files import load_template
 
 LABELS = ["not_equivalent", "equivalent"]
 

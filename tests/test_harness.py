@@ -9,8 +9,8 @@ from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.prompts import load_template
 from peft_mrpc.sources import find_model
+from peft_mrpc.template_files import load_template
 
 
 @pytest.mark.parametrize("count", [0, 3])

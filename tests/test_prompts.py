@@ -3,11 +3,11 @@ import json
 import pytest
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.prompts import (
+from peft_mrpc.prompts import parse_answer
+from peft_mrpc.template_files import (
     load_template,
     load_templates,
     packaged_templates,
-    parse_answer,
     parse_template,
 )
 

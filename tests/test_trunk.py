@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 from peft_mrpc.cache import main as cache
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
+from peft_mrpc.kept_trunks import kept_trunks
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
@@ -25,7 +26,7 @@ from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_store import TrunkStore, kept_trunks, pad_states, row_key
+from peft_mrpc.trunk_store import TrunkStore, pad_states, row_key
 
 USED = "are frozen and run once for each of"
 

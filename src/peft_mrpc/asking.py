@@ -1,6 +1,5 @@
 """What a hard prompt comes to: demonstrations, label scores, calibration, a Run's files."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
+from peft_mrpc.answers import Answers, describe_answers, generate_answers, write_answers
 from peft_mrpc.artifacts import save_prompt
 from peft_mrpc.calibration import (
     CONTENT_FREE,
@@ -32,7 +32,7 @@ from peft_mrpc.pairs import UNKNOWN_LABEL, Pair, PairData
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import train_uses
-from peft_mrpc.prompts import Demonstration, as_demonstration, parse_answer
+from peft_mrpc.prompts import Demonstration, as_demonstration
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.scoring import KeptScores
 from peft_mrpc.sources import ModelSource
@@ -100,7 +100,7 @@ class Asker:
         seconds = time.perf_counter() - started
         if staging is None:
             return
-        _write_answers(staging, generated)
+        write_answers(staging, generated)
         save_prompt(
             *(staging / "prompt", self.classifier, self.source, self.config, self.shown),
             calibrated_on=self.splits[0],
@@ -275,38 +275,18 @@ class Asker:
             return list(np.bincount(labels, minlength=count) / len(labels))
         return [1 / count] * count if self.config.label_prior == "uniform" else None
 
-    def _generate(self) -> dict[str, list[dict[str, Any]]]:
-        """What the model writes for each pair, and the label that it says, if any."""
-        answers: dict[str, list[dict[str, Any]]] = {}
+    def _generate(self) -> Answers:
+        """What the model writes for each pair, beside the label words' probabilities."""
+        answers: Answers = {}
         for split in self.splits:
-            pairs = self.data.splits[split]
-            shown = self.classifier.show(pairs)
-            for template in self.classifier.templates:
-                if template.direction == "channel":
-                    continue  # asks nothing
-                asked = (template, self.label_names, pairs, shown, self.config.batch_size)
-                texts = self.classifier.engine.generate(*asked)
-                said = [parse_answer(text, template) for text in texts]
-                answers.setdefault(split, []).extend(
-                    {"idx": pair.idx, "template": template.name, "text": text, "answer": label}
-                    for pair, text, label in zip(pairs, texts, said, strict=True)
-                )
-                self._describe_answers(split, template.name, said)
-        return answers
-
-    def _describe_answers(self, split: str, name: str, said: Sequence[str | None]) -> None:
-        """How many answers could be read, and how many were right: of all, none left out."""
-        known = [pair for pair in self.data.splits[split] if pair.label != UNKNOWN_LABEL]
-        about: dict[str, Any] = {"answers": len(said), "unparsable": said.count(None)}
-        if len(known) == len(said):
-            right = sum(
-                label == self.label_names[pair.label]
-                for label, pair in zip(said, known, strict=True)
+            answers[split] = generate_answers(
+                self.classifier, self.data.splits[split], self.config.batch_size
             )
-            about["accuracy_of_all"] = right / len(said)
-        self.templates[name].setdefault(split, {})["generated"] = about
-        counts = (said.count(None), len(said))
-        logger.info("%s, %s: %d of %d answers name no label", split, name, *counts)
+            for name, about in describe_answers(
+                answers[split], self.data.splits[split], self.label_names
+            ).items():
+                self.templates[name].setdefault(split, {})["generated"] = about
+        return answers
 
     def _describe_templates(
         self, split: str, scores: Array, fit: Callable[..., Calibration]
@@ -347,14 +327,6 @@ class Asker:
             "config": config_record(self.data_config, self.config)
             | {"templates": [template.record() for template in self.classifier.templates]},
         }
-
-
-def _write_answers(staging: Path, generated: dict[str, list[dict[str, Any]]]) -> None:
-    for split, rows in generated.items():
-        folder = staging / "answers"
-        folder.mkdir(exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from peft_mrpc import config as cfg
 from peft_mrpc.errors import UserError, run_verb
 from peft_mrpc.flags import parse_flags
+from peft_mrpc.kept_trunks import KeptTrunk, kept_trunks, remove_trunk, trunks_dir
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_store import KeptTrunk, kept_trunks, remove_trunk, trunks_dir
 
 DESCRIPTION = "List what --trunk_cache keeps on disk; with --clear or --keep, remove it."
 

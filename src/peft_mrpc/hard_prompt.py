@@ -17,12 +17,12 @@ from peft_mrpc.flags import flag_value, load_recipe, parse_flags
 from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import prompt_faults
-from peft_mrpc.prompts import load_templates
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import summary
 from peft_mrpc.requests import default_output_dir
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
 from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.template_files import load_templates
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 NAMES = {

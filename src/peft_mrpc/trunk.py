@@ -26,19 +26,11 @@ from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger, one_line
 from peft_mrpc.freezing import encoder_layers, modules_after_layers
+from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_store import (
-    STATES,
-    TrunkCollator,
-    TrunkStore,
-    Writer,
-    describe_trunk,
-    disk_refusal,
-    row_key,
-    trunks_dir,
-)
+from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore, Writer, row_key
 
 Rows = Sequence[Mapping[str, Any]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
