@@ -11,6 +11,7 @@ Scores are kept in `--output_dir` as they come; a rerun goes on where it stood.
 import argparse
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +87,13 @@ class Study:
             classifier.show = show
         index = process_state().process_index
 
+        texts = [(pair.sentence1, pair.sentence2) for pair in pairs]
+        shown = [[asdict(one) for one in row] for row in classifier.show(pairs)]
+
         def keep(template: str) -> PartialScores:
             one = next(t for t in templates if t.name == template)
             asked = {"name": name, "template": one.record(), "quantization": quantization}
+            asked |= {"pairs": texts, "shown": shown, "model": engine.identity()}
             return PartialScores(self.folder, index, asked)
 
         return classifier.label_scores(pairs, BATCH_SIZE, keep)
