@@ -8,6 +8,7 @@ from typing import Any
 from peft_mrpc.engines import PromptClassifier
 from peft_mrpc.errors import logger
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
+from peft_mrpc.prompting import Questions
 from peft_mrpc.prompts import parse_answer
 
 # By split: a pair and template each, what was written, and the label that it says, if any.
@@ -23,8 +24,8 @@ def generate_answers(
     for template in classifier.templates:
         if template.direction == "channel":
             continue
-        asked = (template, classifier.label_names, pairs, shown, batch_size)
-        for pair, text in zip(pairs, classifier.engine.generate(*asked), strict=True):
+        asked = Questions(template, classifier.label_names, pairs, shown)
+        for pair, text in zip(pairs, classifier.engine.generate(asked, batch_size), strict=True):
             said = {"template": template.name, "text": text}
             answers.append({"idx": pair.idx, **said, "answer": parse_answer(text, template)})
     return answers

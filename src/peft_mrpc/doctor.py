@@ -16,7 +16,7 @@ from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.errors import UserError, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import UserError, choice_faults, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, parse_flags, recipe_to_flags, typed_flags
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import (
@@ -26,16 +26,14 @@ from peft_mrpc.methods import (
     method_flags,
 )
 from peft_mrpc.models import (
-    QUANTIZATIONS,
     auto_pooling,
     cpu_has_amx,
     load_config,
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.rehearsal import Pairs, rehearse
-from peft_mrpc.requests import parse_request
+from peft_mrpc.requests import MODEL_CHOICES, parse_request
 from peft_mrpc.sources import find_model
 
 DESCRIPTION = (
@@ -100,14 +98,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flag_faults(config: DoctorConfig) -> list[str]:
-    faults: list[str] = []
-    if config.pooling not in (known := ("auto", "native", *POOLINGS)):
-        faults += unknown_name("--pooling", config.pooling, known).faults
-    if config.prompt_position not in PROMPT_POSITIONS:
-        position = config.prompt_position
-        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
-    if config.quantization not in QUANTIZATIONS:
-        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
+    faults = choice_faults(config, MODEL_CHOICES)
     for name in ("num_pairs", "mean_tokens"):
         if getattr(config, name) < 1:
             faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")

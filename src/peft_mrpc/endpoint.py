@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.pairs import Pair
+from peft_mrpc.prompting import Questions
 from peft_mrpc.prompts import Demonstration, Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
@@ -46,47 +47,38 @@ class EndpointEngine:
         return {"url": self.url, "model": self.model}
 
     def score(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-        kept: KeptScores | None = None,
+        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
     ) -> NDArray[np.float64]:
         """Scores of the labels by a template, [N, C]; `batch_size` requests at a time."""
-        asked = [self._request(template, *both) for both in zip(pairs, shown, strict=True)]
-        words = template.words(label_names)
+        requests = self._requests(asked)
+        words, name = asked.template.words(asked.label_names), asked.template.name
 
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
             with ThreadPoolExecutor(len(rows)) as pool:
-                answers = pool.map(lambda row: self._likeliest(*asked[row]), rows)
+                answers = pool.map(lambda row: self._likeliest(*requests[row]), rows)
                 return np.stack([match_tokens(found, words) for found in answers])
 
-        lengths = [len(pair.sentence1) + len(pair.sentence2) for pair in pairs]
-        found = score_rows(lengths, batch_size, score_batch, template.name, kept=kept)
+        lengths = [len(pair.sentence1) + len(pair.sentence2) for pair in asked.pairs]
+        found = score_rows(lengths, batch_size, score_batch, name, kept=kept)
         seen, scores = found[:, 0], found[:, 1:]
         if number := int((seen == 0).sum()):
-            self.unseen[template.name] = number
+            self.unseen[name] = number
             logger.warning(
                 "%s: for %d of %d pairs a label was not among the %d likeliest tokens",
-                *(template.name, number, len(pairs), NUM_LIKELIEST),
+                *(name, number, len(asked.pairs), NUM_LIKELIEST),
             )
         return scores
 
-    def generate(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-    ) -> list[str]:
+    def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other (temperature 0)."""
-        asked = [self._request(template, *both) for both in zip(pairs, shown, strict=True)]
+        requests = self._requests(asked)
         with ThreadPoolExecutor(batch_size) as pool:
-            found = pool.map(lambda one: self._post(one[0], one[1] | {"max_tokens": 8}), asked)
+            found = pool.map(lambda one: self._post(one[0], one[1] | {"max_tokens": 8}), requests)
             return [str(choice.get("text") or choice["message"]["content"]) for choice in found]
+
+    def _requests(self, asked: Questions) -> list[tuple[str, dict[str, Any]]]:
+        both = zip(asked.pairs, asked.shown, strict=True)
+        return [self._request(asked.template, pair, shown) for pair, shown in both]
 
     def _request(
         self, template: Template, pair: Pair, shown: Sequence[Demonstration]

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peft_mrpc.calibration import Calibration, no_calibration
 from peft_mrpc.continuations import ContinuationScorer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.prompting import PromptEncoder, Show, show_nothing
-from peft_mrpc.prompts import Demonstration, Template
+from peft_mrpc.prompting import PromptEncoder, Questions, Show, show_nothing
+from peft_mrpc.prompts import Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
 # One answer, not drawn, of some words: every row as many tokens.
@@ -27,24 +27,11 @@ class Engine(Protocol):
         """What of it a score depends on."""
 
     def score(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-        kept: KeptScores | None = None,
+        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
     ) -> NDArray[np.float64]:
         """Scores of the labels by a template, [N, C]."""
 
-    def generate(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-    ) -> list[str]:
+    def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other."""
 
 
@@ -78,35 +65,21 @@ class LocalEngine:
         return PromptEncoder(self.tokenizer, template, label_names, min(self.max_length, limit))
 
     def score(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-        kept: KeptScores | None = None,
+        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
     ) -> NDArray[np.float64]:
         """Scores of the labels by a template, [N, C]."""
-        encoder = self.encoder(template, label_names)
-        rows = encoder.encode(pairs, shown)
+        encoder = self.encoder(asked.template, asked.label_names)
+        rows = encoder.encode(asked.pairs, asked.shown)
         pad = self.tokenizer.pad_token_id or 0
         scorer = ContinuationScorer(self.model, pad, self.shares_prefix)
-        found = scorer.score(rows, batch_size, self.max_tokens, template.name, kept)
+        found = scorer.score(rows, batch_size, self.max_tokens, asked.template.name, kept)
         return encoder.label_scores(found, rows)
 
     @torch.inference_mode()
-    def generate(
-        self,
-        template: Template,
-        label_names: Sequence[str],
-        pairs: Sequence[Pair],
-        shown: Sequence[Sequence[Demonstration]],
-        batch_size: int,
-    ) -> list[str]:
+    def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other (temperature 0)."""
-        contexts = [
-            row[0].context for row in self.encoder(template, label_names).encode(pairs, shown)
-        ]
+        encoder = self.encoder(asked.template, asked.label_names)
+        contexts = [row[0].context for row in encoder.encode(asked.pairs, asked.shown)]
         pad = self.tokenizer.pad_token_id or 0
 
         def answer(rows: list[int]) -> NDArray[np.float64]:
@@ -123,7 +96,7 @@ class LocalEngine:
             return made[:, width:].double().cpu().numpy()  # type: ignore[no-any-return]
 
         lengths = [len(context) for context in contexts]
-        generated = score_rows(lengths, batch_size, answer, f"{template.name}, generating")
+        generated = score_rows(lengths, batch_size, answer, f"{asked.template.name}, generating")
         return self.tokenizer.batch_decode(generated.astype(int), skip_special_tokens=True)
 
 
@@ -167,8 +140,8 @@ class PromptClassifier:
         scores = []
         for template in self.templates:
             kept = keep(template.name) if keep else None
-            asked = (template, self.label_names, pairs, shown, batch_size)
-            scores.append(self.engine.score(*asked, kept))
+            asked = Questions(template, self.label_names, pairs, shown)
+            scores.append(self.engine.score(asked, batch_size, kept))
             is_channel = template.direction == "channel"
             mass = None if is_channel else float(np.exp(scores[-1]).sum(axis=1).mean())
             self.label_mass[template.name] = mass

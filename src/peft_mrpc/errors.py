@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 logger = logging.getLogger("peft_mrpc")
 
@@ -56,6 +56,16 @@ def unknown_name(where: str, name: str, choices: Iterable[str]) -> UserError:
     return UserError(
         f"{where}: got {name!r}; expected one of {', '.join(known)}.{closest(name, known)}"
     )
+
+
+def choice_faults(config: object, choices: Mapping[str, Sequence[str]]) -> list[str]:
+    """What is wrong with flags that take one of a few names; those are the keys."""
+    return [
+        fault
+        for name, known in choices.items()
+        if getattr(config, name) not in known
+        for fault in unknown_name(f"--{name}", getattr(config, name), known).faults
+    ]
 
 
 def raise_faults(faults: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.demonstrations import CHOICES
 from peft_mrpc.endpoint import EndpointEngine
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
-from peft_mrpc.errors import logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
 from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
 from peft_mrpc.processes import process_state
@@ -67,9 +67,7 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
         faults.append(f"--seed: got {config.seed}; expected 0 to {(1 << 32) - 1}.")
     if config.push_to_hub and not config.hub_model_id:
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
-    for name, known in NAMES.items():
-        if getattr(config, name) not in known:
-            faults += unknown_name(f"--{name}", getattr(config, name), known).faults
+    faults += choice_faults(config, NAMES)
     if config.endpoint and not config.endpoint.startswith(("http://", "https://")):
         faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
     if config.device_map == "auto" and process_state().num_processes > 1:

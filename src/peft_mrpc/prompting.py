@@ -20,6 +20,23 @@ CHAT_DATE = "26 Jul 2024"
 Show = Callable[[Sequence[Pair]], list[list[Demonstration]]]
 
 
+@dataclass(frozen=True)
+class Questions:
+    """What an engine is asked.
+
+    Attributes:
+        template: The wording.
+        label_names: Names of the C labels.
+        pairs: N pairs.
+        shown: The demonstrations that stand before each of them.
+    """
+
+    template: Template
+    label_names: Sequence[str]
+    pairs: Sequence[Pair]
+    shown: Sequence[Sequence[Demonstration]]
+
+
 def show_nothing(pairs: Sequence[Pair]) -> list[list[Demonstration]]:
     """No demonstrations, for any pair."""
     return [[] for _ in pairs]

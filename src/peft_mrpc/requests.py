@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import (
 
 from peft_mrpc import config as cfg
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import logger, one_line, raise_faults, unknown_name
+from peft_mrpc.errors import choice_faults, logger, one_line, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
@@ -27,6 +27,12 @@ from peft_mrpc.trunk_plan import trunk_faults
 
 MAX_SEED = (1 << 32) - 1
 SWAPS = ("auto", "true", "false")
+# What train and doctor ask about a model.
+MODEL_CHOICES: dict[str, Sequence[str]] = {
+    "pooling": ("auto", "native", *POOLINGS),
+    "prompt_position": PROMPT_POSITIONS,
+    "quantization": QUANTIZATIONS,
+}
 TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
 
@@ -56,16 +62,7 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
     if config.max_length < 8:
         faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
-    known = ("auto", "native", *POOLINGS)
-    if config.pooling not in known:
-        faults += unknown_name("--pooling", config.pooling, known).faults
-    if config.prompt_position not in PROMPT_POSITIONS:
-        position = config.prompt_position
-        faults += unknown_name("--prompt_position", position, PROMPT_POSITIONS).faults
-    if config.quantization not in QUANTIZATIONS:
-        faults += unknown_name("--quantization", config.quantization, QUANTIZATIONS).faults
-    if config.swap_sentences not in SWAPS:
-        faults += unknown_name("--swap_sentences", config.swap_sentences, SWAPS).faults
+    faults += choice_faults(config, {**MODEL_CHOICES, "swap_sentences": SWAPS})
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     faults += _rate_faults(config, arguments)

@@ -35,8 +35,6 @@ from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
 FINE_TUNING_RATE = 1e-3
-MAX_SEED = (1 << 32) - 1
-SWAPS = ("auto", "true", "false")
 # What labels say of two sentences in either order.
 SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
 
