@@ -1,5 +1,6 @@
 """What a hard prompt comes to: demonstrations, label scores, calibration, a Run's files."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -253,11 +254,15 @@ class Asker:
             empty = [Pair(row, text, text) for row, text in enumerate(CONTENT_FREE)]
             content_free = self.classifier.label_scores(empty, len(empty))
 
+        @functools.cache  # the same for every split
+        def fit_affine(chosen: tuple[int, ...]) -> Calibration:
+            assert train_scores is not None
+            return affine(train_scores[list(chosen)], references, self.config.seed)
+
         def fit(scores: Array, which: Sequence[int] | None = None) -> Calibration:
             chosen = list(range(len(scores))) if which is None else list(which)
             if kind == "affine":
-                assert train_scores is not None
-                return affine(train_scores[chosen], references, self.config.seed)
+                return fit_affine(tuple(chosen))
             if kind == "contextual":
                 assert content_free is not None
                 found = contextual(scores, content_free[chosen])
@@ -293,12 +298,12 @@ class Asker:
     ) -> None:
         """What each template by itself reaches where labels are known."""
         references = _labels(self.data.splits[split])
+        if (references == UNKNOWN_LABEL).any():
+            return
         for number, template in enumerate(self.classifier.templates):
             own = scores[[number]]
-            probabilities = fit(own, [number]).probabilities(own)
-            if (references != UNKNOWN_LABEL).all():
-                found = self._metrics(probabilities, references)
-                self.templates[template.name].setdefault(split, {}).update(found)
+            found = self._metrics(fit(own, [number]).probabilities(own), references)
+            self.templates[template.name].setdefault(split, {}).update(found)
 
     def _metrics(self, probabilities: Array, references: NDArray[np.int64]) -> dict[str, Any]:
         values = compute_metrics(

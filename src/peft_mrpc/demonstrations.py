@@ -1,5 +1,6 @@
 """Labelled pairs that are shown to a language model before the question."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,10 +122,16 @@ class NearestDemonstrations:
         return [self.pool[row] for row in sorted(chosen, key=lambda row: likeness[row])]
 
 
+@functools.cache
+def _load_retriever(name: str) -> tuple[Any, Any]:
+    """Tokenizer and model, once: the pool and every split are embedded by them."""
+    source = find_model(name)
+    return load_tokenizer(source), load_encoder(source).to(process_state().device)
+
+
 def embed_pairs(pairs: Sequence[Pair], retriever: str) -> NDArray[np.float64]:
     """Unit vectors of pairs: their sentences' mean token states one after the other, [N, 2 H]."""
-    source = find_model(retriever)
-    tokenizer, model = load_tokenizer(source), load_encoder(source).to(process_state().device)
+    tokenizer, model = _load_retriever(retriever)
     texts = [text for pair in pairs for text in (pair.sentence1, pair.sentence2)]
     encoded = tokenizer(texts, truncation=True, max_length=RETRIEVER_LENGTH)["input_ids"]
 

@@ -30,7 +30,7 @@ from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore, Writer, row_key
+from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore, Writer, raw_bytes, row_key
 
 Rows = Sequence[Mapping[str, Any]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
@@ -186,9 +186,8 @@ class Trunk:
         digest = hashlib.sha256()
         for name, tensor in encoder.state_dict().items():
             if not name.startswith(above) and isinstance(tensor, torch.Tensor):
-                raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
                 digest.update(name.encode())
-                digest.update(raw.numpy().data)
+                digest.update(raw_bytes(tensor.detach().cpu().reshape(-1)))
         return digest.hexdigest()
 
     def _make_room(self, store: TrunkStore, size: int) -> str:
