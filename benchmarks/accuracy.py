@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc.methods import METHODS
-from peft_mrpc.plots import DPI, ParameterPoint, plot_accuracy_against_parameters
+from peft_mrpc.run_plots import RunPoint, plot_accuracy_against_parameters
 from peft_mrpc.runs import Run, load_run
+from peft_mrpc.styles import on_page, save_picture
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "accuracy.json"
@@ -206,7 +207,7 @@ def draw(results: dict[str, Any]) -> None:
     for name, row in results.items():
         accuracies = [one["accuracy"] for one in row["seeds"].values()]
         points.append(
-            ParameterPoint(
+            RunPoint(
                 name=name,
                 method=row["method"],
                 trained=row["trained"],
@@ -216,7 +217,8 @@ def draw(results: dict[str, Any]) -> None:
         )
     some = next(iter(results.values()))
     title = f"MRPC dev, {some['num_examples']} pairs: mean and deviation over seeds"
-    plot_accuracy_against_parameters(points, title).savefig(PICTURE, dpi=DPI)
+    with on_page():
+        save_picture(plot_accuracy_against_parameters(points, title), PICTURE)
 
 
 if __name__ == "__main__":

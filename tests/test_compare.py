@@ -1,13 +1,18 @@
+import base64
+import hashlib
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from peft_mrpc.cards import build_card
-from peft_mrpc.compare import compare, load_comparison, main
+from peft_mrpc.compare import compare, main
+from peft_mrpc.comparison import load_comparison
 from peft_mrpc.errors import run_verb
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.reporting import describe_data, write_run
@@ -19,12 +24,20 @@ SCORES = {"a": [0.9, 0.8, 0.6, 0.7, 0.1], "b": [0.9, 0.2, 0.6, 0.3, 0.1]}
 
 
 def build_run(
-    path: Path, positive: list[float], method: str = "full", names: tuple[str, ...] = NAMES
+    path: Path,
+    positive: list[float],
+    method: str = "full",
+    names: tuple[str, ...] = NAMES,
+    sentence: str = "sentence",
+    seed: int = 1,
+    config: dict[str, Any] | None = None,
+    train_seconds: float = 3.0,
+    truth: Sequence[int] = TRUTH,
 ) -> Run:
     """A Run written by the real code from given answers."""
-    labels = [names.index(NAMES[t]) for t in TRUTH]
-    pairs = tuple(Pair(i, f"sentence {i}", f"other {i}", t) for i, t in enumerate(labels))
-    data = PairData("toy", names, {"test": pairs})
+    labels = [names.index(NAMES[t]) for t in truth]
+    pairs = tuple(Pair(i, f"{sentence} {i}", f"other {i}", t) for i, t in enumerate(labels))
+    data = PairData("toy", names, {"train": pairs, "test": pairs})
     columns = {"equivalent": np.array(positive), "not_equivalent": 1 - np.array(positive)}
     path.mkdir(parents=True)
     (path / "model").mkdir()
@@ -32,10 +45,16 @@ def build_run(
         "method": method,
         "model": "some/model-x",
         "base_model_id": "some/model-x",
-        "seed": 1,
-        "data": describe_data(data, ["test"]),
-        "timing": {"score_pairs_per_second": 12.0, "train_seconds": 3.0},
-        "config": {},
+        "seed": seed,
+        "data": describe_data(data, ["train", "test"]),
+        "trainable": {"trained": 10, "total": 100},
+        "timing": {
+            "score_pairs_per_second": 12.0,
+            "score_seconds": 0.4,
+            "train_seconds": train_seconds,
+        },
+        "log_history": [{"loss": 0.7, "epoch": 0.5}, {"loss": 0.5, "epoch": 1.0}],
+        "config": config or {},
     }
     return write_run(path, record, data, {"test": np.stack([columns[n] for n in names], axis=1)})
 
@@ -124,18 +143,27 @@ class Audit(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.addresses += [v or "" for k, v in attrs if k in ("src", "href")]
+        self.addresses += [v or "" for k, v in attrs if k in ("src", "href", "action")]
 
 
 def test_the_report_needs_nothing_else_and_escapes_what_it_is_given(tmp_path: Path) -> None:
-    run = build_run(tmp_path / "a", SCORES["a"], method="<script>alert(1)</script>")
+    attack = "</script><script>alert(1)</script>"
+    run = build_run(tmp_path / "a", SCORES["a"], method=attack, sentence=attack)
     compare([str(run.path)], tmp_path / "out")
     page = (tmp_path / "out" / "report.html").read_text()
     audit = Audit()
     audit.feed(page)
-    assert "script" not in audit.tags and "&lt;script&gt;" in page
-    assert len(audit.addresses) == 2
-    assert all(address.startswith("data:image/png;base64,") for address in audit.addresses)
+    assert audit.tags.count("script") == 2  # the data and our own
+    assert "alert(1)</script>" not in page and "&lt;script&gt;" in page
+    assert all(
+        address.startswith(("data:image/svg+xml;base64,", "#")) for address in audit.addresses
+    )
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy and policy[1].startswith("default-src 'none'; img-src data:;")
+    for kind, name in (("script", "script"), ("style", "style")):
+        (text,) = re.findall(rf"<{name}>(.*?)</{name}>", page, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy[1].replace("&#39;", "'")
 
 
 def test_three_classes_compare_too(tmp_path: Path) -> None:
@@ -161,7 +189,23 @@ def test_the_card_carries_the_figures_and_no_path(two_runs: list[Run], tmp_path:
     assert str(tmp_path) not in card
 
 
-def test_a_lead_is_called_sure_only_where_it_is(two_runs: list[Run], tmp_path: Path) -> None:
+def test_a_lead_is_called_sure_only_where_it_is(tmp_path: Path) -> None:
+    truth = [0, 1] * 20
+    sure = [0.9 if label else 0.1 for label in truth]
+    # Of 40 rows 15 wrong: McNemar 15 to 0, p 6e-5; of 2 wrong: p 0.5.
+    for wrong, words in ((15, "more than chance would give"), (2, "which may be chance")):
+        worse = [1 - p if n < wrong else p for n, p in enumerate(sure)]
+        runs = [
+            build_run(tmp_path / f"{wrong}{m}", scores, m, truth=truth)
+            for m, scores in (("full", sure), ("lora", worse))
+        ]
+        said = compare([str(run.path) for run in runs], tmp_path / f"out{wrong}")
+        assert f"leads lora · model-x by {100 * wrong / 40:.1f} points, {words}" in said.replace(
+            "which is more", "more"
+        )
+
+
+def test_differences_are_those_of_the_rows(two_runs: list[Run], tmp_path: Path) -> None:
     paths = [str(run.path) for run in two_runs]
     main([*paths, "--output_dir", str(tmp_path / "report")])
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -176,10 +220,9 @@ def test_a_lead_is_called_sure_only_where_it_is(two_runs: list[Run], tmp_path: P
     )
     low, high = difference["interval"]
     assert low <= difference["accuracy"] <= high
-    words = "more than chance would give" if difference["holm"] < 0.05 else "which may be chance"
-    assert words in report["headline"]
+    assert "are as accurate as each other: right on 80.0%" in report["headline"]
     page = (tmp_path / "report" / "report.md").read_text()
-    assert "## Differences" in page and "p (McNemar)" in page
+    assert "## Differences" in page and "p (Holm)" in page
 
 
 def test_a_bar_that_is_missed_ends_in_exit_code_3(

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, roc_curve
 
 from peft_mrpc.statistics import (
     almost_stochastic_order,
@@ -10,6 +10,8 @@ from peft_mrpc.statistics import (
     holm,
     mcnemar,
     percentile_interval,
+    permutation,
+    roc_band,
     weighted_auc,
     wilson_interval,
 )
@@ -88,10 +90,50 @@ def test_equivalence_needs_rows_and_a_margin() -> None:
     first = draw.random(4000) < 0.8
     flipped = draw.random(4000) < 0.02
     second = first ^ flipped
-    assert equivalence(first, second, 0.03) < 0.01
-    assert equivalence(first, second, 0.001) > 0.05
-    assert equivalence(first[:40], second[:40] ^ True, 0.03) > 0.5
-    assert equivalence(first, first, 0.01) == 0.0
+    gaps = first.astype(float) - second
+    assert equivalence(gaps, 0.03) < 0.01
+    assert equivalence(gaps, 0.001) > 0.05
+    assert equivalence(first[:40].astype(float) - (second[:40] ^ True), 0.03) > 0.5
+    assert equivalence(np.zeros(40), 0.01) == 0.0
+
+
+def test_the_permutation_test_is_mcnemars_for_one_seed() -> None:
+    # 15 rows that one alone has right against 5: binomial, exactly 0.0414.
+    gaps = np.concatenate([np.ones(15), -np.ones(5), np.zeros(80)])
+    assert mcnemar(gaps > 0, gaps < 0) == pytest.approx(0.04139, abs=1e-5)
+    assert permutation(gaps, draws=40_000) == pytest.approx(0.0414, abs=0.004)
+    assert permutation(-gaps, draws=1000) == permutation(gaps, draws=1000)
+    assert permutation(np.zeros(9)) == 1.0
+
+
+def test_the_permutation_test_counts_every_sign() -> None:
+    # Thirds, as of three seeds: of the 8 signs of (1, 2/3, 1/3) two sums are 2 or more in size.
+    found = permutation(np.array([1, 2 / 3, 1 / 3]), draws=40_000)
+    assert found == pytest.approx(2 / 8, abs=0.01)
+
+
+def test_the_band_holds_the_curve_and_narrows_with_rows() -> None:
+    references, _, scores = answers(60)
+    rates, low, high = roc_band(references, scores[0], draws=300)
+    false, true, _ = roc_curve(references, scores[0])
+    middle = np.interp(rates, false, true)
+    inside = (low <= middle) & (middle <= high)
+    assert inside[5:].mean() > 0.95
+    more, _, many = answers(2000)
+    _, low_many, high_many = roc_band(more, many[0], draws=300)
+    assert (high_many - low_many).mean() < 0.4 * (high - low).mean()
+
+
+def test_the_band_reads_each_draw_as_sklearn_does() -> None:
+    references, _, scores = answers(30)
+    draw = np.random.default_rng(3)
+    order, curves = np.argsort(-scores[1], kind="stable"), []
+    for _ in range(20):
+        rows = order[draw.integers(30, size=30)]
+        false, true, _ = roc_curve(references[rows], scores[1][rows], drop_intermediate=False)
+        curves.append(np.interp(np.linspace(0, 1, 11), false, true))
+    _, low, high = roc_band(references, scores[1], draws=20, points=11, seed=3)
+    assert np.allclose([low, high], np.percentile(curves, [2.5, 97.5], axis=0))
 
 
 def test_more_rows_show_smaller_differences() -> None:

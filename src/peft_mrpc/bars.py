@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from peft_mrpc.errors import UserError, raise_faults, unknown_name
 
 if TYPE_CHECKING:
-    from peft_mrpc.compare import CompareConfig, Comparison
+    from peft_mrpc.compare import CompareConfig
+    from peft_mrpc.comparison import Comparison
 
 BAR_METRICS = ("accuracy", "macro_f1", "roc_auc", "mcc")
 
@@ -42,10 +43,11 @@ def find_baseline(config: "CompareConfig", comparison: "Comparison") -> int | No
     """
     if config.baseline is None:
         return None
-    places = [run.path.resolve() for run in comparison.runs]
-    if Path(config.baseline).resolve() not in places:
-        raise UserError(f"--baseline: got {config.baseline!r}; expected one of the Runs compared.")
-    return places.index(Path(config.baseline).resolve())
+    wanted = Path(config.baseline).resolve()
+    for number, run in enumerate(comparison.runs):
+        if wanted in (run.path.resolve(), *(one.path.resolve() for one in run.seed_runs)):
+            return number
+    raise UserError(f"--baseline: got {config.baseline!r}; expected one of the Runs compared.")
 
 
 def missed_bars(

@@ -5,6 +5,7 @@ numbers are scikit-learn's. `compute_metrics` gives all of them for one split.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -150,13 +151,37 @@ class ExpectedCalibrationError(ProbabilityMetric):
     """Calibration error of the winning label, over bins of equal mass (arXiv:1909.10155)."""
 
     def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
-        scores = np.asarray(prediction_scores)
-        confidence = scores.max(axis=1)
-        correct = scores.argmax(axis=1) == np.asarray(references)
-        order = np.argsort(confidence, kind="stable")
-        bins = np.array_split(order, min(NUM_ECE_BINS, len(order)))
-        gaps = [len(b) * abs(confidence[b].mean() - correct[b].mean()) for b in bins]
-        return {"ece": float(sum(gaps) / len(order))}
+        bins = confidence_bins(np.asarray(references), np.asarray(prediction_scores))
+        gaps = sum(one.count * abs(one.confidence - one.right) for one in bins)
+        return {"ece": float(gaps / sum(one.count for one in bins))}
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Answers of like confidence: its mean, the share of them that is right, how many they are."""
+
+    confidence: float
+    right: float
+    count: int
+
+
+def confidence_bins(
+    references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> list[ConfidenceBin]:
+    """Part answers by the probability of the winning label into bins of equal mass.
+
+    Args:
+        references: True label indices, [N].
+        probabilities: [N, C].
+    """
+    confidence = probabilities.max(axis=1)
+    right = probabilities.argmax(axis=1) == references
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, min(NUM_ECE_BINS, len(order)))
+    return [
+        ConfidenceBin(float(confidence[part].mean()), float(right[part].mean()), len(part))
+        for part in parts
+    ]
 
 
 METRICS: tuple[type[evaluate.Metric], ...] = (

@@ -1,66 +1,29 @@
-"""Pictures of results: arrays in, a matplotlib Figure out. Nothing here saves or shows."""
+"""Pictures of answers: arrays in, a matplotlib Figure out. Nothing here saves or shows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-# One colour for each method, the same in every picture: Okabe and Ito's colour-blind safe ones for
-# the common methods, Paul Tol's muted ones for the others.
-METHOD_COLORS = {
-    "layer_freeze": "#0072B2",
-    "prompt_tuning": "#D55E00",
-    "hard_prompt": "#009E73",
-    "full": "#CC79A7",
-    "lora": "#E69F00",
-    "linear_probe": "#56B4E9",
-    "prefix_tuning": "#000000",
-    "p_tuning": "#AA4499",
-    "dora": "#882255",
-    "oft": "#CC6677",
-    "vera": "#DDCC77",
-    "ia3": "#117733",
-    "ln_tuning": "#999933",
-    "bitfit": "#332288",
-}
-OTHER_COLORS = ("#8C6D1F", "#7F7F7F")
-LINE_STYLES = ("-", "--", "-.", ":")
-DPI = 150
-MARKERS = "os^vDPX<>phd8*"
+from peft_mrpc.metrics import confidence_bins
+from peft_mrpc.statistics import roc_band, wilson_interval
+from peft_mrpc.styles import add_legend, contrast, paper, readable, soft_ink
 
-
-@dataclass(frozen=True)
-class ParameterPoint:
-    """One method in the picture of accuracy against trained parameters.
-
-    Attributes:
-        name: What it is called there.
-        method: Gives the colour.
-        trained: How many numbers train.
-        accuracy: Its (mean) accuracy.
-        deviation: Standard deviation over seeds, None for one seed.
-    """
-
-    name: str
-    method: str
-    trained: int
-    accuracy: float
-    deviation: float | None = None
-
-
-def run_styles(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and line style of each Run: colour by method, style by its turn within the method."""
-    styles: list[tuple[str, str]] = []
-    for position, method in enumerate(methods):
-        turn = methods[:position].count(method)
-        unknown = sorted({m for m in methods if m not in METHOD_COLORS})
-        color = METHOD_COLORS.get(method) or OTHER_COLORS[unknown.index(method) % len(OTHER_COLORS)]
-        styles.append((color, LINE_STYLES[turn % len(LINE_STYLES)]))
-    return styles
+# For each name true label indices, [N], and probabilities, [N, C].
+Answers = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
+Styles = Sequence[tuple[str, str]]
+BLUE = "#0072B2"
+# Bands of more curves than this would cover each other.
+MAX_BANDS = 6
 
 
 def plot_confusion_matrix(
@@ -99,133 +62,146 @@ def _draw_confusion(
 ) -> None:
     # Shaded by the share of the true label, so that a rare class is read as well as a common one.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row, column in np.ndindex(counts.shape):
-        axis.text(
-            column,
-            row,
-            f"{counts[row, column]}\n{shares[row, column]:.0%}",
-            ha="center",
-            va="center",
-            color="white" if shares[row, column] > 0.55 else "#1a1a1a",
-        )
+    texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.flat, shares.flat, strict=True)]
+    draw_cells(axis, shares, texts)
     names = [name.replace("_", " ") for name in label_names]
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names, rotation=90, va="center")
-    axis.set_xlabel("predicted")
-    axis.set_ylabel("true")
-    axis.set_title(title, fontsize=10)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.set(xlabel="predicted", ylabel="true", title=title)
 
 
-def plot_roc_curves(
-    curves: Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]],
-    styles: Sequence[tuple[str, str]],
-    title: str,
-) -> Figure:
+def draw_cells(axis: Axes, shares: NDArray[np.float64], texts: Sequence[str]) -> None:
+    """A grid of cells from the page's colour (0) to blue (1), each with its text."""
+    shades = LinearSegmentedColormap.from_list("shades", [paper(), readable(BLUE)])
+    edges = np.arange(shares.shape[0] + 1) - 0.5, np.arange(shares.shape[1] + 1) - 0.5
+    # No image: in an SVG an image is a bitmap, and blurs.
+    axis.pcolormesh(edges[1], edges[0], shares, cmap=shades, vmin=0, vmax=1, edgecolor=paper())
+    axis.set_aspect("equal")
+    axis.invert_yaxis()
+    for (row, column), text in zip(np.ndindex(shares.shape), texts, strict=True):
+        shade = to_hex(shades(float(shares[row, column])))
+        ink = max(("#ffffff", "#14181d"), key=lambda one: contrast(one, shade))
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+
+
+def plot_roc_curves(curves: Answers, styles: Styles, title: str) -> Figure:
     """ROC curves in one picture; over more than two classes, one against the rest, pooled.
 
+    Of two classes each curve has its band: where 95 % of curves lie when the rows are drawn anew.
+
     Args:
-        curves: For each name the true label indices, [N], and the probabilities, [N, C].
+        curves: True labels and probabilities by name.
         styles: Colour and line style of each.
         title: What was scored.
     """
-    figure = Figure(figsize=(5.2, 5.2), layout="constrained")
-    axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="#8c8c8c", linewidth=1, linestyle=":", label="chance (0.500)")
-    for (name, (references, probabilities)), (color, style) in zip(
-        curves.items(), styles, strict=True
-    ):
-        truth, score = _binary_view(references, probabilities)
+    figure, axis = _square(title, "false positive rate", "true positive rate")
+    axis.plot([0, 1], [0, 1], color=soft_ink(), linewidth=1, linestyle=":", label="chance (0.500)")
+    for (name, answers), (color, style) in zip(curves.items(), styles, strict=True):
+        truth, score = _binary_view(*answers)
         if len(np.unique(truth)) < 2:
             continue
         false_positives, true_positives, _ = roc_curve(truth, score)
         label = f"{name} ({roc_auc_score(truth, score):.3f})"
         axis.plot(
-            false_positives, true_positives, color=color, linestyle=style, linewidth=2, label=label
+            false_positives,
+            true_positives,
+            color=color,
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
         )
-    axis.set(
-        xlim=(-0.01, 1.01),
-        ylim=(-0.01, 1.01),
-        xlabel="false positive rate",
-        ylabel="true positive rate",
-        aspect="equal",
-    )
-    axis.set_title(title, fontsize=10)
-    axis.grid(color="#d9d9d9", linewidth=0.6)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(loc="lower right", frameon=False, fontsize=9, title="area under the curve")
+        if answers[1].shape[1] == 2 and len(curves) <= MAX_BANDS:
+            grid, low, high = roc_band(truth, score)
+            axis.fill_between(grid, low, high, color=color, alpha=0.13, linewidth=0)
+    add_legend(axis, "area under the curve")
     return figure
 
 
-def plot_seeds(
-    figures: Mapping[str, Sequence[float]], seeds: Sequence[int], majority: float, title: str
+def plot_precision_recall(curves: Answers, styles: Styles, title: str) -> Figure:
+    """Precision against recall of the last of two labels; of more, one against the rest, pooled."""
+    figure, axis = _square(title, "recall", "precision")
+    truth = next((_binary_view(*answers)[0] for answers in curves.values()), np.zeros(1))
+    share = float(truth.mean())
+    axis.axhline(share, color=soft_ink(), linewidth=1, linestyle=":", label=f"chance ({share:.3f})")
+    for (name, answers), (color, style) in zip(curves.items(), styles, strict=True):
+        truth, score = _binary_view(*answers)
+        if len(np.unique(truth)) < 2:
+            continue
+        precision, recall, _ = precision_recall_curve(truth, score)
+        label = f"{name} ({average_precision_score(truth, score):.3f})"
+        # A step, since no threshold lies between two of the points.
+        axis.step(
+            *(recall, precision),
+            where="post",
+            color=color,
+            linestyle=style,
+            linewidth=1.8,
+            label=label,
+        )
+    add_legend(axis, "average precision")
+    return figure
+
+
+def plot_reliability(
+    curves: Answers, styles: Styles, errors: Sequence[float], title: str
 ) -> Figure:
-    """What each seed reached, and the mean with one standard deviation.
+    """How often answers are right against how sure they are, in ten bins of as many answers each.
 
     Args:
-        figures: For each metric one value a seed.
-        seeds: The seeds.
-        majority: Accuracy of always answering the most frequent label.
+        curves: True labels and probabilities by name.
+        styles: Colour and line style of each.
+        errors: Expected calibration error of each.
         title: What was scored.
     """
-    figure = Figure(figsize=(1.6 + 1.25 * len(figures), 4.2), layout="constrained")
-    axis = figure.subplots()
-    spots = np.linspace(-0.16, 0.16, len(seeds))
-    for column, values in enumerate(figures.values()):
-        mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
-        axis.bar(column, 2 * spread, 0.56, mean - spread, color="#0072B2", alpha=0.16)
-        axis.hlines(mean, column - 0.28, column + 0.28, color="#0072B2", linewidth=2)
-        axis.scatter(column + spots, values, s=26, color="#0072B2", edgecolor="white", zorder=3)
-        text = f"{mean:.3f}\n± {spread:.3f}"
-        axis.annotate(text, (column + 0.32, mean), fontsize=8, va="center", color="#3a3a3a")
-    name = next(iter(figures))
-    axis.hlines(majority, -0.4, 0.4, color="#8c8c8c", linestyle=":", label=f"majority's {name}")
-    axis.set_xticks(range(len(figures)), [n.replace(" ", "\n", 1) for n in figures], fontsize=9)
-    axis.set_xlim(-0.5, len(figures) - 0.2)
-    axis.set_xlabel(f"a dot for each seed, left to right: {', '.join(map(str, seeds))}", fontsize=8)
-    axis.set_title(title, fontsize=10)
-    axis.grid(axis="y", color="#d9d9d9", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
-    return figure
-
-
-def plot_accuracy_against_parameters(points: Sequence[ParameterPoint], title: str) -> Figure:
-    """What accuracy each method buys with how many trained numbers.
-
-    Args:
-        points: The methods; a mean that stands for several seeds has a deviation, drawn as a bar.
-        title: What was scored.
-    """
-    figure = Figure(figsize=(8.4, 5), layout="constrained")
-    axis = figure.subplots()
-    # Named in a legend, from the best down: beside crowded points there is no place for names.
-    for number, point in enumerate(sorted(points, key=lambda p: -p.accuracy)):
-        spread = "" if point.deviation is None else f" ± {point.deviation:.3f}"
-        axis.errorbar(
-            point.trained,
-            point.accuracy,
-            yerr=point.deviation,
-            color=METHOD_COLORS.get(point.method, OTHER_COLORS[0]),
-            marker=MARKERS[number % len(MARKERS)],
-            markersize=8,
-            markeredgecolor="white",
-            capsize=3,
+    figure, axis = _square(title, "probability of the answer", "share of right answers")
+    least = 1 / next(iter(curves.values()))[1].shape[1]
+    axis.plot(
+        [least, 1],
+        [least, 1],
+        color=soft_ink(),
+        linewidth=1,
+        linestyle=":",
+        label="as sure as right",
+    )
+    for ((name, (references, probabilities)), (color, style)), error in zip(
+        zip(curves.items(), styles, strict=True), errors, strict=True
+    ):
+        bins = confidence_bins(references, probabilities)
+        right = np.array([one.right for one in bins])
+        ends = [wilson_interval(round(one.right * one.count), one.count) for one in bins]
+        sure = [one.confidence for one in bins]
+        label = f"{name} ({error:.3f})"
+        axis.vlines(
+            *(sure, [end.low for end in ends], [end.high for end in ends]),
+            color=color,
+            alpha=0.3,
             linewidth=1.2,
-            label=f"{point.name}  {point.accuracy:.3f}{spread}",
         )
-    axis.set_xscale("log")
-    axis.set_xlabel("trained parameters, head included")
-    axis.set_ylabel("accuracy")
-    axis.set_title(title, fontsize=10)
-    axis.grid(color="#d9d9d9", linewidth=0.6)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right center", frameon=False, fontsize=9, labelspacing=0.8)
+        axis.plot(
+            sure,
+            right,
+            color=color,
+            linestyle=style,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            label=label,
+        )
+    axis.set_xlim(least - 0.02, 1.01)
+    axis.set_aspect("auto")
+    add_legend(axis, "expected calibration error")
     return figure
+
+
+def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4, 5.1), layout="constrained")
+    axis = figure.subplots()
+    axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, title=title)
+    axis.set_aspect("equal")
+    axis.grid()
+    return figure, axis
 
 
 def _binary_view(

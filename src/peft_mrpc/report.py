@@ -1,55 +1,100 @@
-"""A comparison as Markdown, JSON and one HTML file that needs nothing but itself."""
+"""A comparison as Markdown, LaTeX and JSON."""
 
-import base64
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-from jinja2 import Environment
+from typing import Any
 
 from peft_mrpc.cards import figure_texts
-from peft_mrpc.evidence import (
-    describe_evidence,
-    difference_cells,
-    difference_header,
-    is_sure,
-    p_text,
-)
+from peft_mrpc.comparison import Comparison
+from peft_mrpc.evidence import difference_cells, difference_header
+from peft_mrpc.pictures import CAPTIONS
 from peft_mrpc.runs import write_json
+from peft_mrpc.verdict import Verdict
+from peft_mrpc.wording import share_text
 
-if TYPE_CHECKING:
-    from peft_mrpc.compare import Comparison
-
-CAPTIONS = {
-    "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
-    "roc_curves": "ROC curves, with the area under each",
-}
-HOW_SURE = (
-    "Differences in accuracy on the same pairs, in points, with 95 % intervals by paired bootstrap "
-    "(10,000 draws). McNemar's exact test asks whether one of the two has more pairs right that "
-    "the other has wrong than chance would give; Holm's adjustment allows for the number of "
-    "differences in the table. Over seeds: almost stochastic order, 0 where the better wins by "
-    "every quantile, 0.5 where neither does. Of Runs over seeds the first seed's answers are "
-    "compared pair by pair."
+REPORT_FORMAT = 2
+LATEX_ESCAPES = str.maketrans(
+    {
+        **{char: f"\\{char}" for char in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "\\": r"\textbackslash{}",
+        "±": r"$\pm$",
+        "·": r"$\cdot$",
+        "“": "``",
+        "”": "''",
+        "<": r"$<$",
+        ">": r"$>$",
+        "ε": r"$\varepsilon$",
+    }
 )
 
 
-def format_row(row: dict[str, Any], label_names: list[str]) -> list[str]:
+@dataclass(frozen=True)
+class Report:
+    """All that the files of a report are written from.
+
+    Attributes:
+        comparison: The Runs.
+        evidence: How sure their differences are.
+        verdict: What was found, in words.
+        pictures: Names of the pictures, in order.
+    """
+
+    comparison: Comparison
+    evidence: Mapping[str, Any]
+    verdict: Verdict
+    pictures: Sequence[str]
+
+    @property
+    def title(self) -> str:
+        """What was scored."""
+        data = self.comparison.runs[0].record["data"]
+        return f"{data['name']}: {self.comparison.split} split"
+
+    @property
+    def how_sure(self) -> str:
+        """How to read the table of differences."""
+        points = f"{100 * self.evidence['margin']:g} points"
+        return (
+            "Differences in accuracy on the same pairs, in points, with 95 % intervals by paired "
+            f"bootstrap ({self.evidence['draws']:,} draws). p: were the two as good as each other, "
+            "the probability of pairs that the one has right and the other wrong lying so "
+            "unevenly (McNemar's exact test; over seeds its general form, a permutation test of "
+            "the shares of seeds that are right). Holm's adjustment allows for the number of "
+            "differences in the table. Right alone: pairs that the better alone has right, and "
+            f"those that the other alone has (first seeds). Same within {points}: two one-sided "
+            "tests (TOST) show the two accuracies to lie less than that apart. Over seeds: almost "
+            "stochastic order, 0 where the better wins by every quantile, 0.5 where neither does."
+        )
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of results."""
+        names = self.comparison.label_names
+        return table_header(names), [format_row(row, names) for row in self.comparison.rows()]
+
+    def differences(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of differences."""
+        found = self.evidence["differences"]
+        return difference_header(self.evidence["margin"]), difference_cells(found)
+
+
+def format_row(row: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
     """The cells of one table row, as text."""
     seconds = row.get("train_seconds")
     trained = row.get("trained_parameters")
     return [
         row["name"],
         *figure_texts(row, label_names),
-        "-" if not trained else f"{trained:,} ({row['trained_share']:.2%})",
+        "-" if not trained else f"{trained:,} ({share_text(row['trained_share'])})",
         "-" if seconds is None else f"{seconds:,.0f} s",
         f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",
         f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else "-",
     ]
 
 
-def table_header(label_names: list[str]) -> list[str]:
+def table_header(label_names: Sequence[str]) -> list[str]:
     """Names of the table's columns."""
     return [
         "method",
@@ -63,7 +108,42 @@ def table_header(label_names: list[str]) -> list[str]:
     ]
 
 
-def markdown_table(header: list[str], cells: list[list[str]]) -> str:
+def write_texts(folder: Path, report: Report) -> str:
+    """Write `report.md`, `report.tex` and `report.json`.
+
+    Returns:
+        The table as Markdown.
+    """
+    table = markdown_table(*report.table())
+    parts = [f"# {report.title}", str(report.verdict), table]
+    header, differences = report.differences()
+    if differences:
+        parts += ["## Differences", markdown_table(header, differences), report.how_sure]
+    parts += [f"![{CAPTIONS[name]}](plots/{name}.png)" for name in report.pictures]
+    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "report.tex").write_text(latex_table(report), encoding="utf-8")
+    write_json(folder / "report.json", report_content(report))
+    return table
+
+
+def report_content(report: Report) -> dict[str, Any]:
+    """What `report.json` holds; its schema is `assets/report.schema.json`."""
+    comparison = report.comparison
+    data = comparison.runs[0].record["data"]
+    return {
+        "format_version": REPORT_FORMAT,
+        "title": report.title,
+        "headline": str(report.verdict),
+        "data": data,
+        "split": comparison.split,
+        "num_examples": len(comparison.predictions[0].idx),
+        "fingerprint": data["splits"][comparison.split]["fingerprint"],
+        "rows": comparison.rows(),
+        "evidence": report.evidence,
+    }
+
+
+def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in a terminal too."""
     # A pipe in a name would open a new column.
     rows = [[cell.replace("|", "\\|") for cell in row] for row in [header, *cells]]
@@ -76,129 +156,31 @@ def markdown_table(header: list[str], cells: list[list[str]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def headline(comparison: "Comparison", evidence: Mapping[str, Any]) -> str:
-    """What was found, in a sentence or two, claimed no further than it was measured."""
-    rows = comparison.rows()
-    baseline, runs = rows[0], sorted(rows[1:], key=lambda row: -row["accuracy"])
-    best = runs[0]
-    size = len(comparison.predictions[0].idx)
-    gain = 100 * (best["accuracy"] - baseline["accuracy"])
-    text = (
-        f"Of {len(runs)} strategies, {best['name']} has the highest accuracy on these {size} "
-        f"pairs: {best['accuracy']:.1%}, {abs(gain):.1f} points {'above' if gain > 0 else 'below'} "
-        f"always answering {baseline['name'].removeprefix('always ')}."
-    )
-    if len(runs) == 1:
-        text = text.replace("Of 1 strategies, ", "").replace(
-            " has the highest accuracy on", " reaches on"
-        )
-    elif len(runs) > 1:
-        lead = 100 * (best["accuracy"] - runs[1]["accuracy"])
-        text += f" It leads {runs[1]['name']} by {lead:.1f} points"
-        text += f", {_sureness(best['name'], runs[1]['name'], evidence)}."
-    low, high = next(
-        one["accuracy"] for one in evidence["intervals"] if one["name"] == best["name"]
-    )
-    return (
-        f"{text} One accuracy on {size} pairs is known to about ±{50 * (high - low):.1f} points "
-        "(95 %); differences on the same pairs are known better, and stand in the table below."
-        + _seeds_sentence(runs)
-    )
-
-
-def _sureness(best: str, next_best: str, evidence: Mapping[str, Any]) -> str:
-    """Whether the lead would be there on other rows, in words."""
-    difference = next(
-        one for one in evidence["differences"] if {one["first"], one["second"]} == {best, next_best}
-    )
-    said = f"McNemar p {p_text(difference['holm'])} after Holm"
-    if is_sure(difference):
-        return f"more than chance would give ({said})"
-    return (
-        f"which may be chance ({said}; these pairs would show "
-        f"{100 * difference['detectable']:.1f} points)"
-    )
-
-
-def _seeds_sentence(runs: list[dict[str, Any]]) -> str:
-    if not any("std" in row for row in runs):
-        return ""
-    return (
-        " Where a figure has a ±, it is the mean and standard deviation over training seeds; the "
-        "pictures show the first seed."
-    )
-
-
-def write_report(folder: Path, comparison: "Comparison", figures: list[str]) -> str:
-    """Write `report.md`, `report.json` and `report.html`.
-
-    Returns:
-        The table as Markdown.
-    """
-    label_names = comparison.label_names
-    header = table_header(label_names)
-    rows = comparison.rows()
-    cells = [format_row(row, label_names) for row in rows]
-    table = markdown_table(header, cells)
-    data = comparison.runs[0].record["data"]
-    evidence = describe_evidence(comparison)
-    differences = difference_cells(evidence["differences"])
-    facts = {
-        "title": f"{data['name']}: {comparison.split} split",
-        "headline": headline(comparison, evidence),
-        "split": comparison.split,
-        "num_examples": len(comparison.predictions[0].idx),
-        "fingerprint": data["splits"][comparison.split]["fingerprint"],
-    }
-    pictures = "\n\n".join(f"![{CAPTIONS[name]}](plots/{name}.png)" for name in figures)
-    parts = [f"# {facts['title']}", facts["headline"], table]
-    if differences:
-        parts += ["## Differences", markdown_table(difference_header(), differences), HOW_SURE]
-    text = "\n\n".join([*parts, pictures])
-    (folder / "report.md").write_text(f"{text}\n", encoding="utf-8")
-    content = {"format_version": 1, "data": data, **facts, "rows": rows, "evidence": evidence}
-    write_json(folder / "report.json", content)
-    images = {
-        name: base64.b64encode((folder / "plots" / f"{name}.png").read_bytes()).decode()
-        for name in figures
-    }
-    template = (resources.files("peft_mrpc") / "assets" / "report.html.jinja").read_text("utf-8")
-    best = max((row["accuracy"] for row in rows[1:]), default=None)
-    html = (
-        Environment(autoescape=True)
-        .from_string(template)
-        .render(
-            facts=facts,
-            header=header,
-            body=list(zip(rows, cells, strict=True)),
-            best=best,
-            difference_header=difference_header(),
-            differences=differences,
-            how_sure=HOW_SURE,
-            images=images,
-            captions=CAPTIONS,
-            runs=[
-                _provenance(name, run)
-                for name, run in zip(comparison.names, comparison.runs, strict=True)
-            ],
-        )
-    )
-    (folder / "report.html").write_text(html, encoding="utf-8")
-    return table
-
-
-def _provenance(name: str, run: Any) -> dict[str, Any]:
-    record = run.record
-    return {
-        "name": name,
-        "model": record["model"],
-        "seed": ", ".join(map(str, record.get("seeds", [record["seed"]]))),
-        "finished": record["finished"],
-        "cpu": record["hardware"]["cpu"],
-        "gpus": ", ".join(record["hardware"]["gpus"]) or "no GPU",
-        "versions": ", ".join(
-            f"{key} {record['versions'][key]}"
-            for key in ("peft-mrpc", "torch", "transformers", "peft")
-            if key in record["versions"]
-        ),
-    }
+def latex_table(report: Report) -> str:
+    """The results as a table for a paper (needs the package booktabs)."""
+    header, cells = report.table()
+    shown = len(header) - 3  # without times and memory, which are this machine's
+    best = max(row["accuracy"] for row in report.comparison.rows()[1:])
+    lines = []
+    for row, texts in zip(report.comparison.rows(), cells, strict=True):
+        escaped = [text.translate(LATEX_ESCAPES) for text in texts[:shown]]
+        if row["accuracy"] == best:
+            escaped[1] = rf"\textbf{{{escaped[1]}}}"
+        lines.append(" & ".join(escaped) + r" \\")
+    lines.insert(1, r"\midrule")
+    names = " & ".join(name.translate(LATEX_ESCAPES) for name in header[:shown])
+    caption = f"{report.comparison.where}.".translate(LATEX_ESCAPES)
+    body = "\n".join(lines)
+    return rf"""% \usepackage{{booktabs}}
+\begin{{table}}
+\centering
+\caption{{{caption}}}
+\begin{{tabular}}{{l{"r" * (shown - 1)}}}
+\toprule
+{names} \\
+\midrule
+{body}
+\bottomrule
+\end{{tabular}}
+\end{{table}}
+"""

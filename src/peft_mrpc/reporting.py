@@ -12,7 +12,7 @@ from peft_mrpc.cards import build_card, figure_texts
 from peft_mrpc.environment import describe_environment, peak_memory
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.pairs import UNKNOWN_LABEL, PairData, label_counts
-from peft_mrpc.plots import DPI, plot_confusion_matrix, plot_roc_curves, run_styles
+from peft_mrpc.plots import plot_confusion_matrix, plot_roc_curves
 from peft_mrpc.runs import (
     CARD_FILE,
     FORMAT_VERSION,
@@ -23,6 +23,7 @@ from peft_mrpc.runs import (
     write_json,
     write_predictions,
 )
+from peft_mrpc.styles import on_page, run_styles, save_picture
 from peft_mrpc.thresholds import decide
 
 
@@ -93,20 +94,19 @@ def _write_plots(run: Run) -> None:
     title = f"{run.name}\n{run.record['data']['name']} {split}, {values['num_examples']} pairs"
     folder = run.path / "plots"
     folder.mkdir(exist_ok=True)
-    figures = {
-        "confusion_matrix": plot_confusion_matrix(
+    with on_page():
+        matrix = plot_confusion_matrix(
             np.array(values["confusion_matrix"]),
             run.label_names,
             f"{title}, accuracy {values['accuracy']:.3f}",
-        ),
-        "roc_curve": plot_roc_curves(
+        )
+        curve = plot_roc_curves(
             {run.record["method"]: (rows.references[known], rows.probabilities[known])},
             run_styles([run.record["method"]]),
             title,
-        ),
-    }
-    for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI)
+        )
+        save_picture(matrix, folder / "confusion_matrix.png")
+        save_picture(curve, folder / "roc_curve.png")
 
 
 def summary(run: Run) -> str:

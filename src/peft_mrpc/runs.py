@@ -85,8 +85,15 @@ class Run:
         Over several seeds it is the first one's: to take the best would be to choose a model on
         the split that is reported.
         """
+        return self.seed_runs[0]
+
+    @property
+    def seed_runs(self) -> "list[Run]":
+        """The Run of each seed: itself, as a rule."""
         seeds = self.record.get("seeds")
-        return load_run(self.path / "seeds" / str(seeds[0])) if seeds else self
+        if not seeds:
+            return [self]
+        return [load_run(self.path / "seeds" / str(seed)) for seed in seeds]
 
     @property
     def artifact(self) -> Path:
@@ -292,7 +299,11 @@ def write_predictions(
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for pair, label, row in zip(pairs, predictions, probabilities, strict=True):
-            line: dict[str, Any] = {"idx": pair.idx}
+            line: dict[str, Any] = {
+                "idx": pair.idx,
+                "sentence1": pair.sentence1,
+                "sentence2": pair.sentence2,
+            }
             if pair.label != UNKNOWN_LABEL:
                 line["label"] = label_names[pair.label]
             line["prediction"] = label_names[int(label)]

@@ -14,9 +14,9 @@ import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.plots import DPI
 from peft_mrpc.search import OBJECTIVES, Plan, counted_trials, describe_values, failure_of
 from peft_mrpc.search_plots import plot_search
+from peft_mrpc.styles import DPI
 
 BEST_FILE, TRIALS_FILE, PLOT_FILE = "best.yaml", "trials.csv", "search.png"
 STATES = {

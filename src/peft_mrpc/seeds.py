@@ -22,10 +22,10 @@ from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
 from peft_mrpc.flags import config_record, record_key
 from peft_mrpc.pairs import PairData
-from peft_mrpc.plots import DPI, plot_seeds
 from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
 from peft_mrpc.requests import TrainRequest
+from peft_mrpc.run_plots import plot_seeds
 from peft_mrpc.runs import (
     CARD_FILE,
     METRICS_FILE,
@@ -35,6 +35,7 @@ from peft_mrpc.runs import (
     move_into_place,
     write_json,
 )
+from peft_mrpc.styles import on_page, save_picture
 
 
 def train_seeds(
@@ -170,7 +171,7 @@ def kept_directory(output_dir: Path, key: str) -> Iterator[Path]:
 def write_seeds_run(folder: Path, seeds: Sequence[int]) -> Run:
     """Write what the sub-runs say together: record, metrics, card and a picture."""
     runs = [load_run(folder / "seeds" / str(seed)) for seed in seeds]
-    write_json(folder / RUN_FILE, _seeds_record(runs, seeds))
+    write_json(folder / RUN_FILE, seeds_record(runs, seeds))
     splits = list(runs[0].metrics)
     metrics = {
         split: combine_metrics([run.metrics[split] for run in runs], seeds) for split in splits
@@ -188,12 +189,13 @@ def write_seeds_run(folder: Path, seeds: Sequence[int]) -> Run:
         title = f"{run.name}\n{run.record['data']['name']} {splits[-1]}, {len(seeds)} seeds"
         majority = values[0]["majority_accuracy"]
         (folder / "plots").mkdir(exist_ok=True)
-        plot_seeds(figures, seeds, majority, title).savefig(folder / "plots/seeds.png", dpi=DPI)
+        with on_page():
+            save_picture(plot_seeds(figures, seeds, majority, title), folder / "plots/seeds.png")
     (folder / CARD_FILE).write_text(build_card(run), encoding="utf-8")
     return run
 
 
-def _seeds_record(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
+def seeds_record(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
     """`run.json` of them all: the first one's, with times and memory of each.
 
     A time without `total` in its name is the mean: what training once costs.

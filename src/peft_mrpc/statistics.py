@@ -108,6 +108,37 @@ def weighted_auc(weights: NDArray[np.float32], references: Labels, scores: Array
     return areas
 
 
+def roc_band(
+    references: Labels, scores: Array, draws: int = 1000, points: int = 101, seed: int = 0
+) -> tuple[Array, Array, Array]:
+    """Where 95 % of ROC curves lie when the rows are drawn anew.
+
+    Args:
+        references: True labels, 0 or 1, [N].
+        scores: Score of label 1, [N].
+        draws: How often rows are drawn.
+        points: False positive rates at which the curves are read.
+        seed: Fixes the draws.
+    Returns:
+        The rates, and from where to where the true positive rate is at each, [P] each.
+    """
+    order = np.argsort(-scores, kind="stable")
+    truth, ranked = references[order], scores[order]
+    # Rows of one score are passed together: the curve has a point after the last of them.
+    ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
+    grid = np.linspace(0, 1, points)
+    draw = np.random.default_rng(seed)
+    curves = []
+    for _ in range(draws):
+        weights = np.bincount(draw.integers(len(truth), size=len(truth)), minlength=len(truth))
+        positive = np.append(0, (weights * (truth == 1)).cumsum()[ends])
+        negative = np.append(0, (weights * (truth == 0)).cumsum()[ends])
+        if positive[-1] and negative[-1]:
+            curves.append(np.interp(grid, negative / negative[-1], positive / positive[-1]))
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    return grid, low, high
+
+
 def percentile_interval(drawn: Array, level: float = 0.95) -> Interval:
     """The middle of what the draws gave (Efron, 1979)."""
     tail = 100 * (1 - level) / 2
@@ -127,6 +158,29 @@ def mcnemar(first_right: NDArray[np.bool_], second_right: NDArray[np.bool_]) -> 
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
+def permutation(gaps: Array, draws: int = DRAWS, seed: int = 0) -> float:
+    """Probability of so large a mean difference over the rows, were the two runs interchangeable.
+
+    Each row's difference has its sign drawn by chance (Fisher, 1935). Of differences that are -1,
+    0 and 1 this is McNemar's test, by drawing; those of means over seeds lie between.
+
+    Args:
+        gaps: The first run's score of each row less the second's, [N].
+        draws: How often the signs are drawn.
+        seed: Fixes the draws.
+    """
+    moved = gaps[gaps != 0]
+    if not len(moved):
+        return 1.0
+    draw = np.random.default_rng(seed)
+    found, as_large = abs(moved.sum()), 0
+    for start in range(0, draws, BLOCK):
+        signs = draw.choice([-1.0, 1.0], size=(min(BLOCK, draws - start), len(moved)))
+        # Sums of like fractions differ in their last bits.
+        as_large += int((np.abs(signs @ moved) >= found - 1e-9).sum())
+    return (1 + as_large) / (1 + draws)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Probabilities adjusted for their number (Holm, 1979), in the order given."""
     count = len(p_values)
@@ -137,14 +191,15 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def equivalence(
-    first_right: NDArray[np.bool_], second_right: NDArray[np.bool_], margin: float
-) -> float:
+def equivalence(gaps: Array, margin: float) -> float:
     """Probability of the data, were the accuracies `margin` or more apart (TOST, Schuirmann, 1987).
 
     Two one-sided t tests on the rows' differences; small means equivalent.
+
+    Args:
+        gaps: The first run's score of each row less the second's, [N].
+        margin: The least difference that matters.
     """
-    gaps = first_right.astype(float) - second_right.astype(float)
     if np.ptp(gaps) == 0:  # the same on every row, or different on every one
         return 0.0 if abs(gaps[0]) < margin else 1.0
     above = stats.ttest_1samp(gaps, -margin, alternative="greater").pvalue

@@ -1,0 +1,242 @@
+"use strict";
+// The page works without this; with it, tables sort, the page can be turned dark, and the examples
+// can be looked through. Text from the data is only ever set as text.
+
+const PER_STEP = 20;
+const byId = (id) => document.getElementById(id);
+
+function element(name, className, text) {
+  const made = document.createElement(name);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function makeSortable(table) {
+  const body = table.tBodies[0];
+  const headers = [...table.tHead.rows[0].cells];
+  const value = (row, column) => {
+    const cell = row.cells[column];
+    return cell.dataset.sort === undefined ? cell.textContent : Number(cell.dataset.sort);
+  };
+  headers.forEach((header, column) => {
+    const button = element("button", "", header.textContent);
+    button.type = "button";
+    header.replaceChildren(button);
+    button.addEventListener("click", () => {
+      const isNumber = [...body.rows].some((row) => row.cells[column].dataset.sort !== undefined);
+      // Numbers begin with the highest, names with the first.
+      const now = header.getAttribute("aria-sort");
+      const first = isNumber ? "descending" : "ascending";
+      const second = isNumber ? "ascending" : "descending";
+      const order = now === first ? second : first;
+      headers.forEach((other) => other.removeAttribute("aria-sort"));
+      header.setAttribute("aria-sort", order);
+      const sign = order === "ascending" ? 1 : -1;
+      const rows = [...body.rows].sort((a, b) => {
+        const [one, two] = [value(a, column), value(b, column)];
+        // What has no figure stays below, whichever way the others go.
+        if (typeof one !== typeof two) return typeof one === "number" ? -1 : 1;
+        return sign * (typeof one === "number" ? one - two : one.localeCompare(two));
+      });
+      body.append(...rows);
+    });
+  });
+}
+
+function startTheme(onChange) {
+  const button = byId("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const isDark = () => (document.documentElement.dataset.page || (system.matches ? "dark" : "light")) === "dark";
+  const name = () => {
+    button.textContent = isDark() ? "Light page" : "Dark page";
+    onChange(isDark() ? "dark" : "light");
+  };
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    document.documentElement.dataset.page = isDark() ? "light" : "dark";
+    name();
+  });
+  system.addEventListener("change", name);
+  name();
+}
+
+// Words of both sentences that lie on a longest common subsequence; the others are marked.
+const words = (text) => text.match(/\s+|[\p{L}\p{N}]+(?:['’.,][\p{L}\p{N}]+)*|[^\s\p{L}\p{N}]/gu) || [];
+const isSpace = (word) => /^\s+$/.test(word);
+const fold = (word) => word.toLowerCase();
+const MAX_CELLS = 250000;
+
+function commonWords(first, second) {
+  const one = first.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
+  const two = second.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
+  const common = [new Set(), new Set()];
+  if (one.length * two.length > MAX_CELLS) {
+    const known = [new Set(one.map(([w]) => w)), new Set(two.map(([w]) => w))];
+    one.forEach(([w, i]) => known[1].has(w) && common[0].add(i));
+    two.forEach(([w, i]) => known[0].has(w) && common[1].add(i));
+    return common;
+  }
+  const width = two.length + 1;
+  const lengths = new Uint16Array((one.length + 1) * width);
+  for (let i = one.length - 1; i >= 0; i--) {
+    for (let j = two.length - 1; j >= 0; j--) {
+      lengths[i * width + j] = one[i][0] === two[j][0]
+        ? lengths[(i + 1) * width + j + 1] + 1
+        : Math.max(lengths[(i + 1) * width + j], lengths[i * width + j + 1]);
+    }
+  }
+  for (let i = 0, j = 0; i < one.length && j < two.length;) {
+    if (one[i][0] === two[j][0]) {
+      common[0].add(one[i++][1]);
+      common[1].add(two[j++][1]);
+    } else if (lengths[(i + 1) * width + j] >= lengths[i * width + j + 1]) i++;
+    else j++;
+  }
+  return common;
+}
+
+function markedSentence(parts, common) {
+  const line = element("p", "sentence");
+  let plain = "";
+  const flush = () => {
+    if (plain) line.append(plain);
+    plain = "";
+  };
+  for (let i = 0; i < parts.length; i++) {
+    if (isSpace(parts[i]) || common.has(i)) {
+      plain += parts[i];
+      continue;
+    }
+    let marked = parts[i];
+    // Neighbours that are both missing are one mark, the space between them included.
+    while (i + 1 < parts.length) {
+      const next = isSpace(parts[i + 1]) ? i + 2 : i + 1;
+      if (next >= parts.length || common.has(next)) break;
+      marked += parts.slice(i + 1, next + 1).join("");
+      i = next;
+    }
+    flush();
+    line.append(element("mark", "", marked));
+  }
+  flush();
+  return line;
+}
+
+function startExplorer(data) {
+  const controls = Object.fromEntries(["text", "run", "outcome", "agreement", "order"].map((id) => [id, byId(id)]));
+  const { labels, runs, truth } = data;
+  const isRight = (run, row) => data.predictions[run][row] === truth[row];
+  const numRight = truth.map((_, row) => runs.filter((_, run) => isRight(run, row)).length);
+  const folded = truth.map((_, row) => fold(`${data.sentence1[row]}\n${data.sentence2[row]}`));
+  let page = "light";
+  let found = [];
+  let shown = 0;
+
+  runs.forEach((run, number) => controls.run.append(new Option(run.name, number)));
+  labels.forEach((said, p) => labels.forEach((is, t) => {
+    if (p !== t) controls.outcome.append(new Option(`says “${said}”, is “${is}”`, `${t},${p}`));
+  }));
+
+  function matches(row) {
+    const text = fold(controls.text.value.trim());
+    if (/^#\d+$/.test(text) ? `#${data.idx[row]}` !== text : !folded[row].includes(text)) return false;
+    const chosen = controls.run.value === "" ? runs.map((_, run) => run) : [Number(controls.run.value)];
+    const outcome = controls.outcome.value;
+    const answers = {
+      "": () => true,
+      right: (run) => isRight(run, row),
+      wrong: (run) => !isRight(run, row),
+    }[outcome] || ((run) => outcome === `${truth[row]},${data.predictions[run][row]}`);
+    if (!chosen.some(answers)) return false;
+    const right = numRight[row];
+    const isAlone = (isSought, count) => right === count && chosen.some((run) => isRight(run, row) === isSought);
+    switch (controls.agreement.value) {
+      case "split": return right > 0 && right < runs.length;
+      case "none": return right === 0;
+      case "all": return right === runs.length;
+      case "alone-right": return isAlone(true, 1);
+      case "alone-wrong": return isAlone(false, runs.length - 1);
+      default: return true;
+    }
+  }
+
+  function confidence(row) {
+    const chosen = controls.run.value === "" ? runs.map((_, run) => run) : [Number(controls.run.value)];
+    return chosen.reduce((sum, run) => sum + data.confidences[run][row], 0) / chosen.length;
+  }
+
+  function example(row) {
+    const item = element("li", "example");
+    const title = element("h3", "", `#${data.idx[row]}, labelled `);
+    title.append(element("b", "", labels[truth[row]]));
+    const parts = [words(data.sentence1[row]), words(data.sentence2[row])];
+    const common = commonWords(...parts);
+    const sentences = element("div");
+    sentences.append(markedSentence(parts[0], common[0]), markedSentence(parts[1], common[1]));
+    const answers = element("ul", "answers");
+    runs.forEach((run, number) => {
+      const ok = isRight(number, row);
+      const line = element("li", ok ? "right" : "wrong");
+      const said = element("span", "said", `${labels[data.predictions[number][row]]} ${(data.confidences[number][row] / 10).toFixed(0)} % `);
+      said.append(element("b", "", ok ? "✓ right" : "✗ wrong"));
+      const bar = element("span", "bar");
+      bar.setAttribute("aria-hidden", "true");
+      const fill = element("i");
+      fill.style.width = `${data.confidences[number][row] / 10}%`;
+      fill.style.background = run[page];
+      fill.dataset.run = number;
+      bar.append(fill);
+      line.append(element("span", "", run.name), said, bar);
+      answers.append(line);
+    });
+    item.append(title, sentences, answers);
+    return item;
+  }
+
+  function showMore() {
+    const next = found.slice(shown, shown + PER_STEP);
+    const items = next.map(example);
+    byId("list").append(...items);
+    shown += next.length;
+    byId("more").hidden = shown >= found.length;
+    return items[0];
+  }
+
+  function update() {
+    found = truth.map((_, row) => row).filter(matches);
+    const order = controls.order.value;
+    if (order !== "row") {
+      const sign = order === "sure" ? -1 : 1;
+      found.sort((a, b) => sign * (confidence(a) - confidence(b)));
+    }
+    shown = 0;
+    byId("list").replaceChildren();
+    const all = truth.length === data.total ? `${data.total}` : `${truth.length} shown here (those that some Run has wrong first) of ${data.total}`;
+    byId("count").textContent = found.length ? `${found.length} of ${all} pairs` : `No pair fits; ${all} pairs in all`;
+    showMore();
+  }
+
+  byId("filters").addEventListener("input", update);
+  byId("filters").addEventListener("submit", (event) => event.preventDefault());
+  byId("filters").addEventListener("reset", () => setTimeout(update));
+  byId("more").addEventListener("click", () => {
+    const first = showMore();
+    // The keyboard goes on where the new ones begin.
+    if (first) {
+      first.tabIndex = -1;
+      first.focus();
+    }
+  });
+  update();
+  return (name) => {
+    page = name;
+    document.querySelectorAll(".bar i").forEach((fill) => {
+      fill.style.background = runs[fill.dataset.run][page];
+    });
+  };
+}
+
+document.querySelectorAll("table.sortable").forEach(makeSortable);
+const recolor = byId("data") ? startExplorer(JSON.parse(byId("data").textContent)) : () => {};
+startTheme(recolor);

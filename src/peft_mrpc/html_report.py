@@ -1,0 +1,180 @@
+"""A comparison as one HTML file that needs nothing but itself."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from peft_mrpc.pictures import CAPTIONS
+from peft_mrpc.report import Report
+from peft_mrpc.runs import Run
+from peft_mrpc.styles import on_page, picture_svg
+
+SECTIONS = {
+    "errors": ("Errors", ("confusion_matrices", "disagreements")),
+    "probabilities": ("Probabilities", ("roc_curves", "precision_recall", "reliability")),
+    "costs": ("Costs and training", ("costs", "seed_spread", "learning_curves")),
+}
+
+
+@dataclass(frozen=True)
+class SortedRow:
+    """What the page sorts a row by, and which of its cells are the best of their column.
+
+    Attributes:
+        sort: A number for each cell but the first, None where it has none.
+        best: Positions of the best.
+        fixed: Whether it is no Run's, but what Runs are held against.
+    """
+
+    sort: Sequence[float | None]
+    best: frozenset[int] = frozenset()
+    fixed: bool = False
+
+
+def write_html(
+    path: Path,
+    report: Report,
+    pictures: Mapping[str, Mapping[str, Figure]],
+    examples: Mapping[str, Any] | None,
+    why_no_examples: str = "",
+) -> None:
+    """Write the page.
+
+    Args:
+        path: Of the file.
+        report: What was found.
+        pictures: For each page, light and dark, the pictures by name.
+        examples: The explorer's data, if there is any.
+        why_no_examples: What is said in its place.
+    """
+    style, script = (_asset(f"report.{kind}") for kind in ("css", "js"))
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
+    comparison = report.comparison
+    names = list(pictures["light"])
+    page = environment.from_string(_asset("report.html.jinja")).render(
+        report=report,
+        results=report.table(),
+        numbers=result_numbers(report),
+        has_seeds=any("std" in row for row in comparison.rows()),
+        differences=report.differences(),
+        difference_numbers=difference_numbers(report),
+        sections=[
+            (key, title, [name for name in inside if name in names])
+            for key, (title, inside) in SECTIONS.items()
+            if set(inside) & set(names)
+        ],
+        images={name: _image(name, pictures) for name in names},
+        captions=CAPTIONS,
+        examples=examples,
+        why_no_examples=why_no_examples,
+        fingerprint=comparison.runs[0].record["data"]["splits"][comparison.split]["fingerprint"],
+        runs=[
+            provenance(name, run)
+            for name, run in zip(comparison.names, comparison.runs, strict=True)
+        ],
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def _asset(name: str) -> str:
+    return (resources.files("peft_mrpc") / "assets" / name).read_text("utf-8")
+
+
+def _hash(text: str) -> str:
+    """What a page says of an own style or script, so that its browser runs no other (CSP 3)."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _image(name: str, pictures: Mapping[str, Mapping[str, Figure]]) -> dict[str, str]:
+    width, height = pictures["light"][name].get_size_inches()
+    image = {"width": f"{96 * width:.0f}", "height": f"{96 * height:.0f}"}
+    if width > height:
+        image["wide"] = "yes"  # on a phone it is moved sideways, not made too small to read
+    for page in ("light", "dark"):
+        with on_page(page):
+            svg = picture_svg(pictures[page][name])
+        image[page] = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return image
+
+
+def result_numbers(report: Report) -> list[SortedRow]:
+    """What the rows of the table of results are sorted by."""
+    names = report.comparison.label_names
+    rows = report.comparison.rows()
+    values = [
+        [
+            row["accuracy"],
+            *(row["f1"][name] for name in names),
+            row["roc_auc"],
+            row.get("trained_parameters"),
+            row.get("train_seconds"),
+            row.get("score_pairs_per_second"),
+            row.get("peak_memory_bytes"),
+        ]
+        for row in rows
+    ]
+    best = [
+        max((own[column] for own in values[1:] if own[column] is not None), default=None)
+        for column in range(2 + len(names))
+    ]
+    return [
+        SortedRow(
+            own,
+            frozenset(
+                n for n, top in enumerate(best) if place and top is not None and own[n] == top
+            ),
+            fixed=place == 0,
+        )
+        for place, own in enumerate(values)
+    ]
+
+
+def difference_numbers(report: Report) -> list[SortedRow]:
+    """What the rows of the table of differences are sorted by."""
+    return [
+        SortedRow(
+            [
+                None,
+                one["accuracy"],
+                one["interval"][0],
+                None,
+                one["holm"],
+                one["p"],
+                one["only_first_right"],
+                one["equivalence"],
+                one["dominance"],
+            ]
+        )
+        for one in report.evidence["differences"]
+    ]
+
+
+def provenance(name: str, run: Run) -> dict[str, str]:
+    """Where a Run comes from, for the foot of the page."""
+    record = run.record
+    return {
+        "name": name,
+        "model": record["model"],
+        "seed": ", ".join(map(str, record.get("seeds", [record["seed"]]))),
+        "finished": record["finished"],
+        "cpu": record["hardware"]["cpu"],
+        "gpus": ", ".join(record["hardware"]["gpus"]) or "no GPU",
+        "versions": ", ".join(
+            f"{key} {record['versions'][key]}"
+            for key in ("peft-mrpc", "torch", "transformers", "peft")
+            if key in record["versions"]
+        ),
+    }

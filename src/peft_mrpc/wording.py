@@ -1,0 +1,26 @@
+"""Numbers as a person says them."""
+
+
+def short_count(number: float) -> str:
+    """A count in few digits: 380,675 is 381 k."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def share_text(share: float) -> str:
+    """A share in percent, in more digits where it is small."""
+    return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"
+
+
+def duration(seconds: float) -> str:
+    """A time in its usual unit."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def p_text(value: float) -> str:
+    """A probability to read."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

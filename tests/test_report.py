@@ -1,0 +1,222 @@
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_compare import SCORES, TRUTH, build_run
+
+from peft_mrpc.compare import CompareConfig, compare, main, open_comparison
+from peft_mrpc.comparison import load_comparison
+from peft_mrpc.data import load_pairs
+from peft_mrpc.evidence import describe_evidence
+from peft_mrpc.explorer import MAX_CHARACTERS, explorer_data
+from peft_mrpc.joined import join_seeds
+from peft_mrpc.runs import Run, load_run
+from peft_mrpc.sentences import find_sentences
+from peft_mrpc.verdict import build_verdict
+
+THREE_SEEDS = (SCORES["a"], SCORES["b"], [0.9, 0.8, 0.6, 0.2, 0.1])  # right: 4, 4, 5 of 5
+
+
+@pytest.fixture
+def seed_runs(tmp_path: Path) -> list[Run]:
+    return [
+        build_run(tmp_path / f"s{seed}", scores, "lora", seed=seed, config={"r": 4, "seed": seed})
+        for seed, scores in enumerate(THREE_SEEDS, start=1)
+    ]
+
+
+def test_runs_that_differ_by_their_seed_are_one(seed_runs: list[Run], tmp_path: Path) -> None:
+    other = build_run(tmp_path / "o", SCORES["a"], "lora", seed=4, config={"r": 8, "seed": 4})
+    twin = build_run(tmp_path / "t", SCORES["a"], "lora", seed=1, config={"r": 4, "seed": 1})
+    joined, alone, again = join_seeds([seed_runs[2], seed_runs[0], other, seed_runs[1], twin])
+    values = joined.metrics["test"]
+    assert values["accuracy"] == pytest.approx((0.8 + 0.8 + 1) / 3)
+    assert values["std"]["accuracy"] == pytest.approx(np.std([0.8, 0.8, 1.0], ddof=1))
+    assert [run.record["seed"] for run in joined.seed_runs] == [1, 2, 3]
+    assert joined.model_run is not joined and joined.record["seeds"] == [1, 2, 3]
+    assert alone is other and again is twin
+
+
+def test_the_report_joins_seeds_unless_told_not_to(seed_runs: list[Run], tmp_path: Path) -> None:
+    paths = [str(run.path) for run in seed_runs]
+    out = tmp_path / "out"
+    main([*paths, "--output_dir", str(out)])
+    rows = json.loads((out / "report.json").read_text())["rows"]
+    assert len(rows) == 2 and rows[1]["seeds"] == [1, 2, 3]
+    assert (out / "plots" / "seed_spread.svg").is_file()
+    main([*paths, "--output_dir", str(out), "--overwrite", "--join_seeds", "false"])
+    assert len(json.loads((out / "report.json").read_text())["rows"]) == 4
+    assert not (out / "plots" / "seed_spread.svg").exists()
+
+
+def test_over_seeds_a_row_is_right_by_the_share_of_seeds(
+    seed_runs: list[Run], tmp_path: Path
+) -> None:
+    # Labels 1 1 1 0 0. By row right: seeds 1 1 1 0 1, 1 0 1 1 1, 1 1 1 1 1; the other 1 1 1 0 1.
+    other = build_run(tmp_path / "o", SCORES["a"], "full")
+    comparison = load_comparison([*seed_runs, other], None, join_seeds)
+    evidence = describe_evidence(comparison)
+    (difference,) = evidence["differences"]
+    assert difference["accuracy"] == pytest.approx(13 / 15 - 4 / 5)
+    assert difference["test"] == "permutation"
+    # The gaps are -1/3 and 2/3 on two rows: of four signs the sums are +-1/3 and +-1, all as large.
+    assert difference["p"] == 1.0
+    assert (difference["only_first_right"], difference["only_second_right"]) == (0, 0)
+    low, high = evidence["intervals"][0]["accuracy"]
+    assert low < 13 / 15 < high
+
+
+def test_the_verdict_names_what_is_cheaper_and_not_shown_worse(tmp_path: Path) -> None:
+    best = build_run(tmp_path / "a", [0.9, 0.8, 0.6, 0.2, 0.1], "full", train_seconds=600)
+    cheap = build_run(tmp_path / "b", SCORES["a"], "lora", train_seconds=60)
+    comparison = load_comparison([best, cheap], None)
+    verdict = build_verdict(comparison, describe_evidence(comparison))
+    assert verdict.headline == (
+        "full · model-x is the most accurate of 2 strategies: right on 100.0% of 5 sentence pairs."
+    )
+    assert "Always answering “equivalent” would be right on 60.0%." in verdict.text
+    assert "full · model-x leads lora · model-x by 20.0 points, which may be chance" in verdict.text
+    assert "lora · model-x takes less (60 s of training against 10 min of training)" in verdict.text
+    assert verdict.cards[-1].value == "80.0%"
+
+
+def test_a_tie_has_no_leader(tmp_path: Path) -> None:
+    runs = [build_run(tmp_path / m, SCORES["a"], m) for m in ("full", "lora")]
+    comparison = load_comparison(runs, None)
+    verdict = build_verdict(comparison, describe_evidence(comparison))
+    assert verdict.headline.startswith(
+        "full · model-x and lora · model-x are as accurate as each other: right on 80.0%"
+    )
+    assert "leads" not in verdict.text
+
+
+def test_the_explorer_shows_errors_first_and_cuts_documents(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"], sentence="long " * 1000)
+    comparison = load_comparison([run], None)
+    sentences = find_sentences([run], "test")
+    assert sentences is not None and sentences[1][1] == "other 1"
+    data = explorer_data(comparison, sentences)
+    assert data["truth"] == TRUTH and data["predictions"] == [[1, 1, 1, 1, 0]]
+    assert data["confidences"] == [[900, 800, 600, 700, 900]]
+    assert data["labels"] == ["not equivalent", "equivalent"]
+    assert {len(text) for text in data["sentence1"]} == {MAX_CHARACTERS}
+    few = explorer_data(comparison, sentences, max_examples=2)
+    assert len(few["idx"]) == 2 and 3 in few["idx"] and few["total"] == 5
+    assert few["idx"] == sorted(few["idx"])
+
+
+def without_sentences(run: Run) -> None:
+    """As an earlier version wrote it."""
+    path = run.path / "predictions" / "test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    kept = [{k: v for k, v in row.items() if not k.startswith("sentence")} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def test_sentences_of_earlier_runs_are_read_again_if_they_are_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"sentence {i}\tother {i}\t{label}\n" for i, label in enumerate(TRUTH)]
+    file = tmp_path / "test.tsv"
+    file.write_text("sentence1\tsentence2\tlabel\n" + "".join(rows))
+    config = {
+        "dataset": "files",
+        "test_file": str(file),
+        "class_names": "not_equivalent,equivalent",
+    }
+    run = build_run(tmp_path / "a", SCORES["a"], config=config)
+    without_sentences(run)
+    assert find_sentences([run], "test") == {
+        i: (f"sentence {i}", f"other {i}") for i in range(len(TRUTH))
+    }
+    file.write_text(file.read_text().replace("other 3", "another 3"))
+    assert find_sentences([run], "test") is None
+    main([str(run.path), "--output_dir", str(tmp_path / "out")])
+    assert "no examples in the report" in caplog.text
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The sentences are not here" in page and 'id="filters"' not in page
+    file.unlink()
+    assert find_sentences([run], "test") is None
+
+
+def test_the_builtin_pairs_are_found_again(tmp_path: Path) -> None:
+    from peft_mrpc.config import DataConfig
+
+    data = load_pairs(DataConfig(dataset="builtin:pairs"))
+    run = build_run(tmp_path / "a", SCORES["a"], config={"dataset": "builtin:pairs"})
+    record = run.record
+    record["data"]["splits"]["test"]["fingerprint"] = data.fingerprint("test")
+    without_sentences(run)
+    found = find_sentences([run], "test")
+    assert found is not None and found[0] == (
+        data.splits["test"][0].sentence1,
+        data.splits["test"][0].sentence2,
+    )
+
+
+def test_json_keeps_to_its_schema(seed_runs: list[Run], tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    from importlib import resources
+
+    asset = resources.files("peft_mrpc") / "assets" / "report.schema.json"
+    schema = json.loads(asset.read_text("utf-8"))
+    other = build_run(tmp_path / "o", SCORES["b"], "full")
+    compare([str(run.path) for run in [*seed_runs, other]], tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(content, schema)
+    for broken in ("rows", "evidence", "format_version"):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({k: v for k, v in content.items() if k != broken}, schema)
+    del content["evidence"]["differences"][0]["holm"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(content, schema)
+
+
+def test_latex_escapes_and_marks_the_best(tmp_path: Path) -> None:
+    best = build_run(tmp_path / "a", [0.9, 0.8, 0.6, 0.2, 0.1], "layer_freeze")
+    worse = build_run(tmp_path / "b", SCORES["a"], "a&b%")
+    compare([str(best.path), str(worse.path)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.tex").read_text()
+    rows = [line for line in text.splitlines() if line.endswith(r" \\")]
+    assert (
+        rows[0] == r"method & accuracy & F1 not equivalent & F1 equivalent & ROC-AUC & trained \\"
+    )
+    assert r"layer\_freeze $\cdot$ model-x & \textbf{1.000} & 1.000 & 1.000 & 1.000" in rows[2]
+    assert r"a\&b\% $\cdot$ model-x & 0.800" in rows[3]
+    assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {6}
+    assert r"\begin{tabular}{lrrrrr}" in text
+
+
+def test_bad_flags_of_the_report_are_refused(tmp_path: Path, fails: Callable[..., str]) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    flags = [str(run.path), "--output_dir", str(tmp_path / "out")]
+    assert "--max_examples: got -1" in fails(main, *flags, "--max_examples", "-1")
+    assert "--equivalence_margin: got 0.0" in fails(main, *flags, "--equivalence_margin", "0")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_examples_the_page_says_nothing_of_them(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    main([str(run.path), "--output_dir", str(tmp_path / "out"), "--max_examples", "0"])
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "examples-title" not in page and page.count("<script") == 1
+
+
+def test_a_run_over_seeds_is_read_seed_by_seed(seed_runs: list[Run], tmp_path: Path) -> None:
+    from peft_mrpc.seeds import write_seeds_run
+
+    folder = tmp_path / "run"
+    (folder / "seeds").mkdir(parents=True)
+    for run in seed_runs:
+        run.path.rename(folder / "seeds" / str(run.record["seed"]))
+    write_seeds_run(folder, [1, 2, 3])
+    config = CompareConfig(output_dir=str(tmp_path / "out"))
+    comparison = open_comparison([str(folder)], config)
+    assert [len(seeds) for seeds in comparison.answers] == [3]
+    accuracies = [(one.predictions == one.references).mean() for one in comparison.answers[0]]
+    assert accuracies == pytest.approx([0.8, 0.8, 1.0])
+    assert load_run(folder).metrics["test"]["accuracy"] == pytest.approx(np.mean(accuracies))
