@@ -21,6 +21,7 @@ LAYERS = [
         "sources",
         "template_files",
         "tables",
+        "trackers",
         "targets",
         "thresholds",
         "trunk_plan",

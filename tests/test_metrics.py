@@ -2,7 +2,15 @@ import evaluate
 import numpy as np
 import pytest
 
-from peft_mrpc.metrics import Accuracy, MatthewsCorrelation, compute_metrics
+from peft_mrpc.errors import UserError
+from peft_mrpc.metrics import (
+    METRICS,
+    Accuracy,
+    LabelMetric,
+    MatthewsCorrelation,
+    compute_metrics,
+    module_path,
+)
 
 NAMES = ["no", "yes"]
 # Five rows worked by hand: four right, one false positive.
@@ -50,3 +58,33 @@ def test_metrics_work_inside_evaluate_combine() -> None:
     combined = evaluate.combine([Accuracy(), MatthewsCorrelation()])
     values = combined.compute(predictions=[1, 0, 1, 0], references=[1, 0, 0, 0])
     assert values == pytest.approx({"accuracy": 0.75, "mcc": 1 / np.sqrt(3)})
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_loads_by_its_path_without_a_network(name: str) -> None:
+    metric = evaluate.load(module_path(name))
+    assert type(metric).__name__ == METRICS[name].__name__
+    inputs = (
+        {"predictions": PREDICTIONS}
+        if issubclass(METRICS[name], LabelMetric)
+        else {"prediction_scores": PROBABILITIES}
+    )
+    found = metric.compute(references=REFERENCES, label_names=NAMES, **inputs)
+    every = compute_metrics(REFERENCES, PREDICTIONS, PROBABILITIES, NAMES)
+    assert found and found == {key: every[key] for key in found}
+
+
+def test_metrics_of_labels_and_of_probabilities_combine() -> None:
+    names = ("accuracy", "f1_per_class", "roc_auc", "brier", "expected_calibration_error")
+    combined = evaluate.combine([evaluate.load(module_path(name)) for name in names])
+    values = combined.compute(
+        predictions=PREDICTIONS, references=REFERENCES, prediction_scores=PROBABILITIES
+    )
+    every = compute_metrics(REFERENCES, PREDICTIONS, PROBABILITIES, ["0", "1"])
+    assert values == {key: every[key] for key in values}
+    assert {"accuracy", "f1", "roc_auc", "brier", "ece"} <= set(values)
+
+
+def test_an_unknown_metric_is_named_with_its_like() -> None:
+    with pytest.raises(UserError, match="got 'f1_per_clas'.*Did you mean 'f1_per_class'"):
+        module_path("f1_per_clas")

@@ -1,11 +1,13 @@
 """Scores of a classifier, as `evaluate` modules that need no network.
 
-Each metric is an `evaluate.Metric` that can be used alone or inside `evaluate.combine`; the
-numbers are scikit-learn's. `compute_metrics` gives all of them for one split.
+Each metric is an `evaluate.Metric` that can be used alone, loaded by its path, or combined by
+`evaluate.combine`; the numbers are scikit-learn's. `compute_metrics` gives all of them for one
+split.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -13,6 +15,8 @@ import evaluate
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
+
+from peft_mrpc.errors import unknown_name
 
 NUM_ECE_BINS = 10
 
@@ -46,6 +50,13 @@ class ProbabilityMetric(evaluate.Metric):  # type: ignore[misc]
         )
 
 
+def _names(label_names: Sequence[str] | None, *labels: Any) -> list[str]:
+    """Names of the labels; where none are given, their numbers."""
+    if label_names is not None:
+        return list(label_names)
+    return [str(index) for index in range(1 + max(int(np.max(each)) for each in labels))]
+
+
 class Accuracy(LabelMetric):
     """Share of rows whose predicted label is right."""
 
@@ -57,12 +68,13 @@ class F1PerClass(LabelMetric):
     """F1 of each class, by label name, and their unweighted mean (`macro_f1`)."""
 
     def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str], **_: Any
+        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
     ) -> dict[str, Any]:
-        labels = list(range(len(label_names)))
+        names = _names(label_names, predictions, references)
+        labels = list(range(len(names)))
         scores = sk.f1_score(references, predictions, labels=labels, average=None, zero_division=0)
         return {
-            "f1": dict(zip(label_names, map(float, scores), strict=True)),
+            "f1": dict(zip(names, map(float, scores), strict=True)),
             "macro_f1": float(np.mean(scores)),
         }
 
@@ -78,9 +90,9 @@ class ConfusionMatrix(LabelMetric):
     """Counts, [C, C]: row = true label, column = predicted label."""
 
     def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str], **_: Any
+        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
     ) -> dict[str, Any]:
-        labels = list(range(len(label_names)))
+        labels = list(range(len(_names(label_names, predictions, references))))
         counts = sk.confusion_matrix(references, predictions, labels=labels)
         return {"confusion_matrix": counts.tolist()}
 
@@ -89,13 +101,14 @@ class ClassificationReport(LabelMetric):
     """Precision, recall, F1 and support of each class and their averages."""
 
     def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str], **_: Any
+        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
     ) -> dict[str, Any]:
+        names = _names(label_names, predictions, references)
         report = sk.classification_report(
             references,
             predictions,
-            labels=list(range(len(label_names))),
-            target_names=list(label_names),
+            labels=list(range(len(names))),
+            target_names=names,
             output_dict=True,
             zero_division=0,
         )
@@ -184,17 +197,28 @@ def confidence_bins(
     ]
 
 
-METRICS: tuple[type[evaluate.Metric], ...] = (
-    Accuracy,
-    F1PerClass,
-    RocAuc,
-    AveragePrecision,
-    MatthewsCorrelation,
-    Brier,
-    ExpectedCalibrationError,
-    ConfusionMatrix,
-    ClassificationReport,
-)
+METRICS: dict[str, type[evaluate.Metric]] = {
+    "accuracy": Accuracy,
+    "f1_per_class": F1PerClass,
+    "roc_auc": RocAuc,
+    "average_precision": AveragePrecision,
+    "matthews_correlation": MatthewsCorrelation,
+    "brier": Brier,
+    "expected_calibration_error": ExpectedCalibrationError,
+    "confusion_matrix": ConfusionMatrix,
+    "classification_report": ClassificationReport,
+}
+
+
+def module_path(name: str) -> str:
+    """Where `evaluate.load` finds a metric, with no network: `evaluate.load(module_path("brier"))`.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    if name not in METRICS:
+        raise unknown_name("metric", name, METRICS)
+    return str(Path(__file__).parent / "evaluate_modules" / name)
 
 
 def compute_metrics(
@@ -217,7 +241,7 @@ def compute_metrics(
     results: dict[str, Any] = {"num_examples": len(references)}
     counts = np.bincount(references, minlength=len(label_names))
     results["majority_accuracy"] = float(counts.max() / counts.sum())
-    for metric_type in METRICS:
+    for metric_type in METRICS.values():
         inputs = (
             {"predictions": predictions}
             if issubclass(metric_type, LabelMetric)

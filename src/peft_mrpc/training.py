@@ -30,6 +30,7 @@ from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
+from peft_mrpc.trackers import tensorboard_logs
 from peft_mrpc.trainer import CacheTrunk, EitherOrder, OrderAnew, PairTrainer, PlainAttention
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
@@ -119,19 +120,20 @@ def build_trainer(
     if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
         rows = [row for part in (*orders, held_out or []) for row in part]
         callbacks.append(CacheTrunk(plan, collator, rows))
-    trainer = PairTrainer(
-        head_learning_rate=request.config.head_learning_rate,
-        layer_decay=request.config.layer_decay,
-        model=classifier.model,
-        args=arguments,
-        data_collator=collator,
-        train_dataset=train_rows,
-        eval_dataset=held_out,
-        processing_class=classifier.tokenizer,
-        compute_loss_func=loss,
-        compute_metrics=partial(score_logits, classifier=classifier),
-        callbacks=callbacks,
-    )
+    with tensorboard_logs(arguments, request.output_dir):
+        trainer = PairTrainer(
+            head_learning_rate=request.config.head_learning_rate,
+            layer_decay=request.config.layer_decay,
+            model=classifier.model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=train_rows,
+            eval_dataset=held_out,
+            processing_class=classifier.tokenizer,
+            compute_loss_func=loss,
+            compute_metrics=partial(score_logits, classifier=classifier),
+            callbacks=callbacks,
+        )
     if not any(isinstance(callback, FreezeCallback) for callback in callbacks):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
