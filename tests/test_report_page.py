@@ -1,0 +1,213 @@
+"""The report in a browser: what a reader clicks, types and sees."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peft_mrpc.compare import main as compare
+from peft_mrpc.hard_prompt import main as hard_prompt
+from peft_mrpc.train import main as train
+
+playwright = pytest.importorskip("playwright.sync_api")
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+
+ATTACK = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
+DATASET = Path(__file__).parents[1] / "src" / "peft_mrpc" / "datasets" / "pairs"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory, tiny_llama: str) -> Path:
+    """A comparison of real Runs on real pairs, one of which would take over a careless page."""
+    folder = tmp_path_factory.mktemp("report")
+    rows = [json.loads(line) for line in (DATASET / "test.jsonl").read_text().splitlines()][:40]
+    rows.append({"sentence1": ATTACK, "sentence2": "It was a quiet day.", "label": "equivalent"})
+    test = folder / "test.jsonl"
+    test.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = ["--train_file", str(DATASET / "train.jsonl"), "--test_file", str(test)]
+    data += ["--max_train_samples", "64", "--class_names", "not_equivalent,equivalent"]
+    common = ["--model", "builtin:minilm", *data, "--num_train_epochs", "1", "--split", "test"]
+    runs = [str(folder / name) for name in ("probe", "prefix", "asked")]
+    train([*common, "--method", "linear_probe", "--seeds", "1,2,3", "--output_dir", runs[0]])
+    train([*common, "--method", "prefix_tuning", "--output_dir", runs[1]])
+    asked = ["--model", tiny_llama, *data, "--split", "test", "--quantization", "none"]
+    hard_prompt([*asked, "--output_dir", runs[2]])
+    compare([*runs, "--output_dir", str(folder / "out")])
+    return folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as driver:
+        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(browser: Any, report: Path) -> Iterator[Any]:
+    """The report, opened; nothing may be fetched, and nothing said on the console."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    opened = context.new_page()
+    fetched, said = [], []
+    opened.on("request", lambda request: fetched.append(request.url))
+    opened.on("console", lambda message: said.append(message.text))
+    opened.on("pageerror", lambda error: said.append(str(error)))
+    opened.goto(report.as_uri())
+    yield opened
+    assert [url for url in fetched if not url.startswith("data:")] == [report.as_uri()]
+    assert said == []
+    context.close()
+
+
+def column(page: Any, table: str, number: int) -> list[str]:
+    cells = page.locator(f"{table} tbody tr > :nth-child({number})")
+    return [str(text).strip() for text in cells.all_inner_texts()]
+
+
+def count(page: Any) -> int:
+    said = page.locator("#count").inner_text()
+    return 0 if said.startswith("No pair fits") else int(said.split()[0])
+
+
+def test_the_first_screen_says_what_wins(page: Any, report: Path) -> None:
+    content = json.loads((report.parent / "report.json").read_text())
+    best = max(content["rows"][1:], key=lambda row: row["accuracy"])
+    headline = page.locator("h1").inner_text()
+    assert best["name"] in headline and f"{best['accuracy']:.1%} of 41 sentence pairs" in headline
+    box = page.locator(".cards").bounding_box()
+    assert box["y"] + box["height"] < 900
+    assert page.locator(".card").count() >= 4
+
+
+def test_tables_sort_by_number_and_by_name(page: Any) -> None:
+    head = page.locator("#results thead th")
+    before = column(page, "#results", 2)
+    head.nth(1).get_by_role("button").click()
+    values = [float(text.split()[0]) for text in column(page, "#results", 2)]
+    assert values == sorted(values, reverse=True) and len(values) == len(before) == 4
+    assert head.nth(1).get_attribute("aria-sort") == "descending"
+    page.keyboard.press("Enter")  # the button has the focus
+    values = [float(text.split()[0]) for text in column(page, "#results", 2)]
+    assert values == sorted(values) and head.nth(1).get_attribute("aria-sort") == "ascending"
+    head.nth(0).get_by_role("button").click()
+    names = column(page, "#results", 1)
+    assert names == sorted(names, key=str.lower) and head.nth(1).get_attribute("aria-sort") is None
+    head.nth(6).get_by_role("button").click()
+    assert column(page, "#results", 7)[-1] == "-"  # what has no figure stays below
+    page.keyboard.press("Enter")
+    assert column(page, "#results", 7)[-1] == "-"
+
+
+def test_examples_are_filtered_as_the_files_say(page: Any, report: Path) -> None:
+    folder = report.parents[1]
+    runs = [folder / "probe" / "seeds" / "1", folder / "prefix", folder / "asked"]
+    answers = [
+        [json.loads(line) for line in (run / "predictions" / "test.jsonl").open()] for run in runs
+    ]
+    right = [[row["label"] == row["prediction"] for row in own] for own in answers]
+    rows = list(zip(*right, strict=True))
+    assert count(page) == 41
+    page.select_option("#outcome", "wrong")
+    assert count(page) == sum(not all(row) for row in rows)
+    page.select_option("#run", "1")
+    assert count(page) == sum(not row[1] for row in rows)
+    page.select_option("#outcome", "0,1")  # is not_equivalent, says equivalent
+    assert count(page) == sum(
+        row["label"] == "not_equivalent" and row["prediction"] == "equivalent" for row in answers[1]
+    )
+    page.select_option("#outcome", "")
+    page.select_option("#agreement", "alone-right")
+    assert count(page) == sum(row == (False, True, False) for row in rows)
+    page.select_option("#agreement", "alone-wrong")
+    assert count(page) == sum(row == (True, False, True) for row in rows)
+    page.select_option("#run", "")
+    for choice, holds in (("split", lambda n: 0 < n < 3), ("none", lambda n: n == 0),
+                          ("all", lambda n: n == 3)):  # fmt: skip
+        page.select_option("#agreement", choice)
+        assert count(page) == sum(holds(sum(row)) for row in rows)
+    page.get_by_role("button", name="Show all").click()
+    page.wait_for_function("document.querySelector('#count').textContent.startsWith('41')")
+
+
+def test_text_is_searched_and_stays_text(page: Any) -> None:
+    page.fill("#text", "<SCRIPT>")
+    assert count(page) == 1
+    shown = page.locator(".example").inner_text()
+    assert ATTACK in shown and "It was a quiet day." in shown
+    assert page.title() != "owned" and page.locator(".example img").count() == 0
+    page.fill("#text", "#7")
+    assert page.locator(".example h3").inner_text().startswith("#7,")
+    page.fill("#text", "no sentence has this")
+    assert page.locator("#count").inner_text().startswith("No pair fits")
+
+
+def test_words_that_the_other_sentence_lacks_are_marked(page: Any, report: Path) -> None:
+    line = json.loads((report.parents[1] / "test.jsonl").read_text().splitlines()[0])
+    page.fill("#text", "#0")
+    first, second = page.locator(".example .sentence").all_inner_texts()
+    assert (first, second) == (line["sentence1"], line["sentence2"])
+    left = []
+    for number in (0, 1):
+        sentence = page.locator(".example .sentence").nth(number)
+        marked = sentence.locator("mark").all_inner_texts()
+        text = sentence.inner_text()
+        for part in marked:
+            text = text.replace(part, " ", 1)
+        left.append(re.findall(r"[\w'’.,]+", text.lower()))
+    assert left[0] == left[1] and left[0]
+
+
+def test_sure_answers_come_first_and_more_are_shown(page: Any) -> None:
+    page.select_option("#run", "0")
+    page.select_option("#order", "sure")
+    said = page.locator(".example .answers li:first-child .said").all_inner_texts()
+    shares = [int(re.search(r"(\d+) %", text)[1]) for text in said]
+    assert shares == sorted(shares, reverse=True) and len(shares) == 20
+    page.get_by_role("button", name="Show more").press("Enter")
+    assert page.locator(".example").count() == 40
+    assert page.evaluate("document.activeElement === document.querySelectorAll('.example')[20]")
+    page.get_by_role("button", name="Show more").click()
+    assert page.locator(".example").count() == 41 and page.locator("#more").is_hidden()
+
+
+def test_the_page_turns_dark_and_prints_light(page: Any) -> None:
+    dark = page.locator("figure.roc_curves .on-dark")
+    light = page.locator("figure.roc_curves .on-light")
+    assert light.is_visible() and dark.is_hidden()
+    page.get_by_role("button", name="Dark page").click()
+    assert dark.is_visible() and light.is_hidden()
+    page.emulate_media(media="print")
+    assert light.is_visible() and dark.is_hidden()
+    assert page.locator("#filters").is_hidden()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(browser: Any, report: Path, width: int, scheme: Any) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 850}, color_scheme=scheme)
+    opened = context.new_page()
+    opened.goto(report.as_uri())
+    found = axe.Axe().run(opened).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+    assert opened.evaluate("document.documentElement.scrollWidth") == width
+    context.close()
+
+
+def test_without_scripts_everything_but_the_explorer_is_there(browser: Any, report: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    opened = context.new_page()
+    opened.goto(report.as_uri())
+    assert opened.locator("#results tbody tr").count() == 4
+    assert "needs JavaScript" in opened.content()
+    context.close()
+
+
+def test_the_page_is_small(report: Path) -> None:
+    assert report.stat().st_size < 3e6
