@@ -109,8 +109,8 @@ def train(words: Sequence[str], folder: Path, threads: int) -> str:
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as log:
         outcome = subprocess.run(
             [
-                *[sys.executable, "-m", "peft_mrpc", *words],
-                *["--output_dir", str(folder), "--disable_tqdm", "true"],
+                *[sys.executable, "-m", "peft_mrpc", *words, "--output_dir", str(folder)],
+                *(["--disable_tqdm", "true"] if words[0] == "train" else []),
             ],
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdout=log,

@@ -1,0 +1,76 @@
+"""The example report: five methods, three seeds, two models, on MRPC's dev split.
+
+    python benchmarks/example_report.py --dataset MRPC --output_dir runs/example
+
+Trains what is not there yet (hours on two cores), asks SmolLM2, and compares; with
+`--pictures docs/example` it writes the pictures of the documentation too, for which Chromium and
+Playwright are needed. Runs of `accuracy.py` in the same directory are found and used.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from accuracy import ROWS, run_all
+
+from peft_mrpc.compare import compare
+
+METHODS = ("lora", "full", "layer_freeze", "prompt_tuning")
+SEEDS = ("1", "2", "3")
+ASKED = [
+    *["hard_prompt", "--model", "builtin:smollm2", "--quantization", "none"],
+    *["--template", "all_channel", "--calibration", "batch", "--label_prior", "train"],
+]
+SHOWN_PLOTS = ("accuracies", "confusion_matrices", "roc_curves", "costs")
+SCREENS = {
+    "first_screen": (1280, 880, "light", None),
+    "first_screen_dark": (1280, 880, "dark", None),
+    "examples": (1280, 880, "light", "#examples"),
+    "phone": (390, 844, "light", None),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--dataset", required=True, help="directory in GLUE's layout")
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/example"))
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
+    parser.add_argument("--pictures", type=Path, help="where the documentation's pictures go")
+    options = parser.parse_args()
+    common = ["--dataset", options.dataset, "--split", "validation"]
+    commands = {
+        options.output_dir / f"{name}-{seed}": ["train", *ROWS[name], *common, "--seed", seed]
+        for seed in SEEDS
+        for name in METHODS
+    }
+    commands[options.output_dir / "hard_prompt"] = [*ASKED, *common]
+    for _ in run_all(commands, options.jobs):
+        pass
+    report = options.output_dir / "report"
+    print(compare(sorted(map(str, commands)), report, overwrite=True))
+    if options.pictures:
+        take_pictures(report, options.pictures)
+
+
+def take_pictures(report: Path, folder: Path) -> None:
+    """Copy the plots, and photograph the page."""
+    from playwright.sync_api import sync_playwright
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in SHOWN_PLOTS:
+        shutil.copy(report / "plots" / f"{name}.png", folder)
+    with sync_playwright() as driver:
+        path = shutil.which("chromium") or shutil.which("chromium-browser")
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        for name, (width, height, scheme, place) in SCREENS.items():
+            page = browser.new_page(
+                viewport={"width": width, "height": height}, color_scheme=scheme
+            )
+            page.goto(f"{(report / 'report.html').resolve().as_uri()}{place or ''}")
+            page.wait_for_timeout(200)
+            page.screenshot(path=folder / f"{name}.png")
+        browser.close()
+
+
+if __name__ == "__main__":
+    main()
