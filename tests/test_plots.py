@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,8 +30,8 @@ from peft_mrpc.styles import (
     contrast,
     on_page,
     paper,
-    picture_svg,
     run_styles,
+    save_picture,
 )
 
 REFERENCES = np.array([1, 1, 1, 0, 0, 1, 0, 1])
@@ -96,13 +97,21 @@ def draw_all() -> dict[str, Figure]:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_pictures_take_the_pages_colours_and_are_the_same_each_time(page: str) -> None:
+@pytest.mark.parametrize("kind", ["png", "svg"])
+def test_pictures_take_the_pages_colours_and_are_the_same_each_time(
+    page: str, kind: str, tmp_path: Path
+) -> None:
+    files = []
     with on_page(page):
-        first = {name: picture_svg(figure) for name, figure in draw_all().items()}
-        again = {name: picture_svg(figure) for name, figure in draw_all().items()}
-        colors = {name: to_hex(one.get_facecolor()) for name, one in draw_all().items()}
-    assert first == again
-    assert set(colors.values()) == {PAGES[page]["paper"]}
+        for turn in ("first", "again"):
+            figures = draw_all()
+            for name, figure in figures.items():
+                save_picture(figure, tmp_path / f"{turn}_{name}.{kind}")
+            files.append([(tmp_path / f"{turn}_{name}.{kind}").read_bytes() for name in figures])
+            assert {to_hex(one.get_facecolor()) for one in figures.values()} == {
+                PAGES[page]["paper"]
+            }
+    assert files[0] == files[1]
 
 
 def test_a_confusion_matrix_holds_counts_and_shares_of_the_true_label() -> None:

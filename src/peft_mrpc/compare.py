@@ -2,9 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft_mrpc import config as cfg
 from peft_mrpc.bars import find_baseline, missed_bars, parse_bars
@@ -19,7 +20,7 @@ from peft_mrpc.pictures import build_pictures
 from peft_mrpc.report import Report, write_texts
 from peft_mrpc.runs import check_output_dir, load_run, staged_directory
 from peft_mrpc.sentences import find_sentences
-from peft_mrpc.styles import PAGES, on_page, save_picture
+from peft_mrpc.styles import on_page, save_picture
 from peft_mrpc.verdict import build_verdict
 
 logger = logging.getLogger(__name__)
@@ -116,24 +117,28 @@ def write_comparison(comparison: Comparison, config: CompareConfig) -> str:
         if sentences is None:
             logger.warning("compare: no examples in the report. %s", NO_SENTENCES)
     examples = explorer_data(comparison, sentences, config.max_examples) if sentences else None
-    pictures = {}
-    for page in PAGES:
-        with on_page(page):
-            pictures[page] = build_pictures(comparison, evidence)
     verdict = build_verdict(comparison, evidence)
-    report = Report(comparison, evidence, verdict, list(pictures["light"]))
     with staged_directory(output_dir) as staging:
-        (staging / "plots").mkdir()
-        for page, figures in pictures.items():
-            suffix = "" if page == "light" else f"_{page}"
-            with on_page(page):
-                for name, figure in figures.items():
-                    for kind in ("png", "svg"):
-                        save_picture(figure, staging / "plots" / f"{name}{suffix}.{kind}")
+        names = _draw(comparison, evidence, staging / "plots")
+        report = Report(comparison, evidence, verdict, names)
         table = write_texts(staging, report)
         why = NO_SENTENCES if config.max_examples and not sentences else ""
-        write_html(staging / REPORT_FILE, report, pictures, examples, why)
+        write_html(staging / REPORT_FILE, report, staging / "plots", examples, why)
     return f"{verdict}\n\n{table}\n\nReport: {output_dir / REPORT_FILE}"
+
+
+def _draw(comparison: Comparison, evidence: Mapping[str, Any], folder: Path) -> list[str]:
+    """Draw every picture for either page; their names, in order."""
+    folder.mkdir()
+    names: list[str] = []
+    for page, suffix in (("light", ""), ("dark", "_dark")):
+        with on_page(page):
+            figures = build_pictures(comparison, evidence)
+            for name, figure in figures.items():
+                save_picture(figure, folder / f"{name}{suffix}.png")
+                save_picture(figure, folder / f"{name}{suffix}.svg")
+        names = list(figures)
+    return names
 
 
 if __name__ == "__main__":

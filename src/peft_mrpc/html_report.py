@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -10,12 +11,10 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from peft_mrpc.pictures import CAPTIONS
 from peft_mrpc.report import Report
 from peft_mrpc.runs import Run
-from peft_mrpc.styles import on_page, picture_svg
 
 SECTIONS = {
     "errors": ("Errors", ("confusion_matrices", "disagreements")),
@@ -42,7 +41,7 @@ class SortedRow:
 def write_html(
     path: Path,
     report: Report,
-    pictures: Mapping[str, Mapping[str, Figure]],
+    plots: Path,
     examples: Mapping[str, Any] | None,
     why_no_examples: str = "",
 ) -> None:
@@ -51,7 +50,7 @@ def write_html(
     Args:
         path: Of the file.
         report: What was found.
-        pictures: For each page, light and dark, the pictures by name.
+        plots: Where the pictures lie, `NAME.svg` and `NAME_dark.svg`.
         examples: The explorer's data, if there is any.
         why_no_examples: What is said in its place.
     """
@@ -59,7 +58,6 @@ def write_html(
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     comparison = report.comparison
-    names = list(pictures["light"])
     page = environment.from_string(_asset("report.html.jinja")).render(
         report=report,
         results=report.table(),
@@ -68,11 +66,11 @@ def write_html(
         differences=report.differences(),
         difference_numbers=difference_numbers(report),
         sections=[
-            (key, title, [name for name in inside if name in names])
+            (key, title, [name for name in inside if name in report.pictures])
             for key, (title, inside) in SECTIONS.items()
-            if set(inside) & set(names)
+            if set(inside) & set(report.pictures)
         ],
-        images={name: _image(name, pictures) for name in names},
+        images={name: _image(plots, name) for name in report.pictures},
         captions=CAPTIONS,
         examples=examples,
         why_no_examples=why_no_examples,
@@ -98,15 +96,18 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _image(name: str, pictures: Mapping[str, Mapping[str, Figure]]) -> dict[str, str]:
-    width, height = pictures["light"][name].get_size_inches()
-    image = {"width": f"{96 * width:.0f}", "height": f"{96 * height:.0f}"}
+def _image(plots: Path, name: str) -> dict[str, str]:
+    """A picture as addresses that hold it, and its size in CSS pixels."""
+    light, dark = (plots / f"{name}{suffix}.svg" for suffix in ("", "_dark"))
+    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', light.read_text("utf-8"))
+    assert size, "matplotlib's SVGs have a viewBox, in points"
+    width, height = (float(points) * 96 / 72 for points in size.groups())
+    image = {"width": f"{width:.0f}", "height": f"{height:.0f}"}
     if width > height:
         image["wide"] = "yes"  # on a phone it is moved sideways, not made too small to read
-    for page in ("light", "dark"):
-        with on_page(page):
-            svg = picture_svg(pictures[page][name])
-        image[page] = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    for page, path in (("light", light), ("dark", dark)):
+        text = base64.b64encode(path.read_bytes()).decode()
+        image[page] = f"data:image/svg+xml;base64,{text}"
     return image
 
 

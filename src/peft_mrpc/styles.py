@@ -5,7 +5,6 @@ from there and method colours from `run_styles`, so no drawing function knows wh
 """
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,10 +138,3 @@ def save_picture(figure: Figure, path: Path) -> None:
     """Write a figure by its file's ending; the same figure always as the same bytes."""
     metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
     figure.savefig(path, dpi=DPI, metadata=metadata)
-
-
-def picture_svg(figure: Figure) -> str:
-    """A figure as the text of an SVG."""
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
