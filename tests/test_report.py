@@ -69,6 +69,33 @@ def test_over_seeds_a_row_is_right_by_the_share_of_seeds(
     assert low < 13 / 15 < high
 
 
+def test_every_figure_has_its_difference_and_interval(tmp_path: Path) -> None:
+    runs = [build_run(tmp_path / n, SCORES[n], n, truth=TRUTH) for n in ("a", "b")]
+    comparison = load_comparison(runs, None)
+    (found,) = describe_evidence(comparison)["differences"]
+    first, second = (
+        next(run for run, name in zip(runs, comparison.names, strict=True) if name == found[side])
+        for side in ("first", "second")
+    )
+    ours, theirs = first.metrics["test"], second.metrics["test"]
+    for name in ("macro_f1", "mcc", "roc_auc"):
+        gap = found["others"][name]
+        assert gap["difference"] == pytest.approx(ours[name] - theirs[name])
+        assert gap["interval"][0] <= gap["difference"] <= gap["interval"][1]
+    for label in ("not_equivalent", "equivalent"):
+        gap = found["others"]["f1"][label]
+        assert gap["difference"] == pytest.approx(ours["f1"][label] - theirs["f1"][label])
+
+
+def test_a_split_of_one_label_has_no_area_and_still_a_report(tmp_path: Path) -> None:
+    runs = [build_run(tmp_path / n, SCORES[n], n, truth=[1] * 5) for n in ("a", "b")]
+    compare([str(run.path) for run in runs], tmp_path / "out")
+    text = (tmp_path / "out" / "report.json").read_text()
+    assert "NaN" not in text
+    (found,) = json.loads(text)["evidence"]["differences"]
+    assert "roc_auc" not in found["others"] and "macro_f1" in found["others"]
+
+
 def test_the_verdict_names_what_is_cheaper_and_not_shown_worse(tmp_path: Path) -> None:
     best = build_run(tmp_path / "a", [0.9, 0.8, 0.6, 0.2, 0.1], "full", train_seconds=600)
     cheap = build_run(tmp_path / "b", SCORES["a"], "lora", train_seconds=60)

@@ -1,6 +1,12 @@
 import numpy as np
 import pytest
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score, roc_curve
+from sklearn.metrics import (
+    accuracy_score,
+    f1_score,
+    matthews_corrcoef,
+    roc_auc_score,
+    roc_curve,
+)
 
 from peft_mrpc.statistics import (
     almost_stochastic_order,
@@ -47,6 +53,8 @@ def test_each_draw_measures_what_sklearn_does_on_the_drawn_rows() -> None:
             f1 = f1_score(true, said, average=None, labels=[0, 1], zero_division=0)
             assert found["f1_0"][run, number] == pytest.approx(f1[0])
             assert found["macro_f1"][run, number] == pytest.approx(f1.mean())
+            mcc = matthews_corrcoef(true, said)
+            assert found["mcc"][run, number] == pytest.approx(mcc)
             area = roc_auc_score(true, scores[run][drawn])
             assert found["roc_auc"][run, number] == pytest.approx(area)
 

@@ -47,60 +47,72 @@ def describe_evidence(
         seed: Fixes all draws.
     Returns:
         `intervals`, one mapping for each Run: 95 % for `accuracy` (Wilson) and, by paired
-        bootstrap, `f1` of each label, `macro_f1` and `roc_auc`. `differences`, one for each two
-        Runs, the better first: `accuracy` (in shares) with its interval, rows that one alone has
-        right (by the first seed), the exact McNemar probability (over seeds: by permutation), the
-        same by Holm for all these differences, the least difference that these rows would show,
-        and the probability of the data if they were `margin` apart.
+        bootstrap, `f1` of each label, `macro_f1`, `mcc` and `roc_auc`. `differences`, one for each
+        two Runs, the better first: `accuracy` (in shares) with its interval, the `others`, rows
+        that one alone has right (by the first seed), the exact McNemar probability (over seeds: by
+        permutation), the same by Holm for all these differences, the least difference that these
+        rows would show, and the probability of the data if they were `margin` apart.
     """
     drawn = _draw(comparison, seed)
     references = comparison.predictions[0].references
     hits = [
         np.array([one.predictions == references for one in seeds]) for seeds in comparison.answers
     ]
-    shares = [own.mean(axis=0) for own in hits]
-    order = sorted(range(len(shares)), key=lambda n: -shares[n].mean())
-    pairs = list(combinations(order, 2))
-    p_values = [_p_value(hits[a], hits[b], seed) for a, b in pairs]
-    differences = []
-    for (a, b), p_value, adjusted in zip(pairs, p_values, holm(p_values), strict=True):
-        gaps = shares[a] - shares[b]
-        one, other = hits[a][0], hits[b][0]
-        differences.append(
-            {
-                "first": comparison.names[a],
-                "second": comparison.names[b],
-                "accuracy": float(gaps.mean()),
-                "interval": _as_list(
-                    percentile_interval(drawn["accuracy"][a] - drawn["accuracy"][b])
-                ),
-                "only_first_right": int((one & ~other).sum()),
-                "only_second_right": int((other & ~one).sum()),
-                "test": "mcnemar" if len(hits[a]) == len(hits[b]) == 1 else "permutation",
-                "p": p_value,
-                "holm": adjusted,
-                "detectable": detectable_difference(len(references), float((one != other).mean())),
-                "equivalence": equivalence(gaps, margin),
-                "dominance": _dominance(comparison, a, b),
-            }
-        )
+    order = sorted(range(len(hits)), key=lambda n: -hits[n].mean())
+    differences = [
+        _difference(comparison, drawn, hits, pair, margin, seed) for pair in combinations(order, 2)
+    ]
+    for one, adjusted in zip(differences, holm([one["p"] for one in differences]), strict=True):
+        one["holm"] = adjusted
     return {
         "level": 0.95,
         "draws": DRAWS,
         "margin": margin,
-        "intervals": _intervals(comparison, drawn, shares),
+        "intervals": _intervals(comparison, drawn, hits),
         "differences": differences,
+    }
+
+
+def _difference(
+    comparison: "Comparison",
+    drawn: Mapping[str, NDArray[np.float64]],
+    hits: Sequence[NDArray[np.bool_]],
+    pair: tuple[int, int],
+    margin: float,
+    seed: int,
+) -> dict[str, Any]:
+    """What is known of two Runs' difference, but for Holm's adjustment."""
+    first, second = pair
+    one, other = hits[first], hits[second]  # right or not, by seed and row
+    gaps = one.mean(axis=0) - other.mean(axis=0)
+    by_draw = drawn["accuracy"][first] - drawn["accuracy"][second]
+    is_single = len(one) == len(other) == 1
+    return {
+        "first": comparison.names[first],
+        "second": comparison.names[second],
+        "accuracy": float(gaps.mean()),
+        "interval": _as_list(percentile_interval(by_draw)),
+        "others": _other_differences(comparison, drawn, first, second),
+        "only_first_right": int((one[0] & ~other[0]).sum()),
+        "only_second_right": int((other[0] & ~one[0]).sum()),
+        "test": "mcnemar" if is_single else "permutation",
+        "p": mcnemar(one[0], other[0]) if is_single else permutation(gaps, seed=seed),
+        "detectable": detectable_difference(len(gaps), float((one[0] != other[0]).mean())),
+        "equivalence": equivalence(gaps, margin),
+        "dominance": _dominance(one.mean(axis=1), other.mean(axis=1)),
     }
 
 
 def _draw(comparison: "Comparison", seed: int) -> dict[str, NDArray[np.float64]]:
     """Each Run's figures in every draw of rows, the mean of its seeds', [R, D] each."""
     flat = [one for seeds in comparison.answers for one in seeds]
+    num_labels = len(comparison.label_names)
+    has_area = num_labels == 2 and len(np.unique(flat[0].references)) == 2
     drawn = bootstrap(
         flat[0].references,
         [one.predictions for one in flat],
-        [one.probabilities[:, 1] for one in flat] if len(comparison.label_names) == 2 else None,
-        len(comparison.label_names),
+        [one.probabilities[:, 1] for one in flat] if has_area else None,
+        num_labels,
         seed=seed,
     )
     ends = np.cumsum([len(seeds) for seeds in comparison.answers])[:-1]
@@ -113,37 +125,48 @@ def _draw(comparison: "Comparison", seed: int) -> dict[str, NDArray[np.float64]]
 def _intervals(
     comparison: "Comparison",
     drawn: Mapping[str, NDArray[np.float64]],
-    shares: Sequence[NDArray[np.float64]],
+    hits: Sequence[NDArray[np.bool_]],
 ) -> list[dict[str, Any]]:
     intervals = []
     for number, name in enumerate(comparison.names):
         own = {key: _as_list(percentile_interval(of[number])) for key, of in drawn.items()}
-        exact = wilson_interval(round(shares[number].sum()), len(shares[number]))
+        exact = wilson_interval(round(hits[number].mean(axis=0).sum()), hits[number].shape[1])
         f1 = {label: own.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)}
         intervals.append({"name": name, **own, "accuracy": _as_list(exact), "f1": f1})
     return intervals
+
+
+def _other_differences(
+    comparison: "Comparison", drawn: Mapping[str, NDArray[np.float64]], first: int, second: int
+) -> dict[str, Any]:
+    """Difference and interval of every figure but accuracy."""
+    one, two = (comparison.runs[n].metrics[comparison.split] for n in (first, second))
+    values = {name: (one[name], two[name]) for name in ("macro_f1", "mcc", "roc_auc")}
+    for index, label in enumerate(comparison.label_names):
+        values[f"f1_{index}"] = (one["f1"][label], two["f1"][label])
+    found = {
+        name: {
+            "difference": left - right,
+            "interval": _as_list(percentile_interval(drawn[name][first] - drawn[name][second])),
+        }
+        for name, (left, right) in values.items()
+        if name in drawn and None not in (left, right)
+    }
+    by_label = {
+        label: found.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)
+    }
+    return {**found, "f1": by_label}
 
 
 def _as_list(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
 
 
-def _p_value(first: NDArray[np.bool_], second: NDArray[np.bool_], seed: int) -> float:
-    """McNemar's for two Runs of one seed; else the test that it is a case of."""
-    if len(first) == len(second) == 1:
-        return mcnemar(first[0], second[0])
-    return permutation(first.mean(axis=0) - second.mean(axis=0), seed=seed)
-
-
-def _dominance(comparison: "Comparison", first: int, second: int) -> float | None:
+def _dominance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
     """Almost stochastic order over the seeds' accuracies, where both have some."""
-    one, two = (
-        [float((own.predictions == own.references).mean()) for own in comparison.answers[number]]
-        for number in (first, second)
-    )
-    if min(len(one), len(two)) < MIN_SEEDS:
+    if min(len(one), len(other)) < MIN_SEEDS:
         return None
-    return almost_stochastic_order(one, two)
+    return almost_stochastic_order(one.tolist(), other.tolist())
 
 
 def is_sure(difference: Mapping[str, Any]) -> bool:
@@ -159,7 +182,7 @@ def is_same(difference: Mapping[str, Any]) -> bool:
 def difference_header(margin: float) -> list[str]:
     """Names of the columns of the table of differences."""
     return [
-        *("better", "than", "points", "95 %", "sure", "p (Holm)", "p"),
+        *("better", "than", "points", "95 %", "sure", "p (Holm)", "p", "ROC-AUC, points"),
         *("right alone", f"same within {100 * margin:g} points", "over seeds"),
     ]
 
@@ -175,9 +198,17 @@ def difference_cells(differences: Sequence[Mapping[str, Any]]) -> list[list[str]
             "yes" if is_sure(one) else "no",
             p_text(one["holm"]),
             p_text(one["p"]),
+            _area_text(one["others"].get("roc_auc")),
             f"{one['only_first_right']} : {one['only_second_right']}",
             f"{'yes' if is_same(one) else 'no'} ({p_text(one['equivalence'])})",
             "-" if one["dominance"] is None else f"ε {one['dominance']:.2f}",
         ]
         for one in differences
     ]
+
+
+def _area_text(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "-"
+    ends = " to ".join(f"{100 * end:+.1f}" for end in found["interval"])
+    return f"{100 * found['difference']:+.1f} ({ends})"

@@ -154,6 +154,7 @@ def difference_numbers(report: Report) -> list[SortedRow]:
                 None,
                 one["holm"],
                 one["p"],
+                one["others"].get("roc_auc", {}).get("difference"),
                 one["only_first_right"],
                 one["equivalence"],
                 one["dominance"],

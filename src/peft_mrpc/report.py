@@ -63,10 +63,11 @@ class Report:
             "the probability of pairs that the one has right and the other wrong lying so "
             "unevenly (McNemar's exact test; over seeds its general form, a permutation test of "
             "the shares of seeds that are right). Holm's adjustment allows for the number of "
-            "differences in the table. Right alone: pairs that the better alone has right, and "
-            f"those that the other alone has (first seeds). Same within {points}: two one-sided "
-            "tests (TOST) show the two accuracies to lie less than that apart. Over seeds: almost "
-            "stochastic order, 0 where the better wins by every quantile, 0.5 where neither does."
+            "differences in the table. ROC-AUC: its difference, with an interval by the same "
+            "draws. Right alone: pairs that the better alone has right, and those that the other "
+            f"alone has (first seeds). Same within {points}: two one-sided tests (TOST) show the "
+            "two accuracies to lie less than that apart. Over seeds: almost stochastic order, 0 "
+            "where the better wins by every quantile, 0.5 where neither does."
         )
 
     def table(self) -> tuple[list[str], list[list[str]]]:

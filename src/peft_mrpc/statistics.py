@@ -51,7 +51,8 @@ def bootstrap(
         draws: How often rows are drawn.
         seed: Fixes the draws.
     Returns:
-        For `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1` and `roc_auc` what each draw gives, [R, D].
+        For `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc` and `roc_auc` what each draw gives,
+        [R, D].
         ROC-AUC is not a number in a draw that has rows of one label alone.
     """
     count = len(references)
@@ -79,8 +80,25 @@ def _measure(confusion: Array) -> dict[str, Array]:
     total = confusion.sum(axis=(2, 3))
     sizes = confusion.sum(axis=3) + confusion.sum(axis=2)
     f1 = np.divide(2 * hits, sizes, out=np.zeros_like(hits), where=sizes > 0)
-    measured = {"accuracy": (hits.sum(axis=2) / total).T, "macro_f1": f1.mean(axis=2).T}
+    measured = {
+        "accuracy": (hits.sum(axis=2) / total).T,
+        "macro_f1": f1.mean(axis=2).T,
+        "mcc": _matthews(confusion).T,
+    }
     return measured | {f"f1_{label}": f1[:, :, label].T for label in range(f1.shape[2])}
+
+
+def _matthews(confusion: Array) -> Array:
+    """Matthews correlation, [D, R, C, C] -> [D, R]; 0 for a constant answer (Gorodkin, 2004)."""
+    count = confusion.sum(axis=(2, 3))
+    right = np.trace(confusion, axis1=2, axis2=3)
+    true, said = confusion.sum(axis=3), confusion.sum(axis=2)  # [D, R, C]
+    shared = count * right - (true * said).sum(axis=2)
+    spread = (count**2 - (true**2).sum(axis=2)) * (count**2 - (said**2).sum(axis=2))
+    found: Array = np.divide(
+        shared, np.sqrt(np.maximum(spread, 0)), out=np.zeros_like(shared), where=spread > 0
+    )
+    return found
 
 
 def weighted_auc(weights: NDArray[np.float32], references: Labels, scores: Array) -> Array:
