@@ -24,9 +24,10 @@ from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
-from peft_mrpc.trunk import _HELD, trunk_depth
+from peft_mrpc.trunk import _HELD, Trunk, trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_store import TrunkStore, pad_states, row_key
+from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"
 
@@ -47,7 +48,8 @@ def fit(tmp_path: Path, trunks: Path, data_flags: list[str]) -> Callable[..., Ru
 
     def run(name: str, model: str, *flags: str) -> Run:
         main(
-            ["--model", model, *data_flags, "--output_dir", str(tmp_path / name), "--seed", "3"]
+            ["--model", model, *data_flags, "--output_dir", str(tmp_path / name)]
+            + (["--seed", "3"] if "--seeds" not in flags else [])
             + ["--num_train_epochs", "3", "--per_device_train_batch_size", "4"]
             + ["--logging_steps", "1", "--dropout", "0.1", "--learning_rate", "1e-3"]
             + ["--swap_sentences", "false", *flags]
@@ -185,7 +187,7 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     assert "frozen layers run every time: it takes" in caplog.text
     assert "--trunk_cache_limit is 1 KB (`peft-mrpc cache` lists and clears)" in caplog.text
     fit("few", tiny_bert, *FREEZE, "--max_steps", "1")
-    assert "the training reads 4 pairs, fewer than the 9 to run" in caplog.text
+    assert "training reads 4 pairs, fewer than the 9 to run" in caplog.text
     fit("fits memory", tiny_bert, *FREEZE, "--trunk_cache_limit", "1KB")
     assert "9 are new" in caplog.text and "in memory)" in caplog.text
     assert not list(trunks.glob("*/*.states"))
@@ -198,6 +200,61 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     said = fails(main, *base, *FREEZE, "--trunk_cache_limit", "much")
     assert said.endswith("--trunk_cache_limit: got 'much'; expected a size such as 2GB.")
     assert not (tmp_path / "refused").exists()
+
+
+NO_GAIN = "training reads {} pairs, fewer than the 9 to run"
+
+
+def test_every_seed_that_is_left_counts_where_a_fill_must_pay(
+    tiny_bert: str, fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    one_step = [*FREEZE, "--max_steps", "1"]  # of 4 pairs; 9 are different
+    fit("two", tiny_bert, *one_step, "--seeds", "1,2")
+    assert NO_GAIN.format(8) in caplog.text and NO_GAIN.format(4) in caplog.text
+    assert USED not in caplog.text
+    fit("three", tiny_bert, *one_step, "--seeds", "1,2,3")
+    assert caplog.text.count("9 pairs; 9 are new") == 1
+    assert caplog.text.count("9 pairs; all are in") == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "trials", "said"),
+    [
+        ("learning_rate: {low: 1e-4, high: 1e-2}", 2, NO_GAIN.format(8)),
+        ("learning_rate: {low: 1e-4, high: 1e-2}", 3, ""),
+        # Half of the trials after this one find what it keeps.
+        ("num_unfrozen_layers: {choices: [0, 1]}", 4, NO_GAIN.format(8)),
+        ("num_unfrozen_layers: {choices: [0, 1]}", 5, ""),
+    ],
+)
+def test_the_trials_that_find_a_trunk_count_where_a_fill_must_pay(
+    space: str,
+    trials: int,
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    trunks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("optuna")
+    reasons: list[str] = []
+    prepare = Trunk.prepare
+
+    def listen(self: Trunk, *args: Any) -> str:
+        reasons.append(prepare(self, *args))
+        return reasons[-1]
+
+    monkeypatch.setattr(Trunk, "prepare", listen)
+    (tmp_path / "space.yaml").write_text(space)
+    freeze = FREEZE[:2] if "layers" in space else FREEZE
+    tune(
+        ["--model", tiny_bert, *data_flags, *freeze, "--max_steps", "1"]
+        + ["--search_space", str(tmp_path / "space.yaml"), "--num_trials", str(trials)]
+        + ["--per_device_train_batch_size", "4", "--swap_sentences", "false"]
+        + ["--selection_fraction", "0.3", "--output_dir", str(tmp_path / "search")]
+    )
+    assert len(reasons) == trials and reasons[0] == said
 
 
 def test_a_cached_training_goes_on_from_its_checkpoint(

@@ -231,12 +231,16 @@ class CacheTrunk(TrainerCallback):
         plan: Where that is kept.
         collator: The Trainer's own.
         rows: All encoded pairs that the training reads or evaluates on.
+        num_trainings: How many will read them, this one and those after it (seeds, trials).
     """
 
-    def __init__(self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any]) -> None:
+    def __init__(
+        self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any], num_trainings: int = 1
+    ) -> None:
         self.plan = plan
         self.collator = collator
         self.rows = rows
+        self.num_trainings = num_trainings
         self.trunk: Trunk | None = None
         self.seconds = 0.0  # that the activations took
         self.token_bytes = 0  # that those of one token take
@@ -257,12 +261,9 @@ class CacheTrunk(TrainerCallback):
         trunk = Trunk(model, depth, self.plan, self.collator)
         started = time.perf_counter()
         if not reason:
-            visits = (
-                (state.max_steps - state.global_step)
-                * args.train_batch_size
-                * args.gradient_accumulation_steps
-            )
-            reason = trunk.prepare(self.rows, None if is_asked else visits * args.world_size)
+            steps = (state.max_steps - state.global_step) * self.num_trainings
+            pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            reason = trunk.prepare(self.rows, None if is_asked else steps * pairs)
         if not reason:
             self.trunk = trunk.__enter__()
             assert self.collator.store is not None

@@ -105,7 +105,8 @@ class Trunk:
 
         Args:
             rows: Encoded pairs.
-            visits: How many the training will read; fewer than are to be computed do not pay.
+            visits: How many pairs will be read, by this training and those after it; fewer than
+                are to be computed do not pay.
         Returns:
             Why it is better to do without; nothing if all is there.
         """
@@ -121,7 +122,7 @@ class Trunk:
             missing, size = _missing(store, by_key)
         refusal = self._make_room(store, size)
         if visits is not None and len(missing) > visits:
-            refusal = f"the training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
+            refusal = f"training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
         # Machines may differ in what they have, and in room: all do without, or none.
         if refusals := [*filter(None, gather_object([refusal]))]:
             return str(refusals[0])

@@ -1,13 +1,21 @@
 """Where the activations of frozen layers are kept, as flags say it."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import unknown_name
+from peft_mrpc.search_space import Parameter
 
 MODES = ("auto", "disk", "memory", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Flags of which each value has activations of its own.
+PARTING = {
+    *("num_unfrozen_layers", "frozen_modules", "unfrozen_modules", "pooling"),
+    *("trunk_cache_dtype", "bf16", "fp16", "tf32"),
+}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -55,6 +63,11 @@ def trunk_faults(config: TrainConfig) -> list[str]:
         if parse_bytes(getattr(config, name)) is None:
             faults.append(f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB.")
     return faults
+
+
+def count_trunks(space: Sequence[Parameter]) -> int:
+    """Among how many trunks the trials of a search are shared out."""
+    return math.prod(parameter.count() for parameter in space if parameter.name in PARTING)
 
 
 def parse_bytes(text: str) -> int | None:
