@@ -48,6 +48,7 @@ LAYERS = [
         "selection",
         "statistics",
         "trunk",
+        "trunk_rows",
         "trunk_store",
     },
     {"choosing", "methods", "evidence", "predictors", "prompting", "reporting", "trainer"},

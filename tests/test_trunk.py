@@ -26,7 +26,8 @@ from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, Trunk, trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_store import TrunkStore, pad_states, row_key
+from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_store import TrunkStore, pad_states
 from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"
@@ -343,7 +344,9 @@ def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_pat
             for number in chosen:
                 writer.add(*list(rows.items())[number])
         store.refresh()
+        store.take(rows)
     stores = [store] if folder is None else [store, TrunkStore(folder, 3, dtype, 0)]
+    stores[-1].take(rows)
     for one in [*stores, pickle.loads(pickle.dumps(store))]:
         assert all(key in one for key in rows)
         assert all(torch.equal(one[key], states) for key, states in rows.items())
@@ -444,6 +447,67 @@ def _lose_keys(folder: Path) -> None:
 def _cut_lengths(folder: Path) -> None:
     lengths = next(folder.glob("*.lengths"))
     lengths.write_bytes(lengths.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("resident", [0, 1 << 20])
+def test_only_the_rows_that_are_asked_for_are_read(
+    resident: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [bytes([n]) * 16 for n in range(4)]
+    for pair in (keys[:2], keys[2:]):
+        with TrunkStore(tmp_path / "trunk", 2, torch.float32, resident).adding() as writer:
+            for key in pair:
+                writer.add(key, torch.full((3, 2), float(key[0])))
+    first = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
+    files = {first._on_disk[key].file: key for key in keys}
+    assert len(files) == 2 and first.resident == 0
+    gone = tmp_path / "trunk" / f"{first._on_disk[keys[3]].file}.states"
+    gone.unlink()
+    spoilt = tmp_path / "trunk" / f"{first._on_disk[keys[0]].file}.states"
+    spoilt.write_bytes(spoilt.read_bytes()[:24] + bytes(24))  # the second of its two rows
+    first.take(keys[:1])
+    assert torch.equal(first[keys[0]], torch.zeros(3, 2)) and caplog.text == ""
+    assert first.resident == (24 if resident else 0) and keys[1] not in first
+    second = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
+    second.take(keys)
+    assert not any(key in second for key in keys)
+    assert caplog.text.count("damaged and not used") == 2
+
+
+def test_a_row_that_one_file_has_lost_is_found_in_another(tmp_path: Path) -> None:
+    key, folder = b"k" * 16, tmp_path / "trunk"
+    for name in ("a", "b"):  # as after a damage: the first in order is the damaged one
+        with TrunkStore(folder, 2, torch.float32, 0).adding() as writer:
+            writer.add(key, torch.ones(3, 2))
+        for path in [*folder.glob("????????????????????????????????.*")]:
+            path.rename(folder / f"{name}{path.suffix}")
+        if name == "a":
+            (folder / "a.lengths").rename(folder / "a.hidden")
+    (folder / "a.hidden").rename(folder / "a.lengths")
+    (folder / "a.states").write_bytes(bytes(24))
+    store = TrunkStore(folder, 2, torch.float32, 0)
+    store.take([key])
+    assert torch.equal(store[key], torch.ones(3, 2))
+
+
+def test_a_training_on_other_pairs_reads_no_file_but_its_own(
+    tiny_bert: str, fit: Callable[..., Run], tmp_path: Path, trunks: Path, caplog: Any
+) -> None:
+    header = ("sentence1", "sentence2", "label")
+    others = [(f"{one} no road", f"{one} yes", "equivalent") for one in WORDS[:8]]
+    others += [(f"{one} no", f"{one} true", "not_equivalent") for one in WORDS[:8]]
+    other = ["--train_file", str(write_csv(tmp_path / "other.csv", others, header))]
+    before = fit("before", tiny_bert, *PROBE)
+    files = set(trunks.glob("*/*.states"))
+    fit("other", tiny_bert, *PROBE, *other)
+    (theirs,) = set(trunks.glob("*/*.states")) - files
+    theirs.unlink()
+    _HELD.clear()
+    caplog.clear()
+    assert drift(before, fit("after", tiny_bert, *PROBE)) == 0
+    assert "all are in" in caplog.text and "damaged" not in caplog.text
+    fit("other again", tiny_bert, *PROBE, *other)
+    assert "damaged and not used" in caplog.text and "16 pairs; 16 are new" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [_spoil_row, _cut_short, _lose_keys, _cut_lengths])
@@ -577,6 +641,7 @@ def test_the_same_rows_are_kept_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "trunk").glob("*.states"))) == 1
     for store in stores:
         store.refresh()
+        store.take([b"k" * 16])
         assert torch.equal(store[b"k" * 16], torch.ones(3, 2))
 
 

@@ -30,7 +30,8 @@ from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore, Writer, raw_bytes, row_key
+from peft_mrpc.trunk_rows import Writer, raw_bytes, row_key
+from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore
 
 Rows = Sequence[Mapping[str, Any]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
@@ -223,10 +224,12 @@ class Trunk:
         fault = self._fill_share(store, rows, about, index, count)
         state.wait_for_everyone()
         store.refresh()
+        by_key = {row_key(row): row for row in rows}
         # Another job may have come between what each process found missing.
-        if not fault and (left := [row for row in rows if row_key(row) not in store]):
+        if not fault and (left := _missing(store, by_key)[0]):
             fault = self._fill_share(store, left, about, 0, 1)
             store.refresh()
+            store.take(by_key)
         return fault
 
     def _fill_share(
@@ -357,7 +360,8 @@ class Trunk:
 
 
 def _missing(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
-    """The rows that a store lacks, and how many bytes they take."""
+    """The rows that a store lacks, and how many bytes they take; it takes in the others."""
+    store.take(by_key)
     missing = [row for key, row in by_key.items() if key not in store]
     return missing, sum(len(row["input_ids"]) for row in missing) * store.token_bytes
 
