@@ -257,7 +257,7 @@ class CacheTrunk(TrainerCallback):
         self.leave()  # the Trainer may begin again with smaller batches
         depth = trunk_depth(model)
         is_asked = self.plan.mode != "auto"
-        reason = "no layer at the bottom is frozen" if depth == 0 else _unfit_for_trunk(args)
+        reason = "no layer at the bottom is frozen" if depth == 0 else unfit_for_trunk(args)
         trunk = Trunk(model, depth, self.plan, self.collator)
         started = time.perf_counter()
         if not reason:
@@ -288,7 +288,7 @@ class CacheTrunk(TrainerCallback):
         self.collator.store = None
 
 
-def _unfit_for_trunk(args: TrainingArguments) -> str:
+def unfit_for_trunk(args: TrainingArguments) -> str:
     """What about the way of training lets no layer be left out; nothing if all is well."""
     if args.fsdp or args.deepspeed:
         return "FSDP and DeepSpeed part the layers among the processes"

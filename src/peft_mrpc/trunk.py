@@ -26,7 +26,7 @@ from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger, one_line
 from peft_mrpc.freezing import encoder_layers, modules_after_layers
-from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
+from peft_mrpc.kept_trunks import describe_trunk, fill_refusal, find_room, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
@@ -122,8 +122,8 @@ class Trunk:
             store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
             missing, size = _missing(store, by_key)
         refusal = self._make_room(store, size)
-        if visits is not None and len(missing) > visits:
-            refusal = f"training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
+        if visits is not None:
+            refusal = fill_refusal(len(missing), visits) or refusal
         # Machines may differ in what they have, and in room: all do without, or none.
         if refusals := [*filter(None, gather_object([refusal]))]:
             return str(refusals[0])
@@ -194,20 +194,12 @@ class Trunk:
 
     def _make_room(self, store: TrunkStore, size: int) -> str:
         """Settle where so many bytes go; what is in the way, if anything is."""
-        limit, in_memory = self.plan.memory_bytes, ""
-        if size > limit:
-            in_memory = f"it takes {in_bytes(size)}, --trunk_cache_memory is {in_bytes(limit)}"
-        if process_state().num_processes > 1:
-            in_memory = "several processes share it on disk alone (--trunk_cache disk)"
-        if store.folder is None:
-            return in_memory
-        if size == 0:  # a place that cannot be written, or is full, can be read
-            return ""
-        on_disk = disk_refusal(size, self.plan.disk_bytes)
-        if on_disk and self.plan.mode == "auto" and not in_memory:
+        if store.folder is not None and size == 0:
+            return ""  # a place that cannot be written, or is full, can be read
+        in_memory, refusal = find_room(self.plan, size, store.folder is None)
+        if in_memory:
             store.folder = None
-            return ""
-        return on_disk
+        return refusal
 
     def _fill(self, store: TrunkStore, rows: Rows, about: Mapping[str, Any]) -> str:
         """Compute the activations of rows, each process its share.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.errors import unknown_name
+from peft_mrpc.errors import choice_faults
 from peft_mrpc.search_space import Parameter
 
 MODES = ("auto", "disk", "memory", "off")
@@ -52,17 +52,14 @@ def build_trunk_plan(config: TrainConfig, precision: str) -> TrunkPlan:
     )
 
 
-def trunk_faults(config: TrainConfig) -> list[str]:
-    """What is wrong with the flags."""
-    faults: list[str] = []
-    if config.trunk_cache not in MODES:
-        faults += unknown_name("--trunk_cache", config.trunk_cache, MODES).faults
-    if config.trunk_cache_dtype not in DTYPES:
-        faults += unknown_name("--trunk_cache_dtype", config.trunk_cache_dtype, DTYPES).faults
-    for name in ("trunk_cache_limit", "trunk_cache_memory"):
-        if parse_bytes(getattr(config, name)) is None:
-            faults.append(f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB.")
-    return faults
+def trunk_faults(config: object) -> list[str]:
+    """What is wrong with the flags, which `train` and `doctor` have."""
+    choices = {"trunk_cache": MODES, "trunk_cache_dtype": DTYPES}
+    return choice_faults(config, choices) + [
+        f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB."
+        for name in ("trunk_cache_limit", "trunk_cache_memory")
+        if parse_bytes(getattr(config, name)) is None
+    ]
 
 
 def count_trunks(space: Sequence[Parameter]) -> int:
