@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, WORDS, run_command, write_csv
+from conftest import ROWS, WORDS, launcher, run_command, write_csv
 from tiny_models import ARCHITECTURES, poolings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
@@ -306,6 +307,53 @@ def test_two_processes_share_the_work_and_train_as_one(
         processes=2,
     )
     assert done.returncode != 0 and "several processes share it on disk alone" in done.stderr
+
+
+# Each rank on a machine of its own: a directory, a cache and a place in it that no other shares.
+MACHINE = """
+import os, sys
+from pathlib import Path
+machine = Path(sys.argv[1]) / os.environ["RANK"]
+machine.mkdir()
+os.chdir(machine)
+os.environ |= {"PEFT_MRPC_TRUNKS": str(machine / "trunks")}
+os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+from peft_mrpc.errors import run_verb
+from peft_mrpc.train import main
+sys.exit(run_verb(main, sys.argv[2:]))
+"""
+
+
+def test_machines_without_a_common_disk_train_as_one_process(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
+) -> None:
+    rows = [
+        (f"the {one}", f"a {other} {one}", ROWS[len(one + other) % 2][2])
+        for one in WORDS[:8]
+        for other in WORDS[:5]
+    ]
+    train = write_csv(tmp_path / "train.csv", rows, ("sentence1", "sentence2", "label"))
+    flags = ["--model", tiny_bert, *data_flags, *FREEZE, "--train_file", str(train)]
+    flags += ["--logging_steps", "1", "--dropout", "0", "--trunk_cache", "disk"]
+    flags += ["--num_train_epochs", "2", "--swap_sentences", "false"]
+    flags += ["--train_sampling_strategy", "random", "--output_dir", "run"]
+    alone = [*flags[:-1], str(tmp_path / "alone"), "--per_device_train_batch_size", "8"]
+    main(alone)
+    (tmp_path / "machine.py").write_text(MACHINE)
+    done = subprocess.run(
+        [*launcher(2), str(tmp_path / "machine.py"), str(tmp_path), *flags]
+        + ["--per_device_train_batch_size", "4"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert drift(load_run(tmp_path / "alone"), load_run(tmp_path / "0" / "run")) < 2e-4
+    for rank in "01":  # every machine has computed every row
+        keys = [path.stat().st_size // 16 for path in tmp_path.glob(f"{rank}/trunks/*/*.keys")]
+        assert keys == [40]
+    assert not (tmp_path / "1" / "run").exists()
 
 
 def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) -> None:
