@@ -48,6 +48,8 @@ LAYERS = [
         "selection",
         "statistics",
         "trunk",
+        "trunk_fill",
+        "trunk_name",
         "trunk_rows",
         "trunk_store",
     },

@@ -25,7 +25,8 @@ from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
-from peft_mrpc.trunk import _HELD, Trunk, trunk_depth
+from peft_mrpc.trunk import _HELD, Trunk
+from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_rows import row_key
 from peft_mrpc.trunk_store import TrunkStore, pad_states

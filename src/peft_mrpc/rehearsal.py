@@ -28,7 +28,7 @@ from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.trainer import CacheTrunk, unfit_for_trunk
 from peft_mrpc.training import build_trainer, pair_length, trainer_precision
-from peft_mrpc.trunk import trunk_depth
+from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
 
 WARM_UP, STEPS = 2, 4

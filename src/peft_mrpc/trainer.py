@@ -20,7 +20,8 @@ from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.learning_rates import learning_rates
-from peft_mrpc.trunk import Trunk, trunk_depth
+from peft_mrpc.trunk import Trunk
+from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
 from peft_mrpc.trunk_store import TrunkCollator
 
