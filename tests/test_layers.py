@@ -55,7 +55,7 @@ LAYERS = [
     },
     {"choosing", "methods", "evidence", "predictors", "prompting", "reporting", "trainer"},
     {"demonstrations", "endpoint", "engines", "report", "requests"},
-    {"answers", "artifacts", "bars"},
+    {"answers", "artifacts", "bars", "plain_artifacts"},
     {"asking"},
     {"rehearsal", "search", "search_outcome", "seeds", "training"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
