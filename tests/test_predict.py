@@ -94,7 +94,7 @@ def save_by_peft(
         AutoModel.from_pretrained(base).save_pretrained(base)
     torch.manual_seed(1)
     model = AutoModelForSequenceClassification.from_pretrained(
-        base, num_labels=3, ignore_mismatched_sizes=True
+        base, num_labels=options.pop("num_labels", 3), ignore_mismatched_sizes=True
     )
     options = {"task_type": "SEQ_CLS", **options}
     if method == "lora":
@@ -209,6 +209,8 @@ def test_what_an_adapter_of_peft_alone_lacks_is_said(
     assert lost in said(deberta) and "PEFT's modules_to_save" in said(deberta)
     headless = save_by_peft(tmp_path / "bert2", tmp_path / "5", "bert", "lora", task_type=None)
     assert "lacks the weights classifier.bias" in said(headless)
+    score = save_by_peft(tmp_path / "bert3", tmp_path / "7", "bert", "lora", num_labels=1)
+    assert "has a head of one output; expected" in said(score)
     llama = save_by_peft(tmp_path / "llama", tmp_path / "6", "llama", "prompt_tuning")
     assert "got PROMPT_TUNING over llama, whose head reads padding" in said(llama)
 

@@ -221,17 +221,20 @@ def test_every_seed_that_is_left_counts_where_a_fill_must_pay(
 
 
 @pytest.mark.parametrize(
-    ("space", "trials", "said"),
+    ("space", "workers", "trials", "said"),
     [
-        ("learning_rate: {low: 1e-4, high: 1e-2}", 2, NO_GAIN.format(8)),
-        ("learning_rate: {low: 1e-4, high: 1e-2}", 3, ""),
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "1", 2, NO_GAIN.format(8)),
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "1", 3, ""),
         # Half of the trials after this one find what it keeps.
-        ("num_unfrozen_layers: {choices: [0, 1]}", 4, NO_GAIN.format(8)),
-        ("num_unfrozen_layers: {choices: [0, 1]}", 5, ""),
+        ("num_unfrozen_layers: {choices: [0, 1]}", "1", 4, NO_GAIN.format(8)),
+        ("num_unfrozen_layers: {choices: [0, 1]}", "1", 5, ""),
+        # Or are another worker's.
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "2", 4, NO_GAIN.format(8)),
     ],
 )
 def test_the_trials_that_find_a_trunk_count_where_a_fill_must_pay(
     space: str,
+    workers: str,
     trials: int,
     said: str,
     tiny_bert: str,
@@ -249,6 +252,7 @@ def test_the_trials_that_find_a_trunk_count_where_a_fill_must_pay(
         return reasons[-1]
 
     monkeypatch.setattr(Trunk, "prepare", listen)
+    monkeypatch.setenv("PEFT_MRPC_WORKERS", workers)
     (tmp_path / "space.yaml").write_text(space)
     freeze = FREEZE[:2] if "layers" in space else FREEZE
     tune(

@@ -42,38 +42,29 @@ def describe_plain_adapter(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If it is of no classifier, is damaged, or its base model cannot be found.
     """
-    where = folder / ADAPTER_FILE
-    adapter = read_json(where)
-    base, task = adapter.get("base_model_name_or_path"), adapter.get("task_type")
-    faults = []
-    if not base:
-        faults.append(f"{where}: names no base_model_name_or_path; expected that of its training.")
-    if task not in (None, "SEQ_CLS"):
-        faults.append(f"{where}: got task_type {task!r}; expected SEQ_CLS, a classifier's.")
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        faults.append(f"{folder}: damaged: {WEIGHT_FILES[0]} is missing.")
-    raise_faults(faults)
-    try:
-        source = find_model(str(base))
-        config = load_config(source)
-    except UserError as error:
-        place = f"{where}: base_model_name_or_path:"
-        raise UserError(*(f.replace("--model:", place, 1) for f in error.faults)) from error
+    adapter = _read_adapter(folder)
+    source, config = _find_base(folder, adapter)
     weights = _read_weights(folder)
     outputs = [weights[name] for name in _output_names(config, source) if name in weights]
     if outputs:
         names = [f"LABEL_{number}" for number in range(len(outputs[0]))]
     else:  # trained over a classifier, whose head it left as it was
         names = _label_names(config.to_dict())
+    if len(names) < 2:
+        raise UserError(f"{folder}: has a head of one output; expected one for each of two labels.")
     virtual = int(adapter.get("num_virtual_tokens") or 0)
     tokenizer = load_tokenizer(tokenizer_source(folder, source))
     if tokenizer.sep_token is None:
         if adapter.get("peft_type") in ("PROMPT_TUNING", "P_TUNING"):
             raise UserError(
-                f"{where}: got {adapter['peft_type']} over {config.model_type}, whose head reads "
-                "padding behind a soft prompt; expected an adapter of an encoder, or a LoRA."
+                f"{folder / ADAPTER_FILE}: got {adapter['peft_type']} over {config.model_type}, "
+                "whose head reads padding behind a soft prompt; expected an encoder's, or a LoRA."
             )
-        logger.warning("%s: was it trained on `Sentence 1: ...`, `Sentence 2: ...`?", folder)
+        logger.warning(
+            "%s: a pair is put as lines `Sentence 1: ...` and `Sentence 2: ...`; it labels well "
+            "only what looks as in its training",
+            folder,
+        )
     return {
         "model": source.name,
         "base_model_id": None,
@@ -81,6 +72,29 @@ def describe_plain_adapter(folder: Path) -> dict[str, Any]:
         "max_length": min(MAX_LENGTH, position_limit(config, tokenizer) - virtual),
         "weights": sorted(weights),
     }
+
+
+def _read_adapter(folder: Path) -> dict[str, Any]:
+    where = folder / ADAPTER_FILE
+    adapter: dict[str, Any] = read_json(where)
+    faults = []
+    if not adapter.get("base_model_name_or_path"):
+        faults.append(f"{where}: names no base_model_name_or_path; expected that of its training.")
+    if (task := adapter.get("task_type")) not in (None, "SEQ_CLS"):
+        faults.append(f"{where}: got task_type {task!r}; expected SEQ_CLS, a classifier's.")
+    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+        faults.append(f"{folder}: damaged: {WEIGHT_FILES[0]} is missing.")
+    raise_faults(faults)
+    return adapter
+
+
+def _find_base(folder: Path, adapter: Mapping[str, Any]) -> tuple[ModelSource, PretrainedConfig]:
+    try:
+        source = find_model(str(adapter["base_model_name_or_path"]))
+        return source, load_config(source)
+    except UserError as error:
+        place = f"{folder / ADAPTER_FILE}: base_model_name_or_path:"
+        raise UserError(*(f.replace("--model:", place, 1) for f in error.faults)) from error
 
 
 def tokenizer_source(folder: Path, base: ModelSource) -> ModelSource:

@@ -161,9 +161,8 @@ def run_trials(
     Args:
         plan: The search.
         trainer: Carries the search from trial to trial.
-        build: The Trainer of one trial, from the values it tries and the number of trials left
-            with it; every flag and option may be among the values, and so each trial has a model,
-            features and callbacks of its own.
+        build: The Trainer of one trial, from its values and the number of trials left with it;
+            any flag may vary, and so each trial has a model, features and callbacks of its own.
     """
     study = open_study(plan)
     # Held from counting the trials until the new one is counted: of two workers, one is the last.

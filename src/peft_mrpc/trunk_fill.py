@@ -53,29 +53,37 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
         index = state.local_process_index
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
-    def fill(some: Rows, index: int, count: int) -> str:
-        batches = length_sorted_batches([len(row["input_ids"]) for row in some], FILL_BATCH)
-        own = [[some[row] for row in batch] for batch in batches[index::count]]
-        if not own:  # nothing to do: a store that is complete may be read-only
-            return ""
-        try:
-            if store.folder is not None:
-                describe_trunk(store.folder, about)
-            _add_rows(store, own, compute)
-        except OSError as error:
-            return f"{store.folder} cannot be written: {one_line(error)}"
-        return ""
-
-    fault = fill(rows, index, count)
+    fault = _fill_share(store, rows, about, compute, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
     by_key = {row_key(row): row for row in rows}
     # Another job may have come between what each process found missing.
     if not fault and (left := missing_rows(store, by_key)[0]):
-        fault = fill(left, 0, 1)
+        fault = _fill_share(store, left, about, compute)
         store.refresh()
         store.take(by_key)
     return fault
+
+
+def _fill_share(
+    store: TrunkStore,
+    rows: Rows,
+    about: Mapping[str, Any],
+    compute: Compute,
+    share: slice = slice(None),
+) -> str:
+    """Compute some of the batches of rows; why they cannot be written, if so."""
+    batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
+    own = [[rows[row] for row in batch] for batch in batches[share]]
+    if not own:  # nothing to do: a store that is complete may be read-only
+        return ""
+    try:
+        if store.folder is not None:
+            describe_trunk(store.folder, about)
+        _add_rows(store, own, compute)
+    except OSError as error:
+        return f"{store.folder} cannot be written: {one_line(error)}"
+    return ""
 
 
 def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> None:
