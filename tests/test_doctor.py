@@ -11,6 +11,11 @@ from peft_mrpc import doctor
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.doctor import ARCHITECTURES, build_options, main
 from peft_mrpc.methods import METHODS
+from peft_mrpc.models import load_config, load_tokenizer
+from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
+from peft_mrpc.requests import parse_request
+from peft_mrpc.sources import find_model
+from peft_mrpc.trunk_plan import parse_bytes
 
 
 def test_the_table_shows_every_method_and_the_environment(
@@ -128,6 +133,72 @@ def test_what_it_will_take_is_tried_and_leaves_nothing(
         assert bool(re.search(kept % re.escape(size), said)) is (method == "layer_freeze")
     assert re.match(pattern, few) and many.startswith("100,000 pairs")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_forecast_is_of_the_run_that_will_be_made(
+    tiny_bert: str,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path / "trunks"))
+    base = ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+    base += ["--num_pairs", "1000"]
+
+    def said(*flags: str) -> str:
+        return _estimate([*base, *flags], capsys)
+
+    once = "for the frozen layers, once"
+    assert once not in said("--trunk_cache", "off")
+    assert "(3.39 MB kept)" in said("--trunk_cache_dtype", "float16")
+    assert "(6.78 MB kept)" in said("--trunk_cache_limit", "1KB")  # in memory
+    small = ["--trunk_cache_limit", "1KB", "--trunk_cache_memory", "1MB"]
+    text = said(*small)
+    assert once not in text and "; frozen layers run every time: it takes 6.78 MB, 0 KB" in text
+    # Each of them as train says it.
+    refused = fails(main, *base, "--trunk_cache", "memory", *small)
+    assert refused.endswith("got 'memory', but it takes 6.78 MB, --trunk_cache_memory is 1 MB.")
+    refused = fails(main, *base, "--trunk_cache", "disk", *small)
+    assert "--trunk_cache: got 'disk', but it takes 6.78 MB" in refused
+    assert "Did you mean 'disk'?" in fails(main, *base, "--trunk_cache", "disc")
+    flags = ["--trunk_cache_limit", "much", "--estimate", "false"]
+    assert "--trunk_cache_limit: got 'much'; expected a size" in fails(main, *base, *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_forecast_weighs_a_fill_as_train_does(tiny_bert: str) -> None:
+    def seen(*flags: str) -> Estimate:
+        request = parse_request(
+            ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+            + [*flags, "--pooling", "mean", "--num_train_epochs", "1"]
+            + ["--report_to", "none", "--save_strategy", "no"]
+        )
+        source = find_model(tiny_bert)
+        tokenizer = load_tokenizer(source)
+        found = rehearse(request, load_config(source), tokenizer, Pairs(100, 20))
+        assert isinstance(found, Estimate)
+        return found
+
+    both = seen()
+    assert both.trunk_pairs == 0
+    assert both.note == "training reads 100 pairs, fewer than the 200 to run"
+    one = seen("--swap_sentences", "false")
+    assert one.trunk_pairs == 100 and one.note == ""
+    assert seen("--trunk_cache", "disk").trunk_pairs == 200
+
+
+def test_what_will_be_held_counts_as_memory(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+    flags += ["--num_pairs", "1000000"]  # 6.78 GB
+    peaks = []
+    for limit in ("1KB", "9GB"):
+        said = _estimate([*flags, "--trunk_cache_memory", limit], capsys)
+        peaks.append(parse_bytes(said.split("peak memory about ")[1]))
+    assert peaks[0] is not None and peaks[1] is not None
+    assert 5e9 < peaks[1] - peaks[0] < 8e9
 
 
 def _estimate(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -53,6 +53,9 @@ LAYERS = [
         "sentences",
         "statistics",
         "trunk",
+        "trunk_fill",
+        "trunk_name",
+        "trunk_rows",
         "trunk_store",
     },
     {
@@ -68,7 +71,7 @@ LAYERS = [
         "verdict",
     },
     {"demonstrations", "endpoint", "engines", "html_report", "report", "requests"},
-    {"answers", "artifacts", "bars"},
+    {"answers", "artifacts", "bars", "plain_artifacts"},
     {"asking"},
     {"joined", "rehearsal", "search", "search_outcome", "seeds", "training"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},

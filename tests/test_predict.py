@@ -4,9 +4,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import ROWS, run_command, write_csv
+from tiny_models import write_tiny_model
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_mrpc.predict import main
 
@@ -55,8 +60,6 @@ def test_standard_input_to_standard_output(trained_run: Path) -> None:
 def test_a_model_without_a_trained_head_is_refused(
     tiny_bert: str, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
-    from transformers import AutoModel, AutoTokenizer
-
     AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
     said = fails(main, str(tmp_path / "base"), "--input", pair_files["unlabelled"])
@@ -78,6 +81,138 @@ def test_a_model_directory_of_another_tool_works_too(
     output = tmp_path / "out.csv"
     main([tiny_bert, "--input", pair_files["unlabelled"], "--output", str(output)])
     assert "probability_LABEL_1" in output.read_text().splitlines()[0]
+
+
+def save_by_peft(
+    base: Path, folder: Path, architecture: str, method: str, headless: bool = True, **options: Any
+) -> Path:
+    """A checkpoint in `base`, and an adapter of three labels over it, by PEFT alone."""
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
+
+    write_tiny_model(architecture, base)
+    if headless:
+        AutoModel.from_pretrained(base).save_pretrained(base)
+    torch.manual_seed(1)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=options.pop("num_labels", 3), ignore_mismatched_sizes=True
+    )
+    options = {"task_type": "SEQ_CLS", **options}
+    if method == "lora":
+        options = {"target_modules": "all-linear", "init_lora_weights": False, **options}
+        adapted = get_peft_model(model, LoraConfig(r=2, **options))
+    else:
+        adapted = get_peft_model(model, PromptTuningConfig(num_virtual_tokens=5, **options))
+    adapted.save_pretrained(folder)
+    return folder
+
+
+def probabilities_by_peft(base: Path, folder: Path) -> list[list[float]]:
+    """What plain PEFT gives for each of our rows, one at a time."""
+    from peft import PeftModel
+
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        base, num_labels=3, ignore_mismatched_sizes=True
+    )
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.eos_token_id
+    model = PeftModel.from_pretrained(model, folder).eval()
+    found = []
+    for one, other, _ in ROWS:
+        texts = (
+            (one, other) if tokenizer.sep_token else (f"Sentence 1: {one}\nSentence 2: {other}",)
+        )
+        with torch.no_grad():
+            logits = model(**tokenizer(*texts, return_tensors="pt")).logits
+        found.append(logits.softmax(-1)[0].tolist())
+    return found
+
+
+@pytest.mark.parametrize(
+    ("architecture", "method", "headless"),
+    [
+        ("bert", "lora", True),
+        ("roberta", "lora", False),  # its own head has two labels
+        ("llama", "lora", True),
+        ("bert", "prompt_tuning", True),
+    ],
+)
+def test_an_adapter_of_peft_alone_gives_what_peft_gives(
+    architecture: str, method: str, headless: bool, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    save_by_peft(base, adapter, architecture, method, headless)
+    assert not (adapter / "tokenizer_config.json").exists()
+    expected = probabilities_by_peft(base, adapter)
+    assert np.std(expected, axis=0).max() > 1e-3, "the pairs are all alike"
+    for names, flags in (
+        (["LABEL_0", "LABEL_1", "LABEL_2"], []),
+        (["no", "perhaps", "yes"], ["--class_names", "no, perhaps,yes"]),
+    ):
+        output = tmp_path / f"{names[0]}.jsonl"
+        main([str(adapter), "--input", pair_files["unlabelled"], "--output", str(output), *flags])
+        for row, wanted in zip(map(json.loads, output.open()), expected, strict=True):
+            assert [row[f"probability_{name}"] for name in names] == pytest.approx(wanted, abs=1e-6)
+            assert row["prediction"] == names[int(np.argmax(wanted))]
+
+
+def test_an_adapter_over_a_trained_classifier_has_its_labels(
+    tiny_bert: str, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bert, base)
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "id2label": {"0": "no", "1": "yes"}}))
+    model = AutoModelForSequenceClassification.from_pretrained(base)
+    options = {"target_modules": ["query"], "init_lora_weights": False}
+    get_peft_model(model, LoraConfig(**options)).save_pretrained(tmp_path / "adapter")
+    output = tmp_path / "out.csv"
+    main([str(tmp_path / "adapter"), "--input", pair_files["unlabelled"], "--output", str(output)])
+    with output.open(newline="") as file:
+        header = next(csv.reader(file))
+    assert header[-2:] == ["probability_no", "probability_yes"]
+
+
+def test_what_an_adapter_of_peft_alone_lacks_is_said(
+    pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str], trained_run: Path
+) -> None:
+    flags = ["--input", pair_files["unlabelled"]]
+
+    def said(folder: Path, *more: str) -> str:
+        text = fails(main, str(folder), *flags, *more)
+        assert len(text.splitlines()) == 1
+        return text
+
+    def changed(name: str, **values: Any) -> Path:
+        shutil.copytree(whole, tmp_path / name)
+        path = tmp_path / name / "adapter_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+        return tmp_path / name
+
+    whole = save_by_peft(tmp_path / "bert", tmp_path / "whole", "bert", "lora")
+    assert "got 2 names; expected 3, as many" in said(whole, "--class_names", "a,b")
+    assert "two or more different names" in said(whole, "--class_names", "a,a,b")
+    assert "names its labels itself (not_eq" in said(trained_run, "--class_names", "a,b")
+    assert "names no base_model_name_or_path" in said(changed("0", base_model_name_or_path=None))
+    gone = said(changed("1", base_model_name_or_path="/gone/model"))
+    assert "adapter_config.json: base_model_name_or_path: got '/gone/model'" in gone
+    assert "got task_type 'CAUSAL_LM'; expected" in said(changed("2", task_type="CAUSAL_LM"))
+    (changed("3") / "adapter_model.safetensors").write_bytes(b"half")
+    assert "damaged: its weights: " in said(tmp_path / "3")
+    (tmp_path / "3" / "adapter_model.safetensors").unlink()
+    assert "damaged: adapter_model.safetensors is missing" in said(tmp_path / "3")
+    # Its pooler was drawn at random, stayed as it was, and is nowhere.
+    deberta = save_by_peft(tmp_path / "deberta", tmp_path / "4", "deberta-v2", "lora")
+    lost = "lacks the weights pooler.dense.bias, pooler.dense.weight, and so does the adapter"
+    assert lost in said(deberta) and "PEFT's modules_to_save" in said(deberta)
+    headless = save_by_peft(tmp_path / "bert2", tmp_path / "5", "bert", "lora", task_type=None)
+    assert "lacks the weights classifier.bias" in said(headless)
+    score = save_by_peft(tmp_path / "bert3", tmp_path / "7", "bert", "lora", num_labels=1)
+    assert "has a head of one output; expected" in said(score)
+    llama = save_by_peft(tmp_path / "llama", tmp_path / "6", "llama", "prompt_tuning")
+    assert "got PROMPT_TUNING over llama, whose head reads padding" in said(llama)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, WORDS, run_command, write_csv
+from conftest import ROWS, WORDS, launcher, run_command, write_csv
 from tiny_models import ARCHITECTURES, poolings
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
@@ -24,9 +25,12 @@ from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
-from peft_mrpc.trunk import _HELD, trunk_depth
+from peft_mrpc.trunk import _HELD, Trunk
+from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_store import TrunkStore, pad_states, row_key
+from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_store import TrunkStore, pad_states
+from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"
 
@@ -47,7 +51,8 @@ def fit(tmp_path: Path, trunks: Path, data_flags: list[str]) -> Callable[..., Ru
 
     def run(name: str, model: str, *flags: str) -> Run:
         main(
-            ["--model", model, *data_flags, "--output_dir", str(tmp_path / name), "--seed", "3"]
+            ["--model", model, *data_flags, "--output_dir", str(tmp_path / name)]
+            + (["--seed", "3"] if "--seeds" not in flags else [])
             + ["--num_train_epochs", "3", "--per_device_train_batch_size", "4"]
             + ["--logging_steps", "1", "--dropout", "0.1", "--learning_rate", "1e-3"]
             + ["--swap_sentences", "false", *flags]
@@ -185,7 +190,7 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     assert "frozen layers run every time: it takes" in caplog.text
     assert "--trunk_cache_limit is 1 KB (`peft-mrpc cache` lists and clears)" in caplog.text
     fit("few", tiny_bert, *FREEZE, "--max_steps", "1")
-    assert "the training reads 4 pairs, fewer than the 9 to run" in caplog.text
+    assert "training reads 4 pairs, fewer than the 9 to run" in caplog.text
     fit("fits memory", tiny_bert, *FREEZE, "--trunk_cache_limit", "1KB")
     assert "9 are new" in caplog.text and "in memory)" in caplog.text
     assert not list(trunks.glob("*/*.states"))
@@ -198,6 +203,65 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     said = fails(main, *base, *FREEZE, "--trunk_cache_limit", "much")
     assert said.endswith("--trunk_cache_limit: got 'much'; expected a size such as 2GB.")
     assert not (tmp_path / "refused").exists()
+
+
+NO_GAIN = "training reads {} pairs, fewer than the 9 to run"
+
+
+def test_every_seed_that_is_left_counts_where_a_fill_must_pay(
+    tiny_bert: str, fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    one_step = [*FREEZE, "--max_steps", "1"]  # of 4 pairs; 9 are different
+    fit("two", tiny_bert, *one_step, "--seeds", "1,2")
+    assert NO_GAIN.format(8) in caplog.text and NO_GAIN.format(4) in caplog.text
+    assert USED not in caplog.text
+    fit("three", tiny_bert, *one_step, "--seeds", "1,2,3")
+    assert caplog.text.count("9 pairs; 9 are new") == 1
+    assert caplog.text.count("9 pairs; all are in") == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "workers", "trials", "said"),
+    [
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "1", 2, NO_GAIN.format(8)),
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "1", 3, ""),
+        # Half of the trials after this one find what it keeps.
+        ("num_unfrozen_layers: {choices: [0, 1]}", "1", 4, NO_GAIN.format(8)),
+        ("num_unfrozen_layers: {choices: [0, 1]}", "1", 5, ""),
+        # Or are another worker's.
+        ("learning_rate: {low: 1e-4, high: 1e-2}", "2", 4, NO_GAIN.format(8)),
+    ],
+)
+def test_the_trials_that_find_a_trunk_count_where_a_fill_must_pay(
+    space: str,
+    workers: str,
+    trials: int,
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    trunks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("optuna")
+    reasons: list[str] = []
+    prepare = Trunk.prepare
+
+    def listen(self: Trunk, *args: Any) -> str:
+        reasons.append(prepare(self, *args))
+        return reasons[-1]
+
+    monkeypatch.setattr(Trunk, "prepare", listen)
+    monkeypatch.setenv("PEFT_MRPC_WORKERS", workers)
+    (tmp_path / "space.yaml").write_text(space)
+    freeze = FREEZE[:2] if "layers" in space else FREEZE
+    tune(
+        ["--model", tiny_bert, *data_flags, *freeze, "--max_steps", "1"]
+        + ["--search_space", str(tmp_path / "space.yaml"), "--num_trials", str(trials)]
+        + ["--per_device_train_batch_size", "4", "--swap_sentences", "false"]
+        + ["--selection_fraction", "0.3", "--output_dir", str(tmp_path / "search")]
+    )
+    assert len(reasons) == trials and reasons[0] == said
 
 
 def test_a_cached_training_goes_on_from_its_checkpoint(
@@ -250,6 +314,53 @@ def test_two_processes_share_the_work_and_train_as_one(
     assert done.returncode != 0 and "several processes share it on disk alone" in done.stderr
 
 
+# Each rank on a machine of its own: a directory, a cache and a place in it that no other shares.
+MACHINE = """
+import os, sys
+from pathlib import Path
+machine = Path(sys.argv[1]) / os.environ["RANK"]
+machine.mkdir()
+os.chdir(machine)
+os.environ |= {"PEFT_MRPC_TRUNKS": str(machine / "trunks")}
+os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+from peft_mrpc.errors import run_verb
+from peft_mrpc.train import main
+sys.exit(run_verb(main, sys.argv[2:]))
+"""
+
+
+def test_machines_without_a_common_disk_train_as_one_process(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
+) -> None:
+    rows = [
+        (f"the {one}", f"a {other} {one}", ROWS[len(one + other) % 2][2])
+        for one in WORDS[:8]
+        for other in WORDS[:5]
+    ]
+    train = write_csv(tmp_path / "train.csv", rows, ("sentence1", "sentence2", "label"))
+    flags = ["--model", tiny_bert, *data_flags, *FREEZE, "--train_file", str(train)]
+    flags += ["--logging_steps", "1", "--dropout", "0", "--trunk_cache", "disk"]
+    flags += ["--num_train_epochs", "2", "--swap_sentences", "false"]
+    flags += ["--train_sampling_strategy", "random", "--output_dir", "run"]
+    alone = [*flags[:-1], str(tmp_path / "alone"), "--per_device_train_batch_size", "8"]
+    main(alone)
+    (tmp_path / "machine.py").write_text(MACHINE)
+    done = subprocess.run(
+        [*launcher(2), str(tmp_path / "machine.py"), str(tmp_path), *flags]
+        + ["--per_device_train_batch_size", "4"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert drift(load_run(tmp_path / "alone"), load_run(tmp_path / "0" / "run")) < 2e-4
+    for rank in "01":  # every machine has computed every row
+        keys = [path.stat().st_size // 16 for path in tmp_path.glob(f"{rank}/trunks/*/*.keys")]
+        assert keys == [40]
+    assert not (tmp_path / "1" / "run").exists()
+
+
 def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) -> None:
     from tiny_models import tiny_config
 
@@ -286,7 +397,9 @@ def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_pat
             for number in chosen:
                 writer.add(*list(rows.items())[number])
         store.refresh()
+        store.take(rows)
     stores = [store] if folder is None else [store, TrunkStore(folder, 3, dtype, 0)]
+    stores[-1].take(rows)
     for one in [*stores, pickle.loads(pickle.dumps(store))]:
         assert all(key in one for key in rows)
         assert all(torch.equal(one[key], states) for key, states in rows.items())
@@ -387,6 +500,67 @@ def _lose_keys(folder: Path) -> None:
 def _cut_lengths(folder: Path) -> None:
     lengths = next(folder.glob("*.lengths"))
     lengths.write_bytes(lengths.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("resident", [0, 1 << 20])
+def test_only_the_rows_that_are_asked_for_are_read(
+    resident: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [bytes([n]) * 16 for n in range(4)]
+    for pair in (keys[:2], keys[2:]):
+        with TrunkStore(tmp_path / "trunk", 2, torch.float32, resident).adding() as writer:
+            for key in pair:
+                writer.add(key, torch.full((3, 2), float(key[0])))
+    first = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
+    files = {first._on_disk[key].file: key for key in keys}
+    assert len(files) == 2 and first.resident == 0
+    gone = tmp_path / "trunk" / f"{first._on_disk[keys[3]].file}.states"
+    gone.unlink()
+    spoilt = tmp_path / "trunk" / f"{first._on_disk[keys[0]].file}.states"
+    spoilt.write_bytes(spoilt.read_bytes()[:24] + bytes(24))  # the second of its two rows
+    first.take(keys[:1])
+    assert torch.equal(first[keys[0]], torch.zeros(3, 2)) and caplog.text == ""
+    assert first.resident == (24 if resident else 0) and keys[1] not in first
+    second = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
+    second.take(keys)
+    assert not any(key in second for key in keys)
+    assert caplog.text.count("damaged and not used") == 2
+
+
+def test_a_row_that_one_file_has_lost_is_found_in_another(tmp_path: Path) -> None:
+    key, folder = b"k" * 16, tmp_path / "trunk"
+    for name in ("a", "b"):  # as after a damage: the first in order is the damaged one
+        with TrunkStore(folder, 2, torch.float32, 0).adding() as writer:
+            writer.add(key, torch.ones(3, 2))
+        for path in [*folder.glob("????????????????????????????????.*")]:
+            path.rename(folder / f"{name}{path.suffix}")
+        if name == "a":
+            (folder / "a.lengths").rename(folder / "a.hidden")
+    (folder / "a.hidden").rename(folder / "a.lengths")
+    (folder / "a.states").write_bytes(bytes(24))
+    store = TrunkStore(folder, 2, torch.float32, 0)
+    store.take([key])
+    assert torch.equal(store[key], torch.ones(3, 2))
+
+
+def test_a_training_on_other_pairs_reads_no_file_but_its_own(
+    tiny_bert: str, fit: Callable[..., Run], tmp_path: Path, trunks: Path, caplog: Any
+) -> None:
+    header = ("sentence1", "sentence2", "label")
+    others = [(f"{one} no road", f"{one} yes", "equivalent") for one in WORDS[:8]]
+    others += [(f"{one} no", f"{one} true", "not_equivalent") for one in WORDS[:8]]
+    other = ["--train_file", str(write_csv(tmp_path / "other.csv", others, header))]
+    before = fit("before", tiny_bert, *PROBE)
+    files = set(trunks.glob("*/*.states"))
+    fit("other", tiny_bert, *PROBE, *other)
+    (theirs,) = set(trunks.glob("*/*.states")) - files
+    theirs.unlink()
+    _HELD.clear()
+    caplog.clear()
+    assert drift(before, fit("after", tiny_bert, *PROBE)) == 0
+    assert "all are in" in caplog.text and "damaged" not in caplog.text
+    fit("other again", tiny_bert, *PROBE, *other)
+    assert "damaged and not used" in caplog.text and "16 pairs; 16 are new" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [_spoil_row, _cut_short, _lose_keys, _cut_lengths])
@@ -520,6 +694,7 @@ def test_the_same_rows_are_kept_once(tmp_path: Path) -> None:
     assert len(list((tmp_path / "trunk").glob("*.states"))) == 1
     for store in stores:
         store.refresh()
+        store.take([b"k" * 16])
         assert torch.equal(store[b"k" * 16], torch.ones(3, 2))
 
 

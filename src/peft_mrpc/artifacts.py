@@ -13,6 +13,13 @@ from peft_mrpc.endpoint import EndpointEngine
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
+from peft_mrpc.plain_artifacts import (
+    ADAPTER_FILE,
+    describe_plain_adapter,
+    describe_plain_model,
+    rename_labels,
+    tokenizer_source,
+)
 from peft_mrpc.predictors import PairClassifier, Predictor
 from peft_mrpc.prompting import Show, show_nothing
 from peft_mrpc.prompts import Demonstration
@@ -54,7 +61,7 @@ def save_classifier(
         prompt_position=getattr(classifier.model.config, "prompt_position", "before"),
         quantization=classifier.quantization,
     )
-    adapter_config = folder / "adapter_config.json"
+    adapter_config = folder / ADAPTER_FILE
     if adapter_config.is_file() and source.hub_id:
         # PEFT writes the path it was loaded from, which is good on this machine alone.
         config = json.loads(adapter_config.read_text("utf-8"))
@@ -146,38 +153,44 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def load_predictor(name: str) -> Predictor:
+def load_predictor(name: str, class_names: str | None = None) -> Predictor:
     """Load what a Run, a directory or a Hub repository holds.
 
+    Args:
+        name: Its name.
+        class_names: Names of the labels, comma-separated, where another tool saved it.
     Raises:
         UserError: If it holds nothing that classifies pairs.
     """
     folder = find_artifact(name)
-    if (folder / ARTIFACT_FILE).is_file():
-        info = read_json(folder / ARTIFACT_FILE)
-        missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
-        if missing:
-            raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
-    elif (folder / "config.json").is_file():
-        info = _info_of_plain_model(folder)
-    else:
-        raise UserError(
-            f"RUN: got {name!r}, which holds neither {ARTIFACT_FILE} nor a model's config.json; "
-            "expected a Run, or what one published."
-        )
+    info = _describe(folder, name)
+    if class_names is not None:
+        if (folder / ARTIFACT_FILE).is_file():
+            own = ", ".join(info["label_names"])
+            raise UserError(f"--class_names: {name} names its labels itself ({own}); drop it.")
+        info = rename_labels(info, class_names, name)
     loader = next(
         load for file, load in LOADERS.items() if file is None or (folder / file).is_file()
     )
     return loader(folder, info)
 
 
-def _info_of_plain_model(folder: Path) -> dict[str, Any]:
-    """What another tool's sequence classifier says of itself."""
-    config = read_json(folder / "config.json")
-    # Saved with its keys sorted as text: "10" stands before "2".
-    labels = sorted((config.get("id2label") or {}).items(), key=lambda item: int(item[0]))
-    names = [name for _, name in labels] or ["LABEL_0", "LABEL_1"]
-    return {"label_names": names, "max_length": 128}
+def _describe(folder: Path, name: str) -> dict[str, Any]:
+    """How a folder classifies pairs, as we or another tool wrote it."""
+    if (folder / ARTIFACT_FILE).is_file():
+        info = read_json(folder / ARTIFACT_FILE)
+        missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
+        if missing:
+            raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
+        return dict(info)
+    if (folder / ADAPTER_FILE).is_file():
+        return describe_plain_adapter(folder)
+    if (folder / "config.json").is_file():
+        return describe_plain_model(folder)
+    raise UserError(
+        f"RUN: got {name!r}, which holds neither {ARTIFACT_FILE} nor an {ADAPTER_FILE} nor a "
+        "model's config.json; expected a Run, or what one published."
+    )
 
 
 def _base_source(info: dict[str, Any]) -> ModelSource:
@@ -193,13 +206,16 @@ def _base_source(info: dict[str, Any]) -> ModelSource:
 def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     from peft import PeftModel
 
-    tokenizer = load_tokenizer(ModelSource(str(folder), str(folder), None))
+    source = _base_source(info)
+    tokenizer = load_tokenizer(tokenizer_source(folder, source))
     quantization = info.get("quantization", "none")
     base = load_classifier(
-        _base_source(info),
+        source,
         info["label_names"],
         tokenizer,
         info.get("pooling", "native"),
+        trained="weights" in info,
+        in_adapter=info.get("weights", ()),
         quantization=quantization,
         prompt_position=info.get("prompt_position", "before"),
     )
@@ -262,7 +278,7 @@ def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
 
 # What marks each kind of folder; the last is what remains.
 LOADERS: dict[str | None, Callable[[Path, dict[str, Any]], Predictor]] = {
-    "adapter_config.json": _load_adapter,
+    ADAPTER_FILE: _load_adapter,
     "config.json": _load_model,
     None: _load_prompt,
 }

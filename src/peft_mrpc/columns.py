@@ -60,7 +60,7 @@ def build_pairs(
     if "train" in columns and columns["train"][2] is None:
         raise UserError(_no_label_column(tables["train"]))
     if config.class_names:
-        names = tuple(name.strip() for name in config.class_names.split(","))
+        names = tuple(split_class_names(config.class_names))
     # Numbers stand for positions in names that were given, never in names found in the rows.
     given = names is not None
     names = names or _infer_label_names(tables, columns)
@@ -72,6 +72,21 @@ def build_pairs(
     }
     raise_faults(faults)
     return PairData(name, names, splits)
+
+
+def split_class_names(text: str) -> list[str]:
+    """`no, yes` as a list."""
+    return [name.strip() for name in text.split(",")]
+
+
+def class_name_faults(text: str | None) -> list[str]:
+    """What is wrong with `--class_names`."""
+    if text is None:
+        return []
+    names = split_class_names(text)
+    if len(names) >= 2 and all(names) and len(set(names)) == len(names):
+        return []
+    return [f"--class_names: got {text!r}; expected two or more different names, comma-separated."]
 
 
 def _no_label_column(table: Table) -> str:

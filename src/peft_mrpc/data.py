@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs
+from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.pairs import SPLITS, PairData
@@ -58,14 +58,7 @@ def _check_data_config(config: DataConfig) -> None:
     named = [column for column in columns if column is not None]
     if len(set(named)) < len(named):
         faults.append(f"got the same column twice ({', '.join(named)}); expected different ones.")
-    if config.class_names is not None:
-        names = [name.strip() for name in config.class_names.split(",")]
-        if len(names) < 2 or not all(names) or len(set(names)) < len(names):
-            faults.append(
-                f"--class_names: got {config.class_names!r}; expected two or more different names, "
-                "comma-separated."
-            )
-    raise_faults(faults)
+    raise_faults(faults + class_name_faults(config.class_names))
 
 
 def _load_tables(

@@ -35,6 +35,7 @@ from peft_mrpc.models import (
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import MODEL_CHOICES, parse_request
 from peft_mrpc.sources import find_model
+from peft_mrpc.trunk_plan import trunk_faults
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -68,6 +69,10 @@ class DoctorConfig:
     prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     quantization: str = cfg.option("none", "how the base is held, as in train")
     gradient_checkpointing: bool = cfg.option(False, "as in train")
+    trunk_cache: str = cfg.option(cfg.TrainConfig.trunk_cache, "as in train")
+    trunk_cache_dtype: str = cfg.option(cfg.TrainConfig.trunk_cache_dtype, "as in train")
+    trunk_cache_memory: str = cfg.option(cfg.TrainConfig.trunk_cache_memory, "as in train")
+    trunk_cache_limit: str = cfg.option(cfg.TrainConfig.trunk_cache_limit, "as in train")
     num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
     mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
     estimate: bool = cfg.option(
@@ -98,7 +103,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flag_faults(config: DoctorConfig) -> list[str]:
-    faults = choice_faults(config, MODEL_CHOICES)
+    faults = choice_faults(config, MODEL_CHOICES) + trunk_faults(config)
     for name in ("num_pairs", "mean_tokens"):
         if getattr(config, name) < 1:
             faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")

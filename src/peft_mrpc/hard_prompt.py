@@ -84,11 +84,11 @@ def main(argv: Sequence[str]) -> None:
     ask(config, data_config)
 
 
-def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
+def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None:
     """Score the wanted splits and write the Run.
 
     Returns:
-        The Run, on every process.
+        The Run, on the main process, whose machine alone may hold it.
     """
     output_dir = Path(
         config.output_dir or default_output_dir("hard_prompt", config.model, data_config)
@@ -118,12 +118,13 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run:
     else:
         asker.ask_into(None)
     state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
     run = load_run(output_dir)
-    if state.is_main_process:
-        shutil.rmtree(scratch, ignore_errors=True)
-        sys.stdout.write("\n".join([*asker.template_lines(), summary(run)]) + "\n")
-        if config.push_to_hub:
-            publish(run, str(config.hub_model_id), config.hub_private_repo)
+    shutil.rmtree(scratch, ignore_errors=True)
+    sys.stdout.write("\n".join([*asker.template_lines(), summary(run)]) + "\n")
+    if config.push_to_hub:
+        publish(run, str(config.hub_model_id), config.hub_private_repo)
     return run
 
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.errors import UserError
+from peft_mrpc.processes import process_state
 from peft_mrpc.runs import read_json, write_json
 from peft_mrpc.sources import cache_dir
-from peft_mrpc.trunk_plan import in_bytes
+from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
 
 ABOUT_FILE = "about.json"
 # A file system that is full takes more down than a training.
@@ -75,14 +76,44 @@ def disk_refusal(size: int, limit: int) -> str:
             f"it takes {in_bytes(size)}, {in_bytes(kept)} are kept already, and "
             f"--trunk_cache_limit is {in_bytes(limit)} (`peft-mrpc cache` lists and clears)"
         )
-    try:
-        trunks_dir().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        return f"{trunks_dir()} cannot be written: {one_line(error)}"
-    free = shutil.disk_usage(trunks_dir()).free
+    place = trunks_dir().absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        return f"{place} cannot be written"
+    free = shutil.disk_usage(there).free
     if size + SPARE_BYTES > free:
         return f"it takes {in_bytes(size)}, and {trunks_dir()} has {in_bytes(free)} free"
     return ""
+
+
+def find_room(plan: TrunkPlan, size: int, in_memory: bool = False) -> tuple[bool, str]:
+    """Settle where so many bytes more are kept.
+
+    Args:
+        plan: Where they may be.
+        size: In bytes.
+        in_memory: Whether they can go nowhere else.
+    Returns:
+        Whether it is in memory, and what is in the way there, if anything is.
+    """
+    limit, refusal = plan.memory_bytes, ""
+    if size > limit:
+        refusal = f"it takes {in_bytes(size)}, --trunk_cache_memory is {in_bytes(limit)}"
+    if process_state().num_processes > 1:
+        refusal = "several processes share it on disk alone (--trunk_cache disk)"
+    if in_memory or plan.mode == "memory":
+        return True, refusal
+    on_disk = disk_refusal(size, plan.disk_bytes)
+    if on_disk and plan.mode == "auto" and not refusal:
+        return True, ""
+    return False, on_disk
+
+
+def fill_refusal(num_pairs: int, visits: int) -> str:
+    """Why running pairs once does not pay, given how many training reads; nothing if it does."""
+    if num_pairs <= visits:
+        return ""
+    return f"training reads {visits:,} pairs, fewer than the {num_pairs:,} to run"
 
 
 def describe_trunk(folder: Path, about: Mapping[str, Any]) -> None:

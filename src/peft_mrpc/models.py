@@ -1,6 +1,6 @@
 """How models are loaded. The only file that knows bitsandbytes."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ def load_classifier(
     quantization: str = "none",
     dropout: float | None = None,
     prompt_position: str = "before",
+    in_adapter: Collection[str] = (),
 ) -> PreTrainedModel:
     """Load a model with a classification head, in fp32, on the CPU (the Trainer moves it).
 
@@ -85,6 +86,7 @@ def load_classifier(
         quantization: As for `load_causal_lm`; the head is never quantized.
         dropout: Dropout everywhere, in encoder and head; None for the checkpoint's own.
         prompt_position: Where our head's encoder sees virtual tokens (`SentencePairConfig`).
+        in_adapter: Weights that an adapter will bring, and a trained checkpoint may lack.
     Raises:
         UserError: If the architecture has no sequence classifier, cannot be pooled so, or the
             weights do not load.
@@ -98,7 +100,7 @@ def load_classifier(
     if dropout is not None:
         weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
     if pooling == "native":
-        model = _load_native(source, trained, {**weights, **labels})
+        model = _load_native(source, trained, {**weights, **labels}, in_adapter)
     else:
         _check_tokenizer(source, tokenizer, pooling, prompt_position)
         encoder = _load(AutoModel, source, **weights)
@@ -123,14 +125,22 @@ def load_classifier(
     return model
 
 
-def _load_native(source: ModelSource, trained: bool, options: dict[str, Any]) -> PreTrainedModel:
+def _load_native(
+    source: ModelSource, trained: bool, options: dict[str, Any], in_adapter: Collection[str]
+) -> PreTrainedModel:
     """The architecture's own classifier; a trained one lacks no weights."""
+    if in_adapter:  # the base's head may have been another's
+        options["ignore_mismatched_sizes"] = True
     model, report = _load(
         AutoModelForSequenceClassification, source, output_loading_info=True, **options
     )
-    if trained and report["missing_keys"]:
-        some = ", ".join(sorted(report["missing_keys"])[:3])
-        raise UserError(f"{source.name}: lacks the weights {some}; expected a trained classifier.")
+    lacking = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    if trained and (lacking := lacking - set(in_adapter)):
+        some = ", ".join(sorted(lacking)[:3])
+        rest = "; expected a trained classifier."
+        if in_adapter:
+            rest = ", and so does the adapter; train it with these in PEFT's modules_to_save."
+        raise UserError(f"{source.name}: lacks the weights {some}{rest}")
     loaded: PreTrainedModel = model
     return loaded
 

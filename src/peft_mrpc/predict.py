@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.columns import pairs_from_table
+from peft_mrpc.columns import class_name_faults, pairs_from_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.processes import process_state
@@ -35,6 +35,9 @@ class PredictConfig:
     output: str = cfg.option("-", "file in one of these formats, or - (csv)")
     sentence1_column: str | None = cfg.option(None, "column of the first sentence")
     sentence2_column: str | None = cfg.option(None, "column of the second sentence")
+    class_names: str | None = cfg.option(
+        None, "names of labels 0, 1, ..., of a model or an adapter that another tool saved"
+    )
     batch_size: int = cfg.option(32, "pairs in one forward pass")
     overwrite: bool = cfg.option(False, "replace the output file")
 
@@ -60,7 +63,7 @@ def predict(name: str, config: PredictConfig) -> None:
     table = _read_input(str(config.input))
     columns = _data_config(config)
     pairs = pairs_from_table(table, columns)
-    predictor = load_predictor(name)
+    predictor = load_predictor(name, config.class_names)
     added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
     clash = [column for column in added if column in table.columns]
     if clash:
@@ -74,7 +77,7 @@ def predict(name: str, config: PredictConfig) -> None:
 
 
 def _check(config: PredictConfig) -> None:
-    faults = []
+    faults = class_name_faults(config.class_names)
     if config.input is None:
         faults.append("--input: got none; expected a file, or - for standard input.")
     if config.batch_size < 1:

@@ -1,6 +1,7 @@
 """What a training will cost here, found by a few of its steps on random weights."""
 
 import logging
+import math
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -18,16 +19,17 @@ from transformers import (
 
 from peft_mrpc.adapters import without_weights
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
-from peft_mrpc.errors import logger
+from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import parameter_counts
+from peft_mrpc.kept_trunks import fill_refusal, find_room
 from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
-from peft_mrpc.trainer import CacheTrunk
-from peft_mrpc.training import build_trainer, pair_length
-from peft_mrpc.trunk import trunk_depth
-from peft_mrpc.trunk_plan import in_bytes
+from peft_mrpc.trainer import CacheTrunk, unfit_for_trunk
+from peft_mrpc.training import build_trainer, pair_length, trainer_precision
+from peft_mrpc.trunk_name import trunk_depth
+from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
 
 WARM_UP, STEPS = 2, 4
 # Weights, their gradients and Adam's two moments, in fp32.
@@ -55,24 +57,29 @@ class Estimate:
 
     Attributes:
         epoch_seconds: One pass over the pairs.
-        trunk_seconds: Running frozen layers once for each of them; 0 without frozen layers.
-        trunk_bytes: What is kept of that.
         peak_bytes: Peak memory: the GPU's, or this process's.
+        trunk_pairs: How many pairs run once through frozen layers; 0 where they run every time.
+        trunk_seconds: That this takes.
+        trunk_bytes: What is kept of it.
+        note: Why frozen layers run every time, where they could run once.
     """
 
     epoch_seconds: float
-    trunk_seconds: float
-    trunk_bytes: int
     peak_bytes: int
+    trunk_pairs: int = 0
+    trunk_seconds: float = 0
+    trunk_bytes: int = 0
+    note: str = ""
 
     def __str__(self) -> str:
         text = f"about {in_time(self.epoch_seconds)} an epoch"
-        if self.trunk_bytes:
+        if self.trunk_pairs:
             text += (
                 f", after {in_time(self.trunk_seconds)} for the frozen layers, once "
                 f"({in_bytes(self.trunk_bytes)} kept)"
             )
-        return f"{text}; peak memory about {in_bytes(self.peak_bytes)}"
+        note = f"; frozen layers run every time: {self.note}" if self.note else ""
+        return f"{text}{note}; peak memory about {in_bytes(self.peak_bytes)}"
 
 
 class _Clock(TrainerCallback):
@@ -101,6 +108,8 @@ def rehearse(
         about: The pairs that will train.
     Returns:
         The estimate, or why there is none.
+    Raises:
+        UserError: If the training is to keep what frozen layers give, and could not.
     """
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
@@ -114,9 +123,38 @@ def rehearse(
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        return _time_steps(request, config, tokenizer, about)
+        return _as_planned(request, config, tokenizer, about)
     finally:
         logger.setLevel(before)
+
+
+def _as_planned(
+    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+) -> Estimate:
+    """The estimate with frozen layers run once, or every time, as the training will."""
+    arguments = request.arguments
+    plan = build_trunk_plan(request.config, trainer_precision(arguments))
+    visits = math.ceil(about.number * arguments.num_train_epochs)
+    if arguments.max_steps > 0:
+        visits = arguments.max_steps * arguments.train_batch_size
+        visits *= arguments.gradient_accumulation_steps * arguments.world_size
+    note = ""
+    if plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
+        request.config.trunk_cache = "off"
+    estimate = _time_steps(request, config, tokenizer, about)
+    if not estimate.trunk_pairs:
+        return replace(estimate, note=note)
+    _, refusal = find_room(plan, estimate.trunk_bytes)
+    if plan.mode == "auto":
+        refusal = fill_refusal(estimate.trunk_pairs, visits) or refusal
+    if not refusal:
+        on_gpu = torch.cuda.is_available()
+        held = 0 if on_gpu else min(estimate.trunk_bytes, plan.memory_bytes)
+        return replace(estimate, peak_bytes=estimate.peak_bytes + held)
+    if plan.mode != "auto":
+        raise UserError(f"--trunk_cache: got {plan.mode!r}, but {refusal}.")
+    request.config.trunk_cache = "off"
+    return replace(_time_steps(request, config, tokenizer, about), note=refusal)
 
 
 def _time_steps(
@@ -125,8 +163,9 @@ def _time_steps(
     reset_peak_memory()
     model = load_empty_classifier(config, request.config.pooling, device="cpu")
     request.method.freeze(model, request.options)
-    if trunk_depth(model):
-        request.config.trunk_cache = "memory"  # not to be found by the training itself
+    if trunk_depth(model) and request.config.trunk_cache != "off":
+        # Not to be found by the training itself; a few pairs need little room.
+        request.config.trunk_cache, request.config.trunk_cache_memory = "memory", "1TB"
     size = request.arguments.train_batch_size
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
@@ -144,7 +183,7 @@ def _time_steps(
     tokens = sum(len(row["input_ids"]) for row in features) / len(features)
     pairs = about.number * about.mean_tokens / tokens / request.arguments.world_size
     peak = peak_memory()
-    estimate = Estimate(steps * pairs / size, 0, 0, peak.get("gpu_bytes", peak["resident_bytes"]))
+    estimate = Estimate(steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]))
     callbacks = trainer.callback_handler.callbacks
     cache = next((c for c in callbacks if isinstance(c, CacheTrunk) and c.token_bytes), None)
     if cache is None:
@@ -152,6 +191,7 @@ def _time_steps(
     orders = len(cache.rows) / len(features)
     return replace(
         estimate,
+        trunk_pairs=round(about.number * orders),
         trunk_seconds=cache.seconds / len(features) * pairs,
         trunk_bytes=round(cache.token_bytes * about.mean_tokens * about.number * orders),
     )

@@ -51,6 +51,7 @@ class TrainRequest:
     publish: bool
     keep_checkpoints: bool = True
     recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
+    num_trainings: int = 1  # on these pairs: this one, and those of the same process after it
 
 
 def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:

@@ -153,14 +153,16 @@ def begin_search(plan: Plan) -> None:
     )
 
 
-def run_trials(plan: Plan, trainer: Trainer, build: Callable[[Mapping[str, Any]], Trainer]) -> None:
+def run_trials(
+    plan: Plan, trainer: Trainer, build: Callable[[Mapping[str, Any], int], Trainer]
+) -> None:
     """Try values until the study has as many trials as it shall have.
 
     Args:
         plan: The search.
         trainer: Carries the search from trial to trial.
-        build: The Trainer of one trial, from the values it tries; every flag and option may be
-            among them, and so each trial has a model, features and callbacks of its own.
+        build: The Trainer of one trial, from its values and the number of trials left with it;
+            any flag may vary, and so each trial has a model, features and callbacks of its own.
     """
     study = open_study(plan)
     # Held from counting the trials until the new one is counted: of two workers, one is the last.
@@ -176,7 +178,7 @@ def run_trials(plan: Plan, trainer: Trainer, build: Callable[[Mapping[str, Any]]
         trial.study.sampler = optuna.samplers.TPESampler(seed=plan.seed + trial.number)
         values = {parameter.name: parameter.suggest(trial) for parameter in plan.space}
         _say(f"trial {trial.number}: {describe_values(values)}")
-        fresh = build(values)
+        fresh = build(values, plan.num_trials - len(counted_trials(trial.study)) + 1)
         vars(trainer.args).update(vars(fresh.args))
         vars(trainer).update({k: v for k, v in vars(fresh).items() if k not in OF_THE_SEARCH})
         return fresh.model

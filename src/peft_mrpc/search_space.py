@@ -49,6 +49,10 @@ class Parameter:
         """Values to try the flag with: the ends of a range, or every choice."""
         return self.choices or (self.low, self.high)
 
+    def count(self) -> int:
+        """How many values it has, where they are choices or whole numbers."""
+        return len(self.choices) or int((self.high - self.low) // (self.step or 1)) + 1
+
     def __str__(self) -> str:
         if self.choices:
             return f"{self.name} in {', '.join(map(str, self.choices))}"

@@ -57,7 +57,9 @@ def train_seeds(
         broadcast_object_list(holder)
         for number, seed in enumerate(seeds, start=1):
             if seed not in holder[0]:
-                _train_seed(request, seed, folder, train_one)
+                left = len({*seeds[number - 1 :]} - {*holder[0]})
+                one = dataclasses.replace(request, num_trainings=left)
+                _train_seed(one, seed, folder, train_one)
             if folder:
                 run = load_run(folder / "seeds" / str(seed))
                 known = ", finished before" if seed in holder[0] else ""

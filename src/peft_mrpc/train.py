@@ -54,7 +54,7 @@ def train(request: TrainRequest) -> Run | None:
     """Train, evaluate and write the Run; every check that can fail comes before the training.
 
     Returns:
-        The Run, on every process; None after `--dry_run`.
+        The Run, on the main process, whose machine alone may hold it; None after `--dry_run`.
     """
     check_output_dir(request.output_dir, request.config.overwrite)
     if request.publish:
@@ -88,12 +88,13 @@ def train(request: TrainRequest) -> Run | None:
     else:
         _train_into(None, request, source, data, splits, classifier)
     state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
     run = load_run(request.output_dir)
-    if state.is_main_process:
-        sys.stdout.write(summary(run) + "\n")
-        if request.publish:
-            private = bool(request.arguments.hub_private_repo)
-            publish(run, str(request.arguments.hub_model_id), private)
+    sys.stdout.write(summary(run) + "\n")
+    if request.publish:
+        private = bool(request.arguments.hub_private_repo)
+        publish(run, str(request.arguments.hub_model_id), private)
     return run
 
 

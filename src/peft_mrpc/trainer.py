@@ -20,7 +20,8 @@ from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.learning_rates import learning_rates
-from peft_mrpc.trunk import Trunk, trunk_depth
+from peft_mrpc.trunk import Trunk
+from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
 from peft_mrpc.trunk_store import TrunkCollator
 
@@ -231,12 +232,16 @@ class CacheTrunk(TrainerCallback):
         plan: Where that is kept.
         collator: The Trainer's own.
         rows: All encoded pairs that the training reads or evaluates on.
+        num_trainings: How many will read them, this one and those after it (seeds, trials).
     """
 
-    def __init__(self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any]) -> None:
+    def __init__(
+        self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any], num_trainings: int = 1
+    ) -> None:
         self.plan = plan
         self.collator = collator
         self.rows = rows
+        self.num_trainings = num_trainings
         self.trunk: Trunk | None = None
         self.seconds = 0.0  # that the activations took
         self.token_bytes = 0  # that those of one token take
@@ -253,16 +258,13 @@ class CacheTrunk(TrainerCallback):
         self.leave()  # the Trainer may begin again with smaller batches
         depth = trunk_depth(model)
         is_asked = self.plan.mode != "auto"
-        reason = "no layer at the bottom is frozen" if depth == 0 else _unfit_for_trunk(args)
+        reason = "no layer at the bottom is frozen" if depth == 0 else unfit_for_trunk(args)
         trunk = Trunk(model, depth, self.plan, self.collator)
         started = time.perf_counter()
         if not reason:
-            visits = (
-                (state.max_steps - state.global_step)
-                * args.train_batch_size
-                * args.gradient_accumulation_steps
-            )
-            reason = trunk.prepare(self.rows, None if is_asked else visits * args.world_size)
+            steps = (state.max_steps - state.global_step) * self.num_trainings
+            pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            reason = trunk.prepare(self.rows, None if is_asked else steps * pairs)
         if not reason:
             self.trunk = trunk.__enter__()
             assert self.collator.store is not None
@@ -287,7 +289,7 @@ class CacheTrunk(TrainerCallback):
         self.collator.store = None
 
 
-def _unfit_for_trunk(args: TrainingArguments) -> str:
+def unfit_for_trunk(args: TrainingArguments) -> str:
     """What about the way of training lets no layer be left out; nothing if all is well."""
     if args.fsdp or args.deepspeed:
         return "FSDP and DeepSpeed part the layers among the processes"

@@ -119,7 +119,7 @@ def build_trainer(
     plan = build_trunk_plan(request.config, trainer_precision(arguments))
     if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
         rows = [row for part in (*orders, held_out or []) for row in part]
-        callbacks.append(CacheTrunk(plan, collator, rows))
+        callbacks.append(CacheTrunk(plan, collator, rows, request.num_trainings))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,

@@ -8,64 +8,27 @@ saved model are those of the whole model, because it is the whole model.
 Shapes: B batch, T tokens, H hidden.
 """
 
-import hashlib
-import json
-import logging
-import os
-import uuid
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
-import transformers
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from peft_mrpc.errors import logger, one_line
-from peft_mrpc.freezing import encoder_layers, modules_after_layers
-from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
-from peft_mrpc.processes import process_state
-from peft_mrpc.scoring import length_sorted_batches
+from peft_mrpc.errors import logger
+from peft_mrpc.freezing import encoder_layers
+from peft_mrpc.kept_trunks import fill_refusal, find_room, trunks_dir
+from peft_mrpc.trunk_fill import Rows, fill_store, missing_rows
+from peft_mrpc.trunk_name import describe_frozen, trunk_name
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore, Writer, raw_bytes, row_key
+from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore
 
-Rows = Sequence[Mapping[str, Any]]
-# Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
-FILL_BATCH = 32
 # How far activations and logits may lie apart by rounding, as a share of their size.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
-# What of a configuration changes no activation.
-NOT_COMPUTED = {
-    *("_name_or_path", "architectures", "dtype", "transformers_version"),
-    *("id2label", "label2id", "problem_type"),
-}
-# Of the files; those of another are not found.
-FORMAT = 2
 # The store of the last training in this process, for the next seed or trial.
 _HELD: dict[str, TrunkStore] = {}
-
-
-def trunk_depth(model: PreTrainedModel) -> int:
-    """How many of the first layers give the same for the same pair throughout the training.
-
-    None, unless all that trains of the encoder stands in the layers above them, or after: what
-    stands beside the layers (DeBERTa's relative embeddings) may feed every one of them.
-    """
-    layers = encoder_layers(model)
-    depth = 0
-    while depth < len(layers) and not _trains(layers[depth]):
-        depth += 1
-    above = [*layers[depth:], *modules_after_layers(model)]
-    inside = {id(parameter) for part in above for parameter in part.parameters()}
-    others = (p for p in model.base_model.parameters() if id(p) not in inside)
-    return 0 if any(parameter.requires_grad for parameter in others) else depth
-
-
-def _trains(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
 
 
 class _Reached(Exception):
@@ -105,41 +68,40 @@ class Trunk:
 
         Args:
             rows: Encoded pairs.
-            visits: How many the training will read; fewer than are to be computed do not pay.
+            visits: How many pairs will be read, by this training and those after it; fewer than
+                are to be computed do not pay.
         Returns:
             Why it is better to do without; nothing if all is there.
         """
         by_key = {row_key(row): row for row in rows}
         self._dtype = (sample := self._states([rows[0]])).dtype
-        about = self._about()
-        name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-        store = self._open(name, int(sample.shape[-1]))
-        missing, size = _missing(store, by_key)
+        precision = self.plan.precision
+        about = describe_frozen(self.model, self.depth, precision, self._dtype, self._kept_dtype)
+        store = self._open(name := trunk_name(about), int(sample.shape[-1]))
+        missing, size = missing_rows(store, by_key)
         if store.folder is None and store.resident + size > self.plan.memory_bytes:
             # What other trainings kept gives way.
             store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
-            missing, size = _missing(store, by_key)
+            missing, size = missing_rows(store, by_key)
         refusal = self._make_room(store, size)
-        if visits is not None and len(missing) > visits:
-            refusal = f"the training reads {visits:,} pairs, fewer than the {len(missing):,} to run"
+        if visits is not None:
+            refusal = fill_refusal(len(missing), visits) or refusal
         # Machines may differ in what they have, and in room: all do without, or none.
-        if refusals := [*filter(None, gather_object([refusal]))]:
-            return str(refusals[0])
+        if said := _first_of_all(refusal):
+            return said
+        new = f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
             *(self.depth, len(encoder_layers(self.model)), f"{len(by_key):,}"),
-            f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
-            if missing
-            else f"all are in {store.folder or 'memory'}",
+            new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        if refusals := [*filter(None, gather_object([self._fill(store, missing, about)]))]:
-            return str(refusals[0])
+        if said := _first_of_all(fill_store(store, missing, about, self._row_states)):
+            return said
         self.collator.store = store
         _HELD.clear()
         _HELD[name] = store
-        faults = gather_object([self._fault(list(by_key.values()))])
-        return str(next(filter(None, faults), ""))
+        return _first_of_all(self._fault(list(by_key.values())))
 
     def _open(self, name: str, width: int) -> TrunkStore:
         """The store of this name: of the training before this one, or on disk."""
@@ -158,102 +120,21 @@ class Trunk:
         kept: torch.dtype = getattr(torch, self.plan.dtype) if self.plan.dtype else self._dtype
         return kept
 
-    def _about(self) -> dict[str, Any]:
-        """All that the activations depend on, but for the pairs."""
-        encoder = cast("PreTrainedModel", self.model.base_model)
-        config = encoder.config.to_diff_dict()
-        computed = [key for key in sorted(set(config) - NOT_COMPUTED) if "drop" not in key]
-        return {
-            "format": FORMAT,
-            "weights": self._weights_digest(),
-            "config": {key: str(config[key]) for key in computed},
-            "depth": self.depth,
-            # A last layer that computes one token alone gives that one for all.
-            "first_token": getattr(self._layers[-1], "first_token", None),
-            "computed_in": [
-                *(self.plan.precision, str(self._dtype), self.model.device.type),
-                *(torch.get_float32_matmul_precision(), encoder.config._attn_implementation),
-            ],
-            "kept_in": str(self._kept_dtype),
-            "versions": [torch.__version__, transformers.__version__],
-        }
-
-    def _weights_digest(self) -> str:
-        """Of every weight of the encoder but those above the trunk."""
-        encoder = self.model.base_model
-        parts = [*encoder_layers(self.model)[self.depth :], *modules_after_layers(self.model)]
-        above = tuple(f"{name}." for name, part in encoder.named_modules() if part in parts)
-        digest = hashlib.sha256()
-        for name, tensor in encoder.state_dict().items():
-            if not name.startswith(above) and isinstance(tensor, torch.Tensor):
-                digest.update(name.encode())
-                digest.update(raw_bytes(tensor.detach().cpu().reshape(-1)))
-        return digest.hexdigest()
-
     def _make_room(self, store: TrunkStore, size: int) -> str:
         """Settle where so many bytes go; what is in the way, if anything is."""
-        limit, in_memory = self.plan.memory_bytes, ""
-        if size > limit:
-            in_memory = f"it takes {in_bytes(size)}, --trunk_cache_memory is {in_bytes(limit)}"
-        if process_state().num_processes > 1:
-            in_memory = "several processes share it on disk alone (--trunk_cache disk)"
-        if store.folder is None:
-            return in_memory
-        if size == 0:  # a place that cannot be written, or is full, can be read
-            return ""
-        on_disk = disk_refusal(size, self.plan.disk_bytes)
-        if on_disk and self.plan.mode == "auto" and not in_memory:
+        if store.folder is not None and size == 0:
+            return ""  # a place that cannot be written, or is full, can be read
+        in_memory, refusal = find_room(self.plan, size, store.folder is None)
+        if in_memory:
             store.folder = None
-            return ""
-        return on_disk
+        return refusal
 
-    def _fill(self, store: TrunkStore, rows: Rows, about: Mapping[str, Any]) -> str:
-        """Compute the activations of rows, each process its share.
-
-        Returns:
-            Why they cannot be kept; nothing if all is well.
-        """
-        state = process_state()
-        index, count = state.process_index, state.num_processes
-        if count > 1 and not _is_common(trunks_dir()):
-            # Each machine has a disk of its own, and needs every row.
-            index = state.local_process_index
-            count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
-        fault = self._fill_share(store, rows, about, index, count)
-        state.wait_for_everyone()
-        store.refresh()
-        # Another job may have come between what each process found missing.
-        if not fault and (left := [row for row in rows if row_key(row) not in store]):
-            fault = self._fill_share(store, left, about, 0, 1)
-            store.refresh()
-        return fault
-
-    def _fill_share(
-        self, store: TrunkStore, rows: Rows, about: Mapping[str, Any], index: int, count: int
-    ) -> str:
-        """Compute every so-manieth batch of rows; why they cannot be written, if so."""
-        batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
-        if index >= len(batches):  # nothing to do: a store that is complete may be read-only
-            return ""
-        silent = not logger.isEnabledFor(logging.INFO)
-        bar = tqdm(total=len(rows), desc="frozen layers", unit="pair", disable=silent)
-        try:
-            if store.folder is not None:
-                describe_trunk(store.folder, about)
-            with bar, store.adding() as writer:
-                for number, batch in enumerate(batches):
-                    if number % count == index:
-                        self._fill_batch(writer, [rows[row] for row in batch])
-                    bar.update(len(batch))
-        except OSError as error:
-            return f"{store.folder} cannot be written: {one_line(error)}"
-        return ""
-
-    def _fill_batch(self, writer: Writer, rows: Rows) -> None:
-        states = self._states(rows).to("cpu", self._kept_dtype)
+    def _row_states(self, rows: Rows) -> Iterator[tuple[bytes, torch.Tensor]]:
+        """The key of each row, and what the layers give for its own tokens, [T, H]."""
+        states = self._states(rows).cpu()
         mask = self.collator.collate([*rows])["attention_mask"].bool()
         for row, own, real in zip(rows, states, mask, strict=True):
-            writer.add(row_key(row), own[real])
+            yield row_key(row), own[real]
 
     def _states(self, rows: Rows) -> torch.Tensor:
         """What leaves the last frozen layer, [B, T, H], in eval mode."""
@@ -300,11 +181,9 @@ class Trunk:
         """Whether what was kept of some rows is not what the layers give."""
         store = self.collator.store
         assert store is not None
-        states = self._states(rows).float().cpu()
-        mask = self.collator.collate([*rows])["attention_mask"].bool()
         apart = 0.0
-        for row, own, real in zip(rows, states, mask, strict=True):
-            kept, plain = store[row_key(row)].float(), own[real]
+        for key, states in self._row_states(rows):
+            kept, plain = store[key].float(), states.float()
             apart = max(apart, float((kept - plain).norm() / plain.norm()))
         if apart <= TOLERANCE[self._kept_dtype]:
             return ""
@@ -355,22 +234,6 @@ class Trunk:
         return forward
 
 
-def _missing(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
-    """The rows that a store lacks, and how many bytes they take."""
-    missing = [row for key, row in by_key.items() if key not in store]
-    return missing, sum(len(row["input_ids"]) for row in missing) * store.token_bytes
-
-
-def _is_common(folder: Path) -> bool:
-    """Whether every process sees this directory."""
-    holder = [uuid.uuid4().hex]
-    broadcast_object_list(holder)
-    mark = folder / f".{holder[0]}"
-    if process_state().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
-    process_state().wait_for_everyone()
-    seen = all(gather_object([mark.exists()]))
-    if process_state().is_main_process:
-        mark.unlink()
-    return seen
+def _first_of_all(refusal: str) -> str:
+    """What the first process that refuses says; nothing if none does."""
+    return str(next(filter(None, gather_object([refusal])), ""))

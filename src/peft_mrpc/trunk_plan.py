@@ -1,13 +1,21 @@
 """Where the activations of frozen layers are kept, as flags say it."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.errors import unknown_name
+from peft_mrpc.errors import choice_faults
+from peft_mrpc.search_space import Parameter
 
 MODES = ("auto", "disk", "memory", "off")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+# Flags of which each value has activations of its own.
+PARTING = {
+    *("num_unfrozen_layers", "frozen_modules", "unfrozen_modules", "pooling"),
+    *("trunk_cache_dtype", "bf16", "fp16", "tf32"),
+}
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -44,17 +52,19 @@ def build_trunk_plan(config: TrainConfig, precision: str) -> TrunkPlan:
     )
 
 
-def trunk_faults(config: TrainConfig) -> list[str]:
-    """What is wrong with the flags."""
-    faults: list[str] = []
-    if config.trunk_cache not in MODES:
-        faults += unknown_name("--trunk_cache", config.trunk_cache, MODES).faults
-    if config.trunk_cache_dtype not in DTYPES:
-        faults += unknown_name("--trunk_cache_dtype", config.trunk_cache_dtype, DTYPES).faults
-    for name in ("trunk_cache_limit", "trunk_cache_memory"):
-        if parse_bytes(getattr(config, name)) is None:
-            faults.append(f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB.")
-    return faults
+def trunk_faults(config: object) -> list[str]:
+    """What is wrong with the flags, which `train` and `doctor` have."""
+    choices = {"trunk_cache": MODES, "trunk_cache_dtype": DTYPES}
+    return choice_faults(config, choices) + [
+        f"--{name}: got {getattr(config, name)!r}; expected a size such as 2GB."
+        for name in ("trunk_cache_limit", "trunk_cache_memory")
+        if parse_bytes(getattr(config, name)) is None
+    ]
+
+
+def count_trunks(space: Sequence[Parameter]) -> int:
+    """Among how many trunks the trials of a search are shared out."""
+    return math.prod(parameter.count() for parameter in space if parameter.name in PARTING)
 
 
 def parse_bytes(text: str) -> int | None:

@@ -1,21 +1,30 @@
 """Activations on disk or in memory, found by the token ids that they were computed from."""
 
 import contextlib
-import hashlib
+import itertools
 import os
 import time
 import uuid
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from peft_mrpc.errors import logger, one_line
+from peft_mrpc.trunk_rows import (
+    KEY_BYTES,
+    DiskWriter,
+    MemoryWriter,
+    Writer,
+    raw_bytes,
+    row_key,
+    split_keys,
+)
 
-KEY_BYTES = 16
 # What was begun so long ago is not being written any more.
 ABANDONED_SECONDS = 3600
 # What collated batches call the activations; the model never sees it.
@@ -23,12 +32,21 @@ STATES = "trunk_states"
 Collate = Callable[[list[Any]], Any]
 
 
-def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
-    """Names an encoded pair by what the model reads of it."""
-    digest = hashlib.blake2b(digest_size=KEY_BYTES)
-    for name in ("input_ids", "token_type_ids"):
-        digest.update(array("q", row.get(name) or ()).tobytes() + b"|")
-    return digest.digest()
+@dataclass(frozen=True)
+class Kept:
+    """Where a row stands in a file.
+
+    Attributes:
+        file: Name of the file, without suffix.
+        first: Its first token.
+        length: How many tokens it has.
+        checksum: Of its bytes.
+    """
+
+    file: str
+    first: int
+    length: int
+    checksum: int
 
 
 class TrunkStore:
@@ -36,35 +54,40 @@ class TrunkStore:
 
     On disk they are files of rows one after another (`NAME.states`), with keys and lengths beside
     them (`NAME.keys`, `NAME.lengths` with a checksum of each row, the last to be written). Files
-    are only ever added, whole: any number of processes may read and write one store. A file that is
-    damaged is said and left out, and its rows are computed again.
+    are only ever added, whole: any number of processes may read and write one store. Of a file the
+    rows that are asked for are read, and no others. One that is damaged there is said and left
+    out, and its rows are computed again.
 
     Args:
         folder: The store's own directory; None keeps all in memory.
         width: H.
         dtype: Of the activations.
-        resident_bytes: A file is held in memory as long as all of them fit into this; what comes
-            after is mapped, and read as it is needed.
+        resident_bytes: Rows are held in memory as long as all of them fit into this; those of a
+            file that comes after are mapped, and read as they are needed.
     """
 
     def __init__(
         self, folder: Path | None, width: int, dtype: torch.dtype, resident_bytes: int
     ) -> None:
         self.folder = folder
+        self._source = folder  # read from, also once new rows are kept in memory
         self.width = width
         self.dtype = dtype
         self.resident_bytes = resident_bytes
         self.resident = 0  # bytes held in memory
         self._blocks: list[torch.Tensor] = []  # [tokens, H]
         self._place: dict[bytes, tuple[int, int, int]] = {}  # block, first token, tokens
-        self._known: set[str] = set()
+        self._on_disk: dict[bytes, Kept] = {}
+        self._tokens: dict[str, int] = {}  # of each file
+        self._damaged: set[str] = set()
         self.refresh()
 
     def __contains__(self, key: bytes) -> bool:
+        """Whether a row has been taken in."""
         return key in self._place
 
     def __getitem__(self, key: bytes) -> torch.Tensor:
-        """The activations of a row, [T, H]."""
+        """The activations of a row that has been taken in, [T, H]."""
         block, first, length = self._place[key]
         return self._blocks[block][first : first + length]
 
@@ -74,70 +97,126 @@ class TrunkStore:
         return self.width * self.dtype.itemsize
 
     def refresh(self) -> None:
-        """Take in the files that other processes have added."""
+        """Learn of the files that other processes have added."""
         if self.folder is None or not self.folder.is_dir():
             return
         for path in sorted(self.folder.glob("*.lengths")):
-            if path.stem not in self._known:
-                self._read(path.stem)
+            if path.stem not in self._tokens.keys() | self._damaged:
+                self._list_rows(path)
         with contextlib.suppress(OSError):
             os.utime(self.folder)  # the day of its last use, for `peft-mrpc cache`
 
+    def take(self, keys: Iterable[bytes]) -> None:
+        """Take in those of these rows that the files hold."""
+        by_file: dict[str, list[bytes]] = {}
+        for key in keys:
+            if key in self._on_disk and key not in self._place:
+                by_file.setdefault(self._on_disk[key].file, []).append(key)
+        before = len(self._damaged)
+        for name, own in by_file.items():
+            self._take_rows(name, sorted(own, key=lambda key: self._on_disk[key].first))
+        if len(self._damaged) > before:  # what one file has lost another may hold
+            self._on_disk.clear()
+            self._tokens.clear()
+            self.refresh()
+            self.take([key for own in by_file.values() for key in own])
+
     def __getstate__(self) -> dict[str, Any]:
-        """For workers of a data loader: they map the files themselves."""
+        """For workers of a data loader: they read the files themselves."""
         state = dict(vars(self))
         if self.folder is not None:
-            state |= {"_blocks": [], "_place": {}, "_known": set(), "resident": 0}
+            state |= {"_blocks": [], "_place": {}, "resident": 0, "asked": [*self._place]}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        asked = state.pop("asked", [])
         vars(self).update(state)
-        self.refresh()
+        self.take(asked)
 
-    def _read(self, name: str) -> None:
-        assert self.folder is not None
-        self._known.add(name)
-        path = self.folder / f"{name}.states"
+    def _list_rows(self, path: Path) -> None:
+        """Note which rows a file holds; they are read when they are asked for."""
         try:
             keys = path.with_suffix(".keys").read_bytes()
-            rows = array("q", path.with_suffix(".lengths").read_bytes())
+            rows = array("q", path.read_bytes())
             lengths, sums = rows[::2], rows[1::2]
-            size = sum(lengths) * self.width
             if len(keys) != KEY_BYTES * len(lengths) or len(sums) != len(lengths):
                 raise ValueError("its parts do not fit together")
-            if path.stat().st_size != size * self.dtype.itemsize:
+        except (OSError, ValueError) as error:
+            self._give_up(path.stem, error)
+            return
+        first = 0
+        for key, length, wanted in zip(split_keys(keys), lengths, sums, strict=True):
+            self._on_disk.setdefault(key, Kept(path.stem, first, length, wanted))
+            first += length
+        self._tokens[path.stem] = first
+
+    def _take_rows(self, name: str, keys: Sequence[bytes]) -> None:
+        """Check rows of a file, in its order, and hold or map them."""
+        assert self._source is not None
+        path = self._source / f"{name}.states"
+        rows = [self._on_disk[key] for key in keys]
+        lengths = [row.length for row in rows]
+        size = sum(lengths) * self.token_bytes
+        is_held = self.resident + size <= self.resident_bytes
+        try:
+            if path.stat().st_size != self._tokens[name] * self.token_bytes:
                 raise ValueError("it is cut short")
             # Read, not mapped: pages that are mapped and looked at count as this process's memory.
-            with path.open("rb") as file:
-                for length, wanted in zip(lengths, sums, strict=True):
-                    if zlib.crc32(file.read(length * self.token_bytes)) != wanted:
-                        raise ValueError("what it holds has changed")
-            states = torch.from_file(str(path), shared=False, size=size, dtype=self.dtype)
-            states = states.view(-1, self.width)
-            if self.resident + states.nbytes <= self.resident_bytes:
-                states = states.clone()
-                self.resident += states.nbytes
+            states = self._read_rows(path, rows, is_held)
+            if not is_held:
+                numbers = self._tokens[name] * self.width
+                whole = torch.from_file(str(path), shared=False, size=numbers, dtype=self.dtype)
+                states = whole.view(-1, self.width)
         except (OSError, ValueError, RuntimeError) as error:
-            logger.warning("%s: damaged and not used: %s", path, one_line(error))
+            self._give_up(name, error)
             return
-        self._add(states, keys, lengths)
+        self.resident += size if is_held else 0
+        firsts = itertools.accumulate(lengths, initial=0) if is_held else [r.first for r in rows]
+        self._add(states, keys, firsts, lengths)
 
-    def _add(self, states: torch.Tensor, keys: bytes, lengths: Iterable[int]) -> None:
-        first = 0
-        for number, length in enumerate(lengths):
-            key = keys[number * KEY_BYTES : (number + 1) * KEY_BYTES]
+    def _read_rows(self, path: Path, rows: Sequence[Kept], is_held: bool) -> torch.Tensor:
+        """Read rows against their checksums, [tokens, H]; nothing of them if they are not held."""
+        tokens = sum(row.length for row in rows) if is_held else 0
+        states = torch.empty(tokens, self.width, dtype=self.dtype)
+        content, filled = raw_bytes(states).cast("B") if tokens else memoryview(b""), 0
+        with path.open("rb") as file:
+            for row in rows:
+                file.seek(row.first * self.token_bytes)
+                read = file.read(row.length * self.token_bytes)
+                if zlib.crc32(read) != row.checksum:
+                    raise ValueError("what it holds has changed")
+                if is_held:
+                    content[filled : filled + len(read)] = read
+                    filled += len(read)
+        return states
+
+    def _give_up(self, name: str, error: Exception) -> None:
+        assert self._source is not None
+        self._damaged.add(name)
+        path = self._source / f"{name}.states"
+        logger.warning("%s: damaged and not used: %s", path, one_line(error))
+
+    def _add(
+        self,
+        states: torch.Tensor,
+        keys: Sequence[bytes],
+        firsts: Iterable[int],
+        lengths: Sequence[int],
+    ) -> None:
+        """Add a block, and where in it rows begin and how long they are."""
+        for key, first, length in zip(keys, firsts, lengths, strict=False):
             self._place.setdefault(key, (len(self._blocks), first, length))
-            first += length
         self._blocks.append(states)
 
     @contextlib.contextmanager
-    def adding(self) -> Iterator["Writer"]:
+    def adding(self) -> Iterator[Writer]:
         """Add rows: all of them once the block ends well, none if it fails."""
         if self.folder is None:
             yield (kept := MemoryWriter())
             if kept.states:
                 self.resident += sum(one.nbytes for one in kept.states)
-                self._add(torch.cat(kept.states), bytes(kept.keys), kept.lengths)
+                firsts = itertools.accumulate(kept.lengths, initial=0)
+                self._add(torch.cat(kept.states), split_keys(kept.keys), firsts, kept.lengths)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
@@ -150,7 +229,7 @@ class TrunkStore:
             keys = bytes(writer.keys)
             self.refresh()
             # Another training may have filled in the same meanwhile.
-            if all(keys[n : n + KEY_BYTES] in self for n in range(0, len(keys), KEY_BYTES)):
+            if all(key in self._on_disk for key in split_keys(keys)):
                 return
             path.rename(path.with_suffix(".states"))
             path.with_suffix(".keys").write_bytes(keys)
@@ -162,55 +241,6 @@ class TrunkStore:
             if not path.with_suffix(".lengths").exists():
                 for suffix in (".unfinished", ".states", ".keys", ".new"):
                     path.with_suffix(suffix).unlink(missing_ok=True)
-
-
-class Writer:
-    """Takes rows one after another."""
-
-    def __init__(self) -> None:
-        self.keys = bytearray()
-        self.lengths = array("q")
-
-    def add(self, key: bytes, states: torch.Tensor) -> None:
-        """Take a row, [T, H]."""
-        self.keys += key
-        self.lengths.append(len(states))
-
-
-class MemoryWriter(Writer):
-    """Keeps them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.states: list[torch.Tensor] = []
-
-    def add(self, key: bytes, states: torch.Tensor) -> None:
-        super().add(key, states)
-        self.states.append(states.clone())
-
-
-class DiskWriter(Writer):
-    """Writes them through: memory holds one batch."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__()
-        self.file = file
-        self.sums = array("q")
-
-    def add(self, key: bytes, states: torch.Tensor) -> None:
-        super().add(key, states)
-        self.sums.append(checksum(states))
-        self.file.write(raw_bytes(states))
-
-
-def raw_bytes(states: torch.Tensor) -> Any:
-    """A tensor's bytes: NumPy knows no bfloat16."""
-    return states.contiguous().view(torch.uint8).numpy().data
-
-
-def checksum(states: torch.Tensor) -> int:
-    """Of a row's bytes."""
-    return zlib.crc32(raw_bytes(states))
 
 
 def sweep(folder: Path) -> None:

@@ -3,7 +3,7 @@
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
@@ -32,7 +32,8 @@ from peft_mrpc.selection import SELECTION, split_selection
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.train import build_classifier, check_fit, fit_rates
 from peft_mrpc.training import build_trainer, check_against_data
-from peft_mrpc.workers import run_workers
+from peft_mrpc.trunk_plan import count_trunks
+from peft_mrpc.workers import run_workers, worker_count
 
 if TYPE_CHECKING:
     from peft_mrpc.search import Plan
@@ -128,9 +129,9 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     data = _held_out_data(request)
     size = len(data.splits[SELECTION])
     with tempfile.TemporaryDirectory() as scratch:
-        build = _trainer_builder(argv, data, scratch)
+        build = _trainer_builder(argv, data, scratch, count_trunks(space) * worker_count())
         plan = _plan(request, config, space, data)
-        trainer = build({})  # what cannot be built at all is said before anything is written
+        trainer = build({}, 1)  # what cannot be built at all is said before anything is written
         if request.config.dry_run:
             _print_plan(plan, data)
             return
@@ -233,12 +234,16 @@ def _held_out_data(request: TrainRequest) -> PairData:
 
 
 def _trainer_builder(
-    argv: Sequence[str], data: PairData, scratch: str
-) -> Callable[[Mapping[str, Any]], Trainer]:
-    """What builds the Trainer of one trial, as `train` would with the same values as flags."""
+    argv: Sequence[str], data: PairData, scratch: str, shares: int
+) -> Callable[[Mapping[str, Any], int], Trainer]:
+    """What builds the Trainer of one trial, as `train` would with the same values as flags.
 
-    def build(values: Mapping[str, Any]) -> Trainer:
+    One in `shares` of the trials left after it finds the activations that this process keeps.
+    """
+
+    def build(values: Mapping[str, Any], num_left: int) -> Trainer:
         request, _ = parse_command([*argv, *_trial_flags(values)], "tune", DESCRIPTION, OWN)
+        request = replace(request, num_trainings=1 + (num_left - 1) // shares)
         source = find_model(request.config.model, request.config.base_model_id)
         set_seed(request.arguments.seed)
         classifier = build_classifier(request, source, data)
@@ -276,7 +281,7 @@ def _plan(
 
 
 def _run_here(
-    plan: "Plan", trainer: Trainer, build: Callable[[Mapping[str, Any]], Trainer]
+    plan: "Plan", trainer: Trainer, build: Callable[[Mapping[str, Any], int], Trainer]
 ) -> None:
     from peft_mrpc.search import run_trials
 

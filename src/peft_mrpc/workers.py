@@ -10,6 +10,13 @@ import torch
 
 from peft_mrpc.errors import UserError, logger
 
+COUNT = "PEFT_MRPC_WORKERS"  # in the environment of each
+
+
+def worker_count() -> int:
+    """How many workers were started with this one, itself included."""
+    return int(os.environ.get(COUNT, "1"))
+
 
 def run_workers(argv: Sequence[str], count: int) -> None:
     """Start the same command several times, each on its share of the cores or on a GPU of its own.
@@ -22,7 +29,8 @@ def run_workers(argv: Sequence[str], count: int) -> None:
     command = [sys.executable, "-m", "peft_mrpc.tune", *argv, "--num_workers", "1"]
     try:
         for number in range(count):
-            env = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // count)), **os.environ}
+            threads = str(max(1, (os.cpu_count() or 1) // count))
+            env = {"OMP_NUM_THREADS": threads, **os.environ, COUNT: str(count)}
             if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
                 env["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
             workers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, env=env))

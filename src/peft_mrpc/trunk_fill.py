@@ -1,0 +1,112 @@
+"""Rows of activations computed by several processes, each its share, and kept.
+
+Shapes: T tokens, H hidden.
+"""
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
+from tqdm.auto import tqdm
+
+from peft_mrpc.errors import logger, one_line
+from peft_mrpc.kept_trunks import describe_trunk, trunks_dir
+from peft_mrpc.processes import process_state
+from peft_mrpc.scoring import length_sorted_batches
+from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_store import TrunkStore
+
+Rows = Sequence[Mapping[str, Any]]
+# Gives the key and the activations [T, H] of each of some rows.
+Compute = Callable[[Rows], Iterable[tuple[bytes, torch.Tensor]]]
+# Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
+FILL_BATCH = 32
+
+
+def missing_rows(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
+    """The rows that a store lacks, and how many bytes they take; it takes in the others."""
+    store.take(by_key)
+    missing = [row for key, row in by_key.items() if key not in store]
+    return missing, sum(len(row["input_ids"]) for row in missing) * store.token_bytes
+
+
+def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute: Compute) -> str:
+    """Compute the activations of rows, each process its share.
+
+    Args:
+        store: Takes them.
+        rows: Encoded pairs that it lacks.
+        about: What they are computed with, to be written beside them.
+        compute: Computes a batch.
+    Returns:
+        Why they cannot be kept; nothing if all is well.
+    """
+    state = process_state()
+    index, count = state.process_index, state.num_processes
+    if count > 1 and not _is_common(trunks_dir()):
+        # Each machine has a disk of its own, and needs every row.
+        index = state.local_process_index
+        count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+
+    fault = _fill_share(store, rows, about, compute, slice(index, None, count))
+    state.wait_for_everyone()
+    store.refresh()
+    by_key = {row_key(row): row for row in rows}
+    # Another job may have come between what each process found missing.
+    if not fault and (left := missing_rows(store, by_key)[0]):
+        fault = _fill_share(store, left, about, compute)
+        store.refresh()
+        store.take(by_key)
+    return fault
+
+
+def _fill_share(
+    store: TrunkStore,
+    rows: Rows,
+    about: Mapping[str, Any],
+    compute: Compute,
+    share: slice = slice(None),
+) -> str:
+    """Compute some of the batches of rows; why they cannot be written, if so."""
+    batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
+    own = [[rows[row] for row in batch] for batch in batches[share]]
+    if not own:  # nothing to do: a store that is complete may be read-only
+        return ""
+    try:
+        if store.folder is not None:
+            describe_trunk(store.folder, about)
+        _add_rows(store, own, compute)
+    except OSError as error:
+        return f"{store.folder} cannot be written: {one_line(error)}"
+    return ""
+
+
+def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> None:
+    silent = not logger.isEnabledFor(logging.INFO)
+    total = sum(map(len, batches))
+    bar = tqdm(total=total, desc="frozen layers", unit="pair", disable=silent)
+    with bar, store.adding() as writer:
+        for batch in batches:
+            for key, states in compute(batch):
+                writer.add(key, states.to(store.dtype))
+            bar.update(len(batch))
+
+
+def _is_common(folder: Path) -> bool:
+    """Whether every process sees this directory."""
+    holder = [uuid.uuid4().hex]
+    broadcast_object_list(holder)
+    mark = folder / f".{holder[0]}"
+    if process_state().is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    process_state().wait_for_everyone()
+    seen = all(gather_object([mark.exists()]))
+    if process_state().is_main_process:
+        mark.unlink()
+    return seen
