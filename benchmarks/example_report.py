@@ -4,7 +4,8 @@
 
 Trains what is not there yet (hours on two cores), asks SmolLM2, and compares; with
 `--pictures docs/example` it writes the pictures of the documentation too, for which Chromium and
-Playwright are needed. Runs of `accuracy.py` in the same directory are found and used.
+Playwright are needed; examples are shown of the quickstart's report, whose sentences are free. Runs
+of `accuracy.py` in the same directory are found and used.
 """
 
 import argparse
@@ -21,12 +22,12 @@ ASKED = [
     *["hard_prompt", "--model", "builtin:smollm2", "--quantization", "none"],
     *["--template", "all_channel", "--calibration", "batch", "--label_prior", "train"],
 ]
-SHOWN_PLOTS = ("accuracies", "confusion_matrices", "roc_curves", "costs")
+SHOWN_PLOTS = ("confusion_matrices", "costs", "reliability", "roc_curves")
 SCREENS = {
-    "first_screen": (1280, 880, "light", None),
-    "first_screen_dark": (1280, 880, "dark", None),
-    "examples": (1280, 880, "light", "#examples"),
-    "phone": (390, 844, "light", None),
+    "first_screen": (1280, 880, "light"),
+    "first_screen_dark": (1280, 880, "dark"),
+    "phone": (390, 844, "light"),
+    "examples": (1280, 880, "light"),
 }
 
 
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/example"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--pictures", type=Path, help="where the documentation's pictures go")
+    parser.add_argument(
+        "--quickstart", type=Path, default=Path("runs/quickstart/comparison"), help="its report"
+    )
     options = parser.parse_args()
     common = ["--dataset", options.dataset, "--split", "validation"]
     commands = {
@@ -49,10 +53,10 @@ def main() -> None:
     report = options.output_dir / "report"
     print(compare(sorted(map(str, commands)), report, overwrite=True))
     if options.pictures:
-        take_pictures(report, options.pictures)
+        take_pictures(report, options.quickstart, options.pictures)
 
 
-def take_pictures(report: Path, folder: Path) -> None:
+def take_pictures(report: Path, quickstart: Path, folder: Path) -> None:
     """Copy the plots, and photograph the page."""
     from playwright.sync_api import sync_playwright
 
@@ -62,11 +66,15 @@ def take_pictures(report: Path, folder: Path) -> None:
     with sync_playwright() as driver:
         path = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        for name, (width, height, scheme, place) in SCREENS.items():
+        for name, (width, height, scheme) in SCREENS.items():
             page = browser.new_page(
                 viewport={"width": width, "height": height}, color_scheme=scheme
             )
-            page.goto(f"{(report / 'report.html').resolve().as_uri()}{place or ''}")
+            is_of_examples = name == "examples"
+            shown = (quickstart if is_of_examples else report) / "report.html"
+            page.goto(shown.resolve().as_uri() + ("#examples" if is_of_examples else ""))
+            if is_of_examples:
+                page.select_option("#agreement", "split")
             page.wait_for_timeout(200)
             page.screenshot(path=folder / f"{name}.png")
         browser.close()

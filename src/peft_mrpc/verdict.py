@@ -55,7 +55,7 @@ def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdic
              f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95 %)"),
     ]  # fmt: skip
     if len(ranked) > 1:
-        lead, sentence = _lead(best, ranked[1], evidence)
+        lead, sentence = _lead(best, ranked[1], evidence, count)
         said += [sentence] if sentence else []
         cards.append(lead)
     cards += [
@@ -106,7 +106,7 @@ def find_difference(one: str, other: str, evidence: Mapping[str, Any]) -> Mappin
 
 
 def _lead(
-    best: Mapping[str, Any], second: Mapping[str, Any], evidence: Mapping[str, Any]
+    best: Mapping[str, Any], second: Mapping[str, Any], evidence: Mapping[str, Any], count: int
 ) -> tuple[Card, str]:
     """Whether the lead would be there on other rows."""
     points = 100 * (best["accuracy"] - second["accuracy"])
@@ -119,8 +119,7 @@ def _lead(
     else:
         least = 100 * difference["detectable"]
         sureness = (
-            f"which may be chance ({p_said}; so many pairs show differences from {least:.1f} "
-            "points on)"
+            f"which may be chance ({p_said}; {count:,} pairs show {least:.1f} points or more)"
         )
         short = "may be chance"
     sentence = f"{best['name']} leads {second['name']} by {points:.1f} points, {sureness}."
