@@ -27,11 +27,11 @@ from peft_mrpc.methods import (
 )
 from peft_mrpc.models import (
     auto_pooling,
-    cpu_has_amx,
     load_config,
     load_empty_classifier,
     load_tokenizer,
 )
+from peft_mrpc.quantization import cpu_has_amx
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import MODEL_CHOICES, parse_request
 from peft_mrpc.sources import find_model

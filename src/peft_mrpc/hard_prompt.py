@@ -14,10 +14,11 @@ from peft_mrpc.endpoint import EndpointEngine
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
-from peft_mrpc.models import QUANTIZATIONS, load_causal_lm, load_tokenizer
+from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import prompt_faults
 from peft_mrpc.publishing import check_access, check_base, publish
+from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.reporting import summary
 from peft_mrpc.requests import default_output_dir
 from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory

@@ -1,4 +1,4 @@
-"""How models are loaded. The only file that knows bitsandbytes."""
+"""How models and tokenizers are loaded."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -17,22 +17,21 @@ from transformers import (
 )
 
 from peft_mrpc.errors import UserError, logger, one_line, unknown_name
-from peft_mrpc.freezing import HEAD_NAMES
 from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
+from peft_mrpc.quantization import (
+    QUANTIZATIONS,
+    QUANTIZED_MARKS,
+    compute_dtype,
+    prepare_quantized,
+    weight_options,
+)
 from peft_mrpc.sources import ModelSource, quiet_transformers
 
 NO_LIMIT = 1 << 30
 HEAD_DROPOUT = 0.1
 AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
-
-QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
-# What PEFT and the Trainer ask a whole model for.
-QUANTIZED_MARKS = (
-    *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
-    *("quantization_method", "hf_quantizer"),
-)
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
@@ -96,7 +95,7 @@ def load_classifier(
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
-    weights = _weight_options(quantization, torch.float32)
+    weights = weight_options(quantization, torch.float32)
     if dropout is not None:
         weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
     if pooling == "native":
@@ -121,7 +120,7 @@ def load_classifier(
                 setattr(model, mark, getattr(encoder, mark, False))
     model.config.pad_token_id = tokenizer.pad_token_id
     if quantization != "none":
-        _prepare_quantized(model)
+        prepare_quantized(model)
     return model
 
 
@@ -143,19 +142,6 @@ def _load_native(
         raise UserError(f"{source.name}: lacks the weights {some}{rest}")
     loaded: PreTrainedModel = model
     return loaded
-
-
-def _prepare_quantized(model: Any) -> None:
-    """Freeze a quantized base, with norms, embeddings and head in fp32, fit to be trained over."""
-    from peft import prepare_model_for_kbit_training
-
-    # Checkpointing, where it is asked for, is the Trainer's to switch on.
-    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    for module in model.modules():
-        # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
-        # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
 
 
 def _check_tokenizer(
@@ -240,57 +226,10 @@ def load_causal_lm(
         logger.info("%s: is quantized already (%s) and loaded as it is", source.name, kind)
         options: dict[str, Any] = {"dtype": compute_dtype(device)}
     else:
-        options = _weight_options(quantization, compute_dtype(device))
+        options = weight_options(quantization, compute_dtype(device))
     options["device_map"] = "auto" if device_map == "auto" else {"": device}
     model: PreTrainedModel = _load(AutoModelForCausalLM, source, **options)
     return model.eval()
-
-
-def _weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
-    """How weights are loaded: `plain_dtype` where they are not quantized."""
-    if quantization == "none":
-        return {"dtype": plain_dtype}
-    device = process_state().device
-    dtype = compute_dtype(device)
-    # One replica a rank: "auto" would spread each rank's copy over all GPUs.
-    return {
-        "dtype": dtype,
-        "device_map": {"": device},
-        "quantization_config": _quantization_config(quantization, dtype),
-    }
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype the device computes fast in: bf16 where it has units for it, fp32 on a CPU.
-
-    bf16 on a CPU without AMX is several times slower than fp32; on one with AMX it is for
-    `--bf16` to ask for, in the training alone.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float32
-
-
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware."""
-    return bool(torch.cpu._is_amx_tile_supported())
-
-
-def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    # BERT's own list names `classifier.bias`, and its classifier would be quantized. `lm_head` is
-    # what transformers leaves alone where no list is given.
-    skipped = [*HEAD_NAMES, "pooler", "lm_head"]
-    if quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
-    return BitsAndBytesConfig(
-        llm_int8_skip_modules=skipped,
-        load_in_4bit=True,
-        bnb_4bit_quant_type=quantization,
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _load(loader: Any, source: ModelSource, **options: Any) -> Any:

@@ -20,8 +20,8 @@ from peft_mrpc.errors import choice_faults, logger, one_line, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
-from peft_mrpc.models import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
+from peft_mrpc.quantization import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.selection import implied_arguments, selection_faults
 from peft_mrpc.trunk_plan import trunk_faults
 
