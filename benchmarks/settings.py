@@ -30,6 +30,10 @@ full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences 
 full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --pooling cls
 full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --label_smoothing_factor 0.1
 full --learning_rate 1e-4 --layer_decay 0.8 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 32 --neftune_noise_alpha 5
+full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 32
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --neftune_noise_alpha 5
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --dropout 0.1
 full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
 lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --num_train_epochs 4 --swap_sentences false
 lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --num_train_epochs 5 --swap_sentences true
