@@ -24,6 +24,7 @@ from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.prompting import PromptEncoder, _num_same, _split
 from peft_mrpc.prompts import Demonstration, Template
+from peft_mrpc.publishing import collect_files
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.template_files import load_template
@@ -312,6 +313,24 @@ def test_what_was_saved_answers_as_it_did(
         assert [t["name"] for t in run.record["config"]["templates"]] == [
             run.record["chosen_template"]
         ]
+
+
+def test_whoever_publishes_is_told_that_training_pairs_go_along(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    other_train: str,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train)
+    main([*flags, "--num_demonstrations", "2", "--demonstrations", "nearest"])
+    run = load_run(tmp_path / "run")
+    count = len((run.artifact / "pool.jsonl").read_text().splitlines())
+    assert count == run.num_pool_pairs > 2
+    collect_files(run, "owner/name", tmp_path / "published")
+    assert f"push: {count} labelled training pairs go along" in caplog.text
+    card = (tmp_path / "published" / "README.md").read_text()
+    assert f"This repository holds the {count} training pairs" in card
 
 
 def test_a_command_that_was_cut_off_goes_on_and_gives_the_same_file(

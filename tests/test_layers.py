@@ -73,7 +73,7 @@ LAYERS = [
     },
     {"demonstrations", "endpoint", "engines", "html_report", "report", "requests"},
     {"answers", "artifacts", "bars", "plain_artifacts"},
-    {"asking"},
+    {"asking", "train_draws"},
     {"joined", "rehearsal", "search", "search_outcome", "seeds", "training"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,30 @@ def test_all_are_those_that_answer_the_datas_labels() -> None:
     assert [one.name for one in load_templates("paraphrase_true, paraphrase", LABELS)] == [
         *("paraphrase_true", "paraphrase")
     ]
+
+
+MINE = "text: '{sentence1} {sentence2}'\nlabel_words: {equivalent: X, not_equivalent: Y}\n"
+
+
+def test_a_directory_stands_for_its_templates(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text(MINE)
+    (tmp_path / "a.yml").write_text(f"name: first\n{MINE}")
+    (tmp_path / "notes.txt").write_text("no template")
+    found = load_templates(f"paraphrase,{tmp_path}", LABELS)
+    assert [one.name for one in found] == ["paraphrase", "first", "b"]
+    (tmp_path / "a.yml").write_text(MINE.replace("{sentence2}", "{it}"))
+    (tmp_path / "b.yaml").write_text(MINE.replace("equivalent: X", "same: X", 1))
+    (tmp_path / "c.yaml").write_text(f"name: paraphrase\n{MINE}")
+    with pytest.raises(UserError) as caught:
+        load_templates(f"paraphrase,{tmp_path},nowhere", LABELS)
+    said = str(caught.value)
+    assert "a.yml: key 'text': got the field {it}" in said and "a.yml: key 'text' lacks" in said
+    assert "b" in said and "got 'nowhere'; expected a YAML file, a directory" in said
+    assert "got 'paraphrase' twice" in said
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="empty', a directory without a .yaml file"):
+        load_templates(str(empty), LABELS)
 
 
 def test_braces_in_a_sentence_stay_text() -> None:

@@ -23,12 +23,16 @@ from peft_mrpc.plain_artifacts import (
 from peft_mrpc.predictors import PairClassifier, Predictor
 from peft_mrpc.prompting import Show, show_nothing
 from peft_mrpc.prompts import Demonstration
-from peft_mrpc.runs import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run, read_json, write_json
+from peft_mrpc.runs import (
+    ARTIFACT_FILE,
+    ARTIFACT_FOLDERS,
+    POOL_FILE,
+    load_run,
+    read_json,
+    write_json,
+)
 from peft_mrpc.sources import ModelSource, find_model, quiet_transformers
 from peft_mrpc.template_files import build_template
-
-# The labelled pairs that the nearest demonstrations are found among.
-POOL_FILE = "pool.jsonl"
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:

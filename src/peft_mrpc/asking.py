@@ -24,19 +24,20 @@ from peft_mrpc.calibration import (
     no_calibration,
 )
 from peft_mrpc.cards import figure_texts
-from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.demonstrations import NearestDemonstrations, fixed
 from peft_mrpc.engines import PromptClassifier
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import logger
 from peft_mrpc.flags import config_record
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair, PairData
 from peft_mrpc.partial_scores import PartialScores
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import train_uses
-from peft_mrpc.prompts import Demonstration, as_demonstration
+from peft_mrpc.prompts import Demonstration
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.scoring import KeptScores
 from peft_mrpc.sources import ModelSource
+from peft_mrpc.train_draws import draw_from_train
 
 LOW_LABEL_MASS = 0.1
 Array = NDArray[np.float64]
@@ -80,7 +81,8 @@ class Asker:
     def ask_into(self, staging: Path | None) -> None:
         """Score on every process; the one that has a staging directory writes."""
         started = time.perf_counter()
-        held = self._draw_from_train()
+        held, self.shown = draw_from_train(self.config, self.data, self.splits)
+        self._show()
         if held:
             logger.info("%d labelled training pairs to choose and to fit on", len(held))
         train_scores = self._score("train", held) if held else None
@@ -112,6 +114,14 @@ class Asker:
         }
         write_run(staging, record, self.data, probabilities)
 
+    def _show(self) -> None:
+        """Put the demonstrations before every pair, the nearest of them before each."""
+        count = self.config.num_demonstrations
+        if count and self.config.demonstrations == "nearest":
+            self.classifier.show = NearestDemonstrations(self.shown, self.label_names, count)
+        elif count:
+            self.classifier.show = fixed(self.shown)
+
     def template_lines(self) -> list[str]:
         """What each wording reaches by itself, where there are several."""
         if len(self.templates) < 2:
@@ -128,64 +138,13 @@ class Asker:
                     )
         return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
 
-    def _draw_from_train(self) -> list[Pair]:
-        """Set the demonstrations; the labelled pairs to choose and to calibrate on."""
-        config = self.config
-        pool = self._pool()
-        count, is_nearest = config.num_demonstrations, config.demonstrations == "nearest"
-        held: list[Pair] = []
-        if config.calibration == "affine" or config.combine == "best":
-            draw = np.random.default_rng([config.seed, 1])
-            rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
-            held = [pool[row] for row in rows]
-            self._check_held(held)
-            # What is fitted on is not shown: it would be fitted to its own answers.
-            kept = set(rows)
-            pool = [pair for row, pair in enumerate(pool) if row not in kept]
-        if count and is_nearest:
-            self.shown = [as_demonstration(pair, self.label_names) for pair in pool]
-            self.classifier.show = NearestDemonstrations(self.shown, self.label_names, count)
-        elif count:
-            self.shown = choose_demonstrations(
-                pool, self.label_names, count, config.demonstrations, config.seed
-            )
-            self.classifier.show = fixed(self.shown)
-        return held
-
-    def _pool(self) -> list[Pair]:
-        """The labelled training pairs, without those that are scored, in either order."""
-        labelled = [p for p in self.data.splits.get("train", ()) if p.label != UNKNOWN_LABEL]
-        if not train_uses(self.config):
-            return labelled
-        scored = {
-            frozenset(_text(pair)) for split in self.splits for pair in self.data.splits[split]
-        }
-        pool = [pair for pair in labelled if frozenset(_text(pair)) not in scored]
-        if dropped := len(labelled) - len(pool):
-            logger.warning(
-                "%d training pairs are among those that are scored, and are not used", dropped
-            )
-        if not pool:
-            raise UserError(
-                f"{train_uses(self.config)[0]}: every training pair is among those that are "
-                "scored; expected others."
-            )
-        return pool
-
-    def _check_held(self, held: Sequence[Pair]) -> None:
-        counts = np.bincount([pair.label for pair in held], minlength=len(self.label_names))
-        if counts.min() < 2:
-            raise UserError(
-                f"--num_calibration_pairs: got {self.config.num_calibration_pairs}, and of the "
-                f"{len(held)} drawn {counts.min()} are {self.label_names[counts.argmin()]}; "
-                "expected at least 2 of each label."
-            )
-
     def _score(self, split: str, pairs: Sequence[Pair]) -> Array:
         """Label scores of each template, [T, N, C], found again where they were scored before."""
 
         def keep(template: str) -> KeptScores:
-            asked = self._asked(template) | {"pairs": [list(_text(pair)) for pair in pairs]}
+            asked = self._asked(template) | {
+                "pairs": [[pair.sentence1, pair.sentence2] for pair in pairs]
+            }
             kept = PartialScores(self.scratch, process_state().process_index, asked)
             if len(kept):
                 logger.info("%s: %d pairs of %s were scored before", template, len(kept), split)
@@ -336,7 +295,3 @@ class Asker:
 
 def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:
     return np.array([pair.label for pair in pairs], dtype=np.int64)
-
-
-def _text(pair: Pair) -> tuple[str, str]:
-    return pair.sentence1, pair.sentence2

@@ -229,6 +229,8 @@ def _questions(run: Run) -> str:
         parts.append(
             f"Before it {count} labelled training pairs are shown ({config['demonstrations']})."
         )
+    if count := run.num_pool_pairs:
+        parts.append(f"This repository holds the {count} training pairs they are found among.")
     if config.get("calibration", "none") != "none":
         parts.append(f"Calibration: {config['calibration']}.")
     uses = (run.record.get("uses_labels") or {}).get("for")

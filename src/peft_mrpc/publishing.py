@@ -84,6 +84,10 @@ def check_publishable(run: Run) -> None:
 
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     """Lay out in `folder` what the repository will hold, without a path of this machine in it."""
+    if count := run.num_pool_pairs:
+        logger.warning(
+            "push: %d labelled training pairs go along: demonstrations are found among them", count
+        )
     shutil.copytree(run.artifact, folder, dirs_exist_ok=True)
     # PEFT and transformers write cards and arguments of their own; ours says more and no paths.
     with contextlib.suppress(FileNotFoundError):

@@ -20,6 +20,8 @@ from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 FORMAT_VERSION = 1
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
+# The labelled pairs that a hard prompt's nearest demonstrations are found among.
+POOL_FILE = "pool.jsonl"
 # A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
 ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 RUN_CONTENTS = frozenset(
@@ -102,6 +104,12 @@ class Run:
             if (self.model_run.path / folder).is_dir():
                 return self.model_run.path / folder
         raise UserError(f"{self.path}: holds no {' or '.join(ARTIFACT_FOLDERS)} folder.")
+
+    @property
+    def num_pool_pairs(self) -> int:
+        """How many labelled training pairs the artifact holds, to show the nearest of."""
+        path = self.artifact / POOL_FILE
+        return len(path.read_text("utf-8").splitlines()) if path.is_file() else 0
 
     def predictions(self, split: str) -> Predictions:
         """Read `predictions/<split>.jsonl`.

@@ -30,10 +30,11 @@ def packaged_templates() -> list[str]:
 def load_templates(asked: str, label_names: Sequence[str]) -> list[Template]:
     """Load the templates of a comma-separated list; `all` is every packaged one for these labels.
 
-    `all_direct` and `all_channel` are those of one direction.
+    `all_direct` and `all_channel` are those of one direction; a directory stands for its files.
 
     Raises:
-        UserError: If there is none of a name, if a file is wrong or answers other labels.
+        UserError: If there is none of a name, if files are wrong or answer other labels; the
+            faults of every file are named.
     """
     if asked in ALL:
         packaged = [load_template(name) for name in packaged_templates()]
@@ -48,13 +49,31 @@ def load_templates(asked: str, label_names: Sequence[str]) -> list[Template]:
                 "expected a YAML file of your own."
             )
         return found
-    templates = [load_template(name.strip()) for name in asked.split(",")]
+    templates: list[Template] = []
+    faults: list[str] = []
+    for name in [path for part in asked.split(",") for path in _in_directory(part.strip())]:
+        try:
+            template = load_template(name)
+            template.words(label_names)
+            templates.append(template)
+        except UserError as error:
+            faults += error.faults
     names = [template.name for template in templates]
     twice = sorted({name for name in names if names.count(name) > 1})
-    raise_faults([f"--template: got {name!r} twice; name each template once." for name in twice])
-    for template in templates:
-        template.words(label_names)
+    faults += [f"--template: got {name!r} twice; name each template once." for name in twice]
+    raise_faults(faults)
     return templates
+
+
+def _in_directory(name: str) -> list[str]:
+    """The template files of a directory, by name; of anything else the name itself."""
+    folder = Path(name).expanduser()
+    if name in packaged_templates() or not folder.is_dir():
+        return [name]
+    files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
+    if not files:
+        raise UserError(f"--template: got {name!r}, a directory without a .yaml file.")
+    return [str(path) for path in files]
 
 
 def load_template(name: str) -> Template:
@@ -69,7 +88,8 @@ def load_template(name: str) -> Template:
     if not name.endswith((".yaml", ".yml")):
         known = packaged_templates()
         raise UserError(
-            f"--template: got {name!r}; expected a YAML file or one of {', '.join(known)}."
+            f"--template: got {name!r}; expected a YAML file, a directory of them, or one of "
+            f"{', '.join(known)}."
             f"{closest(name, known)}"
         )
     try:
