@@ -120,6 +120,23 @@ def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
     assert np.allclose(np.exp(scores), [[0.3, 0.4]])
 
 
+def test_words_of_several_tokens_add_up_or_are_averaged(smollm2: ModelSource) -> None:
+    words = {"not_equivalent": ("No",), "equivalent": ("The same thing", "Yes")}
+    found = {}
+    for is_normalized in (False, True):
+        template = replace(
+            load_template("paraphrase"), label_words=words, length_normalized=is_normalized
+        )
+        rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
+        lengths = [len(one.tokens) for one in rows[0]]
+        encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
+        found[is_normalized] = encoder.label_scores(np.array([[-1.0, -6.0, -3.0]]), rows)
+    assert lengths == [1, 3, 1]
+    # Sums: e^-6 + e^-3. Means: e^(-6 / 3) + e^-3.
+    assert np.allclose(found[False], [[-1, np.log(np.exp(-6) + np.exp(-3))]])
+    assert np.allclose(found[True], [[-1, np.log(np.exp(-2) + np.exp(-3))]])
+
+
 def test_a_word_that_changes_the_token_before_it_is_scored_with_that_token() -> None:
     assert _num_same((1, 2, 3), (1, 2, 3, 9)) == 3 and _num_same((1, 2, 3), (1, 2, 8)) == 2
     assert _split((1, 2, 3), (1, 2, 3, 9), (1, 2, 3), 3) == Continuation((1, 2, 3), (9,))

@@ -82,6 +82,12 @@ PAIR = "text: '{sentence1} {sentence2}'"
         (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words['b']: got none"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk", ["'style': got 'talk'"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nboth_orders: true", ["for direction channel"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nlength_normalized: 1", ["true or false"]),
+        (
+            "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\n"
+            "length_normalized: true",
+            ["'length_normalized': is for direction direct"],
+        ),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nsystem: 3", ["'system': got 3"]),
         (
             f"{PAIR}\nlabel_words: {{a: X, b: Y}}\ndirection: channel",

@@ -111,7 +111,8 @@ class PromptClassifier:
         show: Gives each pair the demonstrations that stand before it.
         calibration: Turns label scores into probabilities; None for the scores as they are.
         label_mass: For each template the mean probability that fell on the labels at all in the
-            last `label_scores`; None in the channel's direction.
+            last `label_scores`; None where scores are no probabilities (the channel's, and
+            length-normalized ones).
         threshold: Probability above which the last of two labels is predicted.
     """
 
@@ -142,8 +143,8 @@ class PromptClassifier:
             kept = keep(template.name) if keep else None
             asked = Questions(template, self.label_names, pairs, shown)
             scores.append(self.engine.score(asked, batch_size, kept))
-            is_channel = template.direction == "channel"
-            mass = None if is_channel else float(np.exp(scores[-1]).sum(axis=1).mean())
+            is_mass = template.direction == "direct" and not template.length_normalized
+            mass = float(np.exp(scores[-1]).sum(axis=1).mean()) if is_mass else None
             self.label_mass[template.name] = mass
         return np.stack(scores)
 

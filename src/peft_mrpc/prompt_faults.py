@@ -65,6 +65,12 @@ def prompt_faults(
             f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "
             "API does not give; use another --template."
         )
+    normalized = [one.name for one in templates if one.length_normalized]
+    if config.endpoint and normalized:
+        faults.append(
+            f"--endpoint: {normalized[0]} is length-normalized, and such an API gives the answer's "
+            "first token alone; use another --template."
+        )
     if config.combine == "best" and len(templates) < 2:
         faults.append("--combine: got best of one template; expected several in --template.")
     if config.label_prior != "none" and config.calibration == "affine":

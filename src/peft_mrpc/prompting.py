@@ -115,10 +115,11 @@ class PromptEncoder:
     ) -> NDArray[np.float64]:
         """Scores of the labels, [N, K] -> [N, C].
 
-        The log-probability that any of the label's words is the answer. In the channel's direction
-        each label's share of the log-likelihoods of sentence 2 (long and rare sentences have large
-        ones under every label), in the order of the sentences that speaks less for the last label:
-        two that mean the same lead to each other.
+        The log-probability that any of the label's words is the answer; length-normalized, of each
+        word the mean over its tokens. In the channel's direction each label's share of the
+        log-likelihoods of sentence 2 (long and rare sentences have large ones under every label),
+        in the order of the sentences that speaks less for the last label: two that mean the same
+        lead to each other.
         """
         if self.template.direction == "channel":
             by_order = log_probabilities.reshape(len(rows), -1, len(self.label_names))  # [N, O, C]
@@ -126,6 +127,9 @@ class PromptEncoder:
             gaps = shares[:, :, -1] - shares.mean(axis=-1)  # [N, O]
             scores: NDArray[np.float64] = shares[np.arange(len(rows)), gaps.argmin(axis=1)]
             return scores
+        if self.template.length_normalized:
+            lengths = np.array([[len(one.tokens) for one in row] for row in rows])
+            log_probabilities = log_probabilities / lengths
         sizes = np.cumsum([len(words) for words in self._words()])[:-1]
         of_labels = np.split(log_probabilities, sizes, axis=1)
         return np.stack([np.logaddexp.reduce(own, axis=1) for own in of_labels], axis=1)

@@ -10,7 +10,7 @@ from peft_mrpc.pairs import Pair
 
 TEMPLATE_KEYS = {
     *("name", "description", "text", "answer_prefix", "label_words", "system", "style"),
-    *("direction", "both_orders", "delimiter", "source"),
+    *("direction", "both_orders", "delimiter", "length_normalized", "source"),
 }
 
 
@@ -44,6 +44,7 @@ class Template:
             sentence 1 and the label's words.
         both_orders: Whether the channel is read with the sentences in the other order as well.
         delimiter: Stands between demonstrations in plain text.
+        length_normalized: Whether a word's log-probability is the mean of its tokens', not the sum.
         description: What it is for.
     """
 
@@ -56,6 +57,7 @@ class Template:
     direction: str = "direct"
     both_orders: bool = False
     delimiter: str = "\n\n"
+    length_normalized: bool = False
     description: str = ""
     source: str = field(default="", compare=False)
 

@@ -130,10 +130,11 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
         if key in content and content[key] not in known:
             got, expected = content[key], ", ".join(known)
             faults.append(f"{where}: key {key!r}: got {got!r}; expected one of {expected}.")
-    if not isinstance(content.get("both_orders", False), bool):
-        faults.append(f"{where}: key 'both_orders': expected true or false.")
-    elif content.get("both_orders") and direction != "channel":
-        faults.append(f"{where}: key 'both_orders': is for direction channel; drop it.")
+    for key, only in (("both_orders", "channel"), ("length_normalized", "direct")):
+        if not isinstance(content.get(key, False), bool):
+            faults.append(f"{where}: key {key!r}: expected true or false.")
+        elif content.get(key) and direction != only:
+            faults.append(f"{where}: key {key!r}: is for direction {only}; drop it.")
     if direction == "channel" and content.get("style") == "chat":
         faults.append(f"{where}: key 'style': got chat; direction channel continues plain text.")
     for key in ("answer_prefix", "delimiter", "system", "description", "name"):
