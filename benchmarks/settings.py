@@ -41,6 +41,8 @@ lora --r 4 --lora_alpha 16 --target_modules all-linear --learning_rate 1e-3 --nu
 lora --r 8 --lora_alpha 16 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences true --head_learning_rate 2e-3
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false
 """.strip().splitlines()  # noqa: E501
 
