@@ -5,7 +5,16 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
-    {"averages", "environment", "errors", "option_values", "pair_model", "pairs", "wording"},
+    {
+        "averages",
+        "environment",
+        "errors",
+        "json_lines",
+        "option_values",
+        "pair_model",
+        "pairs",
+        "wording",
+    },
     {
         "calibration",
         "columns",
@@ -19,6 +28,7 @@ LAYERS = [
         "styles",
         "search_space",
         "sources",
+        "staging",
         "template_files",
         "tables",
         "trackers",

@@ -6,14 +6,26 @@ import numpy as np
 import pytest
 
 from peft_mrpc.errors import UserError
+from peft_mrpc.json_lines import read_json_lines
 from peft_mrpc.pairs import Pair
-from peft_mrpc.runs import check_output_dir, load_run, staged_directory, write_predictions
+from peft_mrpc.runs import load_run, write_predictions
+from peft_mrpc.staging import check_output_dir, staged_directory
 
 
 def fake_run(path: Path, content: str = "old") -> Path:
     path.mkdir()
     (path / "run.json").write_text(content)
     return path
+
+
+def test_sentences_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
+    pairs = [Pair(0, "one\u2028two\x85three\x0b", "four\u2029\x1c", 1), Pair(1, "a", "b", 0)]
+    probabilities = np.array([[0.2, 0.8], [0.6, 0.4]])
+    path = tmp_path / "predictions" / "test.jsonl"
+    write_predictions(path, pairs, np.array([1, 0]), probabilities, ["no", "yes"])
+    rows = read_json_lines(path)
+    assert [row["sentence1"] for row in rows] == [pair.sentence1 for pair in pairs]
+    assert [row["prediction"] for row in rows] == ["yes", "no"]
 
 
 def test_a_run_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -92,8 +104,14 @@ def test_predictions_keep_order_and_leave_unknown_labels_out(tmp_path: Path) -> 
     scores = np.array([[0.25, 0.75], [0.5, 0.5]])
     write_predictions(path, pairs, np.array([1, 0]), scores, ["no", "yes"])
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
-        {"idx": 0, "label": "yes", "prediction": "yes", "probabilities": {"no": 0.25, "yes": 0.75}},
-        {"idx": 1, "prediction": "no", "probabilities": {"no": 0.5, "yes": 0.5}},
+        {
+            **{"idx": 0, "sentence1": "a", "sentence2": "b", "label": "yes", "prediction": "yes"},
+            "probabilities": {"no": 0.25, "yes": 0.75},
+        },
+        {
+            **{"idx": 1, "sentence1": "c", "sentence2": "d", "prediction": "no"},
+            "probabilities": {"no": 0.5, "yes": 0.5},
+        },
     ]
 
 

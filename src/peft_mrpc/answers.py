@@ -1,12 +1,12 @@
 """What a prompted model writes, as a cross-check of the label words' probabilities."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_mrpc.engines import PromptClassifier
 from peft_mrpc.errors import logger
+from peft_mrpc.json_lines import write_json_lines
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 from peft_mrpc.prompting import Questions
 from peft_mrpc.prompts import parse_answer
@@ -52,7 +52,4 @@ def describe_answers(
 def write_answers(staging: Path, answers: Answers) -> None:
     """Write `answers/<split>.jsonl`."""
     for split, rows in answers.items():
-        folder = staging / "answers"
-        folder.mkdir(exist_ok=True)
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (folder / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+        write_json_lines(staging / "answers" / f"{split}.jsonl", rows)

@@ -12,6 +12,7 @@ from peft_mrpc.demonstrations import NearestDemonstrations, fixed
 from peft_mrpc.endpoint import EndpointEngine
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.json_lines import read_json_lines, write_json_lines
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
 from peft_mrpc.plain_artifacts import (
     ADAPTER_FILE,
@@ -114,8 +115,7 @@ def save_prompt(
         calibration=calibration and {**calibration.record(), "split": calibrated_on},
     )
     if pairs and config.demonstrations == "nearest":
-        lines = [json.dumps(pair, ensure_ascii=False) + "\n" for pair in pairs]
-        (folder / POOL_FILE).write_text("".join(lines), encoding="utf-8")
+        write_json_lines(folder / POOL_FILE, pairs)
 
 
 def save_threshold(folder: Path, threshold: float) -> None:
@@ -275,8 +275,7 @@ def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
         return show_nothing
     if about["how"] != "nearest":
         return fixed([Demonstration(**one) for one in about["shown"]])
-    lines = (folder / POOL_FILE).read_text("utf-8").splitlines()
-    pool = [Demonstration(**json.loads(line)) for line in lines]
+    pool = [Demonstration(**row) for row in read_json_lines(folder / POOL_FILE)]
     return NearestDemonstrations(pool, info["label_names"], about["count"])
 
 

@@ -18,8 +18,9 @@ from peft_mrpc.html_report import write_html
 from peft_mrpc.joined import join_seeds
 from peft_mrpc.pictures import build_pictures
 from peft_mrpc.report import Report, write_texts
-from peft_mrpc.runs import check_output_dir, load_run, staged_directory
+from peft_mrpc.runs import load_run
 from peft_mrpc.sentences import find_sentences
+from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.styles import on_page, save_picture
 from peft_mrpc.verdict import build_verdict
 

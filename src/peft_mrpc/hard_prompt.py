@@ -21,8 +21,9 @@ from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.reporting import summary
 from peft_mrpc.requests import default_output_dir
-from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.template_files import load_templates
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -18,8 +17,9 @@ from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.columns import class_name_faults, pairs_from_table
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
+from peft_mrpc.json_lines import format_json_lines
 from peft_mrpc.processes import process_state
-from peft_mrpc.runs import check_writable
+from peft_mrpc.staging import check_writable
 from peft_mrpc.tables import Table, read_table
 from peft_mrpc.thresholds import decide
 
@@ -165,9 +165,7 @@ def _serialize(suffix: str, columns: Sequence[str], rows: Sequence[dict[str, Any
         )
         return buffer.getvalue()
     if suffix == ".jsonl":
-        return "".join(
-            json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows
-        ).encode()
+        return format_json_lines(rows).encode()
     return _as_delimited(columns, rows, "\t" if suffix == ".tsv" else ",").encode()
 
 

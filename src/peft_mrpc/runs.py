@@ -1,11 +1,7 @@
 """A Run: the directory that every strategy ends in, and all that later commands read."""
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc.errors import UserError, closest, one_line
+from peft_mrpc.json_lines import read_json_lines, write_json_lines
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 
 FORMAT_VERSION = 1
@@ -109,7 +106,7 @@ class Run:
     def num_pool_pairs(self) -> int:
         """How many labelled training pairs the artifact holds, to show the nearest of."""
         path = self.artifact / POOL_FILE
-        return len(path.read_text("utf-8").splitlines()) if path.is_file() else 0
+        return len(read_json_lines(path)) if path.is_file() else 0
 
     def predictions(self, split: str) -> Predictions:
         """Read `predictions/<split>.jsonl`.
@@ -120,7 +117,7 @@ class Run:
         path = self.model_run.path / "predictions" / f"{split}.jsonl"
         index = {name: number for number, name in enumerate(self.label_names)}
         try:
-            rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+            rows = read_json_lines(path)
             expected = self.record["data"]["splits"][split]["num_examples"]
             if [row["idx"] for row in rows] != list(range(expected)):
                 raise ValueError(f"{len(rows)} rows, expected rows 0 to {expected - 1} in order")
@@ -188,114 +185,6 @@ def load_run(path: str | Path) -> Run:
     return Run(path, record)
 
 
-def check_output_dir(
-    output_dir: Path,
-    overwrite: bool,
-    contents: frozenset[str] = RUN_CONTENTS,
-    kind: str = "Run",
-) -> None:
-    """Refuse a place where writing would lose something, or that cannot be written to.
-
-    Args:
-        output_dir: Where a directory is to be.
-        overwrite: Whether one of the same kind may be replaced.
-        contents: What a directory of the kind may hold.
-        kind: Its name, for the message.
-    Raises:
-        UserError: If one is there and `overwrite` is off, if anything else is there at all, or if
-            the place is not writable.
-    """
-    where = f"--output_dir: got {str(output_dir)!r}"
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"{where}, a file; expected a directory.")
-    if output_dir.exists() and any(output_dir.iterdir()):
-        others = sorted({path.name for path in output_dir.iterdir()} - contents)
-        if others:
-            raise UserError(
-                f"{where}, which holds what is no {kind}'s ({', '.join(others[:3])}); "
-                "expected a new directory."
-            )
-        if not overwrite:
-            raise UserError(
-                f"{where}, which already holds a {kind}; name another directory, or replace it "
-                "with --overwrite."
-            )
-    if output_dir.resolve() == Path.cwd():
-        raise UserError(f"{where}, the working directory; expected another.")
-    check_writable(output_dir.absolute().parent, where)
-
-
-def check_writable(folder: Path, where: str) -> None:
-    """Try to write in a directory, or in the nearest one that exists above it.
-
-    Raises:
-        UserError: If that is a file or cannot be written to.
-    """
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    try:
-        Path(tempfile.mkdtemp(dir=folder)).rmdir()
-    except OSError as error:
-        raise UserError(f"{where}; cannot write in {folder}: {error.strerror}.") from error
-
-
-@contextlib.contextmanager
-def staged_directory(output_dir: Path) -> Iterator[Path]:
-    """Build a Run or a report beside its place and move it there whole, or not at all.
-
-    Yields:
-        A directory on the same file system. When the block ends well it becomes `output_dir` (one
-        that was there goes then, and not before). When it fails it is removed, unless it
-        holds training checkpoints: those are kept, and the error says where.
-    """
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    staging.chmod(0o777 & ~_current_umask())
-    try:
-        yield staging
-    except BaseException as error:
-        kept = sorted(
-            staging.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[-1])
-        )
-        if kept:
-            error.add_note(
-                f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
-                f"{staging} when it is done."
-            )
-        elif trained := [
-            staging / name for name in ("adapter", "model") if (staging / name).is_dir()
-        ]:
-            error.add_note(
-                f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
-            )
-        else:
-            shutil.rmtree(staging, ignore_errors=True)
-        raise
-    move_into_place(staging, output_dir)
-
-
-def move_into_place(staging: Path, output_dir: Path) -> None:
-    """Make a finished directory the one at `output_dir`; what stood there goes then, not before."""
-    replaced = None
-    if output_dir.exists():
-        replaced = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
-        output_dir.rename(replaced / "run")
-    try:
-        staging.rename(output_dir)
-    except OSError:
-        if replaced:
-            (replaced / "run").rename(output_dir)
-        raise
-    if replaced:
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _current_umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
-
-
 def write_predictions(
     path: Path,
     pairs: Sequence[Pair],
@@ -304,16 +193,13 @@ def write_predictions(
     label_names: Sequence[str],
 ) -> None:
     """Write one JSON line for each pair, in dataset order."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        for pair, label, row in zip(pairs, predictions, probabilities, strict=True):
-            line: dict[str, Any] = {
-                "idx": pair.idx,
-                "sentence1": pair.sentence1,
-                "sentence2": pair.sentence2,
-            }
-            if pair.label != UNKNOWN_LABEL:
-                line["label"] = label_names[pair.label]
-            line["prediction"] = label_names[int(label)]
-            line["probabilities"] = dict(zip(label_names, map(float, row), strict=True))
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    rows = []
+    for pair, label, row in zip(pairs, predictions, probabilities, strict=True):
+        line: dict[str, Any] = {"idx": pair.idx}
+        line |= {"sentence1": pair.sentence1, "sentence2": pair.sentence2}
+        if pair.label != UNKNOWN_LABEL:
+            line["label"] = label_names[pair.label]
+        line["prediction"] = label_names[int(label)]
+        line["probabilities"] = dict(zip(label_names, map(float, row), strict=True))
+        rows.append(line)
+    write_json_lines(path, rows)

@@ -26,15 +26,8 @@ from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.run_plots import plot_seeds
-from peft_mrpc.runs import (
-    CARD_FILE,
-    METRICS_FILE,
-    RUN_FILE,
-    Run,
-    load_run,
-    move_into_place,
-    write_json,
-)
+from peft_mrpc.runs import CARD_FILE, METRICS_FILE, RUN_FILE, Run, load_run, write_json
+from peft_mrpc.staging import move_into_place
 from peft_mrpc.styles import on_page, save_picture
 
 

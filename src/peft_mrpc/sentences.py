@@ -1,7 +1,6 @@
 """The sentences that Runs answered, found again: in the Runs, or where their data came from."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import BUILTIN_DATASETS, load_pairs
 from peft_mrpc.errors import UserError
+from peft_mrpc.json_lines import read_json_lines
 from peft_mrpc.runs import Run
 
 Sentences = Mapping[int, tuple[str, str]]
@@ -25,7 +25,7 @@ def find_sentences(runs: Sequence[Run], split: str) -> Sentences | None:
     """
     for run in runs:
         path = run.model_run.path / "predictions" / f"{split}.jsonl"
-        rows = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        rows = read_json_lines(path)
         if all("sentence1" in row and "sentence2" in row for row in rows):
             return {row["idx"]: (row["sentence1"], row["sentence2"]) for row in rows}
     return next(filter(None, (_read_again(run, split) for run in runs)), None)

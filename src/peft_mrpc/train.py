@@ -37,10 +37,11 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.requests import TrainRequest, parse_request
-from peft_mrpc.runs import Run, check_output_dir, load_run, staged_directory
+from peft_mrpc.runs import Run, load_run
 from peft_mrpc.seeds import train_seeds
 from peft_mrpc.selection import hold_out_selection
 from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.training import build_trainer, check_against_data, pair_length
 
 

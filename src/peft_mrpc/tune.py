@@ -26,10 +26,10 @@ from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.requests import TrainRequest, parse_command
-from peft_mrpc.runs import check_output_dir
 from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import SELECTION, split_selection
 from peft_mrpc.sources import ModelSource, find_model
+from peft_mrpc.staging import check_output_dir
 from peft_mrpc.train import build_classifier, check_fit, fit_rates
 from peft_mrpc.training import build_trainer, check_against_data
 from peft_mrpc.trunk_plan import count_trunks
