@@ -13,6 +13,7 @@ from peft_mrpc.data import load_pairs
 from peft_mrpc.evidence import describe_evidence
 from peft_mrpc.explorer import MAX_CHARACTERS, explorer_data
 from peft_mrpc.joined import join_seeds
+from peft_mrpc.pictures import build_pictures
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sentences import find_sentences
 from peft_mrpc.verdict import build_verdict
@@ -216,6 +217,37 @@ def test_latex_escapes_and_marks_the_best(tmp_path: Path) -> None:
     assert r"a\&b\% $\cdot$ model-x & 0.800" in rows[3]
     assert {len(re.split(r"(?<!\\)&", row)) for row in rows} == {6}
     assert r"\begin{tabular}{lrrrrr}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "said"),
+    [
+        ("metrics.json", "ece", "metrics.json: damaged: split 'test' lacks ece."),
+        ("run.json", "timing", "run.json: damaged: lacks timing."),
+        ("predictions/test.jsonl", "prediction", "test.jsonl: damaged: 'prediction'."),
+    ],
+)
+def test_a_damaged_run_is_one_line(
+    tmp_path: Path, fails: Callable[..., str], name: str, key: str, said: str
+) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    path = run.path / name
+    path.write_text(path.read_text().replace(f'"{key}"', '"lost"'))
+    assert said in fails(main, str(run.path), "--output_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_names_leave_the_pictures_room(tmp_path: Path) -> None:
+    runs = []
+    for method in ("full", "lora"):
+        run = build_run(tmp_path / method, SCORES["a"], method)
+        path = run.path / "run.json"
+        path.write_text(path.read_text().replace("some/model-x", "owner/A-Name" + "-long" * 12))
+        runs.append(load_run(run.path))
+    comparison = load_comparison(runs, None)
+    figure = build_pictures(comparison, describe_evidence(comparison))["accuracies"]
+    names = [text.get_text() for text in figure.axes[0].texts]
+    assert names[0].startswith("full · A-Name") and "…" in names[0] and len(names[0]) < 45
 
 
 def test_bad_flags_of_the_report_are_refused(tmp_path: Path, fails: Callable[..., str]) -> None:

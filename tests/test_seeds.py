@@ -148,7 +148,8 @@ def test_compare_shows_the_deviation(seeds_run: Path, trained_run: Path, tmp_pat
     assert f"{values['accuracy']:.3f} ± {values['std']['accuracy']:.3f}" in table
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert report["rows"][1]["seeds"] == [3, 1, 2] and "std" not in report["rows"][2]
-    assert "mean and standard deviation over training seeds" in report["headline"]
+    page = (tmp_path / "report" / "report.md").read_text()
+    assert "mean and standard deviation over training seeds" in page
     assert "seed 3, 1, 2" in (tmp_path / "report" / "report.html").read_text()
 
 

@@ -62,7 +62,6 @@ def write_html(
         report=report,
         results=report.table(),
         numbers=result_numbers(report),
-        has_seeds=any("std" in row for row in comparison.rows()),
         differences=report.differences(),
         difference_numbers=difference_numbers(report),
         sections=[

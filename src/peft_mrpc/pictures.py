@@ -24,7 +24,9 @@ from peft_mrpc.run_plots import (
 )
 from peft_mrpc.runs import Predictions, Run
 from peft_mrpc.styles import run_styles
+from peft_mrpc.wording import shorten
 
+MAX_NAME = 34
 CAPTIONS = {
     "accuracies": "Accuracy of each Run with its 95 % interval; ticks below a dot are its seeds",
     "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
@@ -45,7 +47,7 @@ def build_pictures(comparison: Comparison, evidence: Mapping[str, Any]) -> dict[
         "confusion_matrices": plot_confusion_matrices(
             {
                 name: confusion(rows, len(comparison.label_names))
-                for name, rows in zip(comparison.names, comparison.predictions, strict=True)
+                for name, rows in zip(_names(comparison), comparison.predictions, strict=True)
             },
             comparison.label_names,
         ),
@@ -65,6 +67,12 @@ def confusion(rows: Predictions, num_labels: int) -> Any:
     return counts
 
 
+def _names(comparison: Comparison) -> list[str]:
+    """The Runs' names as far as a legend has room for them."""
+    short = [shorten(name, MAX_NAME) for name in comparison.names]
+    return short if len(set(short)) == len(short) else comparison.names
+
+
 def _styles(comparison: Comparison) -> list[tuple[str, str]]:
     return run_styles([run.record["method"] for run in comparison.runs])
 
@@ -72,7 +80,7 @@ def _styles(comparison: Comparison) -> list[tuple[str, str]]:
 def _accuracies(comparison: Comparison, evidence: Mapping[str, Any]) -> Figure:
     whiskers = []
     for name, run, (color, _), interval in zip(
-        *(comparison.names, comparison.runs, _styles(comparison), evidence["intervals"]),
+        *(_names(comparison), comparison.runs, _styles(comparison), evidence["intervals"]),
         strict=True,
     ):
         value = run.metrics[comparison.split]["accuracy"]
@@ -85,7 +93,7 @@ def _accuracies(comparison: Comparison, evidence: Mapping[str, Any]) -> Figure:
 def _curves(comparison: Comparison) -> dict[str, Figure]:
     answers = {
         name: (rows.references, rows.probabilities)
-        for name, rows in zip(comparison.names, comparison.predictions, strict=True)
+        for name, rows in zip(_names(comparison), comparison.predictions, strict=True)
     }
     styles, where = _styles(comparison), comparison.where
     errors = [run.model_run.metrics[comparison.split]["ece"] for run in comparison.runs]
@@ -101,13 +109,13 @@ def _disagreements(comparison: Comparison) -> Figure | None:
         return None
     right = np.array([one.predictions == one.references for one in comparison.predictions])
     alone = right.astype(np.int64) @ (~right).T.astype(np.int64)
-    return plot_disagreements(comparison.names, alone, comparison.where)
+    return plot_disagreements(_names(comparison), alone, comparison.where)
 
 
 def _points(comparison: Comparison) -> list[RunPoint]:
     return [
         RunPoint(
-            name=row["name"],
+            name=name,
             method=row["method"],
             accuracy=row["accuracy"],
             deviation=row["std"]["accuracy"] if "std" in row else None,
@@ -115,7 +123,7 @@ def _points(comparison: Comparison) -> list[RunPoint]:
             train_seconds=row["train_seconds"],
             score_seconds=1000 / row["score_pairs_per_second"],
         )
-        for row in comparison.rows()[1:]
+        for name, row in zip(_names(comparison), comparison.rows()[1:], strict=True)
     ]
 
 
@@ -127,7 +135,7 @@ def _seed_accuracies(comparison: Comparison, run: Run) -> tuple[float, ...]:
 def _seed_spread(comparison: Comparison) -> Figure | None:
     values = {
         name: _seed_accuracies(comparison, run) or (run.metrics[comparison.split]["accuracy"],)
-        for name, run in zip(comparison.names, comparison.runs, strict=True)
+        for name, run in zip(_names(comparison), comparison.runs, strict=True)
     }
     if all(len(one) == 1 for one in values.values()):
         return None
@@ -138,7 +146,7 @@ def _seed_spread(comparison: Comparison) -> Figure | None:
 def _learning_curves(comparison: Comparison) -> Figure | None:
     curves, styles = {}, []
     for name, run, style in zip(
-        comparison.names, comparison.runs, _styles(comparison), strict=True
+        _names(comparison), comparison.runs, _styles(comparison), strict=True
     ):
         log = run.model_run.record.get("log_history", [])
         series = {

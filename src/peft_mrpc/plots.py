@@ -51,7 +51,7 @@ def plot_confusion_matrices(
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, counts) in zip(axes, matrices.items(), strict=False):
-        _draw_confusion(axis, counts, label_names, name)
+        _draw_confusion(axis, counts, label_names, name.replace(" · ", "\n"))
     for axis in axes[len(matrices) :]:
         axis.set_axis_off()
     return figure
@@ -96,7 +96,7 @@ def plot_roc_curves(curves: Answers, styles: Styles, title: str) -> Figure:
         styles: Colour and line style of each.
         title: What was scored.
     """
-    figure, axis = _square(title, "false positive rate", "true positive rate")
+    figure, axis = _square(len(curves), title, "false positive rate", "true positive rate")
     axis.plot([0, 1], [0, 1], color=soft_ink(), linewidth=1, linestyle=":", label="chance (0.500)")
     for (name, answers), (color, style) in zip(curves.items(), styles, strict=True):
         truth, score = _binary_view(*answers)
@@ -121,7 +121,7 @@ def plot_roc_curves(curves: Answers, styles: Styles, title: str) -> Figure:
 
 def plot_precision_recall(curves: Answers, styles: Styles, title: str) -> Figure:
     """Precision against recall of the last of two labels; of more, one against the rest, pooled."""
-    figure, axis = _square(title, "recall", "precision")
+    figure, axis = _square(len(curves), title, "recall", "precision")
     truth = next((_binary_view(*answers)[0] for answers in curves.values()), np.zeros(1))
     share = float(truth.mean())
     axis.axhline(share, color=soft_ink(), linewidth=1, linestyle=":", label=f"chance ({share:.3f})")
@@ -155,7 +155,9 @@ def plot_reliability(
         errors: Expected calibration error of each.
         title: What was scored.
     """
-    figure, axis = _square(title, "probability of the answer", "share of right answers")
+    figure, axis = _square(
+        len(curves), title, "probability of the answer", "share of right answers"
+    )
     least = 1 / next(iter(curves.values()))[1].shape[1]
     axis.plot(
         [least, 1],
@@ -195,8 +197,9 @@ def plot_reliability(
     return figure
 
 
-def _square(title: str, x: str, y: str) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(4, 5.1), layout="constrained")
+def _square(num_curves: int, title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """Axes of shares, with room for a legend below."""
+    figure = Figure(figsize=(4, 4.2 + 0.18 * num_curves), layout="constrained")
     axis = figure.subplots()
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, title=title)
     axis.set_aspect("equal")

@@ -70,6 +70,16 @@ class Report:
             "where the better wins by every quantile, 0.5 where neither does."
         )
 
+    @property
+    def seeds_note(self) -> str:
+        """What a ± is, where there is one."""
+        if not any("std" in row for row in self.comparison.rows()):
+            return ""
+        return (
+            "Where a figure has a ±, it is the mean and standard deviation over training seeds; "
+            "confusion matrices, curves and examples show the first seed."
+        )
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells of the table of results."""
         names = self.comparison.label_names
@@ -116,12 +126,12 @@ def write_texts(folder: Path, report: Report) -> str:
         The table as Markdown.
     """
     table = markdown_table(*report.table())
-    parts = [f"# {report.title}", str(report.verdict), table]
+    parts = [f"# {report.title}", str(report.verdict), table, report.seeds_note]
     header, differences = report.differences()
     if differences:
         parts += ["## Differences", markdown_table(header, differences), report.how_sure]
     parts += [f"![{CAPTIONS[name]}](plots/{name}.png)" for name in report.pictures]
-    (folder / "report.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     (folder / "report.tex").write_text(latex_table(report), encoding="utf-8")
     write_json(folder / "report.json", report_content(report))
     return table

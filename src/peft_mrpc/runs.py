@@ -17,6 +17,14 @@ from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 FORMAT_VERSION = 1
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
+# What every metrics.json says of a split, and every run.json.
+EVERY_METRIC = frozenset(
+    {"accuracy", "f1", "macro_f1", "mcc", "roc_auc", "ece", "num_examples", "majority_accuracy"}
+)
+EVERY_FACT = frozenset(
+    {"method", "model", "base_model_id", "data", "config", "seed", "timing", "peak_memory"}
+    | {"hardware", "versions", "finished"}
+)
 # The labelled pairs that a hard prompt's nearest demonstrations are found among.
 POOL_FILE = "pool.jsonl"
 # A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
@@ -67,9 +75,7 @@ class Run:
         """The content of `metrics.json`: metrics by split."""
         content: dict[str, dict[str, Any]] = read_json(self.path / METRICS_FILE)
         for split, values in content.items():
-            missing = {"accuracy", "f1", "roc_auc", "num_examples", "majority_accuracy"} - set(
-                values
-            )
+            missing = EVERY_METRIC - set(values)
             if missing:
                 raise UserError(
                     f"{self.path / METRICS_FILE}: damaged: split {split!r} lacks "
@@ -179,7 +185,7 @@ def load_run(path: str | Path) -> Run:
             f"{path}: got format {record['format_version']}; this peft-mrpc reads up to "
             f"{FORMAT_VERSION}. Install a newer one."
         )
-    missing = {"method", "model", "base_model_id", "data", "config", "seed"} - set(record)
+    missing = EVERY_FACT - set(record)
     if missing:
         raise UserError(f"{path / RUN_FILE}: damaged: lacks {', '.join(sorted(missing))}.")
     return Run(path, record)

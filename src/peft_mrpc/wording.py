@@ -14,6 +14,14 @@ def share_text(share: float) -> str:
     return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"
 
 
+def shorten(text: str, most: int) -> str:
+    """A name in at most so many characters, its middle left out: its ends tell it apart."""
+    if len(text) <= most:
+        return text
+    head = (most - 1) * 2 // 3
+    return f"{text[:head]}…{text[head + 1 - most :]}"
+
+
 def duration(seconds: float) -> str:
     """A time in its usual unit."""
     if seconds < 90:

@@ -1,0 +1,21 @@
+import pytest
+
+from peft_mrpc.wording import duration, p_text, share_text, short_count, shorten
+
+
+def test_numbers_are_said_in_few_digits() -> None:
+    assert [short_count(n) for n in (0.5, 42, 380_675, 22_697_219, 8.03e9)] == [
+        *("0.5", "42", "381 k", "22.7 M", "8.03 G")
+    ]
+    assert [share_text(s) for s in (0.0166, 0.1622, 1.0)] == ["1.66%", "16%", "100%"]
+    assert [duration(s) for s in (3.2, 89, 90, 5399, 7370)] == [
+        *("3 s", "89 s", "2 min", "90 min", "2.0 h")
+    ]
+    assert [p_text(p) for p in (0.0004, 0.02, 1)] == ["< 0.001", "0.020", "1.000"]
+
+
+@pytest.mark.parametrize("most", [10, 11, 34])
+def test_a_long_name_keeps_both_ends(most: int) -> None:
+    short = shorten("layer_freeze · A-Very-Long-Model-Name-v0.1", most)
+    assert len(short) == most and short.startswith("layer_") and short.endswith("0.1")
+    assert shorten("lora", most) == "lora"
