@@ -109,6 +109,18 @@ def test_the_verdict_names_what_is_cheaper_and_not_shown_worse(tmp_path: Path) -
     assert "full · model-x leads lora · model-x by 20.0 points, which may be chance" in verdict.text
     assert "lora · model-x takes less (60 s of training against 10 min of training)" in verdict.text
     assert verdict.cards[-1].value == "80.0%"
+    assert "Trained once: full · model-x and lora · model-x; another seed may" in verdict.text
+
+
+def test_labels_keep_their_capitals_in_the_verdict(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    for path in (run.path / "run.json", run.path / "metrics.json"):
+        path.write_text(path.read_text().replace('"equivalent"', '"Same Meaning"'))
+    rows = run.path / "predictions" / "test.jsonl"
+    rows.write_text(rows.read_text().replace('"equivalent"', '"Same Meaning"'))
+    comparison = load_comparison([load_run(run.path)], None)
+    verdict = build_verdict(comparison, describe_evidence(comparison))
+    assert "Always answering “Same Meaning” would be right on 60.0%." in verdict.text
 
 
 def test_a_tie_has_no_leader(tmp_path: Path) -> None:

@@ -48,30 +48,27 @@ def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdic
     labels = " or ".join(f"“{name.replace('_', ' ')}”" for name in comparison.label_names)
     said = [
         f"The question of each pair: {labels}?",
-        f"{_guessing(guess).capitalize()} would be right on {guess['accuracy']:.1%}.",
+        f"A{_guessing(guess)[1:]} would be right on {guess['accuracy']:.1%}.",
     ]
-    cards = [
-        Card("Most accurate" if len(ranked) > 1 else "Accuracy", f"{best['accuracy']:.1%}",
-             f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95 %)"),
-    ]  # fmt: skip
+    reach = f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95 %)"
+    kind = "Most accurate" if len(ranked) > 1 else "Accuracy"
+    cards = [Card(kind, f"{best['accuracy']:.1%}", reach)]
     if len(ranked) > 1:
         lead, sentence = _lead(best, ranked[1], evidence, count)
         said += [sentence] if sentence else []
+        once = [row["name"] for row in ranked[:2] if row["trained_parameters"] and "std" not in row]
+        if once:
+            said.append(f"Trained once: {' and '.join(once)}; another seed may change the order.")
         cards.append(lead)
     cards += [
         Card("Over guessing", f"{gain:+.1f} points", f"over {_guessing(guess)}"),
         Card("What it takes", _training(best), _running(best)),
     ]
-    cheaper = _cheaper(ranked, evidence)
-    if cheaper:
-        said.append(
-            f"{cheaper['name']} takes less ({_training(cheaper)} against {_training(best)}) and is "
-            f"not shown to be worse ({cheaper['accuracy']:.1%})."
-        )
-        cards.append(
-            Card("Cheaper, not shown worse", f"{cheaper['accuracy']:.1%}",
-                 f"{cheaper['name']}: {_training(cheaper)}")
-        )  # fmt: skip
+    if cheaper := _cheaper(ranked, evidence):
+        name, reached = cheaper["name"], f"{cheaper['accuracy']:.1%}"
+        less = f"{_training(cheaper)} against {_training(best)}"
+        said.append(f"{name} takes less ({less}) and is not shown to be worse ({reached}).")
+        cards.append(Card("Cheaper, not shown worse", reached, f"{name}: {_training(cheaper)}"))
     return Verdict(headline, " ".join(said), tuple(cards))
 
 
