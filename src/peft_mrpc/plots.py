@@ -159,37 +159,24 @@ def plot_reliability(
         len(curves), title, "probability of the answer", "share of right answers"
     )
     least = 1 / next(iter(curves.values()))[1].shape[1]
-    axis.plot(
-        [least, 1],
-        [least, 1],
-        color=soft_ink(),
-        linewidth=1,
-        linestyle=":",
-        label="as sure as right",
-    )
-    for ((name, (references, probabilities)), (color, style)), error in zip(
-        zip(curves.items(), styles, strict=True), errors, strict=True
-    ):
-        bins = confidence_bins(references, probabilities)
+    ends = [least, 1]
+    axis.plot(ends, ends, ":", color=soft_ink(), linewidth=1, label="as sure as right")
+    for (name, answers), (color, style), error in zip(curves.items(), styles, errors, strict=True):
+        bins = confidence_bins(*answers)
         right = np.array([one.right for one in bins])
-        ends = [wilson_interval(round(one.right * one.count), one.count) for one in bins]
-        sure = [one.confidence for one in bins]
-        label = f"{name} ({error:.3f})"
-        axis.vlines(
-            *(sure, [end.low for end in ends], [end.high for end in ends]),
-            color=color,
-            alpha=0.3,
-            linewidth=1.2,
-        )
-        axis.plot(
-            sure,
+        about = [wilson_interval(round(one.right * one.count), one.count) for one in bins]
+        reach = np.array([[one.low for one in about], [one.high for one in about]])
+        axis.errorbar(
+            [one.confidence for one in bins],
             right,
+            yerr=np.abs(reach - right),
             color=color,
             linestyle=style,
             marker="o",
             markersize=4,
             linewidth=1.6,
-            label=label,
+            elinewidth=0.7,
+            label=f"{name} ({error:.3f})",
         )
     axis.set_xlim(least - 0.02, 1.01)
     axis.set_aspect("auto")
