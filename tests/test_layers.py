@@ -43,6 +43,7 @@ LAYERS = [
         "checkpoints",
         "continuations",
         "comparison",
+        "control_tokens",
         "compatibility",
         "first_token",
         "freezing",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from peft_mrpc.continuations import Continuation, common_prefix
+from peft_mrpc.control_tokens import ControlTokens
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompts import Demonstration, Template
@@ -65,6 +67,10 @@ class PromptEncoder:
             return False
         return self.template.style == "chat" or self.tokenizer.chat_template is not None
 
+    @cached_property
+    def _control_tokens(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
     def encode(
         self, pairs: Sequence[Pair], shown: Sequence[Sequence[Demonstration]]
     ) -> list[list[Continuation]]:
@@ -79,6 +85,8 @@ class PromptEncoder:
                 f"--template: {self.template.name!r} is a chat, and this model has no chat "
                 "template; use style plain."
             )
+        pairs = [self._control_tokens.hide_in_pair(pair) for pair in pairs]
+        shown = [[self._control_tokens.hide_in_shown(one) for one in own] for own in shown]
         if self.template.direction == "channel":
             rows = self._channel_rows(pairs)
         else:
@@ -217,7 +225,7 @@ class PromptEncoder:
     def _tokenize(self, texts: list[str], special: bool = True) -> list[list[int]]:
         # A chat template writes the BOS itself; a second one would change every score.
         add = special and not self.is_chat
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=add)["input_ids"]
+        ids = self._control_tokens.tokenize(texts, add)
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         if add and eos is not None and bos != eos:  # T5-like tokenizers end every text
             ids = [row[:-1] if row[-1:] == [eos] else row for row in ids]
