@@ -3,7 +3,9 @@
 from copy import deepcopy
 
 import pytest
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.models import Model
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.control_tokens import MEANT, WRITTEN, ControlTokens
@@ -119,3 +121,27 @@ def test_numbers_of_added_tokens_are_the_tokenizers_own(tiny: PreTrainedTokenize
     fox, turn, owl = tokenizer.convert_tokens_to_ids(["fox", "<turn>", "owl"])
     the, cat, unknown = tokenizer.convert_tokens_to_ids(["the", "cat", "[UNK]"])
     assert ids == [4, turn, the, fox, *[unknown] * 3, owl, cat]
+
+
+PIECES = ["<unk>", "</s>", *"▁ab</s>", "</", "s>"]
+MERGES = [("<", "/"), ("s", ">"), ("</", "s>")]
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        models.Unigram([(p, -len(PIECES)) for p in PIECES], unk_id=0),
+        models.BPE({p: n for n, p in enumerate(PIECES)}, MERGES, unk_token="<unk>"),
+    ],
+)
+def test_a_piece_of_the_vocabulary_is_no_control_token(model: Model) -> None:
+    """As where `</s>` is put together of letters like another piece."""
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    assert tokenizer.encode("a</s>").ids == [2, 3, 1]
+    tokenizer.add_special_tokens(["</s>", "<unk>"])
+    control = ControlTokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>"))
+    assert control.tokenize(["a</s>"], False) == [[2, 3, 1]]
+    # `</` and `s>`, and the one that the prompt itself ends with.
+    found = control.tokenize([control.hide("a</s>") + "</s>"], False)
+    assert found == [[2, 3, 9, 10, 1]]

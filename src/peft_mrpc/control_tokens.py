@@ -35,6 +35,7 @@ class ControlTokens:
         added = tokenizer.added_tokens_decoder.values() if tokenizer.is_fast else ()
         # The longest first, as a tokenizer finds them.
         self.names = sorted((one.content for one in added if one.special), key=len, reverse=True)
+        self._numbers = {name: number for number, name in enumerate(self.names)}
         self._pattern = re.compile("|".join(map(re.escape, self.names)))
 
     def hide(self, text: str) -> str:
@@ -61,26 +62,37 @@ class ControlTokens:
         ]
 
     def _tokenize_hidden(self, text: str, add_special_tokens: bool) -> list[int]:
-        renamed, known = self._renamed
         text = self._marked(text, MEANT)
         text = re.sub(f"{WRITTEN}(\\d+){WRITTEN}", lambda m: self.names[int(m[1])], text)
-        encoded = renamed.encode(text, add_special_tokens=add_special_tokens)
-        # What the tokenizer adds by itself has its own number already.
-        both = zip(encoded.ids, encoded.special_tokens_mask, strict=True)
-        return [token if is_added else known.get(token, token) for token, is_added in both]
+        ids: list[int] = self._renamed.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids
 
     @cached_property
-    def _renamed(self) -> tuple[Tokenizer, dict[int | None, int]]:
-        """The tokenizer with its special tokens under other names, and what its numbers mean."""
+    def _renamed(self) -> Tokenizer:
+        """The tokenizer with its special tokens under other names and the same numbers."""
         content = json.loads(self.tokenizer.backend_tokenizer.to_str())
         content |= {"truncation": None, "padding": None}
-        added = content["added_tokens"]
-        for one in added:
-            if one["special"]:
-                one["content"] = self._marked(one["content"], MEANT)
-        renamed = Tokenizer.from_str(json.dumps(content))
-        # Names that the vocabulary does not have are numbered anew.
-        return renamed, {renamed.token_to_id(one["content"]): one["id"] for one in added}
+        for one in content["added_tokens"]:
+            one["content"] = self._renamed_name(one["content"])
+        # In the vocabulary as well, or a sentence's text could be put together to one.
+        model = content["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {self._renamed_name(k): number for k, number in model["vocab"].items()}
+        else:
+            model["vocab"] = [[self._renamed_name(k), score] for k, score in model["vocab"]]
+        if "merges" in model:
+            # None makes a control token of pieces, nor goes on from one.
+            model["merges"] = [
+                pair
+                for pair in model["merges"]
+                if not {*pair, "".join(pair)} & self._numbers.keys()
+            ]
+        if model.get("unk_token"):
+            model["unk_token"] = self._renamed_name(model["unk_token"])
+        return Tokenizer.from_str(json.dumps(content))
+
+    def _renamed_name(self, name: str) -> str:
+        return self._marked(name, MEANT) if name in self._numbers else name
 
     def _marked(self, text: str, mark: str) -> str:
-        return self._pattern.sub(lambda m: f"{mark}{self.names.index(m[0])}{mark}", text)
+        return self._pattern.sub(lambda m: f"{mark}{self._numbers[m[0]]}{mark}", text)
