@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+
+from transformers import PretrainedConfig
 
 from peft_mrpc.calibration import Calibration
 from peft_mrpc.config import HardPromptConfig
@@ -14,6 +16,7 @@ from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.json_lines import read_json_lines, write_json_lines
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
+from peft_mrpc.pair_model import SentencePairConfig
 from peft_mrpc.plain_artifacts import (
     ADAPTER_FILE,
     describe_plain_adapter,
@@ -63,6 +66,7 @@ def save_classifier(
         max_length=classifier.max_length,
         threshold=classifier.threshold,
         pooling=getattr(classifier.model.config, "pooling", "native"),
+        head_layer=_head_layer(classifier.model.config),
         prompt_position=getattr(classifier.model.config, "prompt_position", "before"),
         quantization=classifier.quantization,
     )
@@ -74,6 +78,11 @@ def save_classifier(
         if config.get("tokenizer_name_or_path"):
             config["tokenizer_name_or_path"] = source.hub_id
         write_json(adapter_config, config)
+
+
+def _head_layer(config: PretrainedConfig) -> int | None:
+    """The layer that our head reads, the last of those loaded; None for another's head."""
+    return config.num_hidden_layers if isinstance(config, SentencePairConfig) else None
 
 
 def save_prompt(
@@ -210,7 +219,7 @@ def _base_source(info: dict[str, Any]) -> ModelSource:
 def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     from peft import PeftModel
 
-    source = _base_source(info)
+    source = replace(_base_source(info), head_layer=info.get("head_layer"))
     tokenizer = load_tokenizer(tokenizer_source(folder, source))
     quantization = info.get("quantization", "none")
     base = load_classifier(

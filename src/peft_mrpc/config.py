@@ -80,6 +80,11 @@ class TrainConfig:
         "token beside its like in the other sentence); auto is aligned where the tokenizer "
         "separates the sentences, last where it does not",
     )
+    head_layer: str = option(
+        "last",
+        "encoder layer whose output our head reads, those above it left out: a number, last, or "
+        "auto, which is two thirds up for an aligned head",
+    )
     prompt_position: str = option(
         "before", "where virtual tokens stand with our heads: before [CLS] or right after it"
     )

@@ -30,11 +30,13 @@ from peft_mrpc.models import (
     load_config,
     load_empty_classifier,
     load_tokenizer,
+    read_head_layer,
 )
 from peft_mrpc.quantization import cpu_has_amx
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import MODEL_CHOICES, parse_request
 from peft_mrpc.sources import find_model
+from peft_mrpc.train import settle_reading
 from peft_mrpc.trunk_plan import trunk_faults
 
 DESCRIPTION = (
@@ -66,6 +68,7 @@ class DoctorConfig:
     method: str | None = cfg.option(None, "only this method")
     model: str | None = cfg.option(None, "only this model: Hub id, directory or builtin:...")
     pooling: str = cfg.option("auto", "what the head reads, as in train")
+    head_layer: str | None = cfg.option(None, "as in train (the method's own if not given)")
     prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
     quantization: str = cfg.option("none", "how the base is held, as in train")
     gradient_checkpointing: bool = cfg.option(False, "as in train")
@@ -116,10 +119,7 @@ def estimate(config: DoctorConfig, argv: Sequence[str]) -> str:
     typed = {name: value for name, value in typed_flags(argv).items() if name not in own}
     quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
     request = parse_request(recipe_to_flags({**typed, **quiet}))
-    source = find_model(str(config.model))
-    tokenizer = load_tokenizer(source)
-    if request.config.pooling == "auto":
-        request.config.pooling = auto_pooling(tokenizer)
+    source, tokenizer = settle_reading(request, find_model(str(config.model)))
     use_tokenizer(request.options, source.location)
     about = Pairs(config.num_pairs, config.mean_tokens)
     said = rehearse(request, load_config(source), tokenizer, about)
@@ -194,13 +194,16 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
     Raises:
         UserError: If it is one method, and it does not work.
     """
-    source = find_model(str(config.model))
-    model_config = load_config(source)
+    whole = find_model(str(config.model))
+    model_config = load_config(whole)
     pooling = config.pooling
     if pooling == "auto":
-        pooling = auto_pooling(load_tokenizer(source))
-    lines = [f"{source.name}: {model_config.model_type}, pooling {pooling}"]
+        pooling = auto_pooling(load_tokenizer(whole))
+    lines = [f"{whole.name}: {model_config.model_type}, pooling {pooling}"]
     for method, chosen in options.items():
+        own = load_default_recipe(method).get("head_layer", "last")
+        source = read_head_layer(whole, str(config.head_layer or own), pooling)
+        model_config = load_config(source)
         faults = compatibility_faults(
             model_config,
             method,

@@ -1,6 +1,8 @@
 """How models and tokenizers are loaded."""
 
+import math
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,12 +37,57 @@ AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairMode
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
-    """Load a model's configuration only.
+    """Load a model's configuration only, of as many layers as its source says.
 
     Raises:
         UserError: If it cannot be read.
     """
-    return _load(AutoConfig, source)
+    config: PretrainedConfig = _load(AutoConfig, source)
+    for name, value in _kept_layers(source, config).items():
+        setattr(config, name, value)
+    return config
+
+
+def _kept_layers(source: ModelSource, config: PretrainedConfig) -> dict[str, Any]:
+    """What a configuration says of layers, for as many as are loaded."""
+    if source.head_layer is None:
+        return {}
+    kept: dict[str, Any] = {"num_hidden_layers": source.head_layer}
+    if kinds := getattr(config, "layer_types", None):  # one for each layer, in ModernBERT
+        kept["layer_types"] = kinds[: source.head_layer]
+    return kept
+
+
+def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> ModelSource:
+    """The model up to the layer that the head reads.
+
+    The last layers of a pretrained encoder turn to what it was pretrained for; what compares
+    tokens finds more in the layers below (arXiv:1904.09675, appendix B; arXiv:1905.05950).
+
+    Args:
+        source: The model.
+        head_layer: Number of the layer, from 1; `last`; or `auto`: two thirds up where the head
+            compares tokens (`aligned`), the last for any other.
+        pooling: What the head reads.
+    Raises:
+        UserError: If there is no such layer, or the head is the architecture's own.
+    """
+    depth = int(load_config(source).num_hidden_layers)
+    if head_layer == "auto":
+        head_layer = str(math.ceil(depth * 2 / 3)) if pooling == "aligned" else "last"
+    if head_layer == "last":
+        return source
+    if not (head_layer.isdecimal() and 1 <= int(head_layer) <= depth):
+        raise UserError(
+            f"--head_layer: got {head_layer!r}; expected 1 to {depth} (the layers of "
+            f"{source.name}), last or auto."
+        )
+    if pooling == "native" and int(head_layer) < depth:
+        raise UserError(
+            f"--head_layer: got {head_layer}, but the architecture's own head reads the last; "
+            "expected last, or another --pooling."
+        )
+    return replace(source, head_layer=int(head_layer))
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -102,6 +149,7 @@ def load_classifier(
         model = _load_native(source, trained, {**weights, **labels}, in_adapter)
     else:
         _check_tokenizer(source, tokenizer, pooling, prompt_position)
+        weights |= _kept_layers(source, load_config(source))
         encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(

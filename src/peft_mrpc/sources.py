@@ -51,11 +51,13 @@ class ModelSource:
         name: What the user typed.
         location: What `from_pretrained` takes: a directory, or a Hub id that can be reached.
         hub_id: The Hub id to publish as the base model, None for a local directory.
+        head_layer: How many of the encoder's first layers are loaded; None for all.
     """
 
     name: str
     location: str
     hub_id: str | None
+    head_layer: int | None = None
 
 
 def find_model(name: str, base_model_id: str | None = None) -> ModelSource:

@@ -17,19 +17,19 @@ from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
+from peft_mrpc.config import TrainConfig
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import raise_faults, run_verb
 from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
-from peft_mrpc.methods import (
-    fitted_rates,
-)
+from peft_mrpc.methods import fitted_rates
 from peft_mrpc.models import (
     auto_pooling,
     load_classifier,
     load_config,
     load_empty_classifier,
     load_tokenizer,
+    read_head_layer,
 )
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier
@@ -101,7 +101,7 @@ def train(request: TrainRequest) -> Run | None:
 
 def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
     """Load model and tokenizer and make the model trainable by the method."""
-    tokenizer = load_tokenizer(source)
+    source, tokenizer = settle_reading(request, source)
     fit_rates(request, load_config(source))
     max_length = check_request(request, source, tokenizer)
     quantization = request.config.quantization
@@ -124,6 +124,22 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
 
 
+def settle_reading(request: TrainRequest, source: ModelSource) -> tuple[ModelSource, Any]:
+    """Settle what the head reads, and record it as what it came to.
+
+    Returns:
+        The model up to the layer that the head reads, and its tokenizer.
+    Raises:
+        UserError: If there is no such layer.
+    """
+    tokenizer, config = load_tokenizer(source), request.config
+    if config.pooling == "auto":
+        config.pooling = auto_pooling(tokenizer)
+    source = read_head_layer(source, config.head_layer, config.pooling)
+    config.head_layer = "last" if source.head_layer is None else str(source.head_layer)
+    return source, tokenizer
+
+
 def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) -> int:
     """Check the request against the model, before its weights are loaded.
 
@@ -134,8 +150,6 @@ def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) ->
     """
     model_config = load_config(source)
     max_length = pair_length(request, model_config, tokenizer)
-    if request.config.pooling == "auto":  # recorded as what it came to
-        request.config.pooling = auto_pooling(tokenizer)
     raise_faults(
         compatibility_faults(
             model_config,
@@ -156,7 +170,8 @@ def check_fit(request: TrainRequest, source: ModelSource) -> None:
     Raises:
         UserError: If the method's options do not fit them.
     """
-    check_request(request, source, load_tokenizer(source))
+    source, tokenizer = settle_reading(request, source)
+    check_request(request, source, tokenizer)
     empty = load_empty_classifier(load_config(source), request.config.pooling)
     use_tokenizer(request.options, source.location)
     request.method.apply(empty, without_weights(request.options))
@@ -254,6 +269,14 @@ def describe_parameters(model: Any) -> dict[str, Any]:
     return {"trained": trained, "total": total, "parameters": trainable_names(model)}
 
 
+def _reading(config: TrainConfig) -> str:
+    """What the head reads, in words."""
+    if config.pooling == "native":
+        return "the architecture's own head"
+    layer = "the last layer" if config.head_layer == "last" else f"layer {config.head_layer}"
+    return f"a head over {layer} ({config.pooling})"
+
+
 def _print_plan(
     request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
 ) -> None:
@@ -263,7 +286,7 @@ def _print_plan(
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
         f"{', '.join(splits)})",
         f"model: {request.config.model}, {request.config.method}, "
-        f"at most {classifier.max_length} tokens a pair",
+        f"at most {classifier.max_length} tokens a pair, {_reading(request.config)}",
         f"learning rate: {request.arguments.learning_rate:g}, "
         f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}"
         + (f", each layer's {decay:g} of that above it" if decay is not None else ""),
