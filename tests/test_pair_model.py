@@ -28,7 +28,13 @@ from peft_mrpc.freezing import trainable_names
 from peft_mrpc.layer_freeze import LayerFreezeOptions
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_classifier, load_tokenizer
-from peft_mrpc.pair_model import POOLINGS, SentencePairConfig, SentencePairModel, find_sentences
+from peft_mrpc.pair_model import (
+    ALIGNS,
+    POOLINGS,
+    SentencePairConfig,
+    SentencePairModel,
+    find_sentences,
+)
 from peft_mrpc.pairs import Pair
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.runs import load_run
@@ -86,7 +92,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
         "mean": hidden.mean(0),
         "segments": torch.cat([u, v, (u - v).abs(), u * v]),
     }
-    assert {*expected, "aligned"} == set(POOLINGS)
+    assert {*expected, *ALIGNS} == set(POOLINGS)
     for pooling, features in expected.items():
         model = load_classifier(source, LABELS, tokenizer, pooling).eval()
         seen: list[torch.Tensor] = []
@@ -95,16 +101,19 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
         assert torch.allclose(seen[0][0], features, atol=1e-6), pooling
 
 
-def test_the_aligned_head_compares_each_token_with_its_like(tiny_bert: str) -> None:
+@pytest.mark.parametrize("pooling", ["aligned", "weighted"])
+def test_an_aligned_head_compares_each_token_with_its_like(pooling: str, tiny_bert: str) -> None:
     source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
-    model = load_classifier(source, LABELS, tokenizer, "aligned").eval()
+    model = load_classifier(source, LABELS, tokenizer, pooling).eval()
     head = model.classifier
+    if pooling == "weighted":  # weights that differ from token to token
+        head.importance.weight.data.normal_(std=0.5)
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
     hidden = model.encoder(**batch).last_hidden_state[0]
     first, second = ([unit(h) for h in hidden[rows]] for rows in (slice(1, 3), slice(4, 7)))
 
     def aggregate(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> list[torch.Tensor]:
-        compared, best = [], []
+        compared, best, scores = [], [], []
         for h in ours:
             cosines = torch.stack([h @ other for other in theirs])
             weights = (10 * cosines).softmax(0)
@@ -113,11 +122,18 @@ def test_the_aligned_head_compares_each_token_with_its_like(tiny_bert: str) -> N
             features = torch.cat([scale * (h - a).abs(), scale**2 * h * a])
             compared.append(torch.relu(head.compare(features)))
             best.append(cosines.max())
-        return [torch.stack(compared).mean(0), torch.stack(best).mean()[None]]
+            scores.append(h @ head.importance.weight[0] * scale if head.importance else h[0])
+        tokens = torch.stack(compared)
+        weighted = torch.stack(scores).softmax(0) @ tokens
+        return [tokens.mean(0), weighted, torch.stack(best).mean()[None]]
 
-    (c1, b1), (c2, b2) = aggregate(first, second), aggregate(second, first)
-    pooled = torch.cat([c1 + c2, c1 - c2, 10 * (b1 + b2), 10 * (b1 - b2)])
-    expected = head.out_proj(torch.tanh(head.dense(pooled)))
+    (c1, w1, b1), (c2, w2, b2) = aggregate(first, second), aggregate(second, first)
+    pooled = [c1 + c2, c1 - c2]
+    if pooling == "weighted":
+        assert not torch.allclose(w1, c1, atol=1e-3)
+        pooled += [w1 + w2, w1 - w2]
+    pooled += [10 * (b1 + b2), 10 * (b1 - b2)]
+    expected = head.out_proj(torch.tanh(head.dense(torch.cat(pooled))))
     assert torch.allclose(model(**batch).logits[0], expected, atol=1e-5)
 
 

@@ -76,9 +76,9 @@ class TrainConfig:
     pooling: str = option(
         "native",
         "what the head reads: native (the architecture's own head), or ours over cls, first, mean, "
-        "last, segments (each sentence's mean, their difference and product) or aligned (each "
-        "token beside its like in the other sentence); auto is aligned where the tokenizer "
-        "separates the sentences, last where it does not",
+        "last, segments (each sentence's mean, their difference and product), aligned (each token "
+        "beside its like in the other sentence) or weighted (aligned, by a learned weight of each "
+        "token); auto is one of the last two, last where the tokenizer separates no sentences",
     )
     head_layer: str = option(
         "last",

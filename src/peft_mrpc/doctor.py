@@ -195,12 +195,11 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
         UserError: If it is one method, and it does not work.
     """
     whole = find_model(str(config.model))
-    model_config = load_config(whole)
-    pooling = config.pooling
-    if pooling == "auto":
-        pooling = auto_pooling(load_tokenizer(whole))
-    lines = [f"{whole.name}: {model_config.model_type}, pooling {pooling}"]
+    tokenizer, pooling = load_tokenizer(whole), config.pooling
+    lines = [f"{whole.name}: {load_config(whole).model_type}, pooling {pooling}"]
     for method, chosen in options.items():
+        if config.pooling == "auto":
+            pooling = auto_pooling(tokenizer, find_method(method).compares)
         own = load_default_recipe(method).get("head_layer", "last")
         source = read_head_layer(whole, str(config.head_layer or own), pooling)
         model_config = load_config(source)

@@ -65,6 +65,9 @@ class Method:
         fixed: Options that make the method what it is, and so are no flags of it.
         trains_matrices: Whether what it trains are matrices over the hidden size, whose best rate
             falls with the width; vectors and virtual tokens keep theirs.
+        compares: What its head does with tokens under `--pooling auto`. Where the encoder is
+            frozen a head gains by a weight for each token; where it trains, the head learns the
+            training pairs by heart so (benchmarks/accuracy.md).
         source: Where the method is described.
     """
 
@@ -73,6 +76,7 @@ class Method:
     callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
     fixed: Mapping[str, Any] = field(default_factory=dict)
     trains_matrices: bool = False
+    compares: str = "aligned"
     source: str = ""
 
     @property
@@ -158,6 +162,7 @@ METHODS: dict[str, Method] = {
             FreezeCallback("linear_probe", lambda model: [list(model.base_model.parameters())])
         ],
         trains_matrices=True,
+        compares="weighted",
         source="arXiv:1610.01644",
     ),
     "bitfit": Method(train_biases, source="arXiv:2106.10199"),
@@ -173,8 +178,12 @@ METHODS: dict[str, Method] = {
         source="arXiv:2402.09353",
     ),
     "oft": Method(add_adapter, OFTConfig, source="arXiv:2306.07280"),
-    "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),
-    "p_tuning": Method(add_adapter, PromptEncoderConfig, source="arXiv:2103.10385"),
+    "prompt_tuning": Method(
+        add_adapter, PromptTuningConfig, compares="weighted", source="arXiv:2104.08691"
+    ),
+    "p_tuning": Method(
+        add_adapter, PromptEncoderConfig, compares="weighted", source="arXiv:2103.10385"
+    ),
     "prefix_tuning": Method(add_adapter, PrefixTuningConfig, source="arXiv:2101.00190"),
 }
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from peft_mrpc.errors import UserError, logger, one_line, unknown_name
-from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
+from peft_mrpc.pair_model import ALIGNS, READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 from peft_mrpc.quantization import (
     QUANTIZATIONS,
@@ -67,14 +67,14 @@ def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> Model
     Args:
         source: The model.
         head_layer: Number of the layer, from 1; `last`; or `auto`: two thirds up where the head
-            compares tokens (`aligned`), the last for any other.
+            compares tokens (`aligned`, `weighted`), the last for any other.
         pooling: What the head reads.
     Raises:
         UserError: If there is no such layer, or the head is the architecture's own.
     """
     depth = int(load_config(source).num_hidden_layers)
     if head_layer == "auto":
-        head_layer = str(math.ceil(depth * 2 / 3)) if pooling == "aligned" else "last"
+        head_layer = str(math.ceil(depth * 2 / 3)) if pooling in ALIGNS else "last"
     if head_layer == "last":
         return source
     if not (head_layer.isdecimal() and 1 <= int(head_layer) <= depth):
@@ -102,9 +102,14 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def auto_pooling(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What `--pooling auto` comes to: it depends on whether the sentences are separated."""
-    return "last" if tokenizer.sep_token is None else "aligned"
+def auto_pooling(tokenizer: PreTrainedTokenizerBase, compares: str) -> str:
+    """What `--pooling auto` comes to: it depends on whether the sentences are separated.
+
+    Args:
+        tokenizer: The model's.
+        compares: What the method's head does where they are.
+    """
+    return "last" if tokenizer.sep_token is None else compares
 
 
 def load_classifier(

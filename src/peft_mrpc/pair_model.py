@@ -13,9 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-POOLINGS = ("aligned", "cls", "first", "last", "mean", "segments")
+POOLINGS = ("aligned", "cls", "first", "last", "mean", "segments", "weighted")
+# The poolings that compare tokens of one sentence with those of the other.
+ALIGNS = ("aligned", "weighted")
 # The poolings that need to know where each sentence stands.
-READS_SENTENCES = ("aligned", "segments")
+READS_SENTENCES = (*ALIGNS, "segments")
 # Where virtual tokens stand beside the first token, [CLS].
 PROMPT_POSITIONS = ("before", "after")
 # What tools look for in a configuration and find here as the encoder has it.
@@ -38,7 +40,8 @@ class SentencePairConfig(PretrainedConfig):
             (the first real one, where there are none), `last` the last real token (what a decoder
             has read all of the pair at), `mean` the mean of all real tokens, `segments`
             each sentence's mean u and v as [u, v, |u - v|, u * v] (arXiv:1705.02364, section 3.2),
-            `aligned` each token beside what it is aligned to in the other sentence (`AlignedHead`).
+            `aligned` each token beside what it is aligned to in the other sentence, `weighted` the
+            same with a learned weight for each token (`AlignedHead`).
         special_ids: Token ids that are no word: what begins, separates, ends and pads.
         head_dropout: Dropout before each layer of the head.
         head_size: Hidden width of the `aligned` head; the others are as wide as the encoder.
@@ -102,6 +105,10 @@ class AlignedHead(nn.Module):
     |h - a| and h * a for each token h and its aligned a, the mean of that over each sentence, a
     layer over the two. How well each sentence's tokens are covered by the other's goes in as well
     (the mean of the best cosines, as BERTScore's, arXiv:1904.09675).
+
+    Under `weighted` what was compared is summed a second time, each token by a weight that is
+    learned from what it is: a name that differs says more than an article (importance weighting in
+    BERTScore's section 3; self-attentive pooling, arXiv:1703.03130).
     """
 
     def __init__(self, config: SentencePairConfig) -> None:
@@ -110,7 +117,9 @@ class AlignedHead(nn.Module):
         width, size = int(config.hidden_size), config.head_size
         self.log_sharpness = nn.Parameter(torch.tensor(10.0).log())
         self.compare = nn.Linear(2 * width, size)
-        self.dense = nn.Linear(2 * size + 2, size)
+        is_weighted = config.pooling == "weighted"
+        self.importance = nn.Linear(width, 1) if is_weighted else None
+        self.dense = nn.Linear((4 if is_weighted else 2) * size + 2, size)
         self.dropout = nn.Dropout(config.head_dropout)
         self.out_proj = nn.Linear(size, config.num_labels)
 
@@ -132,6 +141,12 @@ class AlignedHead(nn.Module):
         # As sum and difference, what does not depend on the order is learned once. Cosines lie
         # close together: ten times as far apart they are learned at the rate of the rest.
         pooled = [first + second, first - second]
+        if self.importance is not None:
+            scores = self.importance(tokens)  # [B, T, 1]
+            first, second = (
+                weighted_sum(compared, scores, sentence_ids == number) for number in (1, 2)
+            )
+            pooled += [first + second, first - second]
         pooled += [10 * (covered + covering), 10 * (covered - covering)]
         features = torch.tanh(self.dense(self.dropout(torch.cat(pooled, dim=-1))))
         logits: torch.Tensor = self.out_proj(self.dropout(features))
@@ -155,7 +170,7 @@ class SentencePairModel(PreTrainedModel):
         super().__init__(config)
         self.encoder = AutoModel.from_config(config.encoder_config())
         _drop_pooler(self.encoder)
-        head = AlignedHead if config.pooling == "aligned" else PairHead
+        head = AlignedHead if config.pooling in ALIGNS else PairHead
         self.classifier = head(config)
         self.post_init()
 
@@ -210,7 +225,7 @@ class SentencePairModel(PreTrainedModel):
             },
             {} if past_key_values is None else {"past_key_values": past_key_values},
         )
-        if self.config.pooling == "aligned":
+        if self.config.pooling in ALIGNS:
             logits = self.classifier(hidden[:, -sentence_ids.shape[1] :], sentence_ids)
         else:
             logits = self.classifier(self._pool(hidden, attention_mask, sentence_ids))
@@ -272,6 +287,15 @@ def masked_mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean over the tokens that the mask keeps, [B, T, H] and [B, T] -> [B, H]; zero for none."""
     weights = mask.to(hidden.dtype).unsqueeze(-1)
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def weighted_sum(hidden: torch.Tensor, scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Sum over the tokens that the mask keeps by the softmax of their scores; zero for none.
+
+    Shapes: [B, T, H], [B, T, 1] and [B, T] -> [B, H].
+    """
+    weights = scores.float().masked_fill(~mask.unsqueeze(-1), -1e4).softmax(dim=1)
+    return (hidden * (weights * mask.unsqueeze(-1)).to(hidden.dtype)).sum(dim=1)
 
 
 def find_sentences(input_ids: torch.Tensor, special_ids: list[int]) -> torch.Tensor:
