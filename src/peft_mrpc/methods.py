@@ -184,7 +184,9 @@ METHODS: dict[str, Method] = {
     "p_tuning": Method(
         add_adapter, PromptEncoderConfig, compares="weighted", source="arXiv:2103.10385"
     ),
-    "prefix_tuning": Method(add_adapter, PrefixTuningConfig, source="arXiv:2101.00190"),
+    "prefix_tuning": Method(
+        add_adapter, PrefixTuningConfig, compares="weighted", source="arXiv:2101.00190"
+    ),
 }
 
 
