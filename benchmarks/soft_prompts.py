@@ -221,7 +221,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         common = ["--dataset", "files", *hold_out(options.data, Path(folder))]
         common += ["--model", options.model, "--use_cpu", "--disable_tqdm", "true"]
-        common += ["--swap_sentences", "false"]
+        common += ["--swap_sentences", "false", "--head_layer", "last"]
         for seed, length in itertools.product(options.seeds, options.lengths):
             pairs, epochs = length.split("x")
             flags = [*common, "--seed", seed, "--max_train_samples", pairs]
