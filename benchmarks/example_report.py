@@ -1,6 +1,6 @@
 """The example report: five methods, three seeds, two models, on MRPC's dev split.
 
-    python benchmarks/example_report.py --dataset MRPC --output_dir runs/example
+    python benchmarks/example_report.py --output_dir runs/example
 
 Trains what is not there yet (hours on two cores), asks SmolLM2, and compares; with
 `--pictures docs/example` it writes the pictures of the documentation too, for which Chromium and
@@ -8,11 +8,11 @@ Playwright are needed; examples are shown of the quickstart's report, whose sent
 of `accuracy.py` in the same directory are found and used.
 """
 
-import argparse
 import shutil
 from pathlib import Path
 
 from accuracy import ROWS, run_all
+from bench import build_parser, run
 
 from peft_mrpc.compare import compare
 
@@ -32,8 +32,7 @@ SCREENS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", required=True, help="directory in GLUE's layout")
+    parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/example"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
     parser.add_argument("--pictures", type=Path, help="where the documentation's pictures go")
@@ -81,4 +80,4 @@ def take_pictures(report: Path, quickstart: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,22 +1,25 @@
 """What a prompted model reaches by its wording, its calibration, demonstrations and 4-bit weights.
 
-    python benchmarks/hard_prompt.py --dataset MRPC
+    python benchmarks/hard_prompt.py
 
-MRPC is the directory that holds `train.tsv` and `dev.tsv`. SmolLM2-135M-Instruct is asked about
-all of dev, and about 400 training pairs to choose and to fit on: dev's labels are for the figures
-alone. The figures go into `hard_prompt.json` beside this file, the tables into `hard_prompt.md`.
-Scores are kept in `--output_dir` as they come; a rerun goes on where it stood.
+SmolLM2-135M-Instruct is asked about all of dev, and about 400 training pairs to choose and to fit
+on: dev's labels are for the figures alone. Speed is measured against EleutherAI's
+lm-evaluation-harness (`hard_prompt_speed.py`; its package is in `requirements.txt`). The figures go
+into `hard_prompt.json` beside this file, the tables into `hard_prompt.md`, the picture into
+`hard_prompt.png`. Scores are kept in `--output_dir` as they come; a rerun goes on where it stood.
+`--only speed` (and its kin) measures one part afresh and keeps the others.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy import HERE
+from bench import build_parser, build_report, goal_table, run
+from hard_prompt_rows import accuracy_rows, accuracy_table, draw, speed_rows
+from hard_prompt_speed import QUICK_PAIRS, compare_speed, parse_speed_options, speed_table
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -32,7 +35,6 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
 from peft_mrpc.engines import LocalEngine, PromptClassifier
-from peft_mrpc.environment import describe_environment
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
@@ -42,7 +44,6 @@ from peft_mrpc.prompts import Template, as_demonstration
 from peft_mrpc.sources import find_model
 from peft_mrpc.template_files import load_template, load_templates
 
-RESULTS, PAGE = HERE / "hard_prompt.json", HERE / "hard_prompt.md"
 LABELS = ("not_equivalent", "equivalent")
 NUM_TRAIN, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 42, 16, 8192
 SHOWN = "paraphrase_harness"  # the wording that demonstrations are tried with
@@ -53,14 +54,16 @@ Row = dict[str, Any]
 class Study:
     """Label scores of one model on dev and on some training pairs, and what comes of them."""
 
-    def __init__(self, dataset: str, folder: Path) -> None:
+    def __init__(
+        self, dataset: str, folder: Path, num_dev: int | None = None, num_train: int = NUM_TRAIN
+    ) -> None:
         data = load_pairs(DataConfig(dataset=dataset))
         self.pool = list(data.splits["train"])
-        rows = np.random.default_rng([SEED, 1]).permutation(len(self.pool))[:NUM_TRAIN]
+        rows = np.random.default_rng([SEED, 1]).permutation(len(self.pool))[:num_train]
         self.train = [self.pool[row] for row in sorted(rows)]
         held = {pair.idx for pair in self.train}
         self.pool = [pair for pair in self.pool if pair.idx not in held]
-        self.dev = list(data.splits["validation"])
+        self.dev = list(data.splits["validation"])[:num_dev]
         self.folder = folder
         self.shares = np.bincount([p.label for p in data.splits["train"]]) / len(
             data.splits["train"]
@@ -224,38 +227,41 @@ PARTS = {"wordings": wordings, "demonstrations": demonstrations, "quantization":
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", required=True, help="directory in GLUE's layout")
-    parser.add_argument("--output_dir", type=Path, default=Path("runs/hard_prompt_study"))
-    parser.add_argument("--only", nargs="+", default=list(PARTS), choices=list(PARTS))
-    options = parser.parse_args()
-    study = Study(options.dataset, options.output_dir)
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    options = parse_options()
+    report = build_report("hard_prompt", options, *(["lm-eval"] if "speed" in options.only else []))
+    quick = {"num_dev": QUICK_PAIRS, "num_train": QUICK_PAIRS} if options.quick else {}
+    study = Study(options.dataset, options.output_dir, **quick)
+    parts: dict[str, Any] = report.read().get("parts", {})
     for part in options.only:
-        results[part] = PARTS[part](study)
-        results["about"] = describe_environment() | {"num_dev": len(study.dev)}
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    write_tables(results)
+        if part == "speed":
+            parts[part] = compare_speed(options)
+        else:
+            parts[part] = PARTS[part](study)
+            majority = np.bincount(labels_of(study.dev)).max() / len(study.dev)
+            parts["about"] = {"num_dev": len(study.dev), "majority_accuracy": float(majority)}
+        report.write([*speed_rows(parts), *accuracy_rows(parts)], parts=parts)
+    for part, text in tables(parts).items():
+        report.show(text, part)
+    report.draw(lambda: draw(parts))
 
 
-def write_tables(results: dict[str, Any]) -> None:
-    tables = {
+def parse_options() -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--output_dir", type=Path, default=Path("runs/hard_prompt_study"))
+    parser.add_argument("--only", nargs="*", choices=["speed", *PARTS], default=["speed", *PARTS])
+    return parse_speed_options(parser)
+
+
+def tables(parts: dict[str, Any]) -> dict[str, str]:
+    """What the page shows, by its marks."""
+    builders: dict[str, Any] = {
         "wordings": lambda rows: calibrated_table(rows, "wording"),
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,
+        "speed": speed_table,
     }
-    for part, build in tables.items():
-        if part in results:
-            put_table(part, build(results[part]))
-
-
-def put_table(part: str, text: str) -> None:
-    """Put a table into the page, between its marks, and show it."""
-    page = PAGE.read_text("utf-8")
-    begin, end = f"<!-- {part} -->", f"<!-- end of {part} -->"
-    before, after = page.split(begin)[0], page.split(end)[1]
-    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-    print(text)
+    shown = {part: build(parts[part]) for part, build in builders.items() if part in parts}
+    return shown | {"accuracy": accuracy_table(parts), "ratios": goal_table(speed_rows(parts))}
 
 
 def calibrated_table(rows: Sequence[Row], first: str) -> str:
@@ -291,4 +297,4 @@ def quantization_table(rows: Sequence[Row]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

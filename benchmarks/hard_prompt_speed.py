@@ -1,55 +1,57 @@
 """Speed of hard prompts against EleutherAI's lm-evaluation-harness, in one process.
 
-    python benchmarks/hard_prompt_speed.py --dataset MRPC
-
-SmolLM2-135M-Instruct in fp32, the harness's own wording, the first training pairs as demonstrations
-for both. The harness is timed inside its scoring alone, ours from texts to scores, in turns; the
-best of `--repeats` counts, and of the harness the best of its batch sizes. `--pairs 408` compares
-the scores of all of dev as well. The figures go into `hard_prompt_speed.json` beside this file, the
-table into `hard_prompt.md`.
+The part of `hard_prompt.py` that is timed: SmolLM2-135M-Instruct in fp32, the harness's own
+wording, the first training pairs as demonstrations for both. The harness is timed inside its
+scoring alone, ours from texts to scores, in turns; the best of the repeats counts, and of the
+harness the best of its batch sizes.
 """
 
 import argparse
-import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from accuracy import HERE
-from hard_prompt import put_table
+from bench import markdown
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.engines import LocalEngine, PromptClassifier
-from peft_mrpc.environment import describe_environment, peak_memory, reset_peak_memory
+from peft_mrpc.environment import peak_memory, reset_peak_memory
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.sources import find_model
 from peft_mrpc.template_files import load_template
 
-RESULTS = HERE / "hard_prompt_speed.json"
+# Pairs that --quick asks about: of dev for the speed; of dev and of train for the accuracy.
+QUICK_TIMED, QUICK_PAIRS = 20, 16
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", required=True, help="directory in GLUE's layout")
-    parser.add_argument("--pairs", type=int, default=48, help="the first so many of dev")
+def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """All options of the benchmark, those of the timed part added."""
+    parser.add_argument("--pairs", type=int, help="of dev for the speed (default: 48)")
     parser.add_argument("--demonstrations", type=int, nargs="+", default=[0, 8, 16])
-    parser.add_argument("--peer_batch_sizes", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--peer_batch_sizes", type=int, nargs="+", help="default: 1 8")
+    parser.add_argument("--repeats", type=int, help="turns of each (default: 2)")
     options = parser.parse_args()
+    # The harness has been fastest with batches of 1 in every measurement on a CPU.
+    pairs, sizes, repeats = (QUICK_TIMED, [1], 1) if options.quick else (48, [1, 8], 2)
+    options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
+    options.peer_batch_sizes = options.peer_batch_sizes or sizes
+    return options
+
+
+def compare_speed(options: Any) -> dict[str, Any]:
+    """The comparison at each number of demonstrations, by that number."""
     data = load_pairs(DataConfig(dataset=options.dataset))
     source = find_model("builtin:smollm2")
     model, tokenizer = load_causal_lm(source, "none"), load_tokenizer(source)
-    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {"rows": {}}
+    rows = {}
     for count in options.demonstrations:
-        row = compare(model, tokenizer, data, count, options)
-        results["rows"][str(count)] = row
-        results["about"] = describe_environment()
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        rows[str(count)] = row = compare(model, tokenizer, data, count, options)
         print(f"{count} demonstrations: {row}", flush=True)
-    put_table("speed", table(results["rows"]))
+    return rows
 
 
 def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> dict[str, Any]:
@@ -88,20 +90,17 @@ def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> 
     }
 
 
-def table(rows: dict[str, Any]) -> str:
+def speed_table(rows: Mapping[str, Any]) -> str:
+    """The comparisons in Markdown."""
+    head = ["demonstrations", "pairs", "pairs/s", "harness, its best batch", "ratio"]
+    head += ["largest difference of a log-probability", "same labels"]
     lines = [
-        "| demonstrations | pairs | pairs/s | harness, its best batch | ratio | largest difference "
-        "of a log-probability | same labels |",
-        "|---|---|---|---|---|---|---|",
+        [
+            *[count, str(row["num_pairs"]), f"{row['pairs_per_second']:.2f}"],
+            f"{row['peer_pairs_per_second']:.2f} ({row['peer_batch_size']})",
+            *[f"{row['ratio']:.1f}", f"{row['largest_difference']:.1e}"],
+            f"{row['same_labels']:.1%}",
+        ]
+        for count, row in rows.items()
     ]
-    for count, row in rows.items():
-        lines.append(
-            f"| {count} | {row['num_pairs']} | {row['pairs_per_second']:.2f} | "
-            f"{row['peer_pairs_per_second']:.2f} ({row['peer_batch_size']}) | {row['ratio']:.1f} | "
-            f"{row['largest_difference']:.1e} | {row['same_labels']:.1%} |"
-        )
-    return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    main()
+    return markdown(head, lines)

@@ -1,11 +1,12 @@
 """How the cost of layer_freeze grows with the pairs, and what a second process is worth.
 
-    python benchmarks/scaling.py --dataset MRPC --sizes 1000,10000,100000
+    python benchmarks/scaling.py
 
 Larger sets repeat MRPC with a number in front of each sentence 1: no pair comes twice, and nothing
-is found that is not computed. One epoch, 200 MB of the activations in memory, the rest on disk. The
-second table trains once on one core, and once on two with a process on each, through the commands
-that a user types. Both go into `speed.md` beside this file.
+is found that is not computed. One epoch, at most 200 MB of the activations in memory, the rest on
+disk. The second comparison trains once on one core, and once on two with a process on each. Both
+through the commands that a user types. The figures go into `scaling.json` beside this file, the
+tables into `scaling.md`, the picture into `scaling.png`.
 """
 
 import argparse
@@ -14,91 +15,199 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from accuracy import HERE
-from speed import put_table
+from bench import (
+    HERE,
+    PeakMemory,
+    Report,
+    Row,
+    build_parser,
+    build_report,
+    goal_table,
+    markdown,
+    plot_comparisons,
+    run,
+    speed_row,
+    write_pairs,
+)
 
-MEMORY = "200MB"
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
+from peft_mrpc.pairs import Pair, PairData
+
+MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
 FLAGS = ["--method", "layer_freeze", "--model", "builtin:minilm", "--swap_sentences", "false"]
 FLAGS += ["--pooling", "native", "--disable_tqdm", "true", "--seed", "1"]
+FLAGS += ["--save_strategy", "no", "--report_to", "none"]
+DEV_PAIRS = 40
+SIZE_GOAL, MEMORY_GOAL, PROCESSES_GOAL = 1.0, 1.0, 1.6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", type=Path, required=True, help="directory in GLUE's layout")
-    parser.add_argument("--sizes", default="1000,10000", help="training pairs, comma-separated")
-    parser.add_argument("--pairs", type=int, default=1500, help="of the second table")
-    options = parser.parse_args()
+    options = parse_options()
+    report = build_report("scaling", options)
+    data = load_pairs(DataConfig(dataset=options.dataset))
+    sizes: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        sizes = [int(size) for size in options.sizes.split(",")]
-        write_sizes(options.dataset, sizes, Path(scratch))
-        write_processes(options.dataset, options.pairs, Path(scratch))
+        for size in sorted(int(size) for size in options.sizes.split(",")):
+            sizes.append(train_size(data, size, Path(scratch)))
+            report.write(size_rows(sizes), sizes=sizes)
+        processes = compare_processes(data, options, Path(scratch))
+    report.write([*size_rows(sizes), process_row(processes)], sizes=sizes, processes=processes)
+    show(report, sizes, processes)
 
 
-def write_sizes(dataset: Path, sizes: list[int], scratch: Path) -> None:
-    lines = [
-        "| pairs | pairs/s, frozen layers and one epoch | peak memory | kept on disk |",
-        "|---|---|---|---|",
-    ]
-    for size in sizes:
-        folder = scratch / str(size)
-        write_repeated(dataset, folder, size)
-        flags = ["--dataset", str(folder), "--num_train_epochs", "1"]
-        run, kept = train(scratch / f"run-{size}", [*flags, "--trunk_cache_memory", MEMORY], 1, 2)
-        memory = max(run["peak_memory"].values())
-        speed = size / run["timing"]["train_seconds"]
-        lines.append(f"| {size:,} | {speed:.0f} | {memory / 1e9:.2f} GB | {kept / 1e9:.2f} GB |")
-    put_table("\n".join(lines), "sizes of scaling.py")
+def parse_options() -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--sizes", help="training pairs (default: 1000,10000,100000)")
+    parser.add_argument("--pairs", type=int, help="of the second comparison (default: 1500)")
+    parser.add_argument("--repeats", type=int, help="of the second comparison (default: 3)")
+    options = parser.parse_args()
+    sizes, pairs, repeats = ("1000,10000", 1000, 1) if options.quick else ("", 1500, 3)
+    options.sizes = options.sizes or sizes or "1000,10000,100000"
+    options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
+    return options
 
 
-def write_repeated(dataset: Path, folder: Path, size: int) -> None:
-    """So many different training pairs, and a few dev pairs, in GLUE's layout."""
+# ---- measuring ----
+
+
+def train_size(data: PairData, size: int, scratch: Path) -> Row:
+    """One epoch over so many pairs, frozen layers included."""
+    words = [*write_repeated(data, scratch / f"data-{size}", size), "--num_train_epochs", "1"]
+    words += ["--trunk_cache_memory", f"{MEMORY_MB}MB"]
+    found = train(scratch / f"run-{size}", words, 1, 2)
+    seconds = found["run"]["timing"]["train_seconds"]
+    print(f"{size:,} pairs: {seconds:.0f} s", flush=True)
+    return {
+        "pairs": size,
+        "pairs_per_second": size / seconds,
+        "resident_bytes": max(found["run"]["peak_memory"].values()),
+        "own_bytes": found["own_bytes"],
+        "kept_bytes": found["kept_bytes"],
+    }
+
+
+def write_repeated(data: PairData, folder: Path, size: int) -> list[str]:
+    """So many different training pairs, and a few dev pairs; the flags that name them."""
     folder.mkdir()
-    header, *rows = (dataset / "train.tsv").read_text("utf-8-sig").strip("\n").split("\n")
-    lines = [header]
-    for number in range(size):
-        cells = rows[number % len(rows)].split("\t")
-        cells[3] = f"{number // len(rows)} {cells[3]}"
-        lines.append("\t".join(cells))
-    (folder / "train.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    few = (dataset / "dev.tsv").read_text("utf-8-sig").split("\n")[:41]
-    (folder / "dev.tsv").write_text("\n".join(few) + "\n", encoding="utf-8")
+    write_pairs(repeat(data.splits["train"], size), folder / "train.tsv")
+    write_pairs(data.splits["validation"][:DEV_PAIRS], folder / "dev.tsv")
+    return ["--dataset", str(folder)]
 
 
-def write_processes(dataset: Path, pairs: int, scratch: Path) -> None:
-    folder = scratch / "processes"
-    write_repeated(dataset, folder, pairs)
-    flags = ["--dataset", str(folder), "--num_train_epochs", "3"]
-    speeds = {}
-    for processes, batch in ((1, 16), (2, 8)):
-        words = [*flags, "--per_device_train_batch_size", str(batch)]
-        run, _ = train(scratch / f"on-{processes}", words, processes, 1)
-        speeds[processes] = 3 * pairs / run["timing"]["train_seconds"]
-    lines = ["| processes, one core each | pairs/s | ratio |", "|---|---|---|"]
-    lines += [f"| {n} | {speed:.0f} | {speed / speeds[1]:.2f} |" for n, speed in speeds.items()]
-    put_table("\n".join(lines), "processes of scaling.py")
+def repeat(pairs: Sequence[Pair], size: int) -> list[Pair]:
+    """The pairs again and again, numbered, until they are so many."""
+    rounds = ((n // len(pairs), pairs[n % len(pairs)]) for n in range(size))
+    return [replace(pair, sentence1=f"{number} {pair.sentence1}") for number, pair in rounds]
 
 
-def train(
-    folder: Path, flags: list[str], processes: int, threads: int
-) -> tuple[dict[str, Any], int]:
-    """One training by the command line; its record, and the bytes that it kept on disk."""
+def compare_processes(
+    data: PairData, options: argparse.Namespace, scratch: Path
+) -> dict[str, list[float]]:
+    """Seconds of three epochs, 16 pairs a step, on one process and on two, in turns."""
+    words = [*write_repeated(data, scratch / "processes", options.pairs), "--num_train_epochs", "3"]
+    seconds: dict[str, list[float]] = {"1": [], "2": []}
+    for turn in range(options.repeats):
+        for processes, batch in ((1, 16), (2, 8)):
+            flags = [*words, "--per_device_train_batch_size", str(batch)]
+            found = train(scratch / f"on-{processes}-{turn}", flags, processes, 1)
+            seconds[str(processes)].append(found["run"]["timing"]["train_seconds"])
+            print(f"{processes} processes: {seconds[str(processes)][-1]:.0f} s", flush=True)
+    pairs = 3 * options.pairs
+    speeds = {f"pairs_per_second_{n}": [pairs / min(own)] for n, own in seconds.items()}
+    return {**seconds, **speeds, "pairs": [options.pairs]}
+
+
+def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[str, Any]:
+    """One training by the command line: its record, its own memory, what it kept on disk."""
     trunks = folder.with_name(f"{folder.name}-trunks")
     command = [sys.executable, "-m", "peft_mrpc.train"]
     if processes > 1:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
         command = [*launch, "--num_processes", str(processes), "-m", "peft_mrpc.train"]
-    subprocess.run(
+    process = subprocess.Popen(
         [*command, *FLAGS, *flags, "--output_dir", str(folder)],
         env={**os.environ, "PEFT_MRPC_TRUNKS": str(trunks), "OMP_NUM_THREADS": str(threads)},
-        check=True,
     )
-    kept = sum(path.stat().st_size for path in trunks.rglob("*") if path.is_file())
-    return json.loads((folder / "run.json").read_text("utf-8")), kept
+    # Files that are mapped into memory are not its own: the system drops them at need.
+    with PeakMemory(process.pid, "RssAnon") as watched:
+        process.wait()
+    if process.returncode:
+        sys.exit(f"{folder.name}: the training failed (exit code {process.returncode}), see above")
+    return {
+        "run": json.loads((folder / "run.json").read_text("utf-8")),
+        "own_bytes": watched.peak,
+        "kept_bytes": sum(p.stat().st_size for p in trunks.rglob("*") if p.is_file()),
+    }
+
+
+# ---- showing ----
+
+
+def size_rows(sizes: Sequence[Row]) -> list[Row]:
+    """Speeds against that of the fewest pairs, and memory added against the limit given."""
+    if not sizes:
+        return []
+    rows, least = [], sizes[0]
+    for size in sizes:
+        speeds = size["pairs_per_second"], least["pairs_per_second"]
+        goal = None if size is least else SIZE_GOAL
+        title = f"{size['pairs']:,} pairs against {least['pairs']:,}"
+        rows.append(speed_row(title, *speeds, goal, memory=size["own_bytes"]))
+    for size in sizes[1:]:
+        added = max(1, size["own_bytes"] - least["own_bytes"])
+        rows.append(
+            {
+                "name": f"{size['pairs']:,} pairs: memory over {least['pairs']:,}'s, and its limit",
+                "ours": added,
+                "peer": MEMORY_MB * 10**6,
+                "ratio": MEMORY_MB * 10**6 / added,
+                "goal": MEMORY_GOAL,
+                "unit": "bytes",
+            }
+        )
+    return rows
+
+
+def process_row(found: dict[str, list[float]]) -> Row:
+    speeds = found["pairs_per_second_2"][0], found["pairs_per_second_1"][0]
+    title = "two processes on two cores against one on one"
+    return speed_row(title, *speeds, PROCESSES_GOAL, seconds={n: found[n] for n in ("1", "2")})
+
+
+def show(report: Report, sizes: Sequence[Row], processes: dict[str, list[float]]) -> None:
+    rows = [*size_rows(sizes), process_row(processes)]
+    report.show(goal_table(rows), "goals")
+    report.show(size_table(sizes), "sizes")
+    report.show(process_table(processes), "processes")
+    speeds = [row for row in rows if row["unit"] == "pairs/s"]
+    report.draw(lambda: plot_comparisons(speeds, "pairs a second"))
+
+
+def size_table(sizes: Sequence[Row]) -> str:
+    lines = [
+        [
+            f"{size['pairs']:,}",
+            f"{size['pairs_per_second']:.0f}",
+            *(f"{size[key] / 1e9:.2f} GB" for key in ("own_bytes", "resident_bytes", "kept_bytes")),
+        ]
+        for size in sizes
+    ]
+    head = ["pairs", "pairs/s, frozen layers and one epoch", "own memory", "with mapped files"]
+    return markdown([*head, "kept on disk"], lines)
+
+
+def process_table(found: dict[str, list[float]]) -> str:
+    speeds = {n: found[f"pairs_per_second_{n}"][0] for n in ("1", "2")}
+    lines = [[n, f"{speed:.0f}", f"{speed / speeds['1']:.2f}"] for n, speed in speeds.items()]
+    return markdown(["processes, one core each", "pairs/s", "ratio"], lines)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,18 +1,20 @@
 """Settings tried on a part of MRPC's training split that is held out: how the recipes came about.
 
-    python benchmarks/settings.py --dataset MRPC --output_dir runs/settings
+    python benchmarks/settings.py --output_dir runs/settings
 
 Trains on 3,000 pairs of train.tsv and scores the other 668; dev is not looked at. The table goes
 into `accuracy.md` beside this file. What is finished is not run again.
 """
 
-import argparse
 import random
 import shlex
 from pathlib import Path
 
-from accuracy import run_all, write_table
+from accuracy import run_all
+from bench import HERE, build_parser, put_table, run, write_pairs
 
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
 from peft_mrpc.runs import load_run
 
 NUM_TRAIN = 3000
@@ -48,8 +50,7 @@ prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("--dataset", type=Path, required=True, help="directory in GLUE's layout")
+    parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/settings"))
     parser.add_argument("--jobs", type=int, default=1, help="settings trained at the same time")
     options = parser.parse_args()
@@ -64,17 +65,18 @@ def main() -> None:
     }
     for _ in run_all(commands, options.jobs):
         pass
-    write_table(table(list(commands)), "settings.py")
+    text = table(list(commands))
+    put_table(HERE / "accuracy.md", text, "settings")
+    print(text)
 
 
-def hold_out(dataset: Path, folder: Path) -> None:
-    """Write the rows of train.tsv as a directory in GLUE's layout, parted by chance."""
-    header, *rows = (dataset / "train.tsv").read_text("utf-8-sig").strip("\n").split("\n")
-    random.Random(0).shuffle(rows)
+def hold_out(dataset: str, folder: Path) -> None:
+    """Write the training pairs as a directory in GLUE's layout, parted by chance."""
+    pairs = list(load_pairs(DataConfig(dataset=dataset)).splits["train"])
+    random.Random(0).shuffle(pairs)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", rows[:NUM_TRAIN]), ("dev", rows[NUM_TRAIN:])):
-        text = "\n".join([header, *part]) + "\n"
-        (folder / f"{name}.tsv").write_text(text, encoding="utf-8")
+    for name, part in (("train", pairs[:NUM_TRAIN]), ("dev", pairs[NUM_TRAIN:])):
+        write_pairs(part, folder / f"{name}.tsv")
 
 
 def table(folders: list[Path]) -> str:
@@ -87,4 +89,4 @@ def table(folders: list[Path]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,15 +1,14 @@
 """Compare soft prompts: where they stand, what the head reads, how they begin and are written.
 
-    python benchmarks/soft_prompts.py --data MRPC --output rows.jsonl
+    python benchmarks/soft_prompts.py --output rows.jsonl
 
-MRPC is the directory that holds `train.tsv`: 668 of its pairs are held out, by a fixed seed, and
-scored; dev is not. What `--output` holds already is not run again. Two of the ways tried are no
-options of the toolkit, and are defined here: residual prompts and decomposed ones.
+668 of MRPC's training pairs are held out, by a fixed seed, and scored; dev is not. What `--output`
+holds already is not run again. Two of the ways tried are no options of the toolkit, and are defined
+here: residual prompts and decomposed ones.
 
 Shapes: B batch, T tokens, P virtual tokens, H hidden, R rank.
 """
 
-import argparse
 import itertools
 import json
 import random
@@ -23,6 +22,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from bench import build_parser, run
 from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import set_seed
@@ -141,9 +141,9 @@ ROWS = {
 LENGTHS = {"1500x2": list(ROWS), "3000x5": list(ROWS)[:3]}
 
 
-def hold_out(directory: str, folder: Path) -> list[str]:
+def hold_out(dataset: str, folder: Path) -> list[str]:
     """Part the training pairs in two files; the flags that name them."""
-    data = load_pairs(DataConfig(dataset=directory, split="validation"))
+    data = load_pairs(DataConfig(dataset=dataset, split="validation"))
     pairs = list(data.splits["train"])
     random.Random(SPLIT_SEED).shuffle(pairs)
     parts = {"validation": pairs[:NUM_HELD_OUT], "train": pairs[NUM_HELD_OUT:]}
@@ -207,8 +207,7 @@ def table(results: Sequence[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", required=True, help="directory in GLUE's layout (train.tsv)")
+    parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--model", default="builtin:minilm")
     parser.add_argument("--seeds", nargs="+", default=["1"])
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
@@ -219,7 +218,7 @@ def main() -> None:
     output = Path(options.output)
     results = [json.loads(line) for line in output.open()] if output.exists() else []
     with tempfile.TemporaryDirectory() as folder:
-        common = ["--dataset", "files", *hold_out(options.data, Path(folder))]
+        common = ["--dataset", "files", *hold_out(options.dataset, Path(folder))]
         common += ["--model", options.model, "--use_cpu", "--disable_tqdm", "true"]
         common += ["--swap_sentences", "false", "--head_layer", "last"]
         for seed, length in itertools.product(options.seeds, options.lengths):
@@ -237,4 +236,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,0 +1,284 @@
+"""Speed of training against the script that users write today, side by side in one process.
+
+    python benchmarks/layer_freeze.py
+
+Every contender (`training_peer.py`) gets the same pairs, model, head, batch sizes, epochs and
+threads. After a short training of each that is not timed they take turns, `--repeats` times, and
+the best time of each counts: what else the machine did is not theirs. All must train as many
+parameters in as many steps. The figures go into `layer_freeze.json` beside this file, the tables
+into `layer_freeze.md`, the picture into `layer_freeze.png`. `--only minilm` (and its kin) measures
+one part afresh and keeps the others; `--only` with nothing after it writes the page anew.
+"""
+
+import argparse
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from bench import (
+    PeakMemory,
+    Row,
+    build_parser,
+    build_report,
+    goal_table,
+    markdown,
+    run,
+    speed_row,
+)
+from gemm import gemm_peak
+from matplotlib.figure import Figure
+from training_peer import CONTENDERS, SEED, Outcome, Task, our_request, train_ours
+from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
+
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
+from peft_mrpc.models import load_config, load_tokenizer
+from peft_mrpc.pairs import PairData
+from peft_mrpc.processes import prepare_processes
+from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
+from peft_mrpc.sources import find_model
+
+WARM_UP_PAIRS, QUICK_PAIRS = 32, 160
+PLAIN, BY_BATCH, FIRST, NEXT, OURS = CONTENDERS
+
+
+@dataclass(frozen=True)
+class Part:
+    """A comparison.
+
+    Attributes:
+        model: As `--model`; None for a bert-base of random weights.
+        epochs: Passes over the pairs.
+        goals: The ratios to reach, by contender and peer; None where nothing is asked.
+        method: What trains.
+        share: Of the pairs asked for: deeper models take fewer.
+    """
+
+    model: str | None
+    epochs: int
+    goals: Mapping[tuple[str, str], float | None]
+    method: str = "layer_freeze"
+    share: float = 1.0
+
+    @property
+    def contenders(self) -> list[str]:
+        """Everyone who is compared, in the order of their turns."""
+        return [name for name in CONTENDERS if any(name in both for both in self.goals)]
+
+
+MINILM_GOALS = {(FIRST, PLAIN): 5, (FIRST, BY_BATCH): 3, (NEXT, PLAIN): 10, (NEXT, BY_BATCH): None}
+PARTS: dict[str, Part] = {
+    "minilm": Part("builtin:minilm", 3, MINILM_GOALS),
+    "bert-base": Part(None, 5, {(FIRST, BY_BATCH): 3.5, (NEXT, BY_BATCH): None}, share=0.25),
+    **{
+        method: Part("builtin:minilm", 1, {(OURS, BY_BATCH): 1.3}, method)
+        for method in ("full", "lora", "prompt_tuning")
+    },
+}
+GEMM_GOAL = 0.6
+FORETOLD_GOAL = 0.7  # within 30 %
+
+
+def main() -> None:
+    options = parse_options()
+    report = build_report("layer_freeze", options)
+    data = load_pairs(DataConfig(dataset=options.dataset), SEED)
+    prepare_processes()
+    # Known parts only: a result file of another time may hold others.
+    parts: dict[str, Any] = {k: v for k, v in report.read().get("parts", {}).items() if k in PARTS}
+    os.environ["PEFT_MRPC_TRUNKS"] = trunks = tempfile.mkdtemp(prefix="trunks-")
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in options.only:
+                part = PARTS[name]
+                model = part.model or write_bert_base(Path(scratch) / "bert-base")
+                pairs = take(data, int(options.pairs * part.share))
+                task = Task(model, pairs, part.epochs, part.method)
+                parts[name] = measure(task, part, options.repeats)
+                parts = {key: parts[key] for key in PARTS if key in parts}
+                report.write(result_rows(parts), parts=parts)
+    finally:
+        shutil.rmtree(trunks, ignore_errors=True)
+    report.show(goal_table(result_rows(parts)), "goals")
+    report.show(contender_table(parts), "contenders")
+    report.draw(lambda: draw(parts))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--pairs", type=int, help="training pairs; 0 for all (default: 1000)")
+    parser.add_argument("--repeats", type=int, help="turns of each (default: 3)")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    options = parser.parse_args()
+    pairs, repeats = (QUICK_PAIRS, 1) if options.quick else (1000, 3)
+    options.pairs = pairs if options.pairs is None else options.pairs
+    options.repeats = options.repeats or repeats
+    return options
+
+
+def take(data: PairData, count: int) -> PairData:
+    """So many training pairs, and as large a share of the dev pairs."""
+    train, dev = data.splits["train"], data.splits["validation"]
+    count = min(count, len(train)) or len(train)
+    rows = {"train": train[:count], "validation": dev[: max(1, len(dev) * count // len(train))]}
+    return replace(data, splits=rows)
+
+
+def write_bert_base(folder: Path) -> str:
+    """A model of bert-base's shape with random weights, and MiniLM's tokenizer, which is BERT's."""
+    if not folder.is_dir():
+        set_seed(SEED)
+        BertForSequenceClassification(BertConfig()).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(find_model("builtin:minilm").location)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# ---- measuring ----
+
+
+def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
+    """Every contender in turn; the best of its times."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in part.contenders}
+    memory = dict.fromkeys(part.contenders, 0)
+    warm_up = replace(task, epochs=1, data=take(task.data, WARM_UP_PAIRS))
+    for name in part.contenders:
+        CONTENDERS[name](warm_up)
+    for _ in range(repeats):
+        for name in part.contenders:
+            with PeakMemory() as watched:
+                outcomes[name].append(CONTENDERS[name](task))
+            memory[name] = max(memory[name], watched.added)
+            print(f"{task.method}: {name}: {outcomes[name][-1].seconds:.1f} s", flush=True)
+    alike = {(one.steps, one.trained) for own in outcomes.values() for one in own}
+    assert len(alike) == 1, f"contenders trained otherwise than each other: {outcomes}"
+    pairs = task.epochs * len(task.data.splits["train"])
+    first = next(outcomes[name] for name in (FIRST, OURS) if name in outcomes)
+    result = {
+        "method": task.method,
+        "model": "bert-base, random weights" if part.model is None else part.model,
+        "train_pairs": len(task.data.splits["train"]),
+        "scored_pairs": len(task.data.splits["validation"]),
+        "epochs": task.epochs,
+        "trained_parameters": first[0].trained,
+        "seconds": {name: [one.seconds for one in own] for name, own in outcomes.items()},
+        "pairs_per_second": {
+            name: pairs / min(one.seconds for one in own) for name, own in outcomes.items()
+        },
+        "accuracy": {name: fmean(one.accuracy for one in own) for name, own in outcomes.items()},
+        "added_memory": memory,
+        "training_seconds": min(one.training_seconds for one in first),
+        "foretold_seconds": foretell(task),
+        "threads": torch.get_num_threads(),
+    }
+    if task.method == "layer_freeze":
+        result |= measure_tail(task, repeats)
+    return result
+
+
+def foretell(task: Task) -> float:
+    """The seconds that `peft-mrpc doctor` says a first run trains."""
+    source = find_model(task.model)
+    tokenizer = load_tokenizer(source)
+    train = task.data.splits["train"]
+    tokens = tokenizer([p.sentence1 for p in train], [p.sentence2 for p in train])["input_ids"]
+    about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))
+    found = rehearse(our_request(task), load_config(source), tokenizer, about)
+    assert isinstance(found, Estimate), found
+    return found.trunk_seconds + task.epochs * found.epoch_seconds
+
+
+def measure_tail(task: Task, repeats: int) -> dict[str, float]:
+    """Matrix operations a second: while the tail trains on what is kept, and at the most.
+
+    Everything else that an epoch does (batches, dropout, the optimizer) counts as its time. The
+    most is looked for before and after, so that both saw the same machine.
+    """
+    task = replace(task, epochs=1)
+    flops = train_ours(task, counts_flops=True).flops
+    before = gemm_peak()
+    seconds = min(train_ours(task).tail_seconds for _ in range(max(2, repeats)))
+    return {
+        "tail_gflops": flops / seconds / 1e9,
+        "gemm_gflops": max(before, gemm_peak()) / 1e9,
+    }
+
+
+# ---- showing ----
+
+
+def result_rows(parts: Mapping[str, Any]) -> list[Row]:
+    """The comparisons that a goal is set for, and some more."""
+    rows = []
+    for name, found in parts.items():
+        speeds = found["pairs_per_second"]
+        for (ours, peer), goal in PARTS[name].goals.items():
+            title = f"{name}: {ours} against {peer}"
+            memory = {"ours": found["added_memory"][ours], "peer": found["added_memory"][peer]}
+            rows.append(speed_row(title, speeds[ours], speeds[peer], goal, added_memory=memory))
+        if "tail_gflops" in found:
+            figures = found["tail_gflops"], found["gemm_gflops"]
+            title = f"{name}: the tail's training against the fastest matrix product"
+            rows.append(speed_row(title, *figures, GEMM_GOAL, unit="GFLOP/s"))
+        rows.append(foretold_row(name, found))
+    return rows
+
+
+def foretold_row(name: str, found: Mapping[str, Any]) -> Row:
+    """What doctor said beside what it was; the ratio is 1 less the error's share."""
+    took = found["training_seconds"]
+    return {
+        "name": f"{name}: seconds of training foretold by doctor (1 - error)",
+        "ours": found["foretold_seconds"],
+        "peer": took,
+        "ratio": 1 - abs(found["foretold_seconds"] - took) / took,
+        "goal": FORETOLD_GOAL,
+        "unit": "s",
+    }
+
+
+def contender_table(parts: Mapping[str, Any]) -> str:
+    lines = []
+    for name, found in parts.items():
+        speeds = found["pairs_per_second"]
+        for contender, speed in speeds.items():
+            ratios = [
+                f"{speed / speeds[peer]:.2f}" if peer in speeds else "-"
+                for peer in (PLAIN, BY_BATCH)
+            ]
+            memory = f"{found['added_memory'][contender] / 1e9:.2f} GB"
+            lines.append([name, contender, f"{speed:.1f}", *ratios, memory])
+    head = ["", "", "pairs/s", "against plain", "against padded by batch", "memory added"]
+    return markdown(head, lines)
+
+
+def draw(parts: Mapping[str, Any]) -> Figure:
+    bars = sum(len(found["seconds"]) + 1 for found in parts.values())
+    figure = Figure(figsize=(7, 0.6 + 0.32 * bars))
+    axes = figure.subplots()
+    height, ticks = 0, []
+    for name, found in parts.items():
+        for contender, speed in found["pairs_per_second"].items():
+            color = "#999999" if contender.startswith("plain") else "#0072B2"
+            axes.barh(height, speed, color=color)
+            axes.text(speed, height, f" {speed:.0f}", va="center")
+            ticks.append((height, f"{name}: {contender}"))
+            height += 1
+        height += 1
+    axes.set_yticks([place for place, _ in ticks], [label for _, label in ticks])
+    axes.invert_yaxis()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.margins(x=0.1)
+    axes.set_xlabel("pairs a second over the whole run")
+    figure.tight_layout()
+    return figure
+
+
+if __name__ == "__main__":
+    run(main)

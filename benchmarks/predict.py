@@ -1,0 +1,236 @@
+"""Labelling new pairs with what a training saved, against transformers' own pipeline.
+
+    python benchmarks/predict.py
+
+Trains a MiniLM with its own head, whole and by LoRA, on a few pairs; then labels the dev pairs,
+repeated, with the saved Run as `peft-mrpc predict` does, with `pipeline("text-classification")` in
+batches of 32 as users write it, and with a plain loop over batches of 32 padded to their longest.
+All three take turns in one process, `--repeats` times, from texts to probabilities without loading
+the model, and must give the same labels, and the same probabilities within 1e-4. The peak memory
+is that of a new process for each, loading included. The figures go into `predict.json` beside this
+file, the table into `predict.md`, the picture into `predict.png`.
+"""
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench import (
+    PeakMemory,
+    Row,
+    build_parser,
+    build_report,
+    goal_table,
+    markdown,
+    plot_comparisons,
+    run,
+    speed_row,
+)
+from numpy.typing import NDArray
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
+from peft_mrpc.pairs import Pair
+from peft_mrpc.sources import find_model
+from peft_mrpc.thresholds import decide
+from peft_mrpc.train import main as train
+
+MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4
+PIPELINE_GOAL = 1.3
+METHODS = ("full", "lora")
+Label = Callable[[Sequence[Pair]], NDArray[np.float64]]
+
+
+# ---- contenders: each loads a Run, and gives what labels pairs: [N] -> [N, C] ----
+
+
+def load_ours(folder: Path) -> Label:
+    """What `peft-mrpc predict RUN` does."""
+    predictor = load_predictor(str(folder))
+    return lambda pairs: predictor.score(pairs, BATCH_SIZE)
+
+
+def load_peer(folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer, by transformers and PEFT alone."""
+    if (folder / "model").is_dir():
+        saved = folder / "model"
+        model = AutoModelForSequenceClassification.from_pretrained(saved)
+    else:
+        saved = folder / "adapter"
+        base = find_model(MODEL).location
+        base_model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
+        model = PeftModel.from_pretrained(base_model, saved)
+    return model.eval(), AutoTokenizer.from_pretrained(saved)
+
+
+def load_pipeline(folder: Path) -> Label:
+    """What users write today."""
+    model, tokenizer = load_peer(folder)
+    classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    names = list(model.config.id2label.values())
+
+    def label(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        texts = [{"text": pair.sentence1, "text_pair": pair.sentence2} for pair in pairs]
+        options = {"truncation": True, "max_length": MAX_LENGTH, "top_k": None}
+        answers = classify(texts, batch_size=BATCH_SIZE, **options)
+        rows = [{one["label"]: one["score"] for one in answer} for answer in answers]
+        return np.array([[row[name] for name in names] for row in rows])
+
+    return label
+
+
+def load_loop(folder: Path) -> Label:
+    """Batches as they come, padded to their longest."""
+    model, tokenizer = load_peer(folder)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+
+    @torch.inference_mode()
+    def label(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+        found = []
+        for start in range(0, len(pairs), BATCH_SIZE):
+            own = pairs[start : start + BATCH_SIZE]
+            texts = [pair.sentence1 for pair in own], [pair.sentence2 for pair in own]
+            options = {"padding": True, "truncation": True, "max_length": MAX_LENGTH}
+            batch = tokenizer(*texts, **options, return_tensors="pt").to(model.device)
+            found.append(model(**batch).logits.softmax(dim=-1).cpu())
+        return torch.cat(found).numpy()
+
+    return label
+
+
+CONTENDERS: dict[str, Callable[[Path], Label]] = {
+    "ours": load_ours,
+    "pipeline": load_pipeline,
+    "plain loop": load_loop,
+}
+
+
+# ---- measuring ----
+
+
+def main() -> None:
+    options = parse_options()
+    report = build_report("predict", options)
+    data = load_pairs(DataConfig(dataset=options.dataset))
+    dev = data.splits["validation"]
+    pairs = [replace(dev[n % len(dev)], idx=n) for n in range(options.times * len(dev))]
+    parts: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for method in METHODS:
+            folder = Path(scratch) / method
+            train_some(method, options, folder)
+            parts[method] = compare(folder, pairs, options.repeats)
+            parts[method]["peak_memory"] = {
+                name: peak_memory_of(name, folder, pairs) for name in CONTENDERS
+            }
+            report.write(result_rows(parts), parts=parts)
+    report.show(goal_table(result_rows(parts)), "goals")
+    report.show(table(parts), "contenders")
+    report.draw(lambda: plot_comparisons(result_rows(parts), "pairs a second"))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--times", type=int, help="how often the dev pairs come (default: 5)")
+    parser.add_argument("--repeats", type=int, help="turns of each (default: 5)")
+    parser.add_argument("--train_pairs", type=int, help="to train on first (default: 1000)")
+    options = parser.parse_args()
+    times, repeats, train_pairs = (1, 3, 200) if options.quick else (5, 5, 1000)
+    options.times, options.repeats = options.times or times, options.repeats or repeats
+    options.train_pairs = options.train_pairs or train_pairs
+    return options
+
+
+def train_some(method: str, options: argparse.Namespace, folder: Path) -> None:
+    """One epoch: speed does not depend on how well it is trained, but no answer shall be a tie."""
+    flags = ["--method", method, "--model", MODEL, "--pooling", "native", "--seed", "1"]
+    flags += ["--dataset", options.dataset, "--max_train_samples", str(options.train_pairs)]
+    flags += ["--split", "validation", "--max_eval_samples", "8", "--num_train_epochs", "1"]
+    flags += ["--max_length", str(MAX_LENGTH), "--report_to", "none", "--disable_tqdm", "true"]
+    train([*flags, "--output_dir", str(folder)])
+
+
+def compare(folder: Path, pairs: Sequence[Pair], repeats: int) -> dict[str, Any]:
+    """The speed of every contender on one Run; all must give the same."""
+    labels = {name: load(folder) for name, load in CONTENDERS.items()}
+    found = {name: label(pairs[: 2 * BATCH_SIZE]) for name, label in labels.items()}  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in labels}
+    for _ in range(repeats):
+        for name, label in labels.items():
+            started = time.perf_counter()
+            found[name] = label(pairs)
+            seconds[name].append(time.perf_counter() - started)
+            print(f"{folder.name}: {name}: {seconds[name][-1]:.2f} s", flush=True)
+    differences = {name: compare_answers(found["ours"], found[name]) for name in labels}
+    return {
+        "pairs": len(pairs),
+        "seconds": seconds,
+        "pairs_per_second": {name: len(pairs) / min(own) for name, own in seconds.items()},
+        "largest_difference": max(differences.values()),
+    }
+
+
+def compare_answers(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """The largest difference of a probability; the labels must be the same."""
+    difference = float(np.abs(ours - theirs).max())
+    assert difference <= TOLERANCE, f"probabilities differ by {difference:.1e}"
+    assert (decide(ours, 0.5) == theirs.argmax(axis=1)).all(), "labels differ"
+    return difference
+
+
+def peak_memory_of(name: str, folder: Path, pairs: Sequence[Pair]) -> int:
+    """Peak memory of a new process that loads the Run and labels the pairs, in bytes."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_watched, (name, folder, pairs, torch.get_num_threads()))
+
+
+def _watched(name: str, folder: Path, pairs: Sequence[Pair], threads: int) -> int:
+    torch.set_num_threads(threads)
+    with PeakMemory() as watched, open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), 2)  # its progress has been seen once
+        CONTENDERS[name](folder)(pairs)
+    return watched.peak
+
+
+# ---- showing ----
+
+
+def result_rows(parts: dict[str, Any]) -> list[Row]:
+    rows = []
+    for method, found in parts.items():
+        speeds, memory = found["pairs_per_second"], found["peak_memory"]
+        for peer, goal in (("pipeline", PIPELINE_GOAL), ("plain loop", None)):
+            rows.append(
+                speed_row(
+                    f"{method}: against the {peer}",
+                    speeds["ours"],
+                    speeds[peer],
+                    goal,
+                    peak_memory={"ours": memory["ours"], "peer": memory[peer]},
+                )
+            )
+    return rows
+
+
+def table(parts: dict[str, Any]) -> str:
+    lines = [
+        [method, name, f"{speed:.1f}", f"{found['peak_memory'][name] / 1e9:.2f} GB"]
+        for method, found in parts.items()
+        for name, speed in found["pairs_per_second"].items()
+    ]
+    return markdown(["trained by", "labelled by", "pairs/s", "peak memory"], lines)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,204 @@
+"""What trains in `layer_freeze.py`: the script that users write today, and `peft-mrpc train`.
+
+The peer is the Hugging Face Trainer on `AutoModelForSequenceClassification`, as its examples have
+it: pairs tokenized in advance, padded to 128 tokens or (with `DataCollatorWithPadding`) to the
+longest of their batch. Ours is what `peft-mrpc train` does, with the peer's head, dropout, batch
+sizes and epochs. Both are timed from text to scored dev pairs, without loading the model.
+"""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from peft_mrpc.freezing import parameter_counts
+from peft_mrpc.methods import METHODS
+from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.requests import TrainRequest, parse_request
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier
+from peft_mrpc.training import build_trainer
+from peft_mrpc.trunk import _HELD
+
+SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
+QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What every contender of a comparison is given."""
+
+    model: str
+    data: PairData
+    epochs: int
+    method: str = "layer_freeze"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a contender did.
+
+    Attributes:
+        seconds: From text to scored dev pairs.
+        training_seconds: Of these, the Trainer's, what frozen layers give included.
+        tail_seconds: Of these, its epochs.
+        steps: How often it changed the weights.
+        trained: How many parameters.
+        accuracy: On the dev pairs.
+        flops: Matrix operations of its epochs, where they were counted.
+    """
+
+    seconds: float
+    training_seconds: float
+    tail_seconds: float
+    steps: int
+    trained: int
+    accuracy: float
+    flops: int = 0
+
+
+class EpochsMeter(TrainerCallback):
+    """The time from the first step of a training to its last, and the operations in between."""
+
+    def __init__(self, counts_flops: bool = False) -> None:
+        self.counter = FlopCounterMode(display=False) if counts_flops else None
+        self.began = self.seconds = 0.0
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if not self.began:
+            self.began = time.perf_counter()
+            if self.counter:
+                self.counter.__enter__()
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.seconds = time.perf_counter() - self.began
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.counter:
+            self.counter.__exit__(None, None, None)
+
+
+def train_plain(task: Task, pads_by_batch: bool) -> Outcome:
+    """What users write: tokenize, freeze, Trainer, predict."""
+    location = find_model(task.model).location
+    tokenizer = AutoTokenizer.from_pretrained(location)
+    set_seed(SEED)
+    model: Any = AutoModelForSequenceClassification.from_pretrained(location, num_labels=2)
+    if task.method == "layer_freeze":
+        layers = model.bert.encoder.layer
+        model.bert.requires_grad_(False)
+        for part in (*layers[-2:], model.bert.pooler):
+            part.requires_grad_(True)
+    else:
+        method = METHODS[task.method]
+        model = method.apply(model, method.build_options(peer_options(task.method)))
+    padding = {} if pads_by_batch else {"padding": "max_length"}
+
+    def encode(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+        texts = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
+        encoded = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH, **padding)
+        rows = (dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True))
+        return [{**row, "labels": pair.label} for row, pair in zip(rows, pairs, strict=True)]
+
+    meter, started = EpochsMeter(), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                folder,
+                num_train_epochs=task.epochs,
+                per_device_train_batch_size=BATCH_SIZE,
+                per_device_eval_batch_size=EVAL_BATCH_SIZE,
+                seed=SEED,
+                **QUIET,
+            ),
+            train_dataset=encode(task.data.splits["train"]),
+            data_collator=DataCollatorWithPadding(tokenizer) if pads_by_batch else None,
+            callbacks=[meter],
+        )
+        training_seconds = timed(trainer.train)
+        predicted = trainer.predict(encode(task.data.splits["validation"])).predictions
+    seconds = time.perf_counter() - started
+    return describe(task, trainer, predicted, (seconds, training_seconds), meter)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
+
+
+def describe(
+    task: Task, trainer: Trainer, scores: Any, seconds: tuple[float, float], meter: EpochsMeter
+) -> Outcome:
+    labels = [pair.label for pair in task.data.splits["validation"]]
+    return Outcome(
+        *seconds,
+        tail_seconds=meter.seconds,
+        steps=trainer.state.global_step,
+        trained=parameter_counts(trainer.model)[0],
+        accuracy=float((scores.argmax(axis=1) == labels).mean()),
+        flops=meter.counter.get_total_flops() if meter.counter else 0,
+    )
+
+
+def peer_options(method: str) -> dict[str, Any]:
+    """The options of a PEFT method: those of our recipe, for both sides."""
+    request = parse_request(["--method", method, "--output_dir", "unused"])
+    return dict(request.given_options)
+
+
+def our_request(task: Task, seed: int = SEED) -> TrainRequest:
+    """`peft-mrpc train` with the head, dropout, batch sizes and epochs of the peer."""
+    flags = ["--method", task.method, "--model", task.model, "--pooling", "native"]
+    flags += ["--num_train_epochs", str(task.epochs), "--swap_sentences", "false"]
+    flags += ["--per_device_train_batch_size", str(BATCH_SIZE), "--output_dir", "unused"]
+    flags += [word for key, value in QUIET.items() for word in (f"--{key}", str(value))]
+    request = parse_request([*flags, "--max_length", str(MAX_LENGTH), "--seed", str(seed)])
+    return replace(request, config=replace(request.config, dropout=None))
+
+
+def train_ours(task: Task, seed: int = SEED, counts_flops: bool = False) -> Outcome:
+    """What `peft-mrpc train` does."""
+    request = our_request(task, seed)
+    set_seed(seed)
+    classifier = build_classifier(request, find_model(task.model), task.data)
+    meter, started = EpochsMeter(counts_flops), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer, _ = build_trainer(request, task.data, classifier, folder)
+        trainer.add_callback(meter)
+        training_seconds = timed(trainer.train)
+        scores = classifier.score(task.data.splits["validation"], EVAL_BATCH_SIZE)
+    seconds = time.perf_counter() - started
+    return describe(task, trainer, scores, (seconds, training_seconds), meter)
+
+
+def train_ours_first(task: Task) -> Outcome:
+    """Nothing of these pairs is kept yet."""
+    _HELD.clear()
+    shutil.rmtree(os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
+    return train_ours(task)
+
+
+CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
+    "plain, padded to 128": lambda task: train_plain(task, pads_by_batch=False),
+    "plain, padded by batch": lambda task: train_plain(task, pads_by_batch=True),
+    "ours, first run": train_ours_first,
+    "ours, next seed": lambda task: train_ours(task, SEED + 1),
+    "ours": train_ours,
+}
