@@ -52,6 +52,8 @@ LAYERS = [
         "learning_rates",
         "losses",
         "models",
+        "module_names",
+        "optimizer_faults",
         "option_faults",
         "partial_scores",
         "plots",
