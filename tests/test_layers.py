@@ -14,6 +14,7 @@ LAYERS = [
         "pair_model",
         "pairs",
         "wording",
+        "yaml_text",
     },
     {
         "calibration",
@@ -21,6 +22,7 @@ LAYERS = [
         "config",
         "data",
         "flags",
+        "help_format",
         "metrics",
         "processes",
         "prompts",

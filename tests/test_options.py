@@ -170,8 +170,9 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
         f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: num_train_epochs: invalid float value: 'few'.",
     ]
-    recipe.write_text("method: lora\nr: many\nlearning_rat: 1\n")
+    recipe.write_text("method: lora\nlearning_rate: fast\nr: many\nlearning_rat: 1\n")
     assert fails(main, *flags).splitlines() == [
+        f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: r: got 'many'; expected int.",
         f"peft-mrpc: {recipe}: learning_rat: got an unknown flag. Did you mean 'learning_rate'?",
     ]

@@ -146,6 +146,8 @@ def parse_command(
 ) -> tuple[TrainRequest, list[Any]]:
     """Parse the command line of a verb that trains, with flags of its own beside those of train.
 
+    A `null` in the user's recipe takes the line of the method's recipe away.
+
     Returns:
         What to train, and an instance of each dataclass in `own`.
     """
@@ -153,8 +155,9 @@ def parse_command(
     recipe = load_recipe(path) if path else {}
     name = flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
-    default = load_default_recipe(str(name))
-    asked = {**recipe, **typed_flags(argv)}
+    dropped = {key for key, value in recipe.items() if value is None}
+    default = {k: v for k, v in load_default_recipe(str(name)).items() if k not in dropped}
+    asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
     (*mine, config, data, arguments), given = parse_flags(
@@ -184,7 +187,7 @@ def parse_command(
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset(FITTED_RATES - set(asked)),
+        recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
     ), mine
 
 
