@@ -89,7 +89,7 @@ LAYERS = [
     {"demonstrations", "endpoint", "engines", "html_report", "report", "requests"},
     {"answers", "artifacts", "bars", "plain_artifacts"},
     {"asking", "train_draws"},
-    {"joined", "rehearsal", "search", "search_outcome", "seeds", "training"},
+    {"joined", "rehearsal", "search", "search_outcome", "seeds", "training", "tune_flags"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]
