@@ -55,6 +55,17 @@ def test_methods_and_recipes_and_help_name_the_same_set() -> None:
         (["--max_length", "3"], "--max_length: got 3"),
         (["stray"], "got 'stray'; expected a flag"),
         (["--config", "no/such.yaml"], "--config: got 'no/such.yaml'"),
+        (["--weight_decay", "-1"], "--weight_decay: got -1.0; expected 0 or more."),
+        (["--adam_beta2", "1"], "--adam_beta2: got 1.0; expected 0 or more and below 1."),
+        (["--adam_epsilon", "nan"], "--adam_epsilon: got nan; expected 0 or more."),
+        (["--dataloader_num_workers", "-1"], "--dataloader_num_workers: got -1; expected 0"),
+        (["--data_seed", "-1"], "--data_seed: got -1; expected 0 to 4294967295."),
+        (["--optim", "adamw_torch_xla"], "--optim: got adamw_torch_xla, which cannot be built: "),
+        (
+            ["--lr_scheduler_type", "cosine_with_min_lr"],
+            "--lr_scheduler_type: got cosine_with_min_lr, which cannot be built: One of min_lr",
+        ),
+        (["--lr_scheduler_kwargs", "{min_lr: 1}"], "train: got a mapping that is not JSON: "),
     ],
 )
 def test_wrong_flags_are_named_with_the_nearest_right_one(argv: list[str], said: str) -> None:
@@ -70,20 +81,65 @@ def test_every_unknown_flag_is_reported_at_once() -> None:
     assert len(caught.value.faults) == 2
 
 
+def test_a_wrong_value_does_not_hide_an_unknown_flag() -> None:
+    with pytest.raises(UserError) as caught:
+        parse_request(["--methd", "x", "--learning_rate", "fast", "--r", "8"])
+    value, *others = caught.value.faults
+    assert "invalid float value: 'fast'" in value
+    assert others == [
+        "--methd: got an unknown flag. Did you mean 'method'?",
+        "--r: got an option of vera, lora, dora and oft; drop it here.",
+    ]
+
+
+def test_words_and_mappings_of_a_recipe_reach_the_trainer(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "save_strategy: no\neval_strategy: no\ntrunk_cache: off\ngradient_checkpointing: no\n"
+        "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\n"
+    )
+    request = parse_request(["--config", str(recipe)])
+    assert request.arguments.save_strategy == request.arguments.eval_strategy == "no"
+    assert request.arguments.gradient_checkpointing is False
+    assert request.config.trunk_cache == "off"
+    assert request.arguments.lr_scheduler_kwargs == {"min_lr": 1e-6}
+
+
+def test_a_null_takes_the_line_of_the_methods_recipe_away(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("method: full\nlayer_decay: null\nhead_learning_rate: null\nseeds: null\n")
+    request = parse_request(["--config", str(recipe)])
+    assert request.config.layer_decay is None and request.config.head_learning_rate is None
+    assert request.recipe_rates == {"learning_rate"}
+    assert parse_request(["--method", "full"]).config.layer_decay is not None
+
+
+def test_a_recipe_that_says_a_thing_twice_is_refused(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("method: lora\nr: 4\nmethod: bitfit\n")
+    with pytest.raises(UserError, match="not valid YAML: got the key 'method' twice, line 3"):
+        parse_request(["--config", str(recipe)])
+
+
+@pytest.mark.parametrize("optim", ["adafactor", "sgd", "rmsprop", "adagrad", "adamw_torch_fused"])
+def test_optimizers_that_can_be_built_are_taken(optim: str) -> None:
+    assert parse_request(["--optim", optim]).arguments.optim == optim
+
+
 def test_values_read_as_yaml_does_but_for_exponents() -> None:
-    assert [parse_scalar(text) for text in ("2e-5", "3", "true", "[a, b]", "a: b: c")] == [
+    assert [parse_scalar(text) for text in ("2e-5", "3", "yes", "[a, 1e2]", "a: b: c")] == [
         2e-5,
         3,
         True,
-        ["a", "b"],
+        ["a", 100.0],
         "a: b: c",
     ]
-    assert recipe_to_flags({"a": None, "b": True, "c": [1, 2], "d": "2e-5"}) == [
+    assert recipe_to_flags({"a": None, "b": True, "c": [1, 2], "d": {"e": 2e-5}}) == [
         "--b=true",
         "--c",
         "1",
         "2",
-        "--d=2e-5",
+        '--d={"e": 2e-05}',
     ]
 
 

@@ -14,6 +14,7 @@ LAYERS = [
         "pair_model",
         "pairs",
         "wording",
+        "yaml_text",
     },
     {
         "calibration",
@@ -21,6 +22,7 @@ LAYERS = [
         "config",
         "data",
         "flags",
+        "help_format",
         "metrics",
         "processes",
         "prompts",
@@ -52,6 +54,8 @@ LAYERS = [
         "learning_rates",
         "losses",
         "models",
+        "module_names",
+        "optimizer_faults",
         "option_faults",
         "partial_scores",
         "plots",
@@ -85,7 +89,7 @@ LAYERS = [
     {"demonstrations", "endpoint", "engines", "html_report", "report", "requests"},
     {"answers", "artifacts", "bars", "plain_artifacts"},
     {"asking", "train_draws"},
-    {"joined", "rehearsal", "search", "search_outcome", "seeds", "training"},
+    {"joined", "rehearsal", "search", "search_outcome", "seeds", "training", "tune_flags"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]

@@ -130,13 +130,23 @@ def test_all_projections_of_some_layers(
         ("lora --alora_invocation_tokens 5", "--alora_invocation_tokens: is for models that write"),
         ("prompt_tuning --num_layers 3", "--num_layers: got an unknown flag."),
         ("lora --modules_to_save poolr", "got 'poolr', which is no module of this model. Did you"),
+        ("lora --target_modules query valu", "--target_modules: got 'valu', which is no module of"),
+        ("lora --target_modules .*[2].query", "--target_modules: got '.*[2].query', which is no"),
+        ("lora --target_modules *query", "--target_modules: got '*query', which is no regular"),
+        ("lora --exclude_modules qeury", "--exclude_modules: got 'qeury', which is no module of"),
+        ("lora --rank_pattern {qery:\xa04}", "--rank_pattern: got 'qery', which is no module of"),
+        ("lora --alpha_pattern {qery:\xa04}", "--alpha_pattern: got 'qery', which is no module of"),
+        ("lora --layers_to_transform 2", "--layers_to_transform: got 2; expected 0 to 1."),
+        ("lora --lora_alpha 0", "--lora_alpha: got 0; expected at least 1."),
+        ("vera --d_initial 0", "--d_initial: got 0, from which VeRA's scales never move;"),
     ],
 )
 def test_options_that_cannot_be_are_refused(
     flags: str, said: str, tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
 ) -> None:
     command = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "run")]
-    message = fails(main, "--method", *flags.split(), *command, "--pooling", "native")
+    words = [word.replace("\xa0", " ") for word in flags.split(" ")]
+    message = fails(main, "--method", *words, *command, "--pooling", "native")
     assert said in message and len(message.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
@@ -160,8 +170,9 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
         f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: num_train_epochs: invalid float value: 'few'.",
     ]
-    recipe.write_text("method: lora\nr: many\nlearning_rat: 1\n")
+    recipe.write_text("method: lora\nlearning_rate: fast\nr: many\nlearning_rat: 1\n")
     assert fails(main, *flags).splitlines() == [
+        f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: r: got 'many'; expected int.",
         f"peft-mrpc: {recipe}: learning_rat: got an unknown flag. Did you mean 'learning_rate'?",
     ]

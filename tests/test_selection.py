@@ -249,6 +249,18 @@ def test_checkpoints_of_something_else_are_refused(
     assert not (tmp_path / "other").exists()
 
 
+def test_a_training_too_short_for_an_evaluation_says_that_nothing_was_chosen(
+    train: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--load_best_model_at_end", "--eval_strategy", "steps", "--max_steps", "2"]
+    chosen = train("lora", *flags, name="chosen")
+    assert chosen.record["selection"]["best_step"] in (1, 2)
+    assert "before its first evaluation" not in caplog.text
+    unchosen = train("lora", *flags, "--eval_delay", "3", name="unchosen")
+    assert unchosen.record["selection"]["best_step"] is None
+    assert "--load_best_model_at_end: the training ended before its first evaluation" in caplog.text
+
+
 def test_a_lost_best_checkpoint_is_said(
     train: Callable[..., Run],
     tiny_bert: str,

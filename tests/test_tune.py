@@ -24,7 +24,7 @@ from peft_mrpc.runs import load_run
 from peft_mrpc.search_space import load_space
 from peft_mrpc.selection import hold_out
 from peft_mrpc.sources import find_model
-from peft_mrpc.tune import OWN, _check_ends, _flag_values, main
+from peft_mrpc.tune import OWN, _check_ends, flag_values, main
 
 SPACE = """
 learning_rate: {low: 1e-4, high: 1e-1, log: true}
@@ -243,12 +243,12 @@ def test_every_method_has_a_search_space_that_train_accepts(
 ) -> None:
     argv = ["--method", method, "--model", tiny_bert, *data_flags]
     request, _ = parse_command(argv, "tune", "", OWN)
-    space = load_space(None, method, _flag_values(request), set(), set())
+    space = load_space(None, method, flag_values(request), set(), set())
     assert {"learning_rate", "num_train_epochs"} <= {p.name for p in space}
     low, high = next(p.ends() for p in space if p.name == "learning_rate")
     assert low < request.arguments.learning_rate < high
     _check_ends(argv, space, find_model("builtin:minilm"))
-    fixed = load_space(None, method, _flag_values(request), {"learning_rate"}, set())
+    fixed = load_space(None, method, flag_values(request), {"learning_rate"}, set())
     assert [p.name for p in fixed] == [p.name for p in space if p.name != "learning_rate"]
 
 
@@ -259,7 +259,7 @@ def test_no_layers_are_counted_where_modules_are_frozen(
     names = []
     for frozen in ([], ["--frozen_modules", "embeddings"]):
         request, _ = parse_command([*argv, *frozen], "tune", "", OWN)
-        space = load_space(None, "layer_freeze", _flag_values(request), set(), set())
+        space = load_space(None, "layer_freeze", flag_values(request), set(), set())
         _check_ends([*argv, *frozen], space, find_model("builtin:minilm"))
         names.append({parameter.name for parameter in space})
     assert names[0] - names[1] == {"num_unfrozen_layers"}

@@ -8,8 +8,9 @@ from peft import get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
+from peft_mrpc.errors import UserError, logger, one_line, raise_faults
 from peft_mrpc.freezing import encoder_layers
+from peft_mrpc.module_names import module_name_faults
 from peft_mrpc.targets import name_targets
 
 
@@ -17,8 +18,9 @@ def add_adapter(model: PreTrainedModel, options: Any) -> Any:
     """Freeze the model and add PEFT's trainable parts to it; the head trains too.
 
     Raises:
-        UserError: If PEFT cannot fit the method to the model.
+        UserError: If a name is no module's, or PEFT cannot fit the method to the model.
     """
+    raise_faults(module_name_faults(model, options))
     options = copy.deepcopy(options)  # PEFT and we write into them; another seed gets them anew
     name_targets(model.config, options)
     if names_some_layers(vars(options)):  # PEFT takes these with named modules alone
@@ -63,20 +65,7 @@ def _saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> list[str]:
 
     All that stands beside the encoder is new and must be trained and saved: PEFT thinks of
     `classifier` and `score`, not of DeBERTa's pooler.
-
-    Raises:
-        UserError: If a name is no module's.
     """
-    modules = {name for name, _ in model.named_modules() if name}
-    known = {name.rpartition(".")[2] for name in modules}
-    raise_faults(
-        [
-            f"--modules_to_save: got {name!r}, which is no module of this model."
-            f"{closest(name, known)}"
-            for name in asked
-            if not any(module == name or module.endswith(f".{name}") for module in modules)
-        ]
-    )
     heads = [n for n, _ in model.named_children() if n != model.base_model_prefix]
     own = [n for n in heads if any(True for _ in getattr(model, n).parameters())]
     return sorted({*asked, *own})

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, logger
 
 TRAINED_FILE = "trained.safetensors"
 
@@ -77,3 +77,12 @@ class FindBestAgain(TrainerCallback):
                 f"{beside.name}, which is not beside it; expected both."
             )
         state.best_model_checkpoint = str(beside)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.load_best_model_at_end and state.best_model_checkpoint is None:
+            logger.warning(
+                "--load_best_model_at_end: the training ended before its first evaluation, and so "
+                "with its last model; lower --eval_delay"
+            )

@@ -5,34 +5,16 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import yaml
 
-from peft_mrpc.config import SHOWN_TRAINING_ARGUMENTS
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.help_format import HelpFormatter, shorten_help
 from peft_mrpc.option_values import parse_option, parse_scalar
-
-
-class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with each flag spelled once and only the defaults that say something."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return super()._format_action_invocation(action)
-        flag = action.option_strings[-1 if action.dest == "help" else 0]
-        # A switch needs no value, everything else does.
-        takes_value = action.nargs != 0 and not isinstance(action.const, bool)
-        return f"{flag} {(action.metavar or 'X')}" if takes_value else flag
-
-    def _get_help_string(self, action: argparse.Action) -> str | None:
-        silent = action.default in (None, False, argparse.SUPPRESS) or "default" in str(action.help)
-        return action.help if silent else super()._get_help_string(action)
+from peft_mrpc.yaml_text import load_file_text
 
 
 def flag_names(*dataclass_types: type) -> set[str]:
@@ -60,6 +42,30 @@ def parse_known_flags(
     Raises:
         UserError: If a value has the wrong type or an instance refuses its values.
     """
+    parser = _build_parser(prog, description, dataclass_types, positional)
+    raise_faults(_recipe_faults(parser, recipe or {}))
+    for action in parser._actions:
+        action.default = shown_defaults.get(action.dest, action.default)
+    try:
+        *instances, rest = parser.parse_args_into_dataclasses(
+            list(argv), look_for_args_file=False, return_remaining_strings=True
+        )
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{prog}: got a mapping that is not JSON: {error}; expected such as "
+            "'{\"min_lr\": 1e-6}'."
+        ) from error
+    except (ValueError, TypeError, ImportError) as error:  # raised in a __post_init__
+        raise UserError(f"{prog}: {one_line(error)}") from error
+    return instances, rest
+
+
+def _build_parser(
+    prog: str,
+    description: str,
+    dataclass_types: Sequence[type],
+    positional: Mapping[str, Any] | None,
+) -> Any:
     from transformers import HfArgumentParser, TrainingArguments
 
     class Parser(HfArgumentParser):
@@ -75,22 +81,13 @@ def parse_known_flags(
     )
     if positional:
         parser.add_argument(**positional)
-    raise_faults(_recipe_faults(parser, recipe or {}))
-    for action in parser._actions:
-        action.default = shown_defaults.get(action.dest, action.default)
     parser.usage = (
         f"peft-mrpc {prog}{' ' + positional['metavar'] if positional else ''} [--FLAG VALUE ...]"
     )
     if TrainingArguments in dataclass_types:
         parser._optionals.title = "training arguments"
-        _shorten_help(parser, flag_names(TrainingArguments))
-    try:
-        *instances, rest = parser.parse_args_into_dataclasses(
-            list(argv), look_for_args_file=False, return_remaining_strings=True
-        )
-    except (ValueError, TypeError, ImportError) as error:  # raised in a __post_init__
-        raise UserError(f"{prog}: {one_line(error)}") from error
-    return instances, rest
+        shorten_help(parser, flag_names(TrainingArguments))
+    return parser
 
 
 def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> list[str]:
@@ -102,21 +99,6 @@ def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -
             said = re.sub(r".*?argument \S+: |\. See .*", "", str(error))
             faults.append(f"{recipe['config']}: {name}: {said}.")
     return faults
-
-
-def _shorten_help(parser: argparse.ArgumentParser, names: set[str]) -> None:
-    """Show the best-known TrainingArguments in the help, each on one line."""
-    for action in parser._actions:
-        if action.dest in names:
-            # The `--no_X` twins of boolean flags share their dest.
-            is_twin = any("--no_" in flag for flag in action.option_strings)
-            ours = None if is_twin else SHOWN_TRAINING_ARGUMENTS.get(action.dest)
-            action.help = ours or argparse.SUPPRESS
-    parser.epilog = (
-        "Every other option of transformers.TrainingArguments is accepted as it is, and so are "
-        "the options of the chosen method (`--num_unfrozen_layers 2`, `--r 16`, "
-        "`--num_virtual_tokens 20`, ...)."
-    )
 
 
 def parse_flags(
@@ -151,27 +133,63 @@ def parse_flags(
     tokens = [token for recipe in recipes for token in recipe_to_flags(recipe)]
     defaults = {name: value for recipe in recipes for name, value in recipe.items()}
     mine = {**recipes[-1], "config": recipe_path} if recipe_path else {}
-    instances, rest = parse_known_flags(
-        prog, description, dataclass_types, [*tokens, *argv], defaults, positional, mine
-    )
     typed = {name for name, _ in _group_tokens(argv, [])}
-    method_options = method_options or {}
-    known = flag_names(*dataclass_types) | set(method_options)
+    mine_alone = {name: f"{recipe_path}: {name}" for name in mine if name not in typed}
+    known = flag_names(*dataclass_types)
+
+    def read(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+        return _read_options(rest, known, method_options or {}, other_flags or {}, mine_alone)
+
+    whole = [*tokens, *argv]
+    try:
+        instances, rest = parse_known_flags(
+            prog, description, dataclass_types, whole, defaults, positional, mine
+        )
+    except UserError as error:
+        # What is wrong with all other flags is said in the same breath.
+        others = [
+            token
+            for name, values in _group_tokens(whole, [])
+            if name.removeprefix("no_") not in known
+            for token in (f"--{name}", *values)
+        ]
+        raise UserError(*error.faults, *read(others)[1]) from error
+    options, faults = read(rest)
+    raise_faults(faults)
+    return instances, options
+
+
+def _read_options(
+    tokens: Sequence[str],
+    known: Collection[str],
+    method_options: Mapping[str, Any],
+    other_flags: Mapping[str, str],
+    places: Mapping[str, str],
+) -> tuple[dict[str, Any], list[str]]:
+    """The method's options among tokens that no dataclass knows, and what is wrong with these.
+
+    Args:
+        tokens: Flags and their values.
+        known: The flags of the dataclasses.
+        method_options: The method's options with their annotations.
+        other_flags: Flags known elsewhere, with what they belong to.
+        places: Where each flag was written, if not on the command line.
+    """
     options: dict[str, Any] = {}
     faults: list[str] = []
-    for name, values in _group_tokens(rest, faults):
-        where = f"{recipe_path}: {name}" if name in mine and name not in typed else f"--{name}"
+    for name, values in _group_tokens(tokens, faults):
+        where = places.get(name, f"--{name}")
         if name in method_options:
             try:
                 options[name] = parse_option(values, method_options[name])
             except ValueError as error:
                 faults.append(f"{where}: {error}")
-        elif other_flags and name in other_flags:
+        elif name in other_flags:
             faults.append(f"{where}: got an option of {other_flags[name]}; drop it here.")
         else:
-            faults.append(f"{where}: got an unknown flag.{closest(name, known)}")
-    raise_faults(faults)
-    return instances, options
+            near = closest(name, {*known, *method_options})
+            faults.append(f"{where}: got an unknown flag.{near}")
+    return options, faults
 
 
 def _group_tokens(tokens: Sequence[str], faults: list[str]) -> list[tuple[str, list[str]]]:
@@ -207,9 +225,7 @@ def recipe_to_flags(recipe: Mapping[str, Any]) -> list[str]:
         if isinstance(value, list):
             tokens += [f"--{name}", *map(str, value)]
         elif isinstance(value, Mapping):
-            tokens.append(
-                f"--{name}={yaml.safe_dump(dict(value), default_flow_style=True).strip()}"
-            )
+            tokens.append(f"--{name}={json.dumps(dict(value))}")  # the Trainer reads JSON alone
         else:
             tokens.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
     return tokens
@@ -238,13 +254,14 @@ def read_yaml(path: str | Path, flag: str, expected: str) -> dict[str, Any]:
         UserError: If the file is missing, is not YAML, or is no mapping of names.
     """
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = load_file_text(Path(path).expanduser().read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{flag}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
         ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from error
+        said = one_line(error).replace(' in "<unicode string>"', "")
+        raise UserError(f"{path}: not valid YAML: {said}") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: expected {expected}.")
     return cast(dict[str, Any], content)

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from peft_mrpc.config import option
 from peft_mrpc.errors import UserError, closest, raise_faults
 from peft_mrpc.freezing import encoder_layers, modules_after_layers, modules_before_layers
+from peft_mrpc.targets import encoder_type
 
 NUM_UNFROZEN_LAYERS = 2
 # Stands for all that comes before the first layer, whatever the architecture calls it.
@@ -100,7 +101,7 @@ def frozen_stages(model: PreTrainedModel, options: LayerFreezeOptions) -> list[l
     layers, number = encoder_layers(model), options.num_unfrozen_layers
     if number is None or not 0 <= number <= len(layers):
         raise UserError(
-            f"--num_unfrozen_layers: got {number}; {model.config.model_type} here has "
+            f"--num_unfrozen_layers: got {number}; {encoder_type(model.config)} here has "
             f"{len(layers)} layers, expected 0 to {len(layers)}."
         )
     trained = modules_after_layers(model)

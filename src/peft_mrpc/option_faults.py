@@ -12,7 +12,7 @@ from peft_mrpc.option_values import option_types
 # Options of PEFT that count something; it takes 0 for some, and fails or trains nothing.
 SIZES = {
     *("r", "num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"),
-    *("num_cayley_neumann_terms", "qalora_group_size"),
+    *("num_cayley_neumann_terms", "qalora_group_size", "lora_alpha"),
 }
 # Initializations that PEFT makes of activations or gradients, by calls of their own; and one that
 # it draws anew, otherwise, when the adapter is loaded.
@@ -35,6 +35,10 @@ def option_faults(given: Mapping[str, Any]) -> list[str]:
         for name, value in given.items()
         if name.endswith("dropout") and not 0 <= value < 1
     ]
+    if given.get("d_initial") == 0:
+        faults.append(
+            "--d_initial: got 0, from which VeRA's scales never move; expected such as 0.1."
+        )
     start = str(given.get("init_lora_weights"))
     if reason := UNUSED_INITS.get(re.sub(r"_\d+$", "", start)):
         faults.append(

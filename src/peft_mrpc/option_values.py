@@ -15,14 +15,16 @@ from typing import Any
 
 import yaml
 
+from peft_mrpc.yaml_text import load_text
+
 # What nothing else matches: None may be a value.
 NO_MATCH = object()
 
 
 def parse_scalar(text: str) -> Any:
-    """Read one value as YAML does, and `2e-5`, a string to PyYAML, as the number it is."""
+    """Read one value as YAML does, and all that is a number to Python (`nan`) as one."""
     try:
-        value = yaml.safe_load(text)
+        value = load_text(text)
     except yaml.YAMLError:
         return text
     if isinstance(value, str):

@@ -20,6 +20,7 @@ from peft_mrpc.errors import choice_faults, logger, one_line, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
+from peft_mrpc.optimizer_faults import build_faults, number_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.quantization import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.selection import implied_arguments, selection_faults
@@ -73,8 +74,11 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
             faults.append(f"--{name}: got {getattr(arguments, name)}; expected at least 1.")
     if arguments.max_steps != -1 and arguments.max_steps < 1:
         faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
-    if not 0 <= arguments.seed <= MAX_SEED:
-        faults.append(f"--seed: got {arguments.seed}; expected 0 to {MAX_SEED}.")
+    faults += [
+        f"--{name}: got {seed}; expected 0 to {MAX_SEED}."
+        for name, seed in (("seed", arguments.seed), ("data_seed", arguments.data_seed))
+        if seed is not None and not 0 <= seed <= MAX_SEED
+    ]
     if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
         logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
@@ -83,7 +87,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     faults += loss_faults(
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
-    return faults + _tracker_faults(arguments) + _checkpoint_faults(arguments)
+    faults += number_faults(arguments) + _tracker_faults(arguments) + _checkpoint_faults(arguments)
+    return faults or build_faults(arguments)
 
 
 def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
@@ -141,6 +146,8 @@ def parse_command(
 ) -> tuple[TrainRequest, list[Any]]:
     """Parse the command line of a verb that trains, with flags of its own beside those of train.
 
+    A `null` in the user's recipe takes the line of the method's recipe away.
+
     Returns:
         What to train, and an instance of each dataclass in `own`.
     """
@@ -148,8 +155,9 @@ def parse_command(
     recipe = load_recipe(path) if path else {}
     name = flag_value(argv, "method") or recipe.get("method") or cfg.TrainConfig.method
     method = find_method(str(name))
-    default = load_default_recipe(str(name))
-    asked = {**recipe, **typed_flags(argv)}
+    dropped = {key for key, value in recipe.items() if value is None}
+    default = {k: v for k, v in load_default_recipe(str(name)).items() if k not in dropped}
+    asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
     (*mine, config, data, arguments), given = parse_flags(
@@ -179,7 +187,7 @@ def parse_command(
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset(FITTED_RATES - set(asked)),
+        recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
     ), mine
 
 

@@ -3,27 +3,23 @@
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers import PrinterCallback, Trainer, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.data import load_pairs, reported_splits
-from peft_mrpc.errors import UserError, logger, raise_faults, run_verb, unknown_name
+from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
 from peft_mrpc.flags import (
     config_record,
     flag_names,
-    flag_value,
-    load_recipe,
     recipe_to_flags,
     record_key,
-    typed_flags,
 )
-from peft_mrpc.methods import load_default_recipe
 from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
-from peft_mrpc.processes import prepare_processes, process_state
+from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.search_space import Parameter, load_space
@@ -33,6 +29,16 @@ from peft_mrpc.staging import check_output_dir
 from peft_mrpc.train import build_classifier, check_fit, fit_rates
 from peft_mrpc.training import build_trainer, check_against_data
 from peft_mrpc.trunk_plan import count_trunks
+from peft_mrpc.tune_flags import (
+    FIXED,
+    OF_A_TRIAL,
+    REFUSED,
+    TuneConfig,
+    common_recipe,
+    flag_values,
+    given_flags,
+    tune_faults,
+)
 from peft_mrpc.workers import run_workers, worker_count
 
 if TYPE_CHECKING:
@@ -44,50 +50,6 @@ SEARCH_CONTENTS = frozenset(
     {STUDY_FILE, f"{STUDY_FILE}-journal", "search.json"}
     | {"best.yaml", "trials.csv", "search.png", "search.svg"}
 )
-# How the Trainer runs a trial: judged after every epoch, and nothing kept.
-OF_A_TRIAL = {
-    "eval_strategy": "epoch",
-    "save_strategy": "no",
-    "logging_strategy": "no",
-    "disable_tqdm": True,
-}
-# Flags of train that a search has no use for, with the reason.
-REFUSED = {
-    **dict.fromkeys(OF_A_TRIAL, "a trial is judged after every epoch and not kept"),
-    "seeds": "a search has one --seed; train its recipe with --seeds",
-    "push_to_hub": "a search publishes nothing",
-    "resume_from_checkpoint": "a rerun of the same command goes on with the search",
-    "overwrite": "a search goes on where it stands; name another --output_dir for a new one",
-    "load_best_model_at_end": "a trial is judged by its last epoch",
-    "early_stopping_patience": "a trial is judged by its last epoch",
-}
-# Flags that are the same for all trials, beside those of the data.
-FIXED = {
-    *("method", "model", "base_model_id", "config", "seed", "data_seed", "selection_fraction"),
-    *("output_dir", "dry_run", "hub_model_id", "hub_private_repo", "report_to"),
-}
-
-
-@dataclass
-class TuneConfig:
-    """How a search goes."""
-
-    _argument_group_name = "search"
-
-    num_trials: int = cfg.option(20, "trials in all: a rerun goes on up to this number")
-    search_space: str | None = cfg.option(
-        None, "YAML file of what varies, such as `r: {choices: [4, 8]}` (packaged, if not given)"
-    )
-    objective: str = cfg.option(
-        "accuracy", "accuracy, macro_f1, roc_auc or loss, on the held-out part of train"
-    )
-    pruner: str = cfg.option("median", "median: stop a trial that lags behind half of the others")
-    storage: str | None = cfg.option(
-        None, "database of the trials, shared by every command that names it (a file, if not given)"
-    )
-    num_workers: int = cfg.option(1, "processes that try values at the same time")
-
-
 OWN = (TuneConfig,)
 
 
@@ -113,15 +75,15 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     from peft_mrpc.search import begin_search, open_study, without_login
     from peft_mrpc.search_outcome import write_outcome
 
-    given = _given_flags(argv)
-    raise_faults(_faults(request, config, given))
+    given = given_flags(argv)
+    raise_faults(tune_faults(request, config, given))
     check_output_dir(request.output_dir, True, SEARCH_CONTENTS, "search")
     source = find_model(request.config.model, request.config.base_model_id)
     fit_rates(request, load_config(source))
     space = load_space(
         config.search_space,
         request.config.method,
-        _flag_values(request),
+        flag_values(request),
         set(given),
         {*FIXED, *REFUSED, *flag_names(cfg.DataConfig, TuneConfig)},
     )
@@ -146,58 +108,9 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
             where = without_login(plan.storage)
             error.add_note(f"Finished trials are kept in {where}: the same command goes on.")
             raise
-    not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
-    if request.config.threshold != "auto":  # which alone is chosen on it, in train
-        not_of_train.add("selection_fraction")
-    own = {name: value for name, value in given.items() if name not in not_of_train}
-    default = load_default_recipe(request.config.method)
-    values = _flag_values(request)
-    fitted = {name: values[name] for name in request.recipe_rates & set(default)}
-    recipe = {**default, **fitted, **own}
+    recipe = common_recipe(request, given)
     said = write_outcome(plan, open_study(plan), recipe, f"{size} held-out training pairs")
     sys.stdout.write(said + "\n")
-
-
-def _given_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """What the user typed or wrote into `--config`."""
-    path = flag_value(argv, "config")
-    given = {**(load_recipe(path) if path else {}), **typed_flags(argv)}
-    switches = flag_names(TrainingArguments)
-    return {
-        **{name: value for name, value in given.items() if name[3:] not in switches},
-        # `--no_X` is the twin of a switch that is on.
-        **{name[3:]: False for name in given if name[:3] == "no_" and name[3:] in switches},
-    }
-
-
-def _faults(request: TrainRequest, config: TuneConfig, given: Mapping[str, Any]) -> list[str]:
-    from peft_mrpc.search import OBJECTIVES, PRUNERS
-
-    faults = [
-        f"--{name}: {reason}; drop it."
-        for name, reason in REFUSED.items()
-        if name in given and str(given[name]).lower() not in ("false", "none", "no")
-    ]
-    for name in ("num_trials", "num_workers"):
-        if getattr(config, name) < 1:
-            faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")
-    if config.objective not in OBJECTIVES:
-        faults += unknown_name("--objective", config.objective, OBJECTIVES).faults
-    if config.pruner not in PRUNERS:
-        faults += unknown_name("--pruner", config.pruner, PRUNERS).faults
-    if process_state().num_processes > 1:
-        faults.append("tune: got a job of several processes; start it alone, with --num_workers.")
-    return faults
-
-
-def _flag_values(request: TrainRequest) -> dict[str, Any]:
-    """Every flag of train and of the method, with its value in this command."""
-    return {
-        **{name: getattr(request.options, name) for name in request.method.option_types()},
-        **{name: vars(request.config)[name] for name in flag_names(cfg.TrainConfig)},
-        **{name: getattr(request.arguments, name) for name in flag_names(TrainingArguments)},
-        **request.given_options,
-    }
 
 
 def _check_ends(argv: Sequence[str], space: Sequence[Parameter], source: ModelSource) -> None:

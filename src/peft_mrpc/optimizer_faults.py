@@ -1,0 +1,55 @@
+"""What of the Trainer's own options no optimizer or schedule takes, known before any data."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers.training_args import OptimizerNames
+
+from peft_mrpc.errors import one_line
+
+# The Trainer passes these on; some fail in the midst, some train in the wrong direction.
+FROM_ZERO = ("weight_decay", "max_grad_norm", "dataloader_num_workers", "adam_epsilon")
+# These look for layers of the model that they are to work on.
+OF_A_MODEL = ("galore", "apollo", "lomo")
+
+
+def number_faults(arguments: TrainingArguments) -> list[str]:
+    """Numbers that no optimizer takes, or that it takes for something else."""
+    faults = [
+        f"--{name}: got {value}; expected 0 or more."
+        for name in FROM_ZERO
+        if (value := getattr(arguments, name)) is not None and not value >= 0
+    ]
+    return faults + [
+        f"--{name}: got {value}; expected 0 or more and below 1."
+        for name in ("adam_beta1", "adam_beta2")
+        if not 0 <= (value := getattr(arguments, name)) < 1
+    ]
+
+
+def build_faults(arguments: TrainingArguments) -> list[str]:
+    """Why optimizer or schedule cannot be built, if so: they are, for a model of one layer."""
+    model: Any = nn.Linear(1, 1)
+    schedule: Any = arguments.lr_scheduler_kwargs or {}
+    flag = f"--optim: got {OptimizerNames(arguments.optim).value}"
+    needs_model = any(part in arguments.optim for part in OF_A_MODEL)
+    try:
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        if not needs_model:
+            optimizer = kind(model.parameters(), **options)
+        flag = f"--lr_scheduler_type: got {SchedulerType(arguments.lr_scheduler_type).value}"
+        get_scheduler(
+            arguments.lr_scheduler_type,
+            optimizer,
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(schedule),
+        )
+    except (ValueError, TypeError, ImportError, KeyError, RuntimeError) as error:
+        if needs_model and not isinstance(error, ImportError):
+            return []
+        return [f"{flag}, which cannot be built: {one_line(error)}"]
+    return []
