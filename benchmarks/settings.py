@@ -2,13 +2,16 @@
 
     python benchmarks/settings.py --output_dir runs/settings
 
-Trains on 3,000 pairs of train.tsv and scores the other 668; dev is not looked at. The table goes
-into `accuracy.md` beside this file. What is finished is not run again.
+Trains on 3,000 training pairs and scores the other 668; dev is not looked at. The figures go into
+`settings.json` beside this file, the table into `accuracy.md`. What is in there is not run again.
 """
 
+import json
 import random
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from accuracy import run_all
 from bench import HERE, build_parser, put_table, run, write_pairs
@@ -17,6 +20,7 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.runs import load_run
 
+RESULTS = HERE / "settings.json"
 NUM_TRAIN = 3000
 SEED = "1"
 # Of each method what the recipe is stands last.
@@ -25,6 +29,7 @@ layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false
 layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 8e-4 --num_train_epochs 5 --swap_sentences true
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
 full --learning_rate 2e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
 full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
@@ -42,10 +47,19 @@ lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --n
 lora --r 4 --lora_alpha 16 --target_modules all-linear --learning_rate 1e-3 --num_train_epochs 5 --swap_sentences true
 lora --r 8 --lora_alpha 16 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences true --head_learning_rate 2e-3
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false
+linear_probe --pooling aligned --head_layer last
+linear_probe --pooling aligned --head_layer 5
+linear_probe --pooling aligned --head_layer 4
+linear_probe --pooling aligned --head_layer 3
+linear_probe --pooling aligned --head_layer 2
+linear_probe --pooling weighted --head_layer last
+linear_probe --pooling weighted --head_layer 4
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true --pooling aligned --head_layer last
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false --pooling aligned --head_layer last
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences true --head_learning_rate 2e-3 --pooling aligned --head_layer last
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling aligned --head_layer last
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --bf16 --use_cpu
+prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --bf16 --use_cpu
 """.strip().splitlines()  # noqa: E501
 
 
@@ -57,15 +71,20 @@ def main() -> None:
     held = options.output_dir / "held_out"
     hold_out(options.dataset, held)
     words = ["--dataset", str(held), "--model", "builtin:minilm", "--seed", SEED]
-    commands = {
-        options.output_dir / setting.replace(" --", ",").replace(" ", "="): [
-            *["train", "--method", *shlex.split(setting), *words]
-        ]
+    results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
+    settings = {
+        options.output_dir / setting.replace(" --", ",").replace(" ", "="): setting
         for setting in SETTINGS
+        if setting not in results
     }
-    for _ in run_all(commands, options.jobs):
-        pass
-    text = table(list(commands))
+    commands = {
+        folder: ["train", "--method", *shlex.split(setting), *words]
+        for folder, setting in settings.items()
+    }
+    for folder in run_all(commands, options.jobs):
+        results[settings[folder]] = figures(folder)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    text = table(results)
     put_table(HERE / "accuracy.md", text, "settings")
     print(text)
 
@@ -79,11 +98,17 @@ def hold_out(dataset: str, folder: Path) -> None:
         write_pairs(part, folder / f"{name}.tsv")
 
 
-def table(folders: list[Path]) -> str:
+def figures(folder: Path) -> dict[str, Any]:
+    values = load_run(folder).metrics["validation"]
+    kept = {name: round(values[name], 4) for name in ("accuracy", "roc_auc")}
+    return {**kept, "f1": [round(value, 4) for value in values["f1"].values()]}
+
+
+def table(results: Mapping[str, Any]) -> str:
     lines = ["| `--method` and flags | accuracy | F1 | ROC-AUC |", "|---|---|---|---|"]
-    for setting, folder in zip(SETTINGS, folders, strict=True):
-        values = load_run(folder).metrics["validation"]
-        f1 = " / ".join(f"{value:.3f}" for value in values["f1"].values())
+    for setting in SETTINGS:
+        values = results[setting]
+        f1 = " / ".join(f"{value:.3f}" for value in values["f1"])
         lines.append(f"| `{setting}` | {values['accuracy']:.3f} | {f1} | {values['roc_auc']:.3f} |")
     return "\n".join(lines)
 

@@ -11,7 +11,8 @@ from transformers import AutoModel
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.errors import UserError, run_verb
 from peft_mrpc.methods import METHODS, load_default_recipe
-from peft_mrpc.models import load_classifier, load_config, load_tokenizer, read_head_layer
+from peft_mrpc.models import load_classifier, load_config, load_tokenizer
+from peft_mrpc.reading import read_head_layer
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import main

@@ -87,7 +87,7 @@ LAYERS = [
         "verdict",
     },
     {"demonstrations", "endpoint", "engines", "html_report", "report", "requests"},
-    {"answers", "artifacts", "bars", "plain_artifacts"},
+    {"answers", "artifacts", "bars", "plain_artifacts", "reading"},
     {"asking", "train_draws"},
     {"joined", "rehearsal", "search", "search_outcome", "seeds", "training", "tune_flags"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},

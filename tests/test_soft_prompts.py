@@ -199,7 +199,7 @@ def test_a_tokenizer_that_begins_otherwise_is_refused(
             setattr(tokenizer, name, value)
         return tokenizer
 
-    monkeypatch.setattr("peft_mrpc.train.load_tokenizer", load_changed)
+    monkeypatch.setattr("peft_mrpc.reading.load_tokenizer", load_changed)
     flags = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
     assert "does not begin with [CLS]" in fails(main, *flags, *AFTER, "aligned")
 

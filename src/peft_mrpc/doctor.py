@@ -30,13 +30,12 @@ from peft_mrpc.models import (
     load_config,
     load_empty_classifier,
     load_tokenizer,
-    read_head_layer,
 )
 from peft_mrpc.quantization import cpu_has_amx
+from peft_mrpc.reading import read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import MODEL_CHOICES, parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import settle_reading
 from peft_mrpc.trunk_plan import trunk_faults
 
 DESCRIPTION = (

@@ -1,8 +1,6 @@
 """How models and tokenizers are loaded."""
 
-import math
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from transformers import (
 )
 
 from peft_mrpc.errors import UserError, logger, one_line, unknown_name
-from peft_mrpc.pair_model import ALIGNS, READS_SENTENCES, SentencePairConfig, SentencePairModel
+from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
 from peft_mrpc.processes import process_state
 from peft_mrpc.quantization import (
     QUANTIZATIONS,
@@ -56,38 +54,6 @@ def _kept_layers(source: ModelSource, config: PretrainedConfig) -> dict[str, Any
     if kinds := getattr(config, "layer_types", None):  # one for each layer, in ModernBERT
         kept["layer_types"] = kinds[: source.head_layer]
     return kept
-
-
-def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> ModelSource:
-    """The model up to the layer that the head reads.
-
-    The last layers of a pretrained encoder turn to what it was pretrained for; what compares
-    tokens finds more in the layers below (arXiv:1904.09675, appendix B; arXiv:1905.05950).
-
-    Args:
-        source: The model.
-        head_layer: Number of the layer, from 1; `last`; or `auto`: two thirds up where the head
-            compares tokens (`aligned`, `weighted`), the last for any other.
-        pooling: What the head reads.
-    Raises:
-        UserError: If there is no such layer, or the head is the architecture's own.
-    """
-    depth = int(load_config(source).num_hidden_layers)
-    if head_layer == "auto":
-        head_layer = str(math.ceil(depth * 2 / 3)) if pooling in ALIGNS else "last"
-    if head_layer == "last":
-        return source
-    if not (head_layer.isdecimal() and 1 <= int(head_layer) <= depth):
-        raise UserError(
-            f"--head_layer: got {head_layer!r}; expected 1 to {depth} (the layers of "
-            f"{source.name}), last or auto."
-        )
-    if pooling == "native" and int(head_layer) < depth:
-        raise UserError(
-            f"--head_layer: got {head_layer}, but the architecture's own head reads the last; "
-            "expected last, or another --pooling."
-        )
-    return replace(source, head_layer=int(head_layer))
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:

@@ -17,24 +17,21 @@ from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.config import TrainConfig
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import raise_faults, run_verb
 from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
 from peft_mrpc.methods import fitted_rates
 from peft_mrpc.models import (
-    auto_pooling,
     load_classifier,
     load_config,
     load_empty_classifier,
-    load_tokenizer,
-    read_head_layer,
 )
 from peft_mrpc.pairs import PairData
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
+from peft_mrpc.reading import describe_reading, settle_reading
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.runs import Run, load_run
@@ -122,22 +119,6 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)
     return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
-
-
-def settle_reading(request: TrainRequest, source: ModelSource) -> tuple[ModelSource, Any]:
-    """Settle what the head reads, and record it as what it came to.
-
-    Returns:
-        The model up to the layer that the head reads, and its tokenizer.
-    Raises:
-        UserError: If there is no such layer.
-    """
-    tokenizer, config = load_tokenizer(source), request.config
-    if config.pooling == "auto":
-        config.pooling = auto_pooling(tokenizer, request.method.compares)
-    source = read_head_layer(source, config.head_layer, config.pooling)
-    config.head_layer = "last" if source.head_layer is None else str(source.head_layer)
-    return source, tokenizer
 
 
 def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) -> int:
@@ -269,14 +250,6 @@ def describe_parameters(model: Any) -> dict[str, Any]:
     return {"trained": trained, "total": total, "parameters": trainable_names(model)}
 
 
-def _reading(config: TrainConfig) -> str:
-    """What the head reads, in words."""
-    if config.pooling == "native":
-        return "the architecture's own head"
-    layer = "the last layer" if config.head_layer == "last" else f"layer {config.head_layer}"
-    return f"a head over {layer} ({config.pooling})"
-
-
 def _print_plan(
     request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
 ) -> None:
@@ -286,7 +259,7 @@ def _print_plan(
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
         f"{', '.join(splits)})",
         f"model: {request.config.model}, {request.config.method}, "
-        f"at most {classifier.max_length} tokens a pair, {_reading(request.config)}",
+        f"at most {classifier.max_length} tokens a pair, {describe_reading(request.config)}",
         f"learning rate: {request.arguments.learning_rate:g}, "
         f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}"
         + (f", each layer's {decay:g} of that above it" if decay is not None else ""),
