@@ -305,7 +305,10 @@ def test_decay_and_schedule_are_searched(
         ("r: {choices: [8, many]}", "r in the search space: --r: got 'many'; expected int."),
         ("r: {low: 0, high: 8}", "r in the search space: --r: got 0; expected at least 1."),
         ("lora_dropout: {low: 0.0, high: 2.0}", "--lora_dropout: got 2.0; expected 0 or more and"),
-        ("target_modules: {choices: [query, quary]}", "LoraConfig: No modules were targeted"),
+        (
+            "target_modules: {choices: [query, quary]}",
+            "--target_modules: got 'quary', which is no module of",
+        ),
         ("learning_rate: {low: -1, high: 1}", "--learning_rate: got -1"),
         ("pooling: {choices: [mean, max]}", "--pooling: got 'max'"),
         ("{}", "leaves nothing to search"),

@@ -13,6 +13,8 @@ from peft_mrpc.errors import one_line
 FROM_ZERO = ("weight_decay", "max_grad_norm", "dataloader_num_workers", "adam_epsilon")
 # These look for layers of the model that they are to work on.
 OF_A_MODEL = ("galore", "apollo", "lomo")
+# These step within the backward pass.
+IN_BACKWARD = ("lomo", "layerwise")
 
 
 def number_faults(arguments: TrainingArguments) -> list[str]:
@@ -29,7 +31,18 @@ def number_faults(arguments: TrainingArguments) -> list[str]:
     ]
 
 
-def build_faults(arguments: TrainingArguments) -> list[str]:
+def schedule_faults(arguments: TrainingArguments, unfreeze_every: float | None) -> list[str]:
+    """Why layers cannot be unfrozen by and by under this optimizer, or none can be built at all."""
+    if unfreeze_every is not None and any(part in arguments.optim for part in IN_BACKWARD):
+        return [
+            f"--unfreeze_every: got {unfreeze_every:g}, but --optim "
+            f"{OptimizerNames(arguments.optim).value} leaves no gradients to drop; drop one of "
+            "them."
+        ]
+    return _build_faults(arguments)
+
+
+def _build_faults(arguments: TrainingArguments) -> list[str]:
     """Why optimizer or schedule cannot be built, if so: they are, for a model of one layer."""
     model: Any = nn.Linear(1, 1)
     schedule: Any = arguments.lr_scheduler_kwargs or {}

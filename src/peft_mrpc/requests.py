@@ -20,7 +20,7 @@ from peft_mrpc.errors import choice_faults, logger, one_line, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
-from peft_mrpc.optimizer_faults import build_faults, number_faults
+from peft_mrpc.optimizer_faults import number_faults, schedule_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.quantization import QUANTIZATIONS, cpu_has_amx
 from peft_mrpc.selection import implied_arguments, selection_faults
@@ -87,8 +87,11 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     faults += loss_faults(
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
-    faults += number_faults(arguments) + _tracker_faults(arguments) + _checkpoint_faults(arguments)
-    return faults or build_faults(arguments)
+    return faults + [
+        *number_faults(arguments),
+        *_tracker_faults(arguments),
+        *_checkpoint_faults(arguments),
+    ]
 
 
 def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
@@ -175,7 +178,8 @@ def parse_command(
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False
     options = method.build_options(given)
-    raise_faults(_idle_faults(verb, config, arguments, options, set(asked)))
+    faults = _idle_faults(verb, config, arguments, options, set(asked))
+    raise_faults(faults + schedule_faults(arguments, getattr(options, "unfreeze_every", None)))
     if not method.is_peft:  # PEFT saves all of its config beside the adapter
         given = dict(vars(options))
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
