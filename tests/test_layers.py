@@ -1,18 +1,23 @@
 """A module imports only from lower layers (the verbs may call each other)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "peft_mrpc"
 LAYERS = [
     {
         "averages",
+        "confidence",
         "environment",
         "errors",
+        "figures",
         "json_lines",
         "option_values",
         "pair_model",
         "pairs",
+        "run_shape",
         "wording",
         "yaml_text",
     },
@@ -62,6 +67,7 @@ LAYERS = [
         "prompt_faults",
         "publishing",
         "quantization",
+        "resampling",
         "run_plots",
         "scoring",
         "search_plots",
@@ -114,6 +120,13 @@ def imported(path: Path) -> set[str]:
         elif node.module.startswith("peft_mrpc."):
             names.add(node.module.split(".")[1])
     return names & set(LAYER_OF)
+
+
+def test_comparing_needs_no_deep_learning_library() -> None:
+    heavy = ("torch", "transformers", "peft", "datasets", "evaluate")
+    script = f"import sys, peft_mrpc.compare; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_every_module_has_a_layer_and_imports_downwards() -> None:

@@ -2,6 +2,7 @@ import evaluate
 import numpy as np
 import pytest
 
+from peft_mrpc.confidence import bin_numbers
 from peft_mrpc.errors import UserError
 from peft_mrpc.metrics import (
     METRICS,
@@ -37,6 +38,21 @@ def test_metrics_equal_what_is_worked_by_hand() -> None:
     assert values["mcc"] == pytest.approx((3 * 1 - 1 * 0) / np.sqrt(4 * 3 * 2 * 1))
     assert values["classification_report"]["no"]["support"] == 2
     assert values["num_examples"] == 5
+
+
+def test_bins_have_equal_mass_and_keep_like_answers_together() -> None:
+    # 23 answers: three bins of 3 and seven of 2, by confidence.
+    sure = np.linspace(0.55, 0.99, 23)[np.random.default_rng(0).permutation(23)]
+    numbers = bin_numbers(np.stack([1 - sure, sure], axis=1))
+    assert np.bincount(numbers).tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert (np.diff(numbers[np.argsort(sure)]) >= 0).all()
+    # All as sure as each other: one bin, and an error of 0 where they are right as often.
+    same = np.tile([0.25, 0.75], (8, 1))
+    truth = np.array([0, 0, 1, 1, 1, 1, 1, 1])
+    values = [
+        compute_metrics(rows, same.argmax(1), same, NAMES)["ece"] for rows in (truth, truth[::-1])
+    ]
+    assert values == [0, 0]
 
 
 def test_one_class_only_has_no_ranking_but_everything_else() -> None:

@@ -13,7 +13,10 @@ from peft_mrpc.data import load_pairs
 from peft_mrpc.evidence import describe_evidence
 from peft_mrpc.explorer import MAX_CHARACTERS, explorer_data
 from peft_mrpc.joined import join_seeds
+from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.pictures import build_pictures
+from peft_mrpc.report import markdown_text
+from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sentences import find_sentences
 from peft_mrpc.verdict import build_verdict
@@ -79,7 +82,7 @@ def test_every_figure_has_its_difference_and_interval(tmp_path: Path) -> None:
         for side in ("first", "second")
     )
     ours, theirs = first.metrics["test"], second.metrics["test"]
-    for name in ("macro_f1", "mcc", "roc_auc"):
+    for name in ("macro_f1", "mcc", "roc_auc", "average_precision", "brier"):
         gap = found["others"][name]
         assert gap["difference"] == pytest.approx(ours[name] - theirs[name])
         assert gap["interval"][0] <= gap["difference"] <= gap["interval"][1]
@@ -105,8 +108,11 @@ def test_the_verdict_names_what_is_cheaper_and_not_shown_worse(tmp_path: Path) -
     assert verdict.headline == (
         "full · model-x is the most accurate of 2 strategies: right on 100.0% of 5 sentence pairs."
     )
-    assert "Always answering “equivalent” would be right on 60.0%." in verdict.text
-    assert "full · model-x leads lora · model-x by 20.0 points, which may be chance" in verdict.text
+    assert "Always answering “equivalent” would be right on 60.0%" in verdict.text
+    assert (
+        "full · model-x leads lora · model-x by 20.0 points, which may be chance: 5 pairs can show"
+        in verdict.text
+    )
     assert "lora · model-x takes less (60 s of training against 10 min of training)" in verdict.text
     assert verdict.cards[-1].value == "80.0%"
     assert "Trained once: full · model-x and lora · model-x; another seed may" in verdict.text
@@ -120,7 +126,59 @@ def test_labels_keep_their_capitals_in_the_verdict(tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace('"equivalent"', '"Same Meaning"'))
     comparison = load_comparison([load_run(run.path)], None)
     verdict = build_verdict(comparison, describe_evidence(comparison))
-    assert "Always answering “Same Meaning” would be right on 60.0%." in verdict.text
+    assert "Always answering “Same Meaning” would be right on 60.0%" in verdict.text
+
+
+def test_what_does_not_beat_guessing_is_said_to(tmp_path: Path) -> None:
+    # Always "equivalent" is right on 60 %; of these answers 4 and 3 of 5.
+    for scores, said in (
+        (SCORES["a"], "would be right on 60.0%; the gain over that may be chance."),
+        ([0.9, 0.8, 0.7, 0.7, 0.6], "would be right on 60.0%; nothing here does better."),
+    ):
+        run = build_run(tmp_path / str(scores[2]), scores)
+        comparison = load_comparison([run], None)
+        assert said in build_verdict(comparison, describe_evidence(comparison)).text
+
+
+def test_markup_in_names_stays_text(tmp_path: Path) -> None:
+    name = "<b>*x*</b> [a](b) `c` | d_e _f_"
+    said = r"&lt;b>\*x\*&lt;/b> \[a\](b) \`c\` \| d_e \_f\_"
+    assert markdown_text(name) == said
+    runs = [build_run(tmp_path / n, SCORES[n], name if n == "a" else n) for n in ("a", "b")]
+    compare([str(run.path) for run in runs], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert f"| {said} · model-x" in text and "<b>" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows} == {9, 10, 11}
+    tex = (tmp_path / "out" / "report.tex").read_text()
+    assert r"$<$b$>$*x*$<$/b$>$ {[}a](b) `c` \textbar{} d\_e \_f\_ $\cdot$ model-x" in tex
+    assert "&lt;b&gt;*x*&lt;/b&gt;" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_three_labels_have_every_interval(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    names = ("contradiction", "entailment", "neutral")
+    pairs = tuple(Pair(i, f"s{i}", f"t{i}", i % 3) for i in range(30))
+    data = PairData("nli", names, {"test": pairs})
+    runs = []
+    for method, weight in (("full", 0.5), ("lora", 0.2)):
+        (tmp_path / method / "model").mkdir(parents=True)
+        record = {
+            **{"method": method, "model": "m", "base_model_id": None, "seed": 1, "config": {}},
+            "data": describe_data(data, ["test"]),
+            "timing": {"score_pairs_per_second": 1.0},
+        }
+        chances = (
+            draw.dirichlet(np.ones(3), 30) * (1 - weight) + np.eye(3)[np.arange(30) % 3] * weight
+        )
+        runs.append(write_run(tmp_path / method, record, data, {"test": chances}))
+    comparison = load_comparison(runs, None)
+    evidence = describe_evidence(comparison)
+    for run, own in zip(runs, evidence["intervals"], strict=True):
+        for name in ("roc_auc", "average_precision", "brier", "macro_f1"):
+            low, high = own[name]
+            assert low - 1e-9 <= run.metrics["test"][name] <= high + 1e-9
+    assert set(evidence["differences"][0]["others"]["f1"]) == set(names)
 
 
 def test_a_tie_has_no_leader(tmp_path: Path) -> None:
@@ -234,9 +292,13 @@ def test_latex_escapes_and_marks_the_best(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "key", "said"),
     [
-        ("metrics.json", "ece", "metrics.json: damaged: split 'test' lacks ece."),
-        ("run.json", "timing", "run.json: damaged: lacks timing."),
-        ("predictions/test.jsonl", "prediction", "test.jsonl: damaged: 'prediction'."),
+        ("metrics.json", "ece", "metrics.json: damaged: test lacks ece."),
+        ("run.json", "timing", "run.json: damaged: the file lacks timing."),
+        (
+            "predictions/test.jsonl",
+            "prediction",
+            "test.jsonl: damaged: a row lacks or does not know 'prediction'.",
+        ),
     ],
 )
 def test_a_damaged_run_is_one_line(

@@ -87,22 +87,43 @@ def test_the_first_screen_says_what_wins(page: Any, report: Path) -> None:
 
 
 def test_tables_sort_by_number_and_by_name(page: Any) -> None:
-    head = page.locator("#results thead th")
-    before = column(page, "#results", 2)
+    table = "#results > .scroll"
+    head = page.locator(f"{table} thead th")
+    before = column(page, table, 2)
     head.nth(1).get_by_role("button").click()
-    values = [float(text.split()[0]) for text in column(page, "#results", 2)]
+    values = [float(text.split()[0]) for text in column(page, table, 2)]
     assert values == sorted(values, reverse=True) and len(values) == len(before) == 4
     assert head.nth(1).get_attribute("aria-sort") == "descending"
     page.keyboard.press("Enter")  # the button has the focus
-    values = [float(text.split()[0]) for text in column(page, "#results", 2)]
+    values = [float(text.split()[0]) for text in column(page, table, 2)]
     assert values == sorted(values) and head.nth(1).get_attribute("aria-sort") == "ascending"
     head.nth(0).get_by_role("button").click()
-    names = column(page, "#results", 1)
+    names = column(page, table, 1)
     assert names == sorted(names, key=str.lower) and head.nth(1).get_attribute("aria-sort") is None
     head.nth(6).get_by_role("button").click()
-    assert column(page, "#results", 7)[-1] == "-"  # what has no figure stays below
+    assert column(page, table, 7)[-1] == "-"  # what has no figure stays below
     page.keyboard.press("Enter")
-    assert column(page, "#results", 7)[-1] == "-"
+    assert column(page, table, 7)[-1] == "-"
+
+
+def test_every_figure_has_its_interval_where_it_is_unfolded(page: Any, report: Path) -> None:
+    content = json.loads((report.parent / "report.json").read_text())
+    cell = page.locator("#results details tbody tr:first-child td:last-child")
+    assert cell.is_hidden()
+    page.get_by_text("Every figure, with its 95% interval").click()
+    best = max(content["rows"][1:], key=lambda row: row["accuracy"])
+    (own,) = (i["ece"] for i in content["evidence"]["intervals"] if i["name"] == best["name"])
+    assert cell.inner_text() == f"{best['ece']:.3f} ({own[0]:.3f} to {own[1]:.3f})"
+    page.get_by_text("Differences of the other figures, in points").click()
+    found = content["evidence"]["differences"]
+    assert page.locator("#differences details tbody tr").count() == len(found) == 3
+
+
+def test_the_most_accurate_stands_first(page: Any) -> None:
+    values = column(page, "#results > .scroll", 2)[1:]
+    shares = [float(text.split()[0]) for text in values]
+    assert shares == sorted(shares, reverse=True) and page.locator("tr.fixed").count() == 1
+    assert "linear_probe: a new head alone is trained" in page.locator("dl.strategies").inner_text()
 
 
 def test_examples_are_filtered_as_the_files_say(page: Any, report: Path) -> None:
@@ -204,7 +225,7 @@ def test_without_scripts_everything_but_the_explorer_is_there(browser: Any, repo
     context = browser.new_context(java_script_enabled=False)
     opened = context.new_page()
     opened.goto(report.as_uri())
-    assert opened.locator("#results tbody tr").count() == 4
+    assert opened.locator("#results > .scroll tbody tr").count() == 4
     assert "needs JavaScript" in opened.content()
     context.close()
 

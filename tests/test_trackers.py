@@ -1,3 +1,5 @@
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,27 @@ def test_tensorboard_shows_each_training_and_keeps_it(
         scalars = logged(folder)
         assert len(scalars["train/loss"]) > 2 and len(scalars["eval/accuracy"]) == 2
     assert not list(out.rglob("events.out*"))
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
+def test_a_tracker_that_is_not_installed_is_one_line_with_what_to_install(
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+    name: str,
+) -> None:
+    # As on a machine without it, whatever this one has: transformers looks for it by this.
+    seek = importlib.util.find_spec
+    monkeypatch.setattr(
+        *(importlib.util, "find_spec"),
+        lambda sought, *rest: None if sought == name else seek(sought, *rest),
+    )
+    flags = ["--model", tiny_bert, "--method", "linear_probe", *data_flags]
+    said = fails(main, *flags, "--report_to", name, "--output_dir", str(tmp_path / "run"))
+    assert f"--report_to: got {name!r}, which is not installed. Next: pip install {name}" in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_users_own_place_for_logs_is_kept(

@@ -1,6 +1,15 @@
 import pytest
 
-from peft_mrpc.wording import duration, p_text, share_text, short_count, shorten
+from peft_mrpc.methods import METHODS
+from peft_mrpc.wording import (
+    METHOD_WORDS,
+    duration,
+    p_text,
+    rate_text,
+    share_text,
+    short_count,
+    shorten,
+)
 
 
 def test_numbers_are_said_in_few_digits() -> None:
@@ -12,6 +21,16 @@ def test_numbers_are_said_in_few_digits() -> None:
         *("3 s", "89 s", "2 min", "90 min", "2.0 h")
     ]
     assert [p_text(p) for p in (0.0004, 0.02, 1)] == ["< 0.001", "0.020", "1.000"]
+
+
+def test_a_slow_speed_is_not_rounded_to_nothing() -> None:
+    assert [rate_text(n) for n in (0.542, 6.13, 9.96, 62.4, 12_345)] == [
+        *("0.54", "6.1", "10", "62", "12,345")
+    ]
+
+
+def test_every_method_is_explained() -> None:
+    assert set(METHOD_WORDS) == {*METHODS, "hard_prompt"}
 
 
 @pytest.mark.parametrize("most", [10, 11, 34])

@@ -1,6 +1,7 @@
 """Metrics of several seeds as one: means, deviations, the worst."""
 
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -56,3 +57,32 @@ def average(
         else:
             combined[key] = of(theirs)
     return combined
+
+
+def seeds_record(records: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """`run.json` of Runs over several seeds: the first one's, with times and memory of each.
+
+    A time without `total` in its name is the mean: what training once costs.
+    """
+    first = records[0]
+    timings = [record["timing"] for record in records]
+    memories = [record["peak_memory"] for record in records]
+    totals = {
+        f"total_{name}": sum(timing[name] for timing in timings)
+        for name in ("train_seconds", "score_seconds")
+    }
+    return {
+        **{key: value for key, value in first.items() if key != "log_history"},
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "seeds": list(seeds),
+        "peak_memory": {key: max(memory[key] for memory in memories) for key in memories[0]},
+        "timing": {
+            **average(timings),
+            **totals,
+            "seeds": {
+                str(seed): {**timing, "peak_memory": memory}
+                for seed, timing, memory in zip(seeds, timings, memories, strict=True)
+            },
+        },
+        "config": {**first["config"], "seeds": [str(seed) for seed in seeds]},
+    }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc import config as cfg
-from peft_mrpc.bars import find_baseline, missed_bars, parse_bars
+from peft_mrpc.bars import check_labels, find_baseline, missed_bars, parse_bars
 from peft_mrpc.comparison import Comparison, load_comparison
 from peft_mrpc.errors import Missed, UserError, run_verb
 from peft_mrpc.evidence import MARGIN, describe_evidence
@@ -53,13 +53,17 @@ class CompareConfig:
         MAX_EXAMPLES, "pairs in the report's explorer, 0 for none; those with errors come first"
     )
     fail_under: str | None = cfg.option(
-        None, "end with exit code 3 where a Run is below: accuracy=0.80,roc_auc=0.85"
+        None,
+        "end with exit code 3 where a Run is below: accuracy=0.80,f1=0.6 (f1: of every label; "
+        "f1.LABEL: of one)",
     )
     baseline: str | None = cfg.option(
         None, "one of the Runs; end with exit code 3 where another is worse than --no_worse_than"
     )
-    no_worse_than: float = cfg.option(
-        0.0, "by how much accuracy may lie below the --baseline's (0.01: a point)"
+    no_worse_than: str | None = cfg.option(
+        None,
+        "by how much figures may be worse than the --baseline's: 0.01 (of accuracy, a point), or "
+        "f1=0.02,roc_auc=0.01,ece=0.02 (default: accuracy=0)",
     )
     overwrite: bool = cfg.option(False, "replace the report in --output_dir")
 
@@ -72,7 +76,7 @@ def main(argv: Sequence[str]) -> None:
         argv,
         positional={"dest": "runs", "nargs": "+", "metavar": "RUN", "help": "directories of Runs"},
     )
-    bars = parse_bars(config)
+    bars, slack = parse_bars(config)
     if not 0 < config.equivalence_margin < 1:
         raise UserError(
             f"--equivalence_margin: got {config.equivalence_margin}; expected more than 0, under 1."
@@ -80,9 +84,10 @@ def main(argv: Sequence[str]) -> None:
     if config.max_examples < 0:
         raise UserError(f"--max_examples: got {config.max_examples}; expected 0 or more.")
     comparison = open_comparison(names.runs, config)
+    check_labels(bars, slack, comparison.label_names)
     baseline = find_baseline(config, comparison)
     sys.stdout.write(f"{write_comparison(comparison, config)}\n")
-    missed = missed_bars(comparison, bars, baseline, config.no_worse_than)
+    missed = missed_bars(comparison, bars, baseline, slack)
     if missed:
         raise Missed(*missed)
 
@@ -136,8 +141,9 @@ def _draw(comparison: Comparison, evidence: Mapping[str, Any], folder: Path) -> 
         with on_page(page):
             figures = build_pictures(comparison, evidence)
             for name, figure in figures.items():
-                save_picture(figure, folder / f"{name}{suffix}.png")
-                save_picture(figure, folder / f"{name}{suffix}.svg")
+                save_picture(
+                    figure, *(folder / f"{name}{suffix}.{kind}" for kind in ("svg", "png"))
+                )
         names = list(figures)
     return names
 

@@ -10,6 +10,8 @@ from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.pairs import UNKNOWN_LABEL
 from peft_mrpc.runs import Predictions, Run
 
+FIGURES = ("accuracy", "f1", "macro_f1", "roc_auc", "average_precision", "mcc", "brier", "ece")
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -38,7 +40,7 @@ class Comparison:
     def where(self) -> str:
         """What was scored: data set, split, size."""
         name = self.runs[0].record["data"]["name"]
-        return f"{name} {self.split}, {len(self.predictions[0].idx)} pairs"
+        return f"{name} {self.split}, {len(self.predictions[0].idx):,} pairs"
 
     def rows(self) -> list[dict[str, Any]]:
         """The table: the majority baseline first, then a row for each Run, in the order given."""
@@ -83,7 +85,7 @@ def load_comparison(
     raise_faults(faults)
     first = runs[0]
     for run in runs[1:]:
-        mine, theirs = (r.record["data"]["splits"][split]["fingerprint"] for r in (first, run))
+        mine, theirs = (_fingerprint(r, split) for r in (first, run))
         if mine != theirs:
             faults.append(
                 f"{run.path}: was scored on other rows of {split!r} than {first.path} "
@@ -97,7 +99,47 @@ def load_comparison(
         [_align(one.predictions(split), one, first.label_names) for one in run.seed_runs]
         for run in runs
     ]
+    _check_answers(runs, split, answers)
     return Comparison(_unique_names(runs), list(runs), split, first.label_names, answers)
+
+
+def _fingerprint(run: Run, split: str) -> str:
+    try:
+        return str(run.record["data"]["splits"][split]["fingerprint"])
+    except KeyError as error:
+        raise UserError(
+            f"{run.path}: damaged: run.json knows no split {split!r}, metrics.json does."
+        ) from error
+
+
+def _check_answers(
+    runs: Sequence[Run], split: str, answers: Sequence[Sequence[Predictions]]
+) -> None:
+    """Make sure that predictions are those that were measured, and of rows with the same labels.
+
+    Raises:
+        UserError: If a file was changed since, or was mixed up with another Run's.
+    """
+    faults, first = [], answers[0][0]
+    for run, seeds in zip(runs, answers, strict=True):
+        for one, rows in zip(run.seed_runs, seeds, strict=True):
+            path = one.path / "predictions" / f"{split}.jsonl"
+            if not np.array_equal(rows.idx, first.idx):
+                faults.append(f"{path}: damaged: has other labelled rows than {runs[0].path}.")
+            elif not np.array_equal(rows.references, first.references):
+                row = int(rows.idx[(rows.references != first.references).argmax()])
+                faults.append(f"{path}: damaged: row {row} has another label in {runs[0].path}.")
+            elif not len(rows.idx):
+                faults.append(f"{path}: holds no labelled row; expected some to compare on.")
+            else:
+                measured = one.metrics[split]["accuracy"]
+                found = float((rows.predictions == rows.references).mean())
+                if abs(found - measured) > 1e-6:
+                    faults.append(
+                        f"{path}: damaged: its accuracy is {found:.4f}, metrics.json has "
+                        f"{measured:.4f}. Write the Run anew."
+                    )
+    raise_faults(faults)
 
 
 def _common_split(runs: Sequence[Run]) -> str:
@@ -167,7 +209,7 @@ def _table_row(name: str, run: Run, values: dict[str, Any]) -> dict[str, Any]:
         "name": name,
         "method": run.record["method"],
         "model": run.record["model"],
-        **{key: values[key] for key in ("accuracy", "f1", "macro_f1", "roc_auc", "mcc", "ece")},
+        **{key: values[key] for key in FIGURES},
         "trained_parameters": trainable["trained"] if trainable else 0,
         "trained_share": trainable["trained"] / trainable["total"] if trainable else 0.0,
         "train_seconds": timing.get("train_seconds"),

@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.statistics import (
+from peft_mrpc.figures import FIGURE_NAMES
+from peft_mrpc.resampling import (
     DRAWS,
     Interval,
-    almost_stochastic_order,
     bootstrap,
+    percentile_interval,
+    reflected_interval,
+    row_losses,
+)
+from peft_mrpc.statistics import (
+    almost_stochastic_order,
     detectable_difference,
     equivalence,
     holm,
     mcnemar,
-    percentile_interval,
     permutation,
     wilson_interval,
 )
@@ -30,6 +35,8 @@ LEVEL = 0.05
 MIN_SEEDS = 3
 # Accuracies less far apart than this are the same to a reader who asks whether one costs anything.
 MARGIN = 0.02
+# Not defined where the rows lack a label.
+AREAS = ("roc_auc", "average_precision")
 
 
 def describe_evidence(
@@ -46,9 +53,9 @@ def describe_evidence(
         margin: Accuracies less far apart than this count as equivalent.
         seed: Fixes all draws.
     Returns:
-        `intervals`, one mapping for each Run: 95 % for `accuracy` (Wilson) and, by paired
-        bootstrap, `f1` of each label, `macro_f1`, `mcc` and `roc_auc`. `differences`, one for each
-        two Runs, the better first: `accuracy` (in shares) with its interval, the `others`, rows
+        `intervals`, one mapping for each Run: 95% for `accuracy` (Wilson) and, by paired
+        bootstrap, `f1` of each label and the other figures. `differences`, one for each two Runs,
+        the more accurate first: `accuracy` (in shares) with its interval, the `others`, rows
         that one alone has right (by the first seed), the exact McNemar probability (over seeds: by
         permutation), the same by Holm for all these differences, the least difference that these
         rows would show, and the probability of the data if they were `margin` apart.
@@ -106,19 +113,20 @@ def _difference(
 def _draw(comparison: "Comparison", seed: int) -> dict[str, NDArray[np.float64]]:
     """Each Run's figures in every draw of rows, the mean of its seeds', [R, D] each."""
     flat = [one for seeds in comparison.answers for one in seeds]
-    num_labels = len(comparison.label_names)
-    has_area = num_labels == 2 and len(np.unique(flat[0].references)) == 2
+    references, num_labels = flat[0].references, len(comparison.label_names)
     drawn = bootstrap(
-        flat[0].references,
+        references,
         [one.predictions for one in flat],
-        [one.probabilities[:, 1] for one in flat] if has_area else None,
+        [one.probabilities for one in flat],
         num_labels,
         seed=seed,
     )
     ends = np.cumsum([len(seeds) for seeds in comparison.answers])[:-1]
+    has_areas = len(np.unique(references)) == num_labels
     return {
         name: np.stack([part.mean(axis=0) for part in np.split(values, ends)])
         for name, values in drawn.items()
+        if has_areas or name not in AREAS
     }
 
 
@@ -130,10 +138,18 @@ def _intervals(
     intervals = []
     for number, name in enumerate(comparison.names):
         own = {key: _as_list(percentile_interval(of[number])) for key, of in drawn.items()}
+        error = reflected_interval(drawn["ece"][number], _calibration_error(comparison, number))
+        own["ece"] = [max(0.0, end) for end in _as_list(error)]
         exact = wilson_interval(round(hits[number].mean(axis=0).sum()), hits[number].shape[1])
         f1 = {label: own.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)}
         intervals.append({"name": name, **own, "accuracy": _as_list(exact), "f1": f1})
     return intervals
+
+
+def _calibration_error(comparison: "Comparison", number: int) -> float:
+    """A Run's ECE over its seeds, as it is measured in every draw."""
+    gaps = [row_losses(o.references, o.probabilities)[:, 1:] for o in comparison.answers[number]]
+    return float(np.mean([np.abs(own.mean(axis=0)).sum() for own in gaps]))
 
 
 def _other_differences(
@@ -141,17 +157,18 @@ def _other_differences(
 ) -> dict[str, Any]:
     """Difference and interval of every figure but accuracy."""
     one, two = (comparison.runs[n].metrics[comparison.split] for n in (first, second))
-    values = {name: (one[name], two[name]) for name in ("macro_f1", "mcc", "roc_auc")}
+    values = {name: (one[name], two[name]) for name in FIGURE_NAMES}
     for index, label in enumerate(comparison.label_names):
         values[f"f1_{index}"] = (one["f1"][label], two["f1"][label])
-    found = {
-        name: {
-            "difference": left - right,
-            "interval": _as_list(percentile_interval(drawn[name][first] - drawn[name][second])),
-        }
-        for name, (left, right) in values.items()
-        if name in drawn and None not in (left, right)
-    }
+    found = {}
+    for name, (left, right) in values.items():
+        if name in drawn and None not in (left, right):
+            gaps = drawn[name][first] - drawn[name][second]
+            is_error = name == "ece"
+            interval = (
+                reflected_interval(gaps, left - right) if is_error else percentile_interval(gaps)
+            )
+            found[name] = {"difference": left - right, "interval": _as_list(interval)}
     by_label = {
         label: found.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)
     }
@@ -182,7 +199,7 @@ def is_same(difference: Mapping[str, Any]) -> bool:
 def difference_header(margin: float) -> list[str]:
     """Names of the columns of the table of differences."""
     return [
-        *("better", "than", "points", "95 %", "sure", "p (Holm)", "p", "ROC-AUC, points"),
+        *("better", "than", "points", "95%", "sure", "p (Holm)", "p", "ROC-AUC, points"),
         *("right alone", f"same within {100 * margin:g} points", "over seeds"),
     ]
 

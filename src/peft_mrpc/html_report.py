@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from peft_mrpc.figures import figure_values, gap_values
 from peft_mrpc.pictures import CAPTIONS
 from peft_mrpc.report import Report
 from peft_mrpc.runs import Run
@@ -64,6 +65,10 @@ def write_html(
         numbers=result_numbers(report),
         differences=report.differences(),
         difference_numbers=difference_numbers(report),
+        figures=report.figures(),
+        figure_numbers=figure_numbers(report),
+        gaps=report.gaps(),
+        gap_numbers=gap_numbers(report),
         sections=[
             (key, title, [name for name in inside if name in report.pictures])
             for key, (title, inside) in SECTIONS.items()
@@ -113,7 +118,7 @@ def _image(plots: Path, name: str) -> dict[str, str]:
 def result_numbers(report: Report) -> list[SortedRow]:
     """What the rows of the table of results are sorted by."""
     names = report.comparison.label_names
-    rows = report.comparison.rows()
+    rows = report.rows
     values = [
         [
             row["accuracy"],
@@ -160,6 +165,22 @@ def difference_numbers(report: Report) -> list[SortedRow]:
             ]
         )
         for one in report.evidence["differences"]
+    ]
+
+
+def figure_numbers(report: Report) -> list[SortedRow]:
+    """What the rows of the table of figures are sorted by."""
+    names = report.comparison.label_names
+    return [SortedRow(figure_values(row, names)) for row in report.rows[1:]]
+
+
+def gap_numbers(report: Report) -> list[SortedRow]:
+    """What the rows of the table of other differences are sorted by."""
+    names = report.comparison.label_names
+    rows = [gap_values(one, names) for one in report.evidence["differences"]]
+    return [
+        SortedRow([None, *(None if one is None else one["difference"] for one in row)])
+        for row in rows
     ]
 
 

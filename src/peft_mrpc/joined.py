@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from peft_mrpc.averages import combine_metrics
+from peft_mrpc.averages import combine_metrics, seeds_record
 from peft_mrpc.runs import Run
-from peft_mrpc.seeds import seeds_record
 
 # What two Runs of one command may have said differently: nothing that trains.
 BESIDE_THE_POINT = frozenset(
@@ -76,5 +75,5 @@ def _command(run: Run) -> Mapping[str, Any]:
 
 def _join(group: Sequence[Run]) -> Run:
     members = sorted(group, key=lambda run: int(run.record["seed"]))
-    record = seeds_record(members, [run.record["seed"] for run in members])
+    record = seeds_record([run.record for run in members], [run.record["seed"] for run in members])
     return JoinedRun(members[0].path, record, tuple(members))

@@ -6,7 +6,6 @@ split.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
+from peft_mrpc.confidence import confidence_bins
 from peft_mrpc.errors import unknown_name
-
-NUM_ECE_BINS = 10
 
 
 class LabelMetric(evaluate.Metric):  # type: ignore[misc]
@@ -167,34 +165,6 @@ class ExpectedCalibrationError(ProbabilityMetric):
         bins = confidence_bins(np.asarray(references), np.asarray(prediction_scores))
         gaps = sum(one.count * abs(one.confidence - one.right) for one in bins)
         return {"ece": float(gaps / sum(one.count for one in bins))}
-
-
-@dataclass(frozen=True)
-class ConfidenceBin:
-    """Answers of like confidence: its mean, the share of them that is right, how many they are."""
-
-    confidence: float
-    right: float
-    count: int
-
-
-def confidence_bins(
-    references: NDArray[np.int64], probabilities: NDArray[np.float64]
-) -> list[ConfidenceBin]:
-    """Part answers by the probability of the winning label into bins of equal mass.
-
-    Args:
-        references: True label indices, [N].
-        probabilities: [N, C].
-    """
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == references
-    order = np.argsort(confidence, kind="stable")
-    parts = np.array_split(order, min(NUM_ECE_BINS, len(order)))
-    return [
-        ConfidenceBin(float(confidence[part].mean()), float(right[part].mean()), len(part))
-        for part in parts
-    ]
 
 
 METRICS: dict[str, type[evaluate.Metric]] = {

@@ -28,9 +28,9 @@ from peft_mrpc.wording import shorten
 
 MAX_NAME = 34
 CAPTIONS = {
-    "accuracies": "Accuracy of each Run with its 95 % interval; ticks below a dot are its seeds",
+    "accuracies": "Accuracy of each Run with its 95% interval; ticks below a dot are its seeds",
     "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
-    "roc_curves": "ROC curves, with the area under each and a 95 % band",
+    "roc_curves": "ROC curves, with the area under each and a 95% band",
     "precision_recall": "Precision against recall, with average precision",
     "reliability": "How often answers are right against how sure they are, in ten bins",
     "disagreements": "Pairs that one Run (row) has right and another (column) wrong",
@@ -122,8 +122,11 @@ def _points(comparison: Comparison) -> list[RunPoint]:
             trained=row["trained_parameters"],
             train_seconds=row["train_seconds"],
             score_seconds=1000 / row["score_pairs_per_second"],
+            color=color,
         )
-        for name, row in zip(_names(comparison), comparison.rows()[1:], strict=True)
+        for name, (color, _), row in zip(
+            _names(comparison), _styles(comparison), comparison.rows()[1:], strict=True
+        )
     ]
 
 

@@ -14,8 +14,9 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from peft_mrpc.metrics import confidence_bins
-from peft_mrpc.statistics import roc_band, wilson_interval
+from peft_mrpc.confidence import confidence_bins
+from peft_mrpc.resampling import roc_band
+from peft_mrpc.statistics import wilson_interval
 from peft_mrpc.styles import add_legend, contrast, paper, readable, soft_ink
 
 # For each name true label indices, [N], and probabilities, [N, C].

@@ -1,17 +1,20 @@
 """A comparison as Markdown, LaTeX and JSON."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from peft_mrpc.cards import figure_texts
 from peft_mrpc.comparison import Comparison
 from peft_mrpc.evidence import difference_cells, difference_header
+from peft_mrpc.figures import figure_cells, figure_header, gap_cells, gap_header
 from peft_mrpc.pictures import CAPTIONS
 from peft_mrpc.runs import write_json
 from peft_mrpc.verdict import Verdict
-from peft_mrpc.wording import share_text
+from peft_mrpc.wording import METHOD_WORDS, duration, rate_text, share_text, short_count
 
 REPORT_FORMAT = 2
 LATEX_ESCAPES = str.maketrans(
@@ -27,6 +30,9 @@ LATEX_ESCAPES = str.maketrans(
         "<": r"$<$",
         ">": r"$>$",
         "ε": r"$\varepsilon$",
+        # After the end of a row it would begin a length.
+        "[": "{[}",
+        "|": r"\textbar{}",
     }
 )
 
@@ -58,7 +64,7 @@ class Report:
         """How to read the table of differences."""
         points = f"{100 * self.evidence['margin']:g} points"
         return (
-            "Differences in accuracy on the same pairs, in points, with 95 % intervals by paired "
+            "Differences in accuracy on the same pairs, in points, with 95% intervals by paired "
             f"bootstrap ({self.evidence['draws']:,} draws). p: were the two as good as each other, "
             "the probability of pairs that the one has right and the other wrong lying so "
             "unevenly (McNemar's exact test; over seeds its general form, a permutation test of "
@@ -80,10 +86,34 @@ class Report:
             "confusion matrices, curves and examples show the first seed."
         )
 
+    @property
+    def strategies(self) -> dict[str, str]:
+        """What each method does, by its name, where it is one of ours."""
+        methods = (run.record["method"] for run in self.comparison.runs)
+        return {name: METHOD_WORDS[name] for name in methods if name in METHOD_WORDS}
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """The table of results: what guessing reaches, then the Runs, the most accurate first."""
+        guess, *rows = self.comparison.rows()
+        return [guess, *sorted(rows, key=lambda row: -row["accuracy"])]
+
     def table(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells of the table of results."""
         names = self.comparison.label_names
-        return table_header(names), [format_row(row, names) for row in self.comparison.rows()]
+        return table_header(names), [format_row(row, names) for row in self.rows]
+
+    def figures(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of every figure with its interval."""
+        names = self.comparison.label_names
+        intervals = {one["name"]: one for one in self.evidence["intervals"]}
+        cells = [figure_cells(row, intervals[row["name"]], names) for row in self.rows[1:]]
+        return figure_header(names), cells
+
+    def gaps(self) -> tuple[list[str], list[list[str]]]:
+        """Header and cells of the table of the differences in every other figure."""
+        names = self.comparison.label_names
+        return gap_header(names), [gap_cells(d, names) for d in self.evidence["differences"]]
 
     def differences(self) -> tuple[list[str], list[list[str]]]:
         """Header and cells of the table of differences."""
@@ -98,9 +128,9 @@ def format_row(row: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
     return [
         row["name"],
         *figure_texts(row, label_names),
-        "-" if not trained else f"{trained:,} ({share_text(row['trained_share'])})",
-        "-" if seconds is None else f"{seconds:,.0f} s",
-        f"{row['score_pairs_per_second']:,.0f}" if "score_pairs_per_second" in row else "-",
+        "-" if not trained else f"{short_count(trained)} ({share_text(row['trained_share'])})",
+        "-" if seconds is None else duration(seconds),
+        rate_text(row["score_pairs_per_second"]) if "score_pairs_per_second" in row else "-",
         f"{row['peak_memory_bytes'] / 1e9:.2f} GB" if "peak_memory_bytes" in row else "-",
     ]
 
@@ -125,16 +155,21 @@ def write_texts(folder: Path, report: Report) -> str:
     Returns:
         The table as Markdown.
     """
-    table = markdown_table(*report.table())
-    parts = [f"# {report.title}", str(report.verdict), table, report.seeds_note]
+    words = [f"`{name}`: {said}." for name, said in report.strategies.items()]
+    parts = [
+        *(f"# {markdown_text(report.title)}", markdown_text(str(report.verdict))),
+        *(_escaped_table(*report.table()), report.seeds_note, "  \n".join(words)),
+        *("## Every figure, with its 95% interval", _escaped_table(*report.figures())),
+    ]
     header, differences = report.differences()
     if differences:
-        parts += ["## Differences", markdown_table(header, differences), report.how_sure]
+        parts += ["## Differences", _escaped_table(header, differences), report.how_sure]
+        parts += ["## Differences of the other figures, in points", _escaped_table(*report.gaps())]
     parts += [f"![{CAPTIONS[name]}](plots/{name}.png)" for name in report.pictures]
     (folder / "report.md").write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
     (folder / "report.tex").write_text(latex_table(report), encoding="utf-8")
     write_json(folder / "report.json", report_content(report))
-    return table
+    return markdown_table(*report.table())
 
 
 def report_content(report: Report) -> dict[str, Any]:
@@ -154,11 +189,25 @@ def report_content(report: Report) -> dict[str, Any]:
     }
 
 
+def markdown_text(text: str) -> str:
+    """Text from the data that stays text in Markdown, where `<b>` and `*` would be markup."""
+    escaped = re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
+
+
+def _escaped_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+    names = [markdown_text(name) for name in header]
+    return _lined_up([names, *([markdown_text(cell) for cell in row] for row in cells)])
+
+
 def markdown_table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up in a terminal too."""
+    """A table for a terminal, as Markdown has it but for what would be markup there."""
     # A pipe in a name would open a new column.
-    rows = [[cell.replace("|", "\\|") for cell in row] for row in [header, *cells]]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
+    return _lined_up([[cell.replace("|", "\\|") for cell in row] for row in [header, *cells]])
+
+
+def _lined_up(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |"
         for row in rows
@@ -171,9 +220,9 @@ def latex_table(report: Report) -> str:
     """The results as a table for a paper (needs the package booktabs)."""
     header, cells = report.table()
     shown = len(header) - 3  # without times and memory, which are this machine's
-    best = max(row["accuracy"] for row in report.comparison.rows()[1:])
+    best = report.rows[1]["accuracy"]
     lines = []
-    for row, texts in zip(report.comparison.rows(), cells, strict=True):
+    for row, texts in zip(report.rows, cells, strict=True):
         escaped = [text.translate(LATEX_ESCAPES) for text in texts[:shown]]
         if row["accuracy"] == best:
             escaped[1] = rf"\textbf{{{escaped[1]}}}"

@@ -28,12 +28,13 @@ class RunPoint:
 
     Attributes:
         name: What it is called.
-        method: Gives the colour.
+        method: Gives the colour, unless one is given.
         accuracy: Its (mean) accuracy.
         deviation: Standard deviation over seeds, None for one seed.
         trained: How many numbers train.
         train_seconds: What training took, None where nothing trained.
         score_seconds: What answering 1,000 pairs takes.
+        color: Its colour in the other pictures.
     """
 
     name: str
@@ -43,6 +44,7 @@ class RunPoint:
     trained: int = 0
     train_seconds: float | None = None
     score_seconds: float | None = None
+    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Whisker:
         color: Its colour.
         value: The accuracy.
         low: From here...
-        high: ...to here, at 95 %.
+        high: ...to here, at 95%.
         seeds: The accuracy of each seed, if there are several.
     """
 
@@ -68,19 +70,19 @@ class Whisker:
 
 def plot_accuracies(whiskers: Sequence[Whisker], majority: float, title: str) -> Figure:
     """Accuracies with their intervals, the best on top, beside what the commoner label reaches."""
-    figure = Figure(figsize=(6, 1.2 + 0.56 * len(whiskers)), layout="constrained")
+    figure = Figure(figsize=(6, 1.1 + 0.48 * len(whiskers)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(majority, color=soft_ink(), linestyle=":", linewidth=1.2)
     ordered = sorted(whiskers, key=lambda one: one.value)
     for place, one in enumerate(ordered):
         axis.hlines(place, one.low, one.high, color=one.color, linewidth=2.4, alpha=0.55)
-        axis.plot(one.value, place, "o", color=one.color, markersize=8, markeredgecolor=paper())
-        axis.plot(one.seeds, [place - 0.24] * len(one.seeds), "|", color=one.color, markersize=6)
+        axis.plot(one.value, place, "o", color=one.color, markersize=7, markeredgecolor=paper())
+        axis.plot(one.seeds, [place - 0.26] * len(one.seeds), "|", color=one.color, markersize=6)
         # The name above its line: beside it a phone would have no room for the line.
         axis.annotate(
             f"{one.name}  {one.value:.3f}",
             (one.low, place),
-            (0, 5),
+            (0, 7),
             textcoords="offset points",
             fontsize=10,
         )
@@ -92,10 +94,9 @@ def plot_accuracies(whiskers: Sequence[Whisker], majority: float, title: str) ->
         fontsize=9,
         color=soft_ink(),
     )
-    axis.set_yticks([])
-    axis.set_ylim(-0.65, len(ordered) - 0.35)
     axis.margins(x=0.04)
-    axis.set(xlabel="accuracy, with its 95 % interval", title=title)
+    axis.set(yticks=[], ylim=(-0.65, len(ordered) - 0.35), title=title)
+    axis.set_xlabel("accuracy, with its 95% interval")
     axis.grid(axis="x")
     axis.spines["left"].set_visible(False)
     return figure
@@ -212,7 +213,7 @@ def _draw_costs(axis: Axes, points: Sequence[RunPoint], costs: Sequence[float | 
         axis.errorbar(
             *(cost or nothing, point.accuracy),
             yerr=point.deviation,
-            color=method_color(point.method),
+            color=point.color or method_color(point.method),
             marker=markers[point.name],
             markersize=8,
             markeredgecolor=paper(),
@@ -270,9 +271,8 @@ def plot_learning_curves(
                 linewidth=1.6 if is_train else 1.2,
                 label=name if is_train else f"{name}, {kind}",
             )
-    axis.set_ylim(bottom=0)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.set(xlabel="epoch", ylabel="loss", title=title)
+    axis.set(xlabel="epoch", ylabel="loss", ylim=(0, None), title=title)
     axis.grid()
     add_legend(axis, columns=2)
     return figure

@@ -10,21 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.errors import UserError, closest, one_line
+from peft_mrpc import run_shape
+from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.json_lines import read_json_lines, write_json_lines
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 
 FORMAT_VERSION = 1
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
-# What every metrics.json says of a split, and every run.json.
-EVERY_METRIC = frozenset(
-    {"accuracy", "f1", "macro_f1", "mcc", "roc_auc", "ece", "num_examples", "majority_accuracy"}
-)
-EVERY_FACT = frozenset(
-    {"method", "model", "base_model_id", "data", "config", "seed", "timing", "peak_memory"}
-    | {"hardware", "versions", "finished"}
-)
 # The labelled pairs that a hard prompt's nearest demonstrations are found among.
 POOL_FILE = "pool.jsonl"
 # A Run holds one of these: what transformers or PEFT load, or, for a hard prompt, the template.
@@ -74,12 +67,11 @@ class Run:
     def metrics(self) -> dict[str, dict[str, Any]]:
         """The content of `metrics.json`: metrics by split."""
         content: dict[str, dict[str, Any]] = read_json(self.path / METRICS_FILE)
+        _check_shape(self.path / METRICS_FILE, content, run_shape.METRICS)
         for split, values in content.items():
-            missing = EVERY_METRIC - set(values)
-            if missing:
+            if missing := sorted(set(self.label_names) - set(values["f1"])):
                 raise UserError(
-                    f"{self.path / METRICS_FILE}: damaged: split {split!r} lacks "
-                    f"{', '.join(sorted(missing))}."
+                    f"{self.path / METRICS_FILE}: damaged: {split}.f1 lacks {', '.join(missing)}."
                 )
         return content
 
@@ -127,21 +119,42 @@ class Run:
             expected = self.record["data"]["splits"][split]["num_examples"]
             if [row["idx"] for row in rows] != list(range(expected)):
                 raise ValueError(f"{len(rows)} rows, expected rows 0 to {expected - 1} in order")
+            probabilities = np.array(
+                [[float(row["probabilities"][name]) for name in index] for row in rows]
+            )
+            _check_probabilities(probabilities)
             return Predictions(
                 np.array([row["idx"] for row in rows]),
                 np.array(
                     [index[row["label"]] if "label" in row else UNKNOWN_LABEL for row in rows]
                 ),
                 np.array([index[row["prediction"]] for row in rows]),
-                np.array([[row["probabilities"][name] for name in index] for row in rows]),
+                probabilities,
             )
         except FileNotFoundError as error:
             scored = sorted(file.stem for file in path.parent.glob("*.jsonl"))
             raise UserError(
                 f"{self.path}: has no predictions of split {split!r}; it has {', '.join(scored)}."
             ) from error
-        except (KeyError, ValueError) as error:
+        except KeyError as error:
+            raise UserError(f"{path}: damaged: a row lacks or does not know {error}.") from error
+        except (ValueError, TypeError) as error:
             raise UserError(f"{path}: damaged: {one_line(error)}.") from error
+
+
+def _check_probabilities(probabilities: NDArray[np.float64]) -> None:
+    """Refuse what no label's probability is, [N, C], as a training that diverged gives.
+
+    Raises:
+        ValueError: With the first row that is wrong.
+    """
+    total = probabilities.sum(axis=1)
+    is_right = (probabilities >= 0).all(axis=1) & (np.abs(total - 1) < 1e-3)  # false for NaN
+    if not is_right.all():
+        row = int((~is_right).argmax())
+        raise ValueError(
+            f"row {row} has probabilities {probabilities[row].tolist()}; expected 0 to 1, in sum 1"
+        )
 
 
 def read_json(path: Path) -> Any:
@@ -185,10 +198,12 @@ def load_run(path: str | Path) -> Run:
             f"{path}: got format {record['format_version']}; this peft-mrpc reads up to "
             f"{FORMAT_VERSION}. Install a newer one."
         )
-    missing = EVERY_FACT - set(record)
-    if missing:
-        raise UserError(f"{path / RUN_FILE}: damaged: lacks {', '.join(sorted(missing))}.")
+    _check_shape(path / RUN_FILE, record, run_shape.RECORD)
     return Run(path, record)
+
+
+def _check_shape(path: Path, content: Any, shape: Any) -> None:
+    raise_faults([f"{path}: damaged: {f}." for f in run_shape.shape_faults(content, shape)])
 
 
 def write_predictions(

@@ -9,14 +9,13 @@ import shutil
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from peft_mrpc.averages import average, combine_metrics
+from peft_mrpc.averages import combine_metrics, seeds_record
 from peft_mrpc.cards import build_card
 from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
@@ -166,7 +165,7 @@ def kept_directory(output_dir: Path, key: str) -> Iterator[Path]:
 def write_seeds_run(folder: Path, seeds: Sequence[int]) -> Run:
     """Write what the sub-runs say together: record, metrics, card and a picture."""
     runs = [load_run(folder / "seeds" / str(seed)) for seed in seeds]
-    write_json(folder / RUN_FILE, seeds_record(runs, seeds))
+    write_json(folder / RUN_FILE, seeds_record([run.record for run in runs], seeds))
     splits = list(runs[0].metrics)
     metrics = {
         split: combine_metrics([run.metrics[split] for run in runs], seeds) for split in splits
@@ -188,32 +187,3 @@ def write_seeds_run(folder: Path, seeds: Sequence[int]) -> Run:
             save_picture(plot_seeds(figures, seeds, majority, title), folder / "plots/seeds.png")
     (folder / CARD_FILE).write_text(build_card(run), encoding="utf-8")
     return run
-
-
-def seeds_record(runs: Sequence[Run], seeds: Sequence[int]) -> dict[str, Any]:
-    """`run.json` of them all: the first one's, with times and memory of each.
-
-    A time without `total` in its name is the mean: what training once costs.
-    """
-    first = runs[0].record
-    timings = [run.record["timing"] for run in runs]
-    memories = [run.record["peak_memory"] for run in runs]
-    totals = {
-        f"total_{name}": sum(timing[name] for timing in timings)
-        for name in ("train_seconds", "score_seconds")
-    }
-    return {
-        **{key: value for key, value in first.items() if key != "log_history"},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "seeds": list(seeds),
-        "peak_memory": {key: max(memory[key] for memory in memories) for key in memories[0]},
-        "timing": {
-            **average(timings),
-            **totals,
-            "seeds": {
-                str(seed): {**timing, "peak_memory": memory}
-                for seed, timing, memory in zip(seeds, timings, memories, strict=True)
-            },
-        },
-        "config": {**first["config"], "seeds": [str(seed) for seed in seeds]},
-    }

@@ -53,6 +53,8 @@ def on_page(page: str = "light") -> Iterator[None]:
         **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), own["ink"]),
         **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), own["soft"]),
         **dict.fromkeys(("figure.facecolor", "axes.facecolor"), own["paper"]),
+        # A name may hold dollars.
+        "text.parse_math": False,
         "grid.color": own["line"],
         "grid.linewidth": 0.6,
         "axes.axisbelow": True,
@@ -134,7 +136,11 @@ def add_legend(axis: Axes, title: str | None = None, columns: int = 1) -> None:
     )
 
 
-def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure by its file's ending; the same figure always as the same bytes."""
-    metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-    figure.savefig(path, dpi=DPI, metadata=metadata)
+def save_picture(figure: Figure, *paths: Path) -> None:
+    """Write a figure by its files' endings; the same figure always as the same bytes."""
+    for path in paths:
+        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
+        figure.savefig(path, dpi=DPI, metadata=metadata)
+        # Everything has its place now: a second file need not seek it again, which takes as long
+        # as the drawing.
+        figure.set_layout_engine("none")

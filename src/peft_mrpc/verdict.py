@@ -6,7 +6,7 @@ from typing import Any
 
 from peft_mrpc.comparison import Comparison
 from peft_mrpc.evidence import is_sure
-from peft_mrpc.wording import duration, p_text, share_text, short_count
+from peft_mrpc.wording import METHOD_WORDS, duration, p_text, rate_text, share_text, short_count
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,12 @@ def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdic
     labels = " or ".join(f"“{name.replace('_', ' ')}”" for name in comparison.label_names)
     said = [
         f"The question of each pair: {labels}?",
-        f"A{_guessing(guess)[1:]} would be right on {guess['accuracy']:.1%}.",
+        f"A{_guessing(guess)[1:]} would be right on {guess['accuracy']:.1%}"
+        f"{_beaten(gain, low, guess)}.",
     ]
-    reach = f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95 %)"
+    if best["method"] in METHOD_WORDS:
+        said.append(f"{best['method']}: {METHOD_WORDS[best['method']]}.")
+    reach = f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95%)"
     kind = "Most accurate" if len(ranked) > 1 else "Accuracy"
     cards = [Card(kind, f"{best['accuracy']:.1%}", reach)]
     if len(ranked) > 1:
@@ -85,6 +88,13 @@ def _winners(ranked: Sequence[Mapping[str, Any]]) -> str:
     return f"{names} are the most accurate of {len(ranked)} strategies:"
 
 
+def _beaten(gain: float, low: float, guess: Mapping[str, Any]) -> str:
+    """What is to be said of the best where it is not surely better than guessing."""
+    if round(gain, 1) <= 0:
+        return "; nothing here does better"
+    return "; the gain over that may be chance" if low <= guess["accuracy"] else ""
+
+
 def _guessing(guess: Mapping[str, Any]) -> str:
     return f"always answering {guess['name'].removeprefix('always ')}"
 
@@ -110,13 +120,16 @@ def _lead(
     if round(points, 1) == 0:
         return Card("Lead", "none", f"over {second['name']}"), ""
     difference = find_difference(best["name"], second["name"], evidence)
-    p_said = f"p {p_text(difference['holm'])} after Holm"
+    number = len(evidence["differences"])
+    p_value = p_text(difference["holm"])
+    p_said = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
+    p_said += f", {number} comparisons allowed for" if number > 1 else ""
     if is_sure(difference):
         sureness, short = f"which is more than chance would give ({p_said})", "more than chance"
     else:
         least = 100 * difference["detectable"]
         sureness = (
-            f"which may be chance ({p_said}; {count:,} pairs show {least:.1f} points or more)"
+            f"which may be chance: {count:,} pairs can show a lead of {least:.1f} points ({p_said})"
         )
         short = "may be chance"
     sentence = f"{best['name']} leads {second['name']} by {points:.1f} points, {sureness}."
@@ -133,7 +146,7 @@ def _training(row: Mapping[str, Any]) -> str:
 
 def _running(row: Mapping[str, Any]) -> str:
     """What was trained, and what it runs at."""
-    speed = f"{short_count(row['score_pairs_per_second'])} pairs/s"
+    speed = f"{rate_text(row['score_pairs_per_second'])} pairs/s"
     memory = f"{row['peak_memory_bytes'] / 1e9:.2f} GB of memory"
     if not row["trained_parameters"]:
         return f"{speed}, {memory}"
