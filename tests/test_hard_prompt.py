@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROWS, write_csv
 
+from peft_mrpc import hard_prompt
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.config import DataConfig
 from peft_mrpc.continuations import Continuation, ContinuationScorer
@@ -188,6 +189,8 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     [
         (["--template", "paraphras"], "Did you mean 'paraphrase'?"),
         (["--template", "gone.yaml"], "--template: got 'gone.yaml'; cannot be read"),
+        (["--template", ""], "--template: got an empty name"),
+        (["--template", "paraphrase,"], "--template: got an empty name"),
         (["--quantization", "nf5"], "--quantization: got 'nf5'"),
         (["--template", "paraphrase,paraphrase"], "--template: got 'paraphrase' twice"),
         (["--calibration", "bach"], "--calibration: got 'bach'; expected one of affine, batch"),
@@ -260,6 +263,19 @@ def with_train(flags: list[str], train: str) -> list[str]:
             "--split: got train, which --calibration affine draws from",
         ),
         (["--num_demonstrations", "999"], "--num_demonstrations: got 999, but train has"),
+        (
+            ["--num_demonstrations", "999", "--demonstrations", "first"],
+            f"--num_demonstrations: got 999, but train has {2 * len(OTHERS)} pairs; lower it.",
+        ),
+        (
+            ["--num_demonstrations", "2", "--calibration", "affine"],
+            f"train has 0 pairs that are not_equivalent beside the {2 * len(OTHERS)} fitted on "
+            "(--num_calibration_pairs)",
+        ),
+        (
+            ["--template", "channel_that_is", "--calibration", "batch", "--scoring", "generate"],
+            "--scoring: got generate, but channel_that_is reads the noisy channel",
+        ),
         (["--template", "channel_that_is"], "channel_that_is reads the noisy channel, whose raw"),
         (
             ["--calibration", "contextual", "--demonstrations", "nearest"]
@@ -287,7 +303,10 @@ def test_flags_that_do_not_stand_together_are_refused(
     other_train: str,
     tmp_path: Path,
     fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # All of this is said before a model is loaded.
+    monkeypatch.setattr(hard_prompt, "load_causal_lm", None)
     given = with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train)
     assert said in fails(main, *given, *flags)
     assert list(tmp_path.iterdir()) == []

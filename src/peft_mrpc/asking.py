@@ -37,7 +37,7 @@ from peft_mrpc.prompts import Demonstration
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.scoring import KeptScores
 from peft_mrpc.sources import ModelSource
-from peft_mrpc.train_draws import draw_from_train
+from peft_mrpc.train_draws import label_prior
 
 LOW_LABEL_MASS = 0.1
 Array = NDArray[np.float64]
@@ -54,6 +54,8 @@ class Asker:
         splits: Which of them are reported.
         classifier: The model and its templates; demonstrations and calibration are set here.
         scratch: Where scores are kept until the Run is written.
+        drawn: The training pairs that are fitted on, and those that are shown to every pair, or
+            the pool of the nearest.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Asker:
         splits: Sequence[str],
         classifier: PromptClassifier,
         scratch: Path,
+        drawn: tuple[list[Pair], list[Demonstration]],
     ) -> None:
         self.config = config
         self.data_config = data_config
@@ -74,14 +77,14 @@ class Asker:
         self.classifier = classifier
         self.scratch = scratch
         self.label_names = data.label_names
-        self.shown: list[Demonstration] = []  # to every pair, or the pool of the nearest
+        self.held, self.shown = drawn
         self.templates: dict[str, dict[str, Any]] = {}  # what each reached by itself
         self.chosen = ""  # by --combine best
 
     def ask_into(self, staging: Path | None) -> None:
         """Score on every process; the one that has a staging directory writes."""
         started = time.perf_counter()
-        held, self.shown = draw_from_train(self.config, self.data, self.splits)
+        held = self.held
         self._show()
         if held:
             logger.info("%d labelled training pairs to choose and to fit on", len(held))
@@ -207,7 +210,7 @@ class Asker:
         self, train_scores: Array | None, references: NDArray[np.int64]
     ) -> Callable[..., Calibration]:
         """What fits the calibration to scores, [T, N, C], of some of the templates."""
-        kind, prior = self.config.calibration, self._prior()
+        kind, prior = self.config.calibration, label_prior(self.config, self.data)
         content_free = None
         if kind == "contextual":
             empty = [Pair(row, text, text) for row, text in enumerate(CONTENT_FREE)]
@@ -230,14 +233,6 @@ class Asker:
             return found if prior is None else found.with_prior(scores, prior)
 
         return fit
-
-    def _prior(self) -> list[float] | None:
-        """How often each label is to be predicted; None for as it comes."""
-        count = len(self.label_names)
-        if self.config.label_prior == "train":
-            labels = [p.label for p in self.data.splits["train"] if p.label != UNKNOWN_LABEL]
-            return list(np.bincount(labels, minlength=count) / len(labels))
-        return [1 / count] * count if self.config.label_prior == "uniform" else None
 
     def _generate(self) -> Answers:
         """What the model writes for each pair, beside the label words' probabilities."""

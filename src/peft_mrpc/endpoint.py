@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,13 +128,31 @@ class EndpointEngine:
                 if answer.status_code not in PASSING:
                     break
             except (requests.ConnectionError, requests.Timeout) as error:
-                said = one_line(error)[:200]
+                said = f"{unreachable(error)}; is it running there?"
             except (requests.RequestException, ValueError, KeyError, IndexError) as error:
                 said = f"no answer of an OpenAI-compatible API: {one_line(error)[:150]}"
                 break
             if wait is not None:
                 time.sleep(wait)
         raise UserError(f"--endpoint: {where} gave no answer: {said}")
+
+
+def unreachable(error: BaseException) -> str:
+    """Why a server was not reached, by the innermost of the errors that wrap each other."""
+    said = one_line(error)
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+        said = one_line(error) if error.args else said
+    return said[:200]
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def match_tokens(
