@@ -23,7 +23,7 @@ from peft_mrpc.hard_prompt import main
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
-from peft_mrpc.prompting import PromptEncoder, _num_same, _split
+from peft_mrpc.prompting import PromptEncoder, _num_same, _split, channel_scores
 from peft_mrpc.prompts import Demonstration, Template
 from peft_mrpc.publishing import collect_files
 from peft_mrpc.runs import load_run
@@ -108,8 +108,23 @@ def test_the_channel_reads_sentence_2_after_sentence_1_in_both_orders(smollm2: M
     # Of -10 and -5 the shares of their mean are -4/3 and -2/3; of -9 and -9, -1 and -1: this order
     # says less for `equivalent`.
     encoder = PromptEncoder(tokenizer, load_template("channel_that_is"), LABELS, 2048)
-    scores = encoder.label_scores(np.array([[-10.0, -5.0, -9.0, -9.0]]), rows)
+    scores = encoder.scores(np.array([[-10.0, -5.0, -9.0, -9.0]]), rows).labels
     assert np.allclose(scores, [[-1, -1]])
+
+
+def test_a_fit_reads_the_channel_alike_whichever_sentence_stands_first() -> None:
+    # Two orders, under each label: -10 and -5 over 5 tokens, -9 and -9 over 3.
+    said, lengths = np.array([[[-10.0, -5.0], [-9.0, -9.0]]]), np.array([[[5, 5], [3, 3]]])
+    found = channel_scores(said, lengths)
+    assert np.allclose(found.labels, [[-1, -1]])
+    # The smaller first, of each label: shares, log-likelihoods, and these per token.
+    assert np.allclose(
+        found.evidence[:, 0],
+        [[-4 / 3, -1], [-1, -2 / 3], [-10, -9], [-9, -5], [-3, -3], [-2, -1]],
+    )
+    swapped = channel_scores(said[:, ::-1], lengths[:, ::-1])
+    assert np.array_equal(swapped.labels, found.labels)
+    assert np.array_equal(swapped.evidence, found.evidence)
 
 
 def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
@@ -117,7 +132,7 @@ def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
     rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
     assert len(rows[0]) == 4
     encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
-    scores = encoder.label_scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows)
+    scores = encoder.scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows).labels
     assert np.allclose(np.exp(scores), [[0.3, 0.4]])
 
 
@@ -131,7 +146,7 @@ def test_words_of_several_tokens_add_up_or_are_averaged(smollm2: ModelSource) ->
         rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
         lengths = [len(one.tokens) for one in rows[0]]
         encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
-        found[is_normalized] = encoder.label_scores(np.array([[-1.0, -6.0, -3.0]]), rows)
+        found[is_normalized] = encoder.scores(np.array([[-1.0, -6.0, -3.0]]), rows).labels
     assert lengths == [1, 3, 1]
     # Sums: e^-6 + e^-3. Means: e^(-6 / 3) + e^-3.
     assert np.allclose(found[False], [[-1, np.log(np.exp(-6) + np.exp(-3))]])
@@ -320,11 +335,15 @@ def test_flags_that_do_not_stand_together_are_refused(
         ["--num_demonstrations", "2", "--demonstrations", "first", "--calibration", "contextual"],
         ["--template", "paraphrase_harness,channel_that_is", "--calibration", "batch"],
         [
+            *("--template", "paraphrase_harness,channel_that_is,channel_another_story"),
+            *("--calibration", "affine", "--num_calibration_pairs", "8"),
+        ],
+        [
             *("--template", "paraphrase_harness,paraphrase", "--combine", "best"),
             *("--num_calibration_pairs", "8"),
         ],
     ],
-    ids=["affine", "nearest", "contextual", "ensemble", "best"],
+    ids=["affine", "nearest", "contextual", "ensemble", "evidence", "best"],
 )
 def test_what_was_saved_answers_as_it_did(
     flags: list[str],

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_mrpc.calibration import Scores
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompting import Questions
@@ -47,10 +48,8 @@ class EndpointEngine:
         """What of it a score depends on."""
         return {"url": self.url, "model": self.model}
 
-    def score(
-        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by a template, [N, C]; `batch_size` requests at a time."""
+    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+        """What a template says of the pairs; `batch_size` requests at a time."""
         requests = self._requests(asked)
         words, name = asked.template.words(asked.label_names), asked.template.name
 
@@ -68,7 +67,7 @@ class EndpointEngine:
                 "%s: for %d of %d pairs a label was not among the %d likeliest tokens",
                 *(name, number, len(asked.pairs), NUM_LIKELIEST),
             )
-        return scores
+        return Scores.of_labels(scores)
 
     def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other (temperature 0)."""
