@@ -20,15 +20,20 @@ import numpy as np
 from bench import build_parser, build_report, goal_table, run
 from hard_prompt_rows import accuracy_rows, accuracy_table, draw, speed_rows
 from hard_prompt_speed import QUICK_PAIRS, compare_speed, parse_speed_options, speed_table
+from hard_prompt_tables import calibrated_table, fits_table, quantization_table
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from peft_mrpc.calibration import (
     CONTENT_FREE,
     Calibration,
+    Scores,
     affine,
+    affine_out_of_fold,
     batch,
     contextual,
+    evidence_of,
+    labels_of,
     no_calibration,
 )
 from peft_mrpc.config import DataConfig
@@ -45,7 +50,7 @@ from peft_mrpc.sources import find_model
 from peft_mrpc.template_files import load_template, load_templates
 
 LABELS = ("not_equivalent", "equivalent")
-NUM_TRAIN, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 42, 16, 8192
+NUM_TRAIN, NUM_MORE, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 800, 42, 16, 8192
 SHOWN = "paraphrase_harness"  # the wording that demonstrations are tried with
 Array = NDArray[np.float64]
 Row = dict[str, Any]
@@ -77,8 +82,8 @@ class Study:
         name: str,
         quantization: str = "none",
         show: Any = None,
-    ) -> Array:
-        """Label scores, [T, N, C], kept under a name."""
+    ) -> list[Scores]:
+        """What T wordings say of N pairs, kept under a name."""
         if quantization not in self._models:
             source = find_model("builtin:smollm2")
             model = load_causal_lm(source, quantization)
@@ -99,15 +104,25 @@ class Study:
             asked |= {"pairs": texts, "shown": shown, "model": engine.identity()}
             return PartialScores(self.folder, index, asked)
 
-        return classifier.label_scores(pairs, BATCH_SIZE, keep)
+        return classifier.ask(pairs, BATCH_SIZE, keep)
 
-    def reached(self, calibration: Calibration, scores: Array) -> Row:
+    def reached(self, calibration: Calibration, scores: Sequence[Scores]) -> Row:
         """Figures on dev."""
-        probabilities = calibration.probabilities(scores)
-        return figures(probabilities, labels_of(self.dev))
+        return figures(calibration.classify(scores), references_of(self.dev))
+
+    def calibrated(self, scores: Sequence[Scores], on_train: Sequence[Scores]) -> Row:
+        """Figures on dev as some wordings answer, and by each calibration that they all take."""
+        labels = labels_of(scores)
+        fit = affine(evidence_of(on_train), references_of(self.train))
+        return {
+            "none": self.reached(no_calibration(labels), scores),
+            "batch": self.reached(batch(labels), scores),
+            "prior": self.reached(batch(labels).with_prior(labels, self.shares), scores),
+            "affine": self.reached(fit, scores),
+        }
 
 
-def labels_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def references_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
     return np.array([pair.label for pair in pairs])
 
 
@@ -127,43 +142,56 @@ def wordings(study: Study) -> list[Row]:
     """Each packaged wording alone, and all of them together."""
     templates = load_templates("all", LABELS)
     dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
-    references = labels_of(study.train)
+    references = references_of(study.train)
     rows = []
-    for number, template in enumerate(templates):
-        own, on_train = dev[[number]], train[[number]]
-        row = {"wording": template.name, "none": study.reached(no_calibration(own), own)}
+    for template, own, on_train in zip(templates, dev, train, strict=True):
+        row = {"wording": template.name} | study.calibrated([own], [on_train])
         if template.direction == "direct":
-            row["mass"] = float(np.exp(own[0]).sum(axis=1).mean())
+            row["mass"] = float(np.exp(own.labels).sum(axis=1).mean())
             empty = [Pair(n, text, text) for n, text in enumerate(CONTENT_FREE)]
-            free = study.scores([template], empty, "content-free")
-            row["contextual"] = study.reached(contextual(own, free), own)
-        row["batch"] = study.reached(batch(own), own)
-        row["prior"] = study.reached(batch(own).with_prior(own, study.shares), own)
-        row["affine"] = study.reached(affine(on_train, references), own)
-        plain = no_calibration(on_train).probabilities(on_train)
-        row["train"] = figures(plain, references)
-        matched = batch(on_train).with_prior(on_train, study.shares)
-        row["train_prior"] = figures(matched.probabilities(on_train), references)
+            free = labels_of(study.scores([template], empty, "content-free"))
+            row["contextual"] = study.reached(contextual(own.labels[None], free), [own])
+        labels = on_train.labels[None]
+        row["train"] = figures(no_calibration(labels).probabilities(labels), references)
+        matched = batch(labels).with_prior(labels, study.shares)
+        row["train_prior"] = figures(matched.probabilities(labels), references)
         rows.append(row)
     return [*rows, *ensembles(study, templates, dev, train)]
 
 
-def ensembles(study: Study, templates: Sequence[Template], dev: Array, train: Array) -> list[Row]:
+def ensembles(
+    study: Study, templates: Sequence[Template], dev: Sequence[Scores], train: Sequence[Scores]
+) -> list[Row]:
     """Wordings together, by their direction."""
-    references = labels_of(study.train)
     rows = []
     for direction in ("direct", "channel", None):
         which = [n for n, t in enumerate(templates) if direction in (t.direction, None)]
-        own, on_train = dev[which], train[which]
-        rows.append(
-            {
-                "wording": f"{direction or 'all'} ({len(which)} together)",
-                "none": study.reached(no_calibration(own), own),
-                "batch": study.reached(batch(own), own),
-                "prior": study.reached(batch(own).with_prior(own, study.shares), own),
-                "affine": study.reached(affine(on_train, references), own),
-            }
-        )
+        own, on_train = [dev[n] for n in which], [train[n] for n in which]
+        name = f"{direction or 'all'} ({len(which)} together)"
+        rows.append({"wording": name} | study.calibrated(own, on_train))
+    return rows
+
+
+def fits(study: Study) -> list[Row]:
+    """The affine fit of the channel's wordings, by how many training pairs it is fitted to."""
+    templates = load_templates("all_channel", LABELS)
+    dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
+    chosen = np.random.default_rng([SEED, 2]).permutation(len(study.pool))[:NUM_MORE]
+    more = [study.pool[row] for row in sorted(chosen)]
+    further = study.scores(templates, more, "more of train")
+    references = references_of([*study.train, *more])
+    rows = []
+    for which in ([1], [0, 1, 2]):  # channel_in_other_words alone, and all three
+        parts = [evidence_of([said[n] for n in which]) for said in (train, further)]
+        evidence = np.concatenate(parts, axis=1)  # [V, N, C]
+        for count in (len(study.train), len(references)):
+            own, labels = evidence[:, :count], references[:count]
+            unseen = affine_out_of_fold(own, labels)
+            row: Row = {"wordings": " + ".join(templates[n].name for n in which), "pairs": count}
+            row["log_loss"] = float(-np.log(unseen[np.arange(count), labels]).mean())
+            row["train"] = figures(unseen, labels)
+            row["dev"] = study.reached(affine(own, labels), [dev[n] for n in which])
+            rows.append(row)
     return rows
 
 
@@ -174,12 +202,11 @@ def both(study: Study) -> list[tuple[str, list[Pair]]]:
 def demonstrations(study: Study) -> list[Row]:
     """Labelled pairs before the question: drawn, and nearest."""
     template = [load_template(SHOWN)]
-    references = labels_of(study.train)
     shows: dict[str, Any] = {
         f"{count} balanced, seed {seed}": fixed(
             choose_demonstrations(study.pool, LABELS, count, "balanced", seed)
         )
-        for count, seed in ((8, 1), (8, 2))
+        for count, seed in ((8, 1), (8, 2), (8, 3), (8, 4), (8, 5))
     }
     pool = [as_demonstration(pair, LABELS) for pair in study.pool]
     shows["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
@@ -189,15 +216,7 @@ def demonstrations(study: Study) -> list[Row]:
             study.scores(template, pairs, f"{name} {part}", show=show)
             for part, pairs in both(study)
         )
-        rows.append(
-            {
-                "demonstrations": name,
-                "none": study.reached(no_calibration(dev), dev),
-                "batch": study.reached(batch(dev), dev),
-                "prior": study.reached(batch(dev).with_prior(dev, study.shares), dev),
-                "affine": study.reached(affine(train, references), dev),
-            }
-        )
+        rows.append({"demonstrations": name} | study.calibrated(dev, train))
     return rows
 
 
@@ -206,14 +225,15 @@ def quantization(study: Study) -> list[Row]:
     templates = [load_template(name) for name in (SHOWN, "channel_in_other_words")]
     full = study.scores(templates, study.dev, "dev")
     packed = study.scores(templates, study.dev, "dev", "nf4")
-    references = labels_of(study.dev)
+    references = references_of(study.dev)
     rows = []
     for number, template in enumerate(templates):
         answers = []
         row: Row = {"wording": template.name}
-        for name, scores in (("fp32", full[[number]]), ("nf4", packed[[number]])):
+        for name, said in (("fp32", full[number]), ("nf4", packed[number])):
+            scores = said.labels[None]
             calibration = batch(scores).with_prior(scores, study.shares)
-            row[name] = study.reached(calibration, scores)
+            row[name] = study.reached(calibration, [said])
             answers.append(calibration.probabilities(scores).argmax(axis=1))
         right = [found == references for found in answers]
         row["same_answers"] = float((answers[0] == answers[1]).mean())
@@ -223,7 +243,12 @@ def quantization(study: Study) -> list[Row]:
     return rows
 
 
-PARTS = {"wordings": wordings, "demonstrations": demonstrations, "quantization": quantization}
+PARTS = {
+    "wordings": wordings,
+    "fits": fits,
+    "demonstrations": demonstrations,
+    "quantization": quantization,
+}
 
 
 def main() -> None:
@@ -237,7 +262,7 @@ def main() -> None:
             parts[part] = compare_speed(options)
         else:
             parts[part] = PARTS[part](study)
-            majority = np.bincount(labels_of(study.dev)).max() / len(study.dev)
+            majority = np.bincount(references_of(study.dev)).max() / len(study.dev)
             parts["about"] = {"num_dev": len(study.dev), "majority_accuracy": float(majority)}
         report.write([*speed_rows(parts), *accuracy_rows(parts)], parts=parts)
     for part, text in tables(parts).items():
@@ -256,44 +281,13 @@ def tables(parts: dict[str, Any]) -> dict[str, str]:
     """What the page shows, by its marks."""
     builders: dict[str, Any] = {
         "wordings": lambda rows: calibrated_table(rows, "wording"),
+        "fits": fits_table,
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,
         "speed": speed_table,
     }
     shown = {part: build(parts[part]) for part, build in builders.items() if part in parts}
     return shown | {"accuracy": accuracy_table(parts), "ratios": goal_table(speed_rows(parts))}
-
-
-def calibrated_table(rows: Sequence[Row], first: str) -> str:
-    kinds = ["none", "contextual", "batch", "prior", "affine"]
-    lines = [
-        f"| {first} | ROC-AUC | as it answers | contextual | batch | train's shares | affine |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        cells = [one_cell(row[kind]) if kind in row else "-" for kind in kinds]
-        lines.append(f"| {row[first]} | {row['none']['roc_auc']:.3f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def one_cell(found: Row) -> str:
-    low, high = found["interval"]
-    f1 = "/".join(f"{value:.2f}" for value in found["f1"])
-    return f"{found['accuracy']:.3f} [{low:.2f}, {high:.2f}] {f1}"
-
-
-def quantization_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| wording | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        areas = f"{row['fp32']['roc_auc']:.3f} / {row['nf4']['roc_auc']:.3f}"
-        lines.append(
-            f"| {row['wording']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "
-            f"{row['same_answers']:.1%} | {row['only_fp32_right']} | {row['only_nf4_right']} |"
-        )
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@ import pytest
 
 from peft_mrpc.calibration import (
     Calibration,
+    Scores,
     affine,
     affine_out_of_fold,
     batch,
+    centred,
     contextual,
+    evidence_of,
     match_shares,
     no_calibration,
     softmax,
@@ -77,9 +80,19 @@ def test_the_affine_fit_learns_what_the_scores_say(labels: int) -> None:
 def test_a_calibration_comes_back_from_json() -> None:
     draw = np.random.default_rng(3)
     scores = draw.normal(size=(2, 40, 2))
-    for made in (batch(scores), affine(scores, draw.integers(2, size=40))):
+    said = [Scores(scores[0], scores), Scores.of_labels(scores[1])]
+    fit = affine(evidence_of(said), draw.integers(2, size=40))
+    for made in (batch(scores), fit):
         again = Calibration.from_record(made.record())
-        assert np.array_equal(again.probabilities(scores), made.probabilities(scores))
+        assert np.array_equal(again.classify(said), made.classify(said))
+    # The fit reads three figures of two wordings, as they are; the other their label scores.
+    assert fit.weights.shape == (3, 2, 2) and batch(scores).weights.shape == (2, 2, 2)
+    logits = np.einsum("vnc,vcd->nd", [*scores, centred(scores[1])], fit.weights) + fit.bias
+    assert np.allclose(fit.classify(said), softmax(logits))
+    assert np.array_equal(batch(scores).classify(said), batch(scores).probabilities(scores))
+    # What was saved before there was evidence reads label scores.
+    old = {key: value for key, value in fit.record().items() if key != "reads_evidence"}
+    assert not Calibration.from_record(old).reads_evidence
 
 
 def test_softmax_survives_large_scores() -> None:

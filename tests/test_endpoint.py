@@ -138,6 +138,12 @@ def test_what_keeps_a_served_model_from_answering_is_one_line(
     assert "chat/completions gave no answer: 400" in said and "no such model" in said
     said = fails(main, *given, "--endpoint", "http://127.0.0.1:9/v1")
     assert "--endpoint: http://127.0.0.1:9/v1/chat/completions gave no answer:" in said
+    assert "Connection refused; is it running there?" in said
+    for wrong in ("http://", "http:///v1", "http://host:port/v1"):
+        said = fails(main, *given, "--endpoint", wrong)
+        assert f"--endpoint: got '{wrong}'; expected http://HOST:PORT/v1." in said
+    said = fails(main, *given, "--quantization", "none")
+    assert "--quantization: got none, but --endpoint leaves to the server" in said
     said = fails(main, *given, "--endpoint", "localhost:8000")
     assert "--endpoint: got 'localhost:8000'; expected http://HOST:PORT/v1." in said
     assert not (tmp_path / "run").exists()

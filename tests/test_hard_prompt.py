@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import ROWS, write_csv
 
+from peft_mrpc import hard_prompt
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.config import DataConfig
 from peft_mrpc.continuations import Continuation, ContinuationScorer
@@ -22,7 +23,7 @@ from peft_mrpc.hard_prompt import main
 from peft_mrpc.models import load_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.partial_scores import PartialScores
-from peft_mrpc.prompting import PromptEncoder, _num_same, _split
+from peft_mrpc.prompting import PromptEncoder, _num_same, _split, channel_scores
 from peft_mrpc.prompts import Demonstration, Template
 from peft_mrpc.publishing import collect_files
 from peft_mrpc.runs import load_run
@@ -107,8 +108,23 @@ def test_the_channel_reads_sentence_2_after_sentence_1_in_both_orders(smollm2: M
     # Of -10 and -5 the shares of their mean are -4/3 and -2/3; of -9 and -9, -1 and -1: this order
     # says less for `equivalent`.
     encoder = PromptEncoder(tokenizer, load_template("channel_that_is"), LABELS, 2048)
-    scores = encoder.label_scores(np.array([[-10.0, -5.0, -9.0, -9.0]]), rows)
+    scores = encoder.scores(np.array([[-10.0, -5.0, -9.0, -9.0]]), rows).labels
     assert np.allclose(scores, [[-1, -1]])
+
+
+def test_a_fit_reads_the_channel_alike_whichever_sentence_stands_first() -> None:
+    # Two orders, under each label: -10 and -5 over 5 tokens, -9 and -9 over 3.
+    said, lengths = np.array([[[-10.0, -5.0], [-9.0, -9.0]]]), np.array([[[5, 5], [3, 3]]])
+    found = channel_scores(said, lengths)
+    assert np.allclose(found.labels, [[-1, -1]])
+    # The smaller first, of each label: shares, log-likelihoods, and these per token.
+    assert np.allclose(
+        found.evidence[:, 0],
+        [[-4 / 3, -1], [-1, -2 / 3], [-10, -9], [-9, -5], [-3, -3], [-2, -1]],
+    )
+    swapped = channel_scores(said[:, ::-1], lengths[:, ::-1])
+    assert np.array_equal(swapped.labels, found.labels)
+    assert np.array_equal(swapped.evidence, found.evidence)
 
 
 def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
@@ -116,7 +132,7 @@ def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
     rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
     assert len(rows[0]) == 4
     encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
-    scores = encoder.label_scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows)
+    scores = encoder.scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows).labels
     assert np.allclose(np.exp(scores), [[0.3, 0.4]])
 
 
@@ -130,7 +146,7 @@ def test_words_of_several_tokens_add_up_or_are_averaged(smollm2: ModelSource) ->
         rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
         lengths = [len(one.tokens) for one in rows[0]]
         encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
-        found[is_normalized] = encoder.label_scores(np.array([[-1.0, -6.0, -3.0]]), rows)
+        found[is_normalized] = encoder.scores(np.array([[-1.0, -6.0, -3.0]]), rows).labels
     assert lengths == [1, 3, 1]
     # Sums: e^-6 + e^-3. Means: e^(-6 / 3) + e^-3.
     assert np.allclose(found[False], [[-1, np.log(np.exp(-6) + np.exp(-3))]])
@@ -188,6 +204,8 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     [
         (["--template", "paraphras"], "Did you mean 'paraphrase'?"),
         (["--template", "gone.yaml"], "--template: got 'gone.yaml'; cannot be read"),
+        (["--template", ""], "--template: got an empty name"),
+        (["--template", "paraphrase,"], "--template: got an empty name"),
         (["--quantization", "nf5"], "--quantization: got 'nf5'"),
         (["--template", "paraphrase,paraphrase"], "--template: got 'paraphrase' twice"),
         (["--calibration", "bach"], "--calibration: got 'bach'; expected one of affine, batch"),
@@ -260,6 +278,19 @@ def with_train(flags: list[str], train: str) -> list[str]:
             "--split: got train, which --calibration affine draws from",
         ),
         (["--num_demonstrations", "999"], "--num_demonstrations: got 999, but train has"),
+        (
+            ["--num_demonstrations", "999", "--demonstrations", "first"],
+            f"--num_demonstrations: got 999, but train has {2 * len(OTHERS)} pairs; lower it.",
+        ),
+        (
+            ["--num_demonstrations", "2", "--calibration", "affine"],
+            f"train has 0 pairs that are not_equivalent beside the {2 * len(OTHERS)} fitted on "
+            "(--num_calibration_pairs)",
+        ),
+        (
+            ["--template", "channel_that_is", "--calibration", "batch", "--scoring", "generate"],
+            "--scoring: got generate, but channel_that_is reads the noisy channel",
+        ),
         (["--template", "channel_that_is"], "channel_that_is reads the noisy channel, whose raw"),
         (
             ["--calibration", "contextual", "--demonstrations", "nearest"]
@@ -287,7 +318,10 @@ def test_flags_that_do_not_stand_together_are_refused(
     other_train: str,
     tmp_path: Path,
     fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # All of this is said before a model is loaded.
+    monkeypatch.setattr(hard_prompt, "load_causal_lm", None)
     given = with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train)
     assert said in fails(main, *given, *flags)
     assert list(tmp_path.iterdir()) == []
@@ -301,11 +335,15 @@ def test_flags_that_do_not_stand_together_are_refused(
         ["--num_demonstrations", "2", "--demonstrations", "first", "--calibration", "contextual"],
         ["--template", "paraphrase_harness,channel_that_is", "--calibration", "batch"],
         [
+            *("--template", "paraphrase_harness,channel_that_is,channel_another_story"),
+            *("--calibration", "affine", "--num_calibration_pairs", "8"),
+        ],
+        [
             *("--template", "paraphrase_harness,paraphrase", "--combine", "best"),
             *("--num_calibration_pairs", "8"),
         ],
     ],
-    ids=["affine", "nearest", "contextual", "ensemble", "best"],
+    ids=["affine", "nearest", "contextual", "ensemble", "evidence", "best"],
 )
 def test_what_was_saved_answers_as_it_did(
     flags: list[str],

@@ -76,8 +76,8 @@ PAIR = "text: '{sentence1} {sentence2}'"
     [
         ("txt: a", ["unknown key 'txt'. Did you mean 'text'?", "'text' is missing", "label_words"]),
         ("text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}", ["{it}", "lacks {sentence2}"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: X}}", ["the same word"]),
-        (f"{PAIR}\nlabel_words: {{a: [X, Y], b: [Z, X]}}", ["the same word"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: X}}", ["label_words: got 'X' more than once"]),
+        (f"{PAIR}\nlabel_words: {{a: [X, Y], b: [Z, X]}}", ["got 'X' more than once"]),
         (f"{PAIR}\nlabel_words: {{a: yes, b: no}}", ["got True", "got False"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words['b']: got none"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk", ["'style': got 'talk'"]),
@@ -108,6 +108,11 @@ PAIR = "text: '{sentence1} {sentence2}'"
         ),
         (f"{PAIR}\nlabel_words: {{1: X, 0: Y}}", ["got the label 1; expected its name in quotes"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nanswer_prefix:", ["'answer_prefix': got None"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nname: ''", ["'name': got none; expected a name"]),
+        (
+            "text: '{sentence1}'\nlabel_words: {a: null, b: null}\ndirection: channel",
+            ["label_words: got None more than once"],
+        ),
         ("[", ["not valid YAML"]),
     ],
 )

@@ -17,10 +17,13 @@ from peft_mrpc.artifacts import save_prompt
 from peft_mrpc.calibration import (
     CONTENT_FREE,
     Calibration,
+    Scores,
     affine,
     affine_out_of_fold,
     batch,
     contextual,
+    evidence_of,
+    labels_of,
     no_calibration,
 )
 from peft_mrpc.cards import figure_texts
@@ -37,7 +40,7 @@ from peft_mrpc.prompts import Demonstration
 from peft_mrpc.reporting import describe_data, write_run
 from peft_mrpc.scoring import KeptScores
 from peft_mrpc.sources import ModelSource
-from peft_mrpc.train_draws import draw_from_train
+from peft_mrpc.train_draws import label_prior
 
 LOW_LABEL_MASS = 0.1
 Array = NDArray[np.float64]
@@ -54,6 +57,8 @@ class Asker:
         splits: Which of them are reported.
         classifier: The model and its templates; demonstrations and calibration are set here.
         scratch: Where scores are kept until the Run is written.
+        drawn: The training pairs that are fitted on, and those that are shown to every pair, or
+            the pool of the nearest.
     """
 
     def __init__(
@@ -65,6 +70,7 @@ class Asker:
         splits: Sequence[str],
         classifier: PromptClassifier,
         scratch: Path,
+        drawn: tuple[list[Pair], list[Demonstration]],
     ) -> None:
         self.config = config
         self.data_config = data_config
@@ -74,14 +80,14 @@ class Asker:
         self.classifier = classifier
         self.scratch = scratch
         self.label_names = data.label_names
-        self.shown: list[Demonstration] = []  # to every pair, or the pool of the nearest
+        self.held, self.shown = drawn
         self.templates: dict[str, dict[str, Any]] = {}  # what each reached by itself
         self.chosen = ""  # by --combine best
 
     def ask_into(self, staging: Path | None) -> None:
         """Score on every process; the one that has a staging directory writes."""
         started = time.perf_counter()
-        held, self.shown = draw_from_train(self.config, self.data, self.splits)
+        held = self.held
         self._show()
         if held:
             logger.info("%d labelled training pairs to choose and to fit on", len(held))
@@ -93,7 +99,7 @@ class Asker:
         fit = self._fitter(train_scores, _labels(held))
         calibrations = {split: fit(found) for split, found in scores.items()}
         probabilities = {
-            split: calibrations[split].probabilities(found) for split, found in scores.items()
+            split: calibrations[split].classify(found) for split, found in scores.items()
         }
         # New pairs are answered by what the first split gave.
         self.classifier.calibration = calibrations[self.splits[0]]
@@ -138,8 +144,8 @@ class Asker:
                     )
         return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
 
-    def _score(self, split: str, pairs: Sequence[Pair]) -> Array:
-        """Label scores of each template, [T, N, C], found again where they were scored before."""
+    def _score(self, split: str, pairs: Sequence[Pair]) -> list[Scores]:
+        """What each template says, found again where it was asked before."""
 
         def keep(template: str) -> KeptScores:
             asked = self._asked(template) | {
@@ -150,7 +156,7 @@ class Asker:
                 logger.info("%s: %d pairs of %s were scored before", template, len(kept), split)
             return kept
 
-        scores = self.classifier.label_scores(pairs, self.config.batch_size, keep)
+        scores = self.classifier.ask(pairs, self.config.batch_size, keep)
         for name, mass in self.classifier.label_mass.items():
             self.templates.setdefault(name, {}).setdefault(split, {})["label_mass"] = mass
             if mass is not None and mass < LOW_LABEL_MASS:
@@ -182,16 +188,19 @@ class Asker:
         known = {"location": self.source.location, "files": stats, "version": __version__}
         return known | self.classifier.engine.identity()
 
-    def _choose_template(self, scores: Array, references: NDArray[np.int64]) -> Array:
+    def _choose_template(
+        self, scores: Sequence[Scores], references: NDArray[np.int64]
+    ) -> list[Scores]:
         """Go on with the template that is best on training pairs; its scores on these."""
         fit = self._fitter(scores, references)
         reached = {}
         for number, template in enumerate(self.classifier.templates):
-            own = scores[[number]]
+            own = [scores[number]]
             if self.config.calibration == "affine":
-                probabilities = affine_out_of_fold(own, references, self.config.seed)
+                evidence = evidence_of(own)
+                probabilities = affine_out_of_fold(evidence, references, self.config.seed)
             else:
-                probabilities = fit(own, [number]).probabilities(own)
+                probabilities = fit(own, [number]).classify(own)
             found = self._metrics(probabilities, references)
             self.templates[template.name]["train"].update(found)
             reached[template.name] = float(np.mean(list(found["f1"].values())))
@@ -201,27 +210,29 @@ class Asker:
         number = list(reached).index(self.chosen)
         self.classifier.templates = [self.classifier.templates[number]]
         self.classifier.label_mass = {}
-        return scores[[number]]
+        return [scores[number]]
 
     def _fitter(
-        self, train_scores: Array | None, references: NDArray[np.int64]
+        self, train_scores: Sequence[Scores] | None, references: NDArray[np.int64]
     ) -> Callable[..., Calibration]:
-        """What fits the calibration to scores, [T, N, C], of some of the templates."""
-        kind, prior = self.config.calibration, self._prior()
+        """What fits the calibration to what some of the templates say."""
+        kind, prior = self.config.calibration, label_prior(self.config, self.data)
         content_free = None
         if kind == "contextual":
             empty = [Pair(row, text, text) for row, text in enumerate(CONTENT_FREE)]
-            content_free = self.classifier.label_scores(empty, len(empty))
+            content_free = labels_of(self.classifier.ask(empty, len(empty)))
 
         @functools.cache  # the same for every split
         def fit_affine(chosen: tuple[int, ...]) -> Calibration:
             assert train_scores is not None
-            return affine(train_scores[list(chosen)], references, self.config.seed)
+            evidence = evidence_of([train_scores[number] for number in chosen])
+            return affine(evidence, references, self.config.seed)
 
-        def fit(scores: Array, which: Sequence[int] | None = None) -> Calibration:
-            chosen = list(range(len(scores))) if which is None else list(which)
+        def fit(said: Sequence[Scores], which: Sequence[int] | None = None) -> Calibration:
+            chosen = list(range(len(said))) if which is None else list(which)
             if kind == "affine":
                 return fit_affine(tuple(chosen))
+            scores = labels_of(said)
             if kind == "contextual":
                 assert content_free is not None
                 found = contextual(scores, content_free[chosen])
@@ -230,14 +241,6 @@ class Asker:
             return found if prior is None else found.with_prior(scores, prior)
 
         return fit
-
-    def _prior(self) -> list[float] | None:
-        """How often each label is to be predicted; None for as it comes."""
-        count = len(self.label_names)
-        if self.config.label_prior == "train":
-            labels = [p.label for p in self.data.splits["train"] if p.label != UNKNOWN_LABEL]
-            return list(np.bincount(labels, minlength=count) / len(labels))
-        return [1 / count] * count if self.config.label_prior == "uniform" else None
 
     def _generate(self) -> Answers:
         """What the model writes for each pair, beside the label words' probabilities."""
@@ -253,15 +256,15 @@ class Asker:
         return answers
 
     def _describe_templates(
-        self, split: str, scores: Array, fit: Callable[..., Calibration]
+        self, split: str, scores: Sequence[Scores], fit: Callable[..., Calibration]
     ) -> None:
         """What each template by itself reaches where labels are known."""
         references = _labels(self.data.splits[split])
         if (references == UNKNOWN_LABEL).any():
             return
         for number, template in enumerate(self.classifier.templates):
-            own = scores[[number]]
-            found = self._metrics(fit(own, [number]).probabilities(own), references)
+            own = [scores[number]]
+            found = self._metrics(fit(own, [number]).classify(own), references)
             self.templates[template.name].setdefault(split, {}).update(found)
 
     def _metrics(self, probabilities: Array, references: NDArray[np.int64]) -> dict[str, Any]:

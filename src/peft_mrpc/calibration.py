@@ -5,7 +5,7 @@ log-probabilities of the labels or on their scale, [T, N, C] for T wordings, N p
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,25 @@ KINDS = ("none", "contextual", "batch", "affine")
 CONTENT_FREE = ("N/A", "[MASK]", "")
 # Strengths of the affine fit's penalty to choose from, by cross-validation.
 LEAST_SPREAD = 1e-6
-PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
+PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model says of N pairs by one wording.
+
+    Attributes:
+        labels: Score of each label, [N, C].
+        evidence: What a fit reads of it, V figures for each pair and label, [V, N, C].
+    """
+
+    labels: Array
+    evidence: Array
+
+    @staticmethod
+    def of_labels(labels: Array) -> "Scores":
+        """Of a wording that says nothing beside its label scores, [N, C]."""
+        return Scores(labels, centred(labels)[None])
 
 
 @dataclass(frozen=True)
@@ -30,16 +48,21 @@ class Calibration:
         offsets: Added to each wording's scores, [T, C].
         weights: Of each wording's score of each label in each label's logit, [T, C, C].
         bias: Added to the logits, [C].
+        reads_evidence: Whether it reads each wording's evidence, as it is, and not its label
+            scores; T then counts all figures of all wordings.
     """
 
     kind: str
     offsets: Array
     weights: Array
     bias: Array
+    reads_evidence: bool = False
 
     def logits(self, scores: Array) -> Array:
         """Unnormalized log-probabilities of the labels, [T, N, C] -> [N, C]."""
-        shifted = centred(scores + self.offsets[:, None, :])
+        shifted = scores + self.offsets[:, None, :]
+        if not self.reads_evidence:
+            shifted = centred(shifted)
         logits: Array = np.einsum("tnc,tcd->nd", shifted, self.weights) + self.bias
         return logits
 
@@ -47,21 +70,38 @@ class Calibration:
         """Probabilities of the labels, [T, N, C] -> [N, C]."""
         return softmax(self.logits(scores))
 
+    def classify(self, scores: Sequence[Scores]) -> Array:
+        """Probabilities of the labels by what T wordings say, [N, C]."""
+        return self.probabilities((evidence_of if self.reads_evidence else labels_of)(scores))
+
     def with_prior(self, scores: Array, prior: Sequence[float]) -> "Calibration":
         """The same with each label predicted as often on these pairs as `prior` says, [C]."""
         bias = self.bias + match_shares(self.logits(scores), np.asarray(prior))
-        return Calibration(self.kind, self.offsets, self.weights, bias)
+        return replace(self, bias=bias)
 
     def record(self) -> dict[str, Any]:
         """What `from_record` reads, ready for JSON."""
         arrays = {"offsets": self.offsets, "weights": self.weights, "bias": self.bias}
-        return {"kind": self.kind, **{name: array.tolist() for name, array in arrays.items()}}
+        record = {name: array.tolist() for name, array in arrays.items()}
+        return {"kind": self.kind, "reads_evidence": self.reads_evidence, **record}
 
     @staticmethod
     def from_record(record: Mapping[str, Any]) -> "Calibration":
         """What `record` gave."""
         names = ("offsets", "weights", "bias")
-        return Calibration(record["kind"], *(np.array(record[name], float) for name in names))
+        offsets, weights, bias = (np.array(record[name], float) for name in names)
+        reads_evidence = bool(record.get("reads_evidence", False))
+        return Calibration(record["kind"], offsets, weights, bias, reads_evidence)
+
+
+def labels_of(scores: Sequence[Scores]) -> Array:
+    """The label scores of T wordings, [T, N, C]."""
+    return np.stack([one.labels for one in scores])
+
+
+def evidence_of(scores: Sequence[Scores]) -> Array:
+    """All that wordings say, one after the other, [V of all, N, C]."""
+    return np.concatenate([one.evidence for one in scores])
 
 
 def softmax(logits: Array) -> Array:
@@ -116,49 +156,54 @@ def batch(scores: Array) -> Calibration:
     return _averaging(scores, "batch", offsets, scales)
 
 
-def affine(scores: Array, references: NDArray[np.int64], seed: int = 0) -> Calibration:
-    """Logistic regression on the scores of labelled pairs, its penalty by cross-validation.
+def affine(evidence: Array, references: NDArray[np.int64], seed: int = 0) -> Calibration:
+    """Logistic regression on what wordings say of labelled pairs, its penalty by cross-validation.
 
+    Args:
+        evidence: [V, N, C].
+        references: Labels, [N].
+        seed: Of the folds.
     Raises:
         ValueError: If a label has fewer than two pairs.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
-    wordings, count, labels = scores.shape
+    figures, count, labels = evidence.shape
     fewest = np.bincount(references, minlength=labels).min()
     if fewest < 2:
         raise ValueError(f"got {fewest} pairs of a label; expected at least 2 of each.")
-    features = centred(scores).transpose(1, 0, 2).reshape(count, -1)  # [N, T C]
-    scale = features.std(axis=0)
-    scale[scale == 0] = 1.0
+    features = evidence.transpose(1, 0, 2).reshape(count, -1)  # [N, V C]
+    mean, scale = features.mean(axis=0), features.std(axis=0)
+    scale[scale < LEAST_SPREAD] = 1.0
     folds = StratifiedKFold(min(5, int(fewest)), shuffle=True, random_state=seed)
     search = GridSearchCV(
         LogisticRegression(max_iter=2000), {"C": list(PENALTIES)}, scoring="neg_log_loss", cv=folds
     )
-    fit = search.fit(features / scale, references).best_estimator_
-    coefficients, bias = fit.coef_ / scale, fit.intercept_
+    fit = search.fit((features - mean) / scale, references).best_estimator_
+    coefficients = fit.coef_ / scale
+    bias = fit.intercept_ - coefficients @ mean
     if labels == 2:  # one logit, of the second label against the first
         coefficients = np.stack([-coefficients[0] / 2, coefficients[0] / 2])
         bias = np.array([-bias[0] / 2, bias[0] / 2])
-    weights = coefficients.T.reshape(wordings, labels, labels)
-    return Calibration("affine", np.zeros((wordings, labels)), weights, bias)
+    weights = coefficients.T.reshape(figures, labels, labels)
+    return Calibration("affine", np.zeros((figures, labels)), weights, bias, True)
 
 
-def affine_out_of_fold(scores: Array, references: NDArray[np.int64], seed: int = 0) -> Array:
-    """Probabilities of labelled pairs by fits that have not seen them, [T, N, C] -> [N, C]."""
+def affine_out_of_fold(evidence: Array, references: NDArray[np.int64], seed: int = 0) -> Array:
+    """Probabilities of labelled pairs by fits that have not seen them, [V, N, C] -> [N, C]."""
     from sklearn.model_selection import StratifiedKFold
 
-    found = np.zeros(scores.shape[1:])
+    found = np.zeros(evidence.shape[1:])
     folds = StratifiedKFold(
         min(5, int(np.bincount(references).min())), shuffle=True, random_state=seed
     )
     for seen, unseen in folds.split(found, references):
-        if np.bincount(references[seen], minlength=scores.shape[2]).min() < 2:
-            fit = affine(scores, references, seed)  # too few for that
+        if np.bincount(references[seen], minlength=evidence.shape[2]).min() < 2:
+            fit = affine(evidence, references, seed)  # too few for that
         else:
-            fit = affine(scores[:, seen], references[seen], seed)
-        found[unseen] = fit.probabilities(scores[:, unseen])
+            fit = affine(evidence[:, seen], references[seen], seed)
+        found[unseen] = fit.probabilities(evidence[:, unseen])
     return found
 
 

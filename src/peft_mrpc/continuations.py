@@ -18,7 +18,12 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from peft_mrpc.errors import logger
-from peft_mrpc.scoring import KeptScores, out_of_memory, score_rows
+from peft_mrpc.scoring import (
+    KeptScores,
+    chosen_log_probabilities,
+    out_of_memory,
+    score_rows,
+)
 
 # A prefix shorter than this is not worth keys and values of its own.
 WORTH_SHARING = 8
@@ -192,9 +197,7 @@ class ContinuationScorer:
         """Log-probabilities of tokens, each at a position of a sequence, [M]."""
         run = self._packed_logits if self._packs else self._logits
         logits, line, column = run(sequences, sequence, position)
-        predicted = logits[line.to(logits.device), column.to(logits.device)]  # [M, V]
-        found = predicted.float().log_softmax(dim=-1).double().cpu()
-        return found[torch.arange(len(token)), token]
+        return chosen_log_probabilities(logits, line, column, token).double().cpu()
 
     def _packed_logits(
         self,

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
+from peft_mrpc.calibration import Scores
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompting import Questions
@@ -46,10 +48,8 @@ class EndpointEngine:
         """What of it a score depends on."""
         return {"url": self.url, "model": self.model}
 
-    def score(
-        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by a template, [N, C]; `batch_size` requests at a time."""
+    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+        """What a template says of the pairs; `batch_size` requests at a time."""
         requests = self._requests(asked)
         words, name = asked.template.words(asked.label_names), asked.template.name
 
@@ -67,7 +67,7 @@ class EndpointEngine:
                 "%s: for %d of %d pairs a label was not among the %d likeliest tokens",
                 *(name, number, len(asked.pairs), NUM_LIKELIEST),
             )
-        return scores
+        return Scores.of_labels(scores)
 
     def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other (temperature 0)."""
@@ -127,13 +127,31 @@ class EndpointEngine:
                 if answer.status_code not in PASSING:
                     break
             except (requests.ConnectionError, requests.Timeout) as error:
-                said = one_line(error)[:200]
+                said = f"{unreachable(error)}; is it running there?"
             except (requests.RequestException, ValueError, KeyError, IndexError) as error:
                 said = f"no answer of an OpenAI-compatible API: {one_line(error)[:150]}"
                 break
             if wait is not None:
                 time.sleep(wait)
         raise UserError(f"--endpoint: {where} gave no answer: {said}")
+
+
+def unreachable(error: BaseException) -> str:
+    """Why a server was not reached, by the innermost of the errors that wrap each other."""
+    said = one_line(error)
+    while error.__cause__ or error.__context__:
+        error = error.__cause__ or error.__context__ or error
+        said = one_line(error) if error.args else said
+    return said[:200]
+
+
+def is_url(text: str) -> bool:
+    """Whether a text is the address of a server."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port that is no number
+        return False
 
 
 def match_tokens(

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_mrpc.calibration import Calibration, no_calibration
+from peft_mrpc.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.continuations import ContinuationScorer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompting import PromptEncoder, Questions, Show, show_nothing
@@ -26,10 +26,8 @@ class Engine(Protocol):
     def identity(self) -> dict[str, Any]:
         """What of it a score depends on."""
 
-    def score(
-        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by a template, [N, C]."""
+    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+        """What a template says of the pairs."""
 
     def generate(self, asked: Questions, batch_size: int) -> list[str]:
         """The likeliest words after each prompt, one after the other."""
@@ -64,16 +62,14 @@ class LocalEngine:
         limit = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
         return PromptEncoder(self.tokenizer, template, label_names, min(self.max_length, limit))
 
-    def score(
-        self, asked: Questions, batch_size: int, kept: KeptScores | None = None
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by a template, [N, C]."""
+    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+        """What a template says of the pairs."""
         encoder = self.encoder(asked.template, asked.label_names)
         rows = encoder.encode(asked.pairs, asked.shown)
         pad = self.tokenizer.pad_token_id or 0
         scorer = ContinuationScorer(self.model, pad, self.shares_prefix)
         found = scorer.score(rows, batch_size, self.max_tokens, asked.template.name, kept)
-        return encoder.label_scores(found, rows)
+        return encoder.scores(found, rows)
 
     @torch.inference_mode()
     def generate(self, asked: Questions, batch_size: int) -> list[str]:
@@ -111,7 +107,7 @@ class PromptClassifier:
         show: Gives each pair the demonstrations that stand before it.
         calibration: Turns label scores into probabilities; None for the scores as they are.
         label_mass: For each template the mean probability that fell on the labels at all in the
-            last `label_scores`; None where scores are no probabilities (the channel's, and
+            last `ask`; None where scores are no probabilities (the channel's, and
             length-normalized ones).
         threshold: Probability above which the last of two labels is predicted.
     """
@@ -124,13 +120,13 @@ class PromptClassifier:
     label_mass: dict[str, float | None] = field(default_factory=dict)
     threshold: float = 0.5
 
-    def label_scores(
+    def ask(
         self,
         pairs: Sequence[Pair],
         batch_size: int,
         keep: Callable[[str], KeptScores] | None = None,
-    ) -> NDArray[np.float64]:
-        """Scores of the labels by each template, [T, N, C].
+    ) -> list[Scores]:
+        """What each template says of the pairs.
 
         Args:
             pairs: N pairs.
@@ -138,19 +134,26 @@ class PromptClassifier:
             keep: Where the scores by a template of some name are found again.
         """
         shown = self.show(pairs)
-        scores = []
+        scores: list[Scores] = []
         for template in self.templates:
             kept = keep(template.name) if keep else None
             asked = Questions(template, self.label_names, pairs, shown)
             scores.append(self.engine.score(asked, batch_size, kept))
             is_mass = template.direction == "direct" and not template.length_normalized
-            mass = float(np.exp(scores[-1]).sum(axis=1).mean()) if is_mass else None
+            mass = float(np.exp(scores[-1].labels).sum(axis=1).mean()) if is_mass else None
             self.label_mass[template.name] = mass
-        return np.stack(scores)
+        return scores
+
+    def label_scores(
+        self,
+        pairs: Sequence[Pair],
+        batch_size: int,
+        keep: Callable[[str], KeptScores] | None = None,
+    ) -> NDArray[np.float64]:
+        """Of what `ask` gives, the label scores alone, [T, N, C]."""
+        return labels_of(self.ask(pairs, batch_size, keep))
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
-        scores = self.label_scores(pairs, batch_size)
-        calibration: Any = self.calibration or no_calibration(scores)
-        probabilities: NDArray[np.float64] = calibration.probabilities(scores)
-        return probabilities
+        scores = self.ask(pairs, batch_size)
+        return (self.calibration or no_calibration(labels_of(scores))).classify(scores)

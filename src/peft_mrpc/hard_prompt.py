@@ -10,7 +10,7 @@ from peft_mrpc.asking import Asker
 from peft_mrpc.calibration import KINDS
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.demonstrations import CHOICES
-from peft_mrpc.endpoint import EndpointEngine
+from peft_mrpc.endpoint import EndpointEngine, is_url
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
@@ -25,6 +25,7 @@ from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.template_files import load_templates
+from peft_mrpc.train_draws import draw_from_train
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 NAMES = {
@@ -70,8 +71,7 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     if config.push_to_hub and not config.hub_model_id:
         faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
     faults += choice_faults(config, NAMES)
-    if config.endpoint and not config.endpoint.startswith(("http://", "https://")):
-        faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
+    faults += endpoint_faults(config)
     if config.device_map == "auto" and process_state().num_processes > 1:
         faults.append(
             "--device_map: got auto in a job of several processes, each of which would take every "
@@ -79,6 +79,21 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
         )
     raise_faults(faults)
     return config, data
+
+
+def endpoint_faults(config: cfg.HardPromptConfig) -> list[str]:
+    """What is wrong with a served model's address, or means nothing to it."""
+    if config.endpoint is None:
+        return []
+    faults = []
+    if not is_url(config.endpoint):
+        faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
+    return faults + [
+        f"--{name}: got {getattr(config, name)}, but --endpoint leaves to the server how the model "
+        "is held and run; drop it."
+        for name in ("quantization", "device_map", "share_prefix", "batch_tokens")
+        if getattr(config, name) != getattr(cfg.HardPromptConfig, name)
+    ]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -105,10 +120,11 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     splits = reported_splits(data, data_config.split)
     templates = load_templates(config.template, data.label_names)
     raise_faults(prompt_faults(config, templates, data, splits))
+    drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
     engine = build_engine(config, source)
     classifier = PromptClassifier(engine, templates, list(data.label_names))
     scratch = output_dir.with_name(f".{output_dir.name}.scores")
-    asker = Asker(config, data_config, source, data, splits, classifier, scratch)
+    asker = Asker(config, data_config, source, data, splits, classifier, scratch, drawn)
     state = process_state()
     if state.is_main_process:
         try:

@@ -60,6 +60,11 @@ def prompt_faults(
             f"the pairs themselves needs at least {FEWEST}."
             for split in few
         ]
+    if config.scoring == "generate" and len(channels) == len(templates):
+        faults.append(
+            f"--scoring: got generate, but {channels[0]} reads the noisy channel, which asks "
+            "nothing; add a --template that does."
+        )
     if config.endpoint and channels:
         faults.append(
             f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "

@@ -10,6 +10,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from peft_mrpc.calibration import Scores
 from peft_mrpc.continuations import Continuation, common_prefix
 from peft_mrpc.control_tokens import ControlTokens
 from peft_mrpc.errors import UserError, one_line, raise_faults
@@ -118,29 +119,24 @@ class PromptEncoder:
             ]
         )
 
-    def label_scores(
+    def scores(
         self, log_probabilities: NDArray[np.float64], rows: Sequence[Sequence[Continuation]]
-    ) -> NDArray[np.float64]:
-        """Scores of the labels, [N, K] -> [N, C].
+    ) -> Scores:
+        """What the log-probabilities of the continuations say of the labels, [N, K].
 
-        The log-probability that any of the label's words is the answer; length-normalized, of each
-        word the mean over its tokens. In the channel's direction each label's share of the
-        log-likelihoods of sentence 2 (long and rare sentences have large ones under every label),
-        in the order of the sentences that speaks less for the last label: two that mean the same
-        lead to each other.
+        A label's score is the log-probability that any of its words is the answer;
+        length-normalized, of each word the mean over its tokens.
         """
+        lengths = np.array([[len(one.tokens) for one in row] for row in rows])
         if self.template.direction == "channel":
-            by_order = log_probabilities.reshape(len(rows), -1, len(self.label_names))  # [N, O, C]
-            shares = by_order / np.abs(by_order).mean(axis=-1, keepdims=True)
-            gaps = shares[:, :, -1] - shares.mean(axis=-1)  # [N, O]
-            scores: NDArray[np.float64] = shares[np.arange(len(rows)), gaps.argmin(axis=1)]
-            return scores
+            shape = (len(rows), -1, len(self.label_names))
+            return channel_scores(log_probabilities.reshape(shape), lengths.reshape(shape))
         if self.template.length_normalized:
-            lengths = np.array([[len(one.tokens) for one in row] for row in rows])
             log_probabilities = log_probabilities / lengths
         sizes = np.cumsum([len(words) for words in self._words()])[:-1]
         of_labels = np.split(log_probabilities, sizes, axis=1)
-        return np.stack([np.logaddexp.reduce(own, axis=1) for own in of_labels], axis=1)
+        labels = [np.logaddexp.reduce(own, axis=1) for own in of_labels]
+        return Scores.of_labels(np.stack(labels, axis=1))
 
     def prompt(self, pair: Pair, shown: Sequence[Demonstration]) -> str:
         """The text after which the answer comes."""
@@ -235,6 +231,27 @@ class PromptEncoder:
                 "the text or the chat template writes as well as the tokenizer."
             )
         return ids
+
+
+def channel_scores(log_likelihoods: NDArray[np.float64], lengths: NDArray[np.int64]) -> Scores:
+    """What sentences read after each other say of the labels (arXiv:2108.04106).
+
+    A label's score is its share of the log-likelihoods of the second sentence (long and rare
+    sentences have large ones under every label), in the order of the sentences that speaks less
+    for the last label: two that mean the same lead to each other. A fit reads the shares and the
+    log-likelihoods, whole and per token; of two orders the smaller first, so that it does not
+    matter which sentence stands first.
+
+    Args:
+        log_likelihoods: Of N pairs in O orders under C labels, in nats, [N, O, C].
+        lengths: Over how many tokens these are sums, [N, O, C].
+    """
+    shares = log_likelihoods / np.abs(log_likelihoods).mean(axis=-1, keepdims=True)
+    gaps = shares[:, :, -1] - shares.mean(axis=-1)  # [N, O]
+    labels = shares[np.arange(len(shares)), gaps.argmin(axis=1)]  # [N, C]
+    figures = [shares, log_likelihoods, log_likelihoods / lengths]
+    by_order = np.concatenate([np.sort(one, axis=1) for one in figures], axis=1)  # [N, V, C]
+    return Scores(labels, by_order.transpose(1, 0, 2))
 
 
 def _num_same(context: Sequence[int], joint: Sequence[int]) -> int:

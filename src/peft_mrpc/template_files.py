@@ -67,6 +67,8 @@ def load_templates(asked: str, label_names: Sequence[str]) -> list[Template]:
 
 def _in_directory(name: str) -> list[str]:
     """The template files of a directory, by name; of anything else the name itself."""
+    if not name:
+        raise UserError("--template: got an empty name; expected names with one comma between.")
     folder = Path(name).expanduser()
     if name in packaged_templates() or not folder.is_dir():
         return [name]
@@ -141,6 +143,8 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
         is_left_out = key not in content or (key == "system" and content[key] is None)
         if not is_left_out and not isinstance(content[key], str):
             faults.append(f"{where}: key {key!r}: got {content[key]!r}; expected text in quotes.")
+    if content.get("name") == "":
+        faults.append(f"{where}: key 'name': got none; expected a name, or drop the key.")
     if isinstance(content.get("text"), str):
         wanted = SENTENCES[:1] if direction == "channel" else SENTENCES
         faults += _text_faults(content["text"], where, wanted)
@@ -183,7 +187,9 @@ def _text_faults(text: str, where: str, wanted: Sequence[str]) -> list[str]:
         for name in sorted(fields - set(wanted))
     ]
     return faults + [
-        f"{where}: key 'text' lacks {{{name}}}." for name in wanted if name not in fields
+        f"{where}: key 'text' lacks {{{name}}}; expected {expected} in it."
+        for name in wanted
+        if name not in fields
     ]
 
 
@@ -213,6 +219,9 @@ def _label_word_faults(words: Any, where: str, direction: str) -> list[str]:
             if not own
         ]
     every = [word.strip() for own in words.values() for word in own or [""]]
-    if len(set(every)) < len(every):
-        faults.append(f"{where}: label_words: two labels have the same word.")
-    return faults
+    return faults + [
+        f"{where}: label_words: got {word or None!r} more than once; expected words that tell the "
+        "labels apart."
+        for word in dict.fromkeys(every)
+        if every.count(word) > 1
+    ]

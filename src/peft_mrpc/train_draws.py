@@ -40,9 +40,38 @@ def draw_from_train(
     count, how = config.num_demonstrations, config.demonstrations
     if not count:
         return held, []
+    _check_shown(config, pool, len(held), data.label_names)
     if how == "nearest":
         return held, [as_demonstration(pair, data.label_names) for pair in pool]
     return held, choose_demonstrations(pool, data.label_names, count, how, config.seed)
+
+
+def _check_shown(
+    config: HardPromptConfig, pool: Sequence[Pair], num_held: int, label_names: Sequence[str]
+) -> None:
+    """Refuse to show more than there are; `balanced` and `nearest` want so many of each label."""
+    count = config.num_demonstrations
+    counts = np.bincount([pair.label for pair in pool], minlength=len(label_names)).tolist()
+    if config.demonstrations == "first":
+        has_enough, has = len(pool) >= count, f"{len(pool)} pairs"
+    else:
+        fewest = min(counts)
+        has_enough = fewest >= -(-count // len(label_names))
+        has = f"{fewest} pairs that are {label_names[counts.index(fewest)]}"
+    if not has_enough:
+        fitted = f" beside the {num_held} fitted on (--num_calibration_pairs)" if num_held else ""
+        raise UserError(
+            f"--num_demonstrations: got {count}, but train has {has}{fitted}; lower it."
+        )
+
+
+def label_prior(config: HardPromptConfig, data: PairData) -> list[float] | None:
+    """How often each label is to be predicted, [C]; None for as it comes."""
+    count = len(data.label_names)
+    if config.label_prior == "train":
+        labels = [pair.label for pair in data.splits["train"] if pair.label != UNKNOWN_LABEL]
+        return list(np.bincount(labels, minlength=count) / len(labels))
+    return [1 / count] * count if config.label_prior == "uniform" else None
 
 
 def _pool(config: HardPromptConfig, data: PairData, splits: Sequence[str]) -> list[Pair]:
