@@ -146,7 +146,8 @@ def train(words: Sequence[str], folder: Path, threads: int) -> str:
 def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespace) -> None:
     """Put one seed's Run into the results, unless it was made otherwise than those before it."""
     values, record = run.metrics["validation"], run.record
-    words = ["train", *ROWS[name], "--dataset", "MRPC", "--seeds", options.seeds]
+    words = ["train", *ROWS[name], *(QUICK if options.quick else [])]
+    words += ["--dataset", "MRPC", "--seeds", options.seeds]
     made = {
         "method": record["method"],
         "model": record["model"],
