@@ -244,7 +244,10 @@ def test_a_bar_that_is_missed_ends_in_exit_code_3(
         assert run_verb(main, [*flags, "--baseline", better, "--no_worse_than", str(gap / 2)]) == 3
     for bad, said in (
         (["--fail_under", "acuracy=1"], "--fail_under: got 'acuracy'; expected one of accuracy"),
-        (["--fail_under", "accuracy"], "--fail_under: got 'accuracy'; expected METRIC=NUMBER."),
+        (
+            ["--fail_under", "accuracy"],
+            "--fail_under: got 'accuracy'; expected METRIC=NUMBER, 0 to 1.",
+        ),
         (["--baseline", "elsewhere"], "--baseline: got 'elsewhere'; expected one of the Runs"),
         (["--no_worse_than", "0.1"], "--no_worse_than: got no --baseline"),
     ):
