@@ -130,9 +130,11 @@ def _virtual_tokens(record: dict[str, Any]) -> str:
         return ""
     place = {"before": "before the pair", "after": "after its first token"}
     position = place[record["config"].get("prompt_position", "before")]
+    layer = record["config"].get("head_layer", "last")
+    where = "" if layer == "last" else f" and reads layer {layer} of the encoder"
     return (
         f" {count} virtual tokens stand {position}; the head is"
-        f" `{record['config'].get('pooling', 'native')}`."
+        f" `{record['config'].get('pooling', 'native')}`{where}."
     )
 
 
