@@ -3,16 +3,26 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import ARCHITECTURES, reload_drift, train_two_steps
-from transformers import AutoModel
+from transformers import (
+    AutoModel,
+    BartConfig,
+    FunnelConfig,
+    LongformerConfig,
+    PretrainedConfig,
+)
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.json_lines import read_json_lines
 from peft_mrpc.methods import METHODS, load_default_recipe
 from peft_mrpc.models import load_classifier, load_config, load_tokenizer
+from peft_mrpc.pairs import Pair
 from peft_mrpc.reading import read_head_layer
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import main
@@ -44,17 +54,47 @@ def test_the_head_reads_what_leaves_the_layer_that_is_named(
 def test_auto_is_two_thirds_up_for_a_head_that_compares_tokens(tiny_bert: str) -> None:
     minilm, two_layers = find_model("builtin:minilm"), find_model(tiny_bert)
     assert read_head_layer(minilm, "auto", "aligned").head_layer == 4  # of 6
-    assert read_head_layer(two_layers, "auto", "aligned").head_layer == 2  # 1.33, rounded up
+    assert read_head_layer(two_layers, "auto", "aligned").head_layer is None  # 1.33, rounded up
     for pooling in ("cls", "last", "native"):
         assert read_head_layer(minilm, "auto", pooling).head_layer is None
     assert read_head_layer(minilm, "last", "aligned").head_layer is None
     assert read_head_layer(minilm, "5", "cls").head_layer == 5
 
 
-@pytest.mark.parametrize("head_layer", ["0", "3", "-1", "middle", "1.5", ""])
-def test_a_layer_that_is_not_there_is_refused(head_layer: str, tiny_bert: str) -> None:
-    with pytest.raises(UserError, match="--head_layer: got .*; expected 1 to 2 .*last or auto"):
-        read_head_layer(find_model(tiny_bert), head_layer, "aligned")
+def test_a_layer_that_is_not_there_is_refused(tiny_bert: str) -> None:
+    with pytest.raises(UserError, match="--head_layer: got '3'; expected 1 to 2 .*last or auto"):
+        read_head_layer(find_model(tiny_bert), "3", "aligned")
+
+
+@pytest.mark.parametrize("head_layer", ["0", "-1", "middle", "1.5", ""])
+def test_what_names_no_layer_is_said_with_all_other_faults(head_layer: str) -> None:
+    flags = ["--method", "linear_probe", "--output_dir", "unused", "--max_length", "1"]
+    with pytest.raises(UserError) as raised:
+        parse_request([*flags, f"--head_layer={head_layer}"])
+    assert [fault.split(":")[0] for fault in raised.value.faults] == [
+        *("--max_length", "--head_layer")
+    ]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BartConfig(d_model=16, encoder_layers=2, decoder_layers=2, vocab_size=50),
+        FunnelConfig(block_sizes=[1, 1], vocab_size=50),
+    ],
+)
+def test_what_is_no_plain_stack_keeps_its_layers(config: PretrainedConfig, tmp_path: Path) -> None:
+    config.save_pretrained(tmp_path)
+    source = find_model(str(tmp_path))
+    assert read_head_layer(source, "auto", "aligned") is source
+    with pytest.raises(UserError, match=f"a {config.model_type} is no plain stack"):
+        read_head_layer(source, "1", "aligned")
+
+
+def test_lists_with_an_entry_for_each_layer_are_cut(tmp_path: Path) -> None:
+    LongformerConfig(num_hidden_layers=3, attention_window=[2, 4, 6]).save_pretrained(tmp_path)
+    config = load_config(replace(find_model(str(tmp_path)), head_layer=2))
+    assert config.num_hidden_layers == 2 and config.attention_window == [2, 4]
 
 
 def test_the_architectures_own_head_keeps_its_layer(
@@ -65,14 +105,14 @@ def test_the_architectures_own_head_keeps_its_layer(
     assert run_verb(main, [*flags, "--head_layer", "1"]) == 2
     assert "own head reads the last; expected last" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert read_head_layer(find_model(tiny_bert), "2", "native").head_layer == 2  # the last
+    assert read_head_layer(find_model(tiny_bert), "2", "native").head_layer is None  # the last
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_trains_below_the_last_layer_and_reloads(
     method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = ["--pooling", "aligned", "--head_layer", "1"]
+    flags = ["--pooling", METHODS[method].compares, "--head_layer", "1"]
     classifier, pairs = train_two_steps(method, tiny_bert, data_flags, tmp_path / "t", *flags)
     assert classifier.model.config.num_hidden_layers == 1
     assert reload_drift(classifier, pairs, tiny_bert, method, tmp_path / "saved") < 1e-6
@@ -90,7 +130,12 @@ def test_a_run_records_the_layer_and_labels_with_it(
     run = load_run(folder)
     assert run.record["config"]["head_layer"] == "1"
     assert "and reads layer 1 of the encoder" in (folder / "README.md").read_text("utf-8")
-    assert load_predictor(str(folder)).model.config.num_hidden_layers == 1
+    again = load_predictor(str(folder))
+    assert again.model.config.num_hidden_layers == 1
+    predictions = read_json_lines(folder / "predictions" / "validation.jsonl")
+    pairs = [Pair(row["idx"], row["sentence1"], row["sentence2"]) for row in predictions]
+    expected = np.array([list(row["probabilities"].values()) for row in predictions])
+    assert np.abs(again.score(pairs, 32) - expected).max() < 1e-6
 
 
 def test_frozen_encoders_are_read_two_thirds_up_by_default() -> None:

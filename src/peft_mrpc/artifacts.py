@@ -6,8 +6,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import PretrainedConfig
-
 from peft_mrpc.calibration import Calibration
 from peft_mrpc.config import HardPromptConfig
 from peft_mrpc.demonstrations import NearestDemonstrations, fixed
@@ -16,7 +14,6 @@ from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.json_lines import read_json_lines, write_json_lines
 from peft_mrpc.models import load_causal_lm, load_classifier, load_tokenizer
-from peft_mrpc.pair_model import SentencePairConfig
 from peft_mrpc.plain_artifacts import (
     ADAPTER_FILE,
     describe_plain_adapter,
@@ -66,7 +63,7 @@ def save_classifier(
         max_length=classifier.max_length,
         threshold=classifier.threshold,
         pooling=getattr(classifier.model.config, "pooling", "native"),
-        head_layer=_head_layer(classifier.model.config),
+        head_layer=classifier.head_layer,
         prompt_position=getattr(classifier.model.config, "prompt_position", "before"),
         quantization=classifier.quantization,
     )
@@ -78,11 +75,6 @@ def save_classifier(
         if config.get("tokenizer_name_or_path"):
             config["tokenizer_name_or_path"] = source.hub_id
         write_json(adapter_config, config)
-
-
-def _head_layer(config: PretrainedConfig) -> int | None:
-    """The layer that our head reads, the last of those loaded; None for another's head."""
-    return config.num_hidden_layers if isinstance(config, SentencePairConfig) else None
 
 
 def save_prompt(
@@ -252,6 +244,7 @@ def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairCl
         info["max_length"],
         info.get("quantization", "none"),
         threshold,
+        info.get("head_layer"),
     )
 
 

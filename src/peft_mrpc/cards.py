@@ -120,22 +120,27 @@ def _summary(run: Run) -> str:
             f" on {record['data']['splits']['train']['num_examples']:,} pairs of"
             f" `{record['data']['name']}`, seed {record['seed']}."
         )
-    return how + _virtual_tokens(record) + _choice(run)
+    return how + _virtual_tokens(record) + _reading(record) + _choice(run)
 
 
 def _virtual_tokens(record: dict[str, Any]) -> str:
-    """Where a soft prompt stands, and what the head beside it reads."""
+    """Where a soft prompt stands."""
     count = record.get("method_options", {}).get("num_virtual_tokens")
     if count is None:
         return ""
     place = {"before": "before the pair", "after": "after its first token"}
     position = place[record["config"].get("prompt_position", "before")]
-    layer = record["config"].get("head_layer", "last")
+    return f" {count} virtual tokens stand {position}."
+
+
+def _reading(record: dict[str, Any]) -> str:
+    """What the head of ours reads, and at which layer."""
+    config = record["config"]
+    if (pooling := config.get("pooling", "native")) == "native":
+        return ""
+    layer = config.get("head_layer", "last")
     where = "" if layer == "last" else f" and reads layer {layer} of the encoder"
-    return (
-        f" {count} virtual tokens stand {position}; the head is"
-        f" `{record['config'].get('pooling', 'native')}`{where}."
-    )
+    return f" The head is `{pooling}`{where}."
 
 
 def _choice(run: Run) -> str:

@@ -78,7 +78,8 @@ class TrainConfig:
         "what the head reads: native (the architecture's own head), or ours over cls, first, mean, "
         "last, segments (each sentence's mean, their difference and product), aligned (each token "
         "beside its like in the other sentence) or weighted (aligned, by a learned weight of each "
-        "token); auto is one of the last two, last where the tokenizer separates no sentences",
+        "token); auto is aligned or weighted, by the method, and last where the tokenizer does not "
+        "separate sentences",
     )
     head_layer: str = option(
         "last",

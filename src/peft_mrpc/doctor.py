@@ -32,9 +32,9 @@ from peft_mrpc.models import (
     load_tokenizer,
 )
 from peft_mrpc.quantization import cpu_has_amx
-from peft_mrpc.reading import read_head_layer, settle_reading
+from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
-from peft_mrpc.requests import MODEL_CHOICES, parse_request
+from peft_mrpc.requests import MODEL_CHOICES, head_layer_faults, parse_request
 from peft_mrpc.sources import find_model
 from peft_mrpc.trunk_plan import trunk_faults
 
@@ -106,6 +106,8 @@ def main(argv: Sequence[str]) -> None:
 
 def _flag_faults(config: DoctorConfig) -> list[str]:
     faults = choice_faults(config, MODEL_CHOICES) + trunk_faults(config)
+    if config.head_layer is not None:
+        faults += head_layer_faults(config.head_layer)
     for name in ("num_pairs", "mean_tokens"):
         if getattr(config, name) < 1:
             faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")
@@ -194,13 +196,14 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
         UserError: If it is one method, and it does not work.
     """
     whole = find_model(str(config.model))
-    tokenizer, pooling = load_tokenizer(whole), config.pooling
-    lines = [f"{whole.name}: {load_config(whole).model_type}, pooling {pooling}"]
+    pooling = config.pooling
+    tokenizer = load_tokenizer(whole) if pooling == "auto" else None
+    lines = [f"{whole.name}: {load_config(whole).model_type}"]
     for method, chosen in options.items():
-        if config.pooling == "auto":
+        if tokenizer is not None:
             pooling = auto_pooling(tokenizer, find_method(method).compares)
-        own = load_default_recipe(method).get("head_layer", "last")
-        source = read_head_layer(whole, str(config.head_layer or own), pooling)
+        layer = config.head_layer or str(load_default_recipe(method).get("head_layer", "last"))
+        source = read_head_layer(whole, layer, pooling)
         model_config = load_config(source)
         faults = compatibility_faults(
             model_config,
@@ -216,7 +219,10 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]
         if not faults:
-            lines.append(f"{method}: {count_trainable(model_config, method, chosen, pooling)}")
+            reads = describe_reading(pooling, source.head_layer)
+            lines.append(
+                f"{method}: {count_trainable(model_config, method, chosen, pooling)}; {reads}"
+            )
     return lines
 
 

@@ -30,6 +30,8 @@ from peft_mrpc.sources import ModelSource, quiet_transformers
 
 NO_LIMIT = 1 << 30
 HEAD_DROPOUT = 0.1
+# What of a configuration has an entry for each layer (ModernBERT, Longformer, decoders).
+BY_LAYER = ("layer_types", "mlp_layer_types", "attention_window")
 AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
 AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
 
@@ -50,10 +52,10 @@ def _kept_layers(source: ModelSource, config: PretrainedConfig) -> dict[str, Any
     """What a configuration says of layers, for as many as are loaded."""
     if source.head_layer is None:
         return {}
-    kept: dict[str, Any] = {"num_hidden_layers": source.head_layer}
-    if kinds := getattr(config, "layer_types", None):  # one for each layer, in ModernBERT
-        kept["layer_types"] = kinds[: source.head_layer]
-    return kept
+    by_layer = {name: getattr(config, name, None) for name in BY_LAYER}
+    lists = {name: value for name, value in by_layer.items() if isinstance(value, list)}
+    cut = {name: value[: source.head_layer] for name, value in lists.items()}
+    return {**cut, "num_hidden_layers": source.head_layer}
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
@@ -120,7 +122,7 @@ def load_classifier(
         model = _load_native(source, trained, {**weights, **labels}, in_adapter)
     else:
         _check_tokenizer(source, tokenizer, pooling, prompt_position)
-        weights |= _kept_layers(source, load_config(source))
+        weights |= _kept_layers(source, load_config(source))  # cut already, and cut no further
         encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(

@@ -44,7 +44,7 @@ class SentencePairConfig(PretrainedConfig):
             same with a learned weight for each token (`AlignedHead`).
         special_ids: Token ids that are no word: what begins, separates, ends and pads.
         head_dropout: Dropout before each layer of the head.
-        head_size: Hidden width of the `aligned` head; the others are as wide as the encoder.
+        head_size: Hidden width of a head that aligns; the others are as wide as the encoder.
         prompt_position: Where the encoder sees virtual tokens: `before` [CLS], as PEFT gives them,
             or `after` it, so that [CLS] has the position it was pretrained in.
     """
@@ -142,11 +142,11 @@ class AlignedHead(nn.Module):
         # close together: ten times as far apart they are learned at the rate of the rest.
         pooled = [first + second, first - second]
         if self.importance is not None:
-            scores = self.importance(tokens)  # [B, T, 1]
-            first, second = (
-                weighted_sum(compared, scores, sentence_ids == number) for number in (1, 2)
+            importance = self.importance(tokens)  # [B, T, 1]
+            first_sum, second_sum = (
+                weighted_sum(compared, importance, sentence_ids == number) for number in (1, 2)
             )
-            pooled += [first + second, first - second]
+            pooled += [first_sum + second_sum, first_sum - second_sum]
         pooled += [10 * (covered + covering), 10 * (covered - covering)]
         features = torch.tanh(self.dense(self.dropout(torch.cat(pooled, dim=-1))))
         logits: torch.Tensor = self.out_proj(self.dropout(features))

@@ -44,6 +44,7 @@ class PairClassifier:
         max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
         quantization: How the base model's weights are held.
         threshold: Probability above which the last of two labels is predicted.
+        head_layer: How many of the encoder's first layers were loaded; None for all.
     """
 
     model: Any
@@ -52,6 +53,7 @@ class PairClassifier:
     max_length: int
     quantization: str = "none"
     threshold: float = 0.5
+    head_layer: int | None = None
 
     def __post_init__(self) -> None:
         read_first_token(self.model)

@@ -1,10 +1,11 @@
 """What a head reads of the encoder: which tokens, and at which layer."""
 
+import copy
 import math
 from dataclasses import replace
-from typing import Any
 
-from peft_mrpc.config import TrainConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
 from peft_mrpc.errors import UserError
 from peft_mrpc.models import auto_pooling, load_config, load_tokenizer
 from peft_mrpc.pair_model import ALIGNS
@@ -12,7 +13,9 @@ from peft_mrpc.requests import TrainRequest
 from peft_mrpc.sources import ModelSource
 
 
-def settle_reading(request: TrainRequest, source: ModelSource) -> tuple[ModelSource, Any]:
+def settle_reading(
+    request: TrainRequest, source: ModelSource
+) -> tuple[ModelSource, PreTrainedTokenizerBase]:
     """Settle what the head reads, and record it as what it came to.
 
     Returns:
@@ -42,17 +45,27 @@ def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> Model
     Raises:
         UserError: If there is no such layer, or the head is the architecture's own.
     """
-    depth = int(load_config(source).num_hidden_layers)
-    if head_layer == "auto":
-        head_layer = str(math.ceil(depth * 2 / 3)) if pooling in ALIGNS else "last"
-    if head_layer == "last":
+    if head_layer == "last" or (head_layer == "auto" and pooling not in ALIGNS):
         return source
+    config = load_config(source)
+    if not _can_be_cut(config):
+        if head_layer == "auto":
+            return source
+        raise UserError(
+            f"--head_layer: got {head_layer}, but a {config.model_type} is no plain stack of "
+            "layers; expected last."
+        )
+    depth = int(config.num_hidden_layers)
+    if head_layer == "auto":
+        head_layer = str(math.ceil(depth * 2 / 3))
     if not (head_layer.isdecimal() and 1 <= int(head_layer) <= depth):
         raise UserError(
             f"--head_layer: got {head_layer!r}; expected 1 to {depth} (the layers of "
             f"{source.name}), last or auto."
         )
-    if pooling == "native" and int(head_layer) < depth:
+    if int(head_layer) == depth:
+        return source
+    if pooling == "native":
         raise UserError(
             f"--head_layer: got {head_layer}, but the architecture's own head reads the last; "
             "expected last, or another --pooling."
@@ -60,9 +73,21 @@ def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> Model
     return replace(source, head_layer=int(head_layer))
 
 
-def describe_reading(config: TrainConfig) -> str:
+def _can_be_cut(config: PretrainedConfig) -> bool:
+    """Whether a model of fewer layers is one stack that ends earlier."""
+    if getattr(config, "is_encoder_decoder", False):
+        return False  # its decoder would stand over the layers that are left
+    try:
+        depth = config.num_hidden_layers
+        copy.deepcopy(config).num_hidden_layers = depth
+    except (AttributeError, NotImplementedError):  # nested; Funnel's blocks
+        return False
+    return isinstance(depth, int)
+
+
+def describe_reading(pooling: str, head_layer: int | str | None) -> str:
     """What the head reads, in words."""
-    if config.pooling == "native":
+    if pooling == "native":
         return "the architecture's own head"
-    layer = "the last layer" if config.head_layer == "last" else f"layer {config.head_layer}"
-    return f"a head over {layer} ({config.pooling})"
+    layer = "the last layer" if head_layer in (None, "last") else f"layer {head_layer}"
+    return f"a head over {layer} ({pooling})"

@@ -65,6 +65,7 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     if config.max_length < 8:
         faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
     faults += choice_faults(config, {**MODEL_CHOICES, "swap_sentences": SWAPS})
+    faults += head_layer_faults(config.head_layer)
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     faults += _rate_faults(config, arguments)
@@ -91,6 +92,15 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         *number_faults(arguments),
         *_tracker_faults(arguments),
         *_checkpoint_faults(arguments),
+    ]
+
+
+def head_layer_faults(head_layer: str) -> list[str]:
+    """What is wrong with the flag, whatever the model."""
+    if head_layer in ("auto", "last") or (head_layer.isdecimal() and int(head_layer) > 0):
+        return []
+    return [
+        f"--head_layer: got {head_layer!r}; expected the number of a layer from 1 on, last or auto."
     ]
 
 

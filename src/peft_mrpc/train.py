@@ -118,7 +118,9 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)
-    return PairClassifier(adapted, tokenizer, labels, max_length, quantization, threshold)
+    return PairClassifier(
+        adapted, tokenizer, labels, max_length, quantization, threshold, source.head_layer
+    )
 
 
 def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) -> int:
@@ -254,12 +256,13 @@ def _print_plan(
     request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
 ) -> None:
     decay = request.config.layer_decay
+    reads = describe_reading(request.config.pooling, request.config.head_layer)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     lines = [
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
         f"{', '.join(splits)})",
         f"model: {request.config.model}, {request.config.method}, "
-        f"at most {classifier.max_length} tokens a pair, {describe_reading(request.config)}",
+        f"at most {classifier.max_length} tokens a pair, {reads}",
         f"learning rate: {request.arguments.learning_rate:g}, "
         f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}"
         + (f", each layer's {decay:g} of that above it" if decay is not None else ""),

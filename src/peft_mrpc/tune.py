@@ -20,6 +20,7 @@ from peft_mrpc.flags import (
 from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes
+from peft_mrpc.reading import read_head_layer
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.search_space import Parameter, load_space
@@ -79,7 +80,8 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     raise_faults(tune_faults(request, config, given))
     check_output_dir(request.output_dir, True, SEARCH_CONTENTS, "search")
     source = find_model(request.config.model, request.config.base_model_id)
-    fit_rates(request, load_config(source))
+    read = read_head_layer(source, request.config.head_layer, request.config.pooling)
+    fit_rates(request, load_config(read))
     space = load_space(
         config.search_space,
         request.config.method,
