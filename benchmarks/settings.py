@@ -3,8 +3,8 @@
     python benchmarks/settings.py --output_dir runs/settings
 
 Trains on 3,000 training pairs and scores the other 668; dev is not looked at. The figures go into
-`settings.json` beside this file, the tables into `accuracy.md` and `docs/heads.md`. What is in there
-is not run again.
+`settings.json` beside this file, the tables into `accuracy.md` and `docs/heads.md`. What is in the
+result file is not run again.
 """
 
 import json
