@@ -177,13 +177,21 @@ def describe_measurement(packages: Sequence[str] = ()) -> dict[str, Any]:
     script, *words = sys.argv
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *words]),
+        # A result that is published names no place of this machine.
+        "command": shlex.join(
+            ["python", f"benchmarks/{Path(script).name}", *map(placeless, words)]
+        ),
         "versions": versions,
         "machine": {**found["hardware"], "memory_bytes": memory},
     }
 
 
 # ---- pages ----
+
+
+def placeless(word: str) -> str:
+    """An argument of a command, of a path from the root on the last name alone."""
+    return Path(word).name if Path(word).is_absolute() else word
 
 
 def put_table(page: Path, text: str, mark: str) -> None:
