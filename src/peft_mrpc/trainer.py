@@ -52,12 +52,10 @@ class PairTrainer(Trainer):
             for callback in self.callback_handler.callbacks
             if isinstance(callback, FreezeCallback) and callback.every is not None
         ]
-        steps_in_backward = any(part in self.args.optim for part in ("lomo", "layerwise"))
-        if self._gradual and (self._is_sharded or steps_in_backward):
-            what = f"--optim {self.args.optim}" if steps_in_backward else "FSDP or DeepSpeed"
+        if self._gradual and self._is_sharded:  # of optimizers that leave none the flags tell
             raise UserError(
-                f"--unfreeze_every: got {self._gradual[0].every:g}, but {what} leaves no gradients "
-                "to drop; drop one of them."
+                f"--unfreeze_every: got {self._gradual[0].every:g}, but FSDP or DeepSpeed leaves "
+                "no gradients to drop; drop one of them."
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
