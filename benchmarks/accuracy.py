@@ -40,7 +40,6 @@ ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
     "lora, SmolLM2, NF4": [
         *["--method", "lora", "--model", "builtin:smollm2", "--quantization", "nf4"],
-        *["--bf16", "--use_cpu"],
     ],
 }
 

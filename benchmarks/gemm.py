@@ -12,15 +12,17 @@ SHAPES = [(n, n, n) for n in (512, 1024, 1536, 2048)]
 SHAPES += [(1024, 384, 1536), (1024, 1536, 384), (1024, 768, 3072), (1024, 3072, 768)]
 
 
-def gemm_peak(seconds: float = 0.3) -> float:
+def gemm_peak(dtype: torch.dtype, seconds: float = 0.3) -> float:
     """The fastest of many products of many shapes, in operations a second.
 
     Args:
+        dtype: Of the matrices.
         seconds: Spent on each shape.
     """
     best = 0.0
     for rows, width_in, width_out in SHAPES:
-        inputs, weight = torch.randn(rows, width_in), torch.randn(width_out, width_in)
+        inputs = torch.randn(rows, width_in, dtype=dtype)
+        weight = torch.randn(width_out, width_in, dtype=dtype)
         with torch.inference_mode():
             fastest = fastest_call(partial(linear, inputs, weight), seconds)
         best = max(best, 2 * rows * width_in * width_out / fastest)

@@ -33,7 +33,15 @@ from bench import (
 )
 from gemm import gemm_peak
 from matplotlib.figure import Figure
-from training_peer import CONTENDERS, SEED, Outcome, Task, our_request, train_ours
+from training_peer import (
+    CONTENDERS,
+    SEED,
+    Outcome,
+    Task,
+    our_precision,
+    our_request,
+    train_ours,
+)
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
 from peft_mrpc.config import DataConfig
@@ -45,7 +53,9 @@ from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
 from peft_mrpc.sources import find_model
 
 WARM_UP_PAIRS, QUICK_PAIRS = 32, 160
-PLAIN, BY_BATCH, FIRST, NEXT, OURS = CONTENDERS
+PLAIN, BY_BATCH, BY_BATCH_BF16, FIRST, NEXT, OURS, *IN_FP32 = CONTENDERS
+FIRST_FP32, NEXT_FP32, OURS_FP32 = IN_FP32
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -66,18 +76,28 @@ class Part:
     method: str = "layer_freeze"
     share: float = 1.0
 
-    @property
-    def contenders(self) -> list[str]:
-        """Everyone who is compared, in the order of their turns."""
-        return [name for name in CONTENDERS if any(name in both for both in self.goals)]
+    def contenders(self, precision: str) -> list[str]:
+        """Everyone who is compared where ours trains in this, in the order of their turns."""
+        names = [name for name in CONTENDERS if any(name in both for both in self.goals)]
+        return [name for name in names if precision == "bf16" or " in " not in name]
 
 
-MINILM_GOALS = {(FIRST, PLAIN): 5, (FIRST, BY_BATCH): 3, (NEXT, PLAIN): 10, (NEXT, BY_BATCH): None}
+# Those that name a precision are there where ours trains in bf16.
+MINILM_GOALS = {
+    **{(FIRST, PLAIN): 5, (FIRST, BY_BATCH): 3, (NEXT, PLAIN): 10, (NEXT, BY_BATCH): None},
+    **{(FIRST_FP32, PLAIN): 5, (FIRST_FP32, BY_BATCH): 3, (NEXT_FP32, PLAIN): 10},
+    (FIRST, BY_BATCH_BF16): None,
+}
+BERT_BASE_GOALS = {
+    **{(FIRST, BY_BATCH): 3.5, (NEXT, BY_BATCH): None},
+    **{(FIRST_FP32, BY_BATCH): 3.5, (FIRST, BY_BATCH_BF16): None},
+}
+METHOD_GOALS = {(OURS, BY_BATCH): 1.3, (OURS_FP32, BY_BATCH): 1.3, (OURS, BY_BATCH_BF16): None}
 PARTS: dict[str, Part] = {
     "minilm": Part("builtin:minilm", 3, MINILM_GOALS),
-    "bert-base": Part(None, 5, {(FIRST, BY_BATCH): 3.5, (NEXT, BY_BATCH): None}, share=0.25),
+    "bert-base": Part(None, 5, BERT_BASE_GOALS, share=0.25),
     **{
-        method: Part("builtin:minilm", 1, {(OURS, BY_BATCH): 1.3}, method)
+        method: Part("builtin:minilm", 1, METHOD_GOALS, method)
         for method in ("full", "lora", "prompt_tuning")
     },
 }
@@ -145,13 +165,15 @@ def write_bert_base(folder: Path) -> str:
 
 def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
     """Every contender in turn; the best of its times."""
-    outcomes: dict[str, list[Outcome]] = {name: [] for name in part.contenders}
-    memory = dict.fromkeys(part.contenders, 0)
+    precision = our_precision(task)
+    contenders = part.contenders(precision)
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
+    memory = dict.fromkeys(contenders, 0)
     warm_up = replace(task, epochs=1, data=take(task.data, WARM_UP_PAIRS))
-    for name in part.contenders:
+    for name in contenders:
         CONTENDERS[name](warm_up)
     for _ in range(repeats):
-        for name in part.contenders:
+        for name in contenders:
             with PeakMemory() as watched:
                 outcomes[name].append(CONTENDERS[name](task))
             memory[name] = max(memory[name], watched.added)
@@ -176,9 +198,11 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
         "training_seconds": min(one.training_seconds for one in first),
         "foretold_seconds": foretell(task),
         "threads": torch.get_num_threads(),
+        "precision": precision,
     }
     if task.method == "layer_freeze":
-        result |= measure_tail(task, repeats)
+        tails = {one: measure_tail(task, repeats, one) for one in sorted({"fp32", precision})}
+        result["tails"] = tails
     return result
 
 
@@ -194,19 +218,20 @@ def foretell(task: Task) -> float:
     return found.trunk_seconds + task.epochs * found.epoch_seconds
 
 
-def measure_tail(task: Task, repeats: int) -> dict[str, float]:
+def measure_tail(task: Task, repeats: int, precision: str) -> dict[str, float]:
     """Matrix operations a second: while the tail trains on what is kept, and at the most.
 
     Everything else that an epoch does (batches, dropout, the optimizer) counts as its time. The
     most is looked for before and after, so that both saw the same machine.
     """
-    task = replace(task, epochs=1)
-    flops = train_ours(task, counts_flops=True).flops
-    before = gemm_peak()
-    seconds = min(train_ours(task).tail_seconds for _ in range(max(2, repeats)))
+    task, in_fp32, dtype = replace(task, epochs=1), precision == "fp32", DTYPES[precision]
+    flops = train_ours(task, counts_flops=True, in_fp32=in_fp32).flops
+    before = gemm_peak(dtype)
+    turns = range(max(2, repeats))
+    seconds = min(train_ours(task, in_fp32=in_fp32).tail_seconds for _ in turns)
     return {
         "tail_gflops": flops / seconds / 1e9,
-        "gemm_gflops": max(before, gemm_peak()) / 1e9,
+        "gemm_gflops": max(before, gemm_peak(dtype)) / 1e9,
     }
 
 
@@ -219,12 +244,14 @@ def result_rows(parts: Mapping[str, Any]) -> list[Row]:
     for name, found in parts.items():
         speeds = found["pairs_per_second"]
         for (ours, peer), goal in PARTS[name].goals.items():
+            if not {ours, peer} <= speeds.keys():
+                continue
             title = f"{name}: {ours} against {peer}"
             memory = {"ours": found["added_memory"][ours], "peer": found["added_memory"][peer]}
             rows.append(speed_row(title, speeds[ours], speeds[peer], goal, added_memory=memory))
-        if "tail_gflops" in found:
-            figures = found["tail_gflops"], found["gemm_gflops"]
-            title = f"{name}: the tail's training against the fastest matrix product"
+        for precision, tail in found.get("tails", {}).items():
+            title = f"{name}: the tail's training against the fastest matrix product, {precision}"
+            figures = tail["tail_gflops"], tail["gemm_gflops"]
             rows.append(speed_row(title, *figures, GEMM_GOAL, unit="GFLOP/s"))
         rows.append(foretold_row(name, found))
     return rows

@@ -3,7 +3,9 @@
 The peer is the Hugging Face Trainer on `AutoModelForSequenceClassification`, as its examples have
 it: pairs tokenized in advance, padded to 128 tokens or (with `DataCollatorWithPadding`) to the
 longest of their batch. Ours is what `peft-mrpc train` does, with the peer's head, dropout, batch
-sizes and epochs. Both are timed from text to scored dev pairs, without loading the model.
+sizes and epochs. Both are timed from text to scored dev pairs, without loading the model. Ours
+computes in what `train` chooses for the hardware; where that is bf16 there are contenders that tell
+what of the gain is due to it.
 """
 
 import os
@@ -28,6 +30,7 @@ from transformers import (
 from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.methods import METHODS
 from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.precision import trainer_precision
 from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier
@@ -92,7 +95,7 @@ class EpochsMeter(TrainerCallback):
             self.counter.__exit__(None, None, None)
 
 
-def train_plain(task: Task, pads_by_batch: bool) -> Outcome:
+def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outcome:
     """What users write: tokenize, freeze, Trainer, predict."""
     location = find_model(task.model).location
     tokenizer = AutoTokenizer.from_pretrained(location)
@@ -124,6 +127,7 @@ def train_plain(task: Task, pads_by_batch: bool) -> Outcome:
                 per_device_train_batch_size=BATCH_SIZE,
                 per_device_eval_batch_size=EVAL_BATCH_SIZE,
                 seed=SEED,
+                **({"bf16": True, "use_cpu": True} if in_bf16 else {}),
                 **QUIET,
             ),
             train_dataset=encode(task.data.splits["train"]),
@@ -163,19 +167,27 @@ def peer_options(method: str) -> dict[str, Any]:
     return dict(request.given_options)
 
 
-def our_request(task: Task, seed: int = SEED) -> TrainRequest:
+def our_request(task: Task, seed: int = SEED, in_fp32: bool = False) -> TrainRequest:
     """`peft-mrpc train` with the head, dropout, batch sizes and epochs of the peer."""
     flags = ["--method", task.method, "--model", task.model, "--pooling", "native"]
     flags += ["--num_train_epochs", str(task.epochs), "--swap_sentences", "false"]
     flags += ["--per_device_train_batch_size", str(BATCH_SIZE), "--output_dir", "unused"]
     flags += [word for key, value in QUIET.items() for word in (f"--{key}", str(value))]
+    flags += ["--bf16", "false"] if in_fp32 else []
     request = parse_request([*flags, "--max_length", str(MAX_LENGTH), "--seed", str(seed)])
     return replace(request, config=replace(request.config, dropout=None))
 
 
-def train_ours(task: Task, seed: int = SEED, counts_flops: bool = False) -> Outcome:
+def our_precision(task: Task) -> str:
+    """What `train` chooses to compute in here."""
+    return trainer_precision(our_request(task).arguments)
+
+
+def train_ours(
+    task: Task, seed: int = SEED, counts_flops: bool = False, in_fp32: bool = False
+) -> Outcome:
     """What `peft-mrpc train` does."""
-    request = our_request(task, seed)
+    request = our_request(task, seed, in_fp32)
     set_seed(seed)
     classifier = build_classifier(request, find_model(task.model), task.data)
     meter, started = EpochsMeter(counts_flops), time.perf_counter()
@@ -188,17 +200,21 @@ def train_ours(task: Task, seed: int = SEED, counts_flops: bool = False) -> Outc
     return describe(task, trainer, scores, (seconds, training_seconds), meter)
 
 
-def train_ours_first(task: Task) -> Outcome:
+def train_ours_first(task: Task, in_fp32: bool = False) -> Outcome:
     """Nothing of these pairs is kept yet."""
     _HELD.clear()
     shutil.rmtree(os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
-    return train_ours(task)
+    return train_ours(task, in_fp32=in_fp32)
 
 
 CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
     "plain, padded to 128": lambda task: train_plain(task, pads_by_batch=False),
     "plain, padded by batch": lambda task: train_plain(task, pads_by_batch=True),
+    "plain, padded by batch, in bf16": lambda task: train_plain(task, True, in_bf16=True),
     "ours, first run": train_ours_first,
     "ours, next seed": lambda task: train_ours(task, SEED + 1),
     "ours": train_ours,
+    "ours, first run, in fp32": lambda task: train_ours_first(task, in_fp32=True),
+    "ours, next seed, in fp32": lambda task: train_ours(task, SEED + 1, in_fp32=True),
+    "ours, in fp32": lambda task: train_ours(task, in_fp32=True),
 }

@@ -51,6 +51,12 @@ def own_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
         sys.modules["peft_mrpc.trunk"]._HELD.clear()
 
 
+@pytest.fixture(autouse=True)
+def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are compared in fp32, on a CPU with units for bf16 as well (test_precision.py)."""
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: False)
+
+
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")
 
 

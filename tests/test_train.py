@@ -221,7 +221,7 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     from peft_mrpc.config import DataConfig
     from peft_mrpc.data import load_pairs
 
-    flags = ["--use_cpu", "--bf16", "--output_dir", str(tmp_path / "run")]
+    flags = ["--bf16", "--output_dir", str(tmp_path / "run")]
     main(["--model", tiny_bert, *data_flags, *flags])
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]

@@ -31,7 +31,7 @@ from peft_mrpc.models import (
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.quantization import cpu_has_amx
+from peft_mrpc.precision import cpu_has_amx, gpu_has_bf16
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import MODEL_CHOICES, head_layer_faults, parse_request
@@ -141,11 +141,11 @@ def describe_environment() -> list[str]:
         f"peft-mrpc {__version__}, Python {platform.python_version()}, {platform.platform()}",
         versions,
     ]
-    amx = "with AMX: --bf16 is fast" if cpu_has_amx() else "without AMX: --bf16 is slower than fp32"
+    amx = "with AMX: trains in bf16" if cpu_has_amx() else "without AMX: trains in fp32"
     lines.append(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {amx}")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16"
+        bf16 = "trains in bf16" if gpu_has_bf16() else "trains in fp32, or --fp16"
         lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {bf16}")
     if not torch.cuda.device_count():
         lines.append("GPU: none that CUDA sees")

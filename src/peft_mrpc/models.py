@@ -18,11 +18,11 @@ from transformers import (
 
 from peft_mrpc.errors import UserError, logger, one_line, unknown_name
 from peft_mrpc.pair_model import READS_SENTENCES, SentencePairConfig, SentencePairModel
+from peft_mrpc.precision import compute_dtype
 from peft_mrpc.processes import process_state
 from peft_mrpc.quantization import (
     QUANTIZATIONS,
     QUANTIZED_MARKS,
-    compute_dtype,
     prepare_quantized,
     weight_options,
 )

@@ -1,10 +1,11 @@
-"""Weights in fewer bits, and the dtype to compute in. The only file that knows bitsandbytes."""
+"""Weights in fewer bits. The only file that knows bitsandbytes."""
 
 from typing import Any
 
 import torch
 
 from peft_mrpc.freezing import HEAD_NAMES
+from peft_mrpc.precision import compute_dtype
 from peft_mrpc.processes import process_state
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
@@ -57,19 +58,3 @@ def prepare_quantized(model: Any) -> None:
         # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
-
-
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """The dtype the device computes fast in: bf16 where it has units for it, fp32 on a CPU.
-
-    bf16 on a CPU without AMX is several times slower than fp32; on one with AMX it is for
-    `--bf16` to ask for, in the training alone.
-    """
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return torch.float32
-
-
-def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware."""
-    return bool(torch.cpu._is_amx_tile_supported())

@@ -24,10 +24,11 @@ from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.kept_trunks import fill_refusal, find_room
 from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.precision import trainer_precision
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.trainer import CacheTrunk, unfit_for_trunk
-from peft_mrpc.training import build_trainer, pair_length, trainer_precision
+from peft_mrpc.training import build_trainer, pair_length
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
 

@@ -22,7 +22,8 @@ from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
 from peft_mrpc.optimizer_faults import number_faults, schedule_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
-from peft_mrpc.quantization import QUANTIZATIONS, cpu_has_amx
+from peft_mrpc.precision import cpu_has_amx, precision_defaults, trainer_precision
+from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.selection import implied_arguments, selection_faults
 from peft_mrpc.trunk_plan import trunk_faults
 
@@ -80,7 +81,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         for name, seed in (("seed", arguments.seed), ("data_seed", arguments.data_seed))
         if seed is not None and not 0 <= seed <= MAX_SEED
     ]
-    if arguments.bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
+    is_bf16 = trainer_precision(arguments) == "bf16"
+    if is_bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
         logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
@@ -173,6 +175,7 @@ def parse_command(
     asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
+    implied |= precision_defaults(asked)
     (*mine, config, data, arguments), given = parse_flags(
         verb,
         description,

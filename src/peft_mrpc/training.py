@@ -26,6 +26,7 @@ from peft_mrpc.freezing import (
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData
+from peft_mrpc.precision import trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.selection import SELECTION
@@ -139,11 +140,6 @@ def build_trainer(
     return trainer, num_cut
 
 
-def trainer_precision(arguments: TrainingArguments) -> str:
-    """What the Trainer computes in."""
-    return "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "fp32"
-
-
 def is_symmetric(label_names: Sequence[str]) -> bool:
     """Whether the last of two labels says what holds of the sentences in either order."""
     return len(label_names) == 2 and any(
@@ -200,6 +196,7 @@ def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
     patience = request.config.early_stopping_patience
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))
-    if request.arguments.bf16 and request.arguments.device.type == "cpu":
+    is_bf16 = trainer_precision(request.arguments) == "bf16"
+    if is_bf16 and request.arguments.device.type == "cpu":
         callbacks.append(PlainAttention())
     return callbacks

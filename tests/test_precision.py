@@ -1,0 +1,109 @@
+"""Trainings compute in bf16 where the hardware has units for it, and in what was asked for."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from peft_mrpc.precision import compute_dtype, precision_defaults, trainer_precision
+from peft_mrpc.requests import parse_request
+from peft_mrpc.runs import load_run
+from peft_mrpc.train import main
+
+
+@pytest.fixture(params=[True, False], ids=["units", "no_units"])
+def has_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether this CPU has units for bf16."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    has: bool = request.param
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: has)
+    return has
+
+
+@pytest.mark.parametrize("method", ["full", "layer_freeze", "prompt_tuning"])
+def test_a_cpu_with_units_for_bf16_trains_in_it(method: str, has_units: bool) -> None:
+    arguments = parse_request(["--method", method]).arguments
+    assert trainer_precision(arguments) == ("bf16" if has_units else "fp32")
+    assert arguments.device.type == "cpu"
+
+
+def test_what_was_asked_for_stands(has_units: bool, tmp_path: Path) -> None:
+    assert trainer_precision(parse_request(["--bf16", "false"]).arguments) == "fp32"
+    assert trainer_precision(parse_request(["--bf16"]).arguments) == "bf16"
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: lora\nbf16: false\n", encoding="utf-8")
+    assert trainer_precision(parse_request(["--config", str(recipe)]).arguments) == "fp32"
+
+
+def test_what_accelerate_launch_was_told_stands(
+    has_units: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    arguments = parse_request([]).arguments
+    assert not arguments.bf16 and trainer_precision(arguments) == "bf16"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what it says where nothing was asked
+    assert trainer_precision(parse_request([]).arguments) == ("bf16" if has_units else "fp32")
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
+    capability: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Properties:
+        major = capability[0]
+
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: Properties)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: True)
+    assert compute_dtype(torch.device("cuda")) == dtype
+    assert precision_defaults({}) == ({"bf16": True} if dtype == torch.bfloat16 else {})
+    assert precision_defaults({"fp16": True}) == {}
+    assert precision_defaults({"use_cpu": "true"}) == {"bf16": True, "use_cpu": True}
+
+
+@pytest.mark.parametrize("method", ["layer_freeze", "lora"])
+def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
+    method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--method", method, "--num_train_epochs", "2"]
+    probabilities = {}
+    for value in ("true", "false"):
+        folder = tmp_path / value
+        main([*flags, "--bf16", value, "--output_dir", str(folder)])
+        probabilities[value] = load_run(folder).predictions("validation").probabilities
+    drift = np.abs(probabilities["true"] - probabilities["false"]).max()
+    assert 0 < drift < 0.02
+    run = load_run(tmp_path / "true")
+    assert run.record["config"]["bf16"] is True
+    assert {value.dtype for value in _weights(run.path).values()} == {torch.float32}
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    [path] = [
+        path for path in folder.glob("*/*.safetensors") if path.parent.name in ("model", "adapter")
+    ]
+    return load_file(path)
+
+
+@pytest.mark.parametrize("cache", ["disk", "memory"])
+def test_cached_training_in_bf16_is_the_same_training_but_for_rounding(
+    cache: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    """Within two steps of bf16 (2^-8 of a loss around 0.7)."""
+    flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1", "--bf16"]
+    losses = []
+    for mode in ("off", cache):
+        folder = tmp_path / mode
+        main([*flags, "--trunk_cache", mode, "--logging_steps", "1", "--output_dir", str(folder)])
+        rows = load_run(folder).record["log_history"]
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert np.std(losses[0]) > 1e-3
+    assert np.abs(np.subtract(*losses)).max() < 6e-3
