@@ -17,6 +17,7 @@ LAYERS = [
         "option_values",
         "pair_model",
         "pairs",
+        "precision",
         "run_shape",
         "wording",
         "yaml_text",
