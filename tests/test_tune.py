@@ -327,6 +327,18 @@ def test_a_bad_search_space_is_refused_before_the_first_trial(
     assert not (tmp_path / "o").exists()
 
 
+def test_ends_that_only_together_ask_for_too_many_layers_are_refused(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
+) -> None:
+    space = "head_layer: {low: 1, high: 2}\nnum_unfrozen_layers: {low: 1, high: 2}\n"
+    (tmp_path / "space.yaml").write_text(space)
+    given = ["--method", "layer_freeze", "--model", tiny_bert, *data_flags]
+    given += ["--search_space", str(tmp_path / "space.yaml"), "--output_dir", str(tmp_path / "o")]
+    message = fails(main, *given)
+    assert "head_layer with num_unfrozen_layers in the search space: " in message
+    assert "got 2" in message and not (tmp_path / "o").exists()
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

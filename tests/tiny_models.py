@@ -153,9 +153,7 @@ def train_two_steps(
     trainer.train()
     changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
     # A key's bias moves no attention weight; LoRA's A and VeRA's d wait for what starts at zero.
-    # A softmax over tokens does not see what moves all of their weights.
     waiting = ("key.bias", "key_proj.bias", "k_lin.bias", "lora_A", "vera_lambda_d")
-    waiting += ("importance.bias",)
     still = {n for n in trainable - changed if not any(part in n for part in waiting)}
     assert changed <= trainable and not still
     return classifier, data.splits["validation"]

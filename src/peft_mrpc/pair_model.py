@@ -118,7 +118,8 @@ class AlignedHead(nn.Module):
         self.log_sharpness = nn.Parameter(torch.tensor(10.0).log())
         self.compare = nn.Linear(2 * width, size)
         is_weighted = config.pooling == "weighted"
-        self.importance = nn.Linear(width, 1) if is_weighted else None
+        # No bias: the softmax over the tokens would not see it.
+        self.importance = nn.Linear(width, 1, bias=False) if is_weighted else None
         self.dense = nn.Linear((4 if is_weighted else 2) * size + 2, size)
         self.dropout = nn.Dropout(config.head_dropout)
         self.out_proj = nn.Linear(size, config.num_labels)

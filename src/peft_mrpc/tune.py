@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from transformers import PrinterCallback, Trainer, set_seed
@@ -52,6 +53,8 @@ SEARCH_CONTENTS = frozenset(
     | {"best.yaml", "trials.csv", "search.png", "search.svg"}
 )
 OWN = (TuneConfig,)
+# Flags of which one bounds the other.
+COUNTS_LAYERS = ("head_layer", "num_unfrozen_layers")
 
 
 def main(argv: Sequence[str]) -> None:
@@ -118,20 +121,33 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
 def _check_ends(argv: Sequence[str], space: Sequence[Parameter], source: ModelSource) -> None:
     """Parse the command with the ends of every range and with every choice, and fit it to a model.
 
+    What counts layers is tried together: a model that is cut at its head's layer has fewer to
+    unfreeze.
+
     Raises:
         UserError: Naming each value that `train` would refuse.
     """
+    layers = [p for p in space if p.name in COUNTS_LAYERS]
+    trials = [{p.name: end} for p in space if p not in layers for end in p.ends()]
+    names = [p.name for p in layers]
+    ends = product(*(p.ends() for p in layers))
+    trials += [dict(zip(names, one, strict=True)) for one in ends if names]
+    raise_faults(_refused(argv, trials, source))
+
+
+def _refused(
+    argv: Sequence[str], trials: Sequence[Mapping[str, Any]], source: ModelSource
+) -> list[str]:
+    """What `train` would say against each of these trials."""
     faults: list[str] = []
-    for parameter in space:
-        for value in parameter.ends():
-            try:
-                request, _ = parse_command(
-                    [*argv, *_trial_flags({parameter.name: value})], "tune", "", OWN
-                )
-                check_fit(request, source)
-            except UserError as error:
-                faults += [f"{parameter.name} in the search space: {f}" for f in error.faults]
-    raise_faults(list(dict.fromkeys(faults)))
+    for values in trials:
+        try:
+            request, _ = parse_command([*argv, *_trial_flags(values)], "tune", "", OWN)
+            check_fit(request, source)
+        except UserError as error:
+            said = " with ".join(values)
+            faults += [f"{said} in the search space: {fault}" for fault in error.faults]
+    return list(dict.fromkeys(faults))
 
 
 def _trial_flags(values: Mapping[str, Any]) -> list[str]:
