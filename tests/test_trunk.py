@@ -329,8 +329,9 @@ sys.exit(run_verb(main, sys.argv[2:]))
 """
 
 
+@pytest.mark.parametrize("ends_with", ["the last", "the best"])
 def test_machines_without_a_common_disk_train_as_one_process(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
+    ends_with: str, tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
 ) -> None:
     rows = [
         (f"the {one}", f"a {other} {one}", ROWS[len(one + other) % 2][2])
@@ -341,7 +342,12 @@ def test_machines_without_a_common_disk_train_as_one_process(
     flags = ["--model", tiny_bert, *data_flags, *FREEZE, "--train_file", str(train)]
     flags += ["--logging_steps", "1", "--dropout", "0", "--trunk_cache", "disk"]
     flags += ["--num_train_epochs", "2", "--swap_sentences", "false"]
-    flags += ["--train_sampling_strategy", "random", "--output_dir", "run"]
+    flags += ["--train_sampling_strategy", "random", "--bf16", "false"]
+    flags += ["--per_device_eval_batch_size", "2"]  # each process scores some
+    if ends_with == "the best":  # of two that are equal, the first
+        flags += ["--load_best_model_at_end", "--eval_strategy", "epoch"]
+        flags += ["--metric_for_best_model", "accuracy", "--selection_fraction", "0.2"]
+    flags += ["--output_dir", "run"]
     alone = [*flags[:-1], str(tmp_path / "alone"), "--per_device_train_batch_size", "8"]
     main(alone)
     (tmp_path / "machine.py").write_text(MACHINE)
@@ -354,7 +360,10 @@ def test_machines_without_a_common_disk_train_as_one_process(
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert drift(load_run(tmp_path / "alone"), load_run(tmp_path / "0" / "run")) < 2e-4
+    run = load_run(tmp_path / "0" / "run")
+    assert drift(load_run(tmp_path / "alone"), run) < 2e-4
+    if ends_with == "the best":
+        assert run.record["selection"]["best_step"] < run.record["selection"]["last_step"]
     for rank in "01":  # every machine has computed every row
         keys = [path.stat().st_size // 16 for path in tmp_path.glob(f"{rank}/trunks/*/*.keys")]
         assert keys == [40]

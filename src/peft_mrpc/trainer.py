@@ -61,11 +61,21 @@ class PairTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ever; however it ends, frozen layers run again after it."""
         try:
-            return super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
+            if self.args.load_best_model_at_end and not self._is_sharded:
+                self._share_trained()
+            return output
         finally:
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, CacheTrunk):
                     callback.leave()
+
+    def _share_trained(self) -> None:
+        """End everywhere with what the first process has: others may have no disk in common."""
+        if self.args.world_size > 1:
+            for parameter in cast("nn.Module", self.model).parameters():
+                if parameter.requires_grad:
+                    torch.distributed.broadcast(parameter.data, 0)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer as ever, then part its groups by their learning rates."""
@@ -117,7 +127,7 @@ class PairTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self._is_sharded:
             super()._load_best_model()
-        else:
+        elif self.is_world_process_zero():  # which has written it; `train` hands it to the others
             self._load_trained(str(self.state.best_model_checkpoint))
 
     def _load_trained(self, folder: str) -> None:
