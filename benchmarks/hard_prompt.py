@@ -20,7 +20,12 @@ import numpy as np
 from bench import build_parser, build_report, goal_table, run
 from hard_prompt_rows import accuracy_rows, accuracy_table, draw, speed_rows
 from hard_prompt_speed import QUICK_PAIRS, compare_speed, parse_speed_options, speed_table
-from hard_prompt_tables import calibrated_table, fits_table, quantization_table
+from hard_prompt_tables import (
+    calibrated_table,
+    fits_table,
+    prefixes_table,
+    quantization_table,
+)
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
@@ -243,11 +248,28 @@ def quantization(study: Study) -> list[Row]:
     return rows
 
 
+def prefixes(study: Study) -> list[Row]:
+    """How much of nearest demonstrations a cascade of shared prefixes would not run again.
+
+    The prompts of the dev pairs as a tree: a demonstration is run once for all pairs that are shown
+    the same ones before it.
+    """
+    pool = [as_demonstration(pair, LABELS) for pair in study.pool]
+    rows = []
+    for count in (2, 4, 8, 16):
+        shown = NearestDemonstrations(pool, LABELS, count)(study.dev)
+        texts = [[(one.sentence1, one.sentence2) for one in own] for own in shown]
+        nodes = {tuple(own[: end + 1]) for own in texts for end in range(count)}
+        rows.append({"count": count, "shown": count * len(texts), "distinct": len(nodes)})
+    return rows
+
+
 PARTS = {
     "wordings": wordings,
     "fits": fits,
     "demonstrations": demonstrations,
     "quantization": quantization,
+    "prefixes": prefixes,
 }
 
 
@@ -284,6 +306,7 @@ def tables(parts: dict[str, Any]) -> dict[str, str]:
         "fits": fits_table,
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,
+        "prefixes": prefixes_table,
         "speed": speed_table,
     }
     shown = {part: build(parts[part]) for part, build in builders.items() if part in parts}
