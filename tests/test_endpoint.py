@@ -128,7 +128,11 @@ def _plain(pair: Any) -> str:
 
 
 def test_what_keeps_a_served_model_from_answering_is_one_line(
-    server: Server, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
+    server: Server,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     given = flags(server, pair_files, tmp_path)
     said = fails(main, *given, "--template", "channel_that_is")
@@ -136,6 +140,9 @@ def test_what_keeps_a_served_model_from_answering_is_one_line(
     server.is_broken = True
     said = fails(main, *given)
     assert "chat/completions gave no answer: 400" in said and "no such model" in said
+    monkeypatch.setattr(
+        "time.sleep", lambda _: pytest.fail("waited for a server that is not there")
+    )
     said = fails(main, *given, "--endpoint", "http://127.0.0.1:9/v1")
     assert "--endpoint: http://127.0.0.1:9/v1/chat/completions gave no answer:" in said
     assert "Connection refused; is it running there?" in said

@@ -38,11 +38,13 @@ class EndpointEngine:
         url: Of the API, up to `/v1`.
         model: The name it is served under.
         unseen: For each template, how many pairs had a label that was not among the likeliest.
+        has_answered: Whether it ever did; one that did not is not waited for when it is gone.
     """
 
     url: str
     model: str
     unseen: dict[str, int] = field(default_factory=dict)
+    has_answered: bool = False
 
     def identity(self) -> dict[str, Any]:
         """What of it a score depends on."""
@@ -120,6 +122,7 @@ class EndpointEngine:
         for wait in (*WAITS, None):
             try:
                 answer = requests.post(where, json=body, headers=headers, timeout=TIMEOUT)
+                self.has_answered = True
                 if answer.ok:
                     choice: dict[str, Any] = answer.json()["choices"][0]
                     return choice
@@ -128,6 +131,8 @@ class EndpointEngine:
                     break
             except (requests.ConnectionError, requests.Timeout) as error:
                 said = f"{unreachable(error)}; is it running there?"
+                if isinstance(error, requests.ConnectionError) and not self.has_answered:
+                    break
             except (requests.RequestException, ValueError, KeyError, IndexError) as error:
                 said = f"no answer of an OpenAI-compatible API: {one_line(error)[:150]}"
                 break
