@@ -207,11 +207,11 @@ def table(results: dict[str, Any]) -> str:
     some = next(iter(results.values()))
     labels = list(some["f1"])
     head = [
-        *["method", "trained", "share", "seeds", "accuracy", "goal", "worst"],
+        *["method", "trained", "share", "in", "seeds", "accuracy", "goal", "worst"],
         *[f"F1 {label.replace('_', ' ')}" for label in labels],
         *["goals", "ROC-AUC", "training", "peak memory"],
     ]
-    majority = ["always the commoner label", "-", "-", "-", f"{some['majority_accuracy']:.3f}"]
+    majority = ["always the commoner label", "-", "-", "-", "-", f"{some['majority_accuracy']:.3f}"]
     lines = [majority + ["-"] * (len(head) - len(majority))]
     for name, row in sorted(results.items(), key=_by_model_and_size):
         seeds = list(row["seeds"].values())
@@ -220,6 +220,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             [
                 *[f"`{name}`", f"{row['trained']:,}", f"{row['trained'] / row['total']:.2%}"],
+                "bf16" if row["config"]["bf16"] else "fp32",
                 *[str(len(seeds)), spread(accuracies)],
                 *["-" if row["goal"] is None else f"{row['goal']:.2f}", f"{min(accuracies):.3f}"],
                 *[f"{row['f1'][label]:.3f}" for label in labels],

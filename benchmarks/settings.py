@@ -102,17 +102,20 @@ def hold_out(dataset: str, folder: Path) -> None:
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    values = load_run(folder).metrics["validation"]
+    found = load_run(folder)
+    values = found.metrics["validation"]
     kept = {name: round(values[name], 4) for name in ("accuracy", "roc_auc")}
-    return {**kept, "f1": [round(value, 4) for value in values["f1"].values()]}
+    f1 = [round(value, 4) for value in values["f1"].values()]
+    return {**kept, "f1": f1, "precision": "bf16" if found.record["config"]["bf16"] else "fp32"}
 
 
 def table(results: Mapping[str, Any], settings: Sequence[str]) -> str:
-    lines = ["| `--method` and flags | accuracy | F1 | ROC-AUC |", "|---|---|---|---|"]
+    lines = ["| `--method` and flags | in | accuracy | F1 | ROC-AUC |", "|---|---|---|---|---|"]
     for setting in settings:
         values = results[setting]
         f1 = " / ".join(f"{value:.3f}" for value in values["f1"])
-        lines.append(f"| `{setting}` | {values['accuracy']:.3f} | {f1} | {values['roc_auc']:.3f} |")
+        numbers = f"{values['accuracy']:.3f} | {f1} | {values['roc_auc']:.3f}"
+        lines.append(f"| `{setting}` | {values['precision']} | {numbers} |")
     return "\n".join(lines)
 
 
