@@ -36,7 +36,7 @@ HEADS = {
     "native": 2 * H + 2,
     "aligned": 1 + (2 * H * D + D) + ((2 * D + 2) * D + D) + (2 * D + 2),
     # A weight for each token, and two sums more.
-    "weighted": 1 + (2 * H * D + D) + (H + 1) + ((4 * D + 2) * D + D) + (2 * D + 2),
+    "weighted": 1 + (2 * H * D + D) + H + ((4 * D + 2) * D + D) + (2 * D + 2),
 }
 # How many numbers train beside the head, by formula; None: all of them.
 TRAINED = {

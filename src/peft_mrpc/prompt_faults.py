@@ -17,7 +17,20 @@ def prompt_faults(
     splits: Sequence[str],
 ) -> list[str]:
     """What of these flags does not stand together, or not with these pairs."""
-    faults = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
+    empty = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
+    return [
+        *empty,
+        *_channel_faults(config, templates),
+        *_demonstration_faults(config),
+        *_calibration_faults(config, templates),
+        *_endpoint_faults(config, templates),
+        *_pair_faults(config, data, splits),
+    ]
+
+
+def _channel_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+    """What the noisy channel does not give."""
+    faults = []
     channels = [one.name for one in templates if one.direction == "channel"]
     if config.num_demonstrations and channels:
         faults.append(
@@ -37,6 +50,16 @@ def prompt_faults(
             f"--template: {name} reads the noisy channel, whose raw scores say one label of nearly "
             "every pair; add --calibration batch (or affine), or --label_prior train."
         )
+    if config.scoring == "generate" and len(channels) == len(templates):
+        faults.append(
+            f"--scoring: got generate, but {channels[0]} reads the noisy channel, which asks "
+            "nothing; add a --template that does."
+        )
+    return faults
+
+
+def _demonstration_faults(config: cfg.HardPromptConfig) -> list[str]:
+    faults = []
     if config.calibration == "contextual" and config.demonstrations == "nearest":
         faults.append(
             "--calibration: got contextual, but --demonstrations nearest gives each pair a context "
@@ -47,24 +70,31 @@ def prompt_faults(
             f"--demonstrations: got {config.demonstrations} and none to show; add "
             "--num_demonstrations."
         )
+    return faults
+
+
+def _calibration_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+    faults = []
+    if config.combine == "best" and len(templates) < 2:
+        faults.append("--combine: got best of one template; expected several in --template.")
     is_fitted = config.calibration == "affine" or config.combine == "best"
     if config.num_calibration_pairs != cfg.HardPromptConfig.num_calibration_pairs and not is_fitted:
         faults.append(
             f"--num_calibration_pairs: got {config.num_calibration_pairs}, which nothing is fitted "
             "to; add --calibration affine or --combine best, or drop it."
         )
-    if config.calibration == "batch" or config.label_prior != "none":
-        few = [split for split in splits if len(data.splits[split]) < FEWEST]
-        faults += [
-            f"{data.name}: split {split} has {len(data.splits[split])} pairs; a calibration over "
-            f"the pairs themselves needs at least {FEWEST}."
-            for split in few
-        ]
-    if config.scoring == "generate" and len(channels) == len(templates):
+    if config.label_prior != "none" and config.calibration == "affine":
         faults.append(
-            f"--scoring: got generate, but {channels[0]} reads the noisy channel, which asks "
-            "nothing; add a --template that does."
+            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
+            "shares; drop it."
         )
+    return faults
+
+
+def _endpoint_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+    """What an API does not give."""
+    faults = []
+    channels = [one.name for one in templates if one.direction == "channel"]
     if config.endpoint and channels:
         faults.append(
             f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "
@@ -76,13 +106,19 @@ def prompt_faults(
             f"--endpoint: {normalized[0]} is length-normalized, and such an API gives the answer's "
             "first token alone; use another --template."
         )
-    if config.combine == "best" and len(templates) < 2:
-        faults.append("--combine: got best of one template; expected several in --template.")
-    if config.label_prior != "none" and config.calibration == "affine":
-        faults.append(
-            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
-            "shares; drop it."
-        )
+    return faults
+
+
+def _pair_faults(config: cfg.HardPromptConfig, data: PairData, splits: Sequence[str]) -> list[str]:
+    """What these pairs do not give."""
+    faults = []
+    if config.calibration == "batch" or config.label_prior != "none":
+        faults += [
+            f"{data.name}: split {split} has {len(data.splits[split])} pairs; a calibration over "
+            f"the pairs themselves needs at least {FEWEST}."
+            for split in splits
+            if len(data.splits[split]) < FEWEST
+        ]
     if uses := train_uses(config):
         if "train" not in data.splits:
             faults.append(f"{uses[0]}: needs training pairs; give --train_file.")

@@ -112,15 +112,7 @@ def build_trainer(
     collator = TrunkCollator(PairCollator(classifier.tokenizer, classifier.model.config))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
-    callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
-    orders = [train_rows]
-    if isinstance(train_rows, EitherOrder):
-        callbacks.append(OrderAnew(train_rows))
-        orders = list(train_rows.orders)
-    plan = build_trunk_plan(request.config, trainer_precision(arguments))
-    if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
-        rows = [row for part in (*orders, held_out or []) for row in part]
-        callbacks.append(CacheTrunk(plan, collator, rows, request.num_trainings))
+    callbacks = _callbacks(request, collator, train_rows, held_out or [])
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,
@@ -189,6 +181,22 @@ def _evaluation_rows(data: PairData, classifier: PairClassifier) -> list[dict[st
         return None
     features, _ = classifier.encode(data.splits[SELECTION])
     return _labelled(features, data, SELECTION)
+
+
+def _callbacks(
+    request: TrainRequest, collator: TrunkCollator, train_rows: Any, held_out: Sequence[Any]
+) -> list[TrainerCallback]:
+    """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
+    callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
+    orders = [train_rows]
+    if isinstance(train_rows, EitherOrder):
+        callbacks.append(OrderAnew(train_rows))
+        orders = list(train_rows.orders)
+    plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
+    if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
+        rows = [row for part in (*orders, held_out) for row in part]
+        callbacks.append(CacheTrunk(plan, collator, rows, request.num_trainings))
+    return callbacks
 
 
 def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
