@@ -141,4 +141,4 @@ def test_a_run_records_the_layer_and_labels_with_it(
 def test_frozen_encoders_are_read_two_thirds_up_by_default() -> None:
     auto = {name for name in METHODS if load_default_recipe(name).get("head_layer") == "auto"}
     weighted = {name for name, method in METHODS.items() if method.compares == "weighted"}
-    assert auto == weighted == {"linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"}
+    assert auto == weighted == set(METHODS) - {"full", "layer_freeze", "lora", "dora"}

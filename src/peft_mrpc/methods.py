@@ -65,9 +65,9 @@ class Method:
         fixed: Options that make the method what it is, and so are no flags of it.
         trains_matrices: Whether what it trains are matrices over the hidden size, whose best rate
             falls with the width; vectors and virtual tokens keep theirs.
-        compares: What its head does with tokens under `--pooling auto`. Where the encoder is
-            frozen a head gains by a weight for each token; where it trains, the head learns the
-            training pairs by heart so (benchmarks/accuracy.md).
+        compares: What its head does with tokens under `--pooling auto`. Where the matrices of the
+            encoder are frozen a head gains by a weight for each token; where they train, it learns
+            the training pairs by heart so (benchmarks/accuracy.md).
         source: Where the method is described.
     """
 
@@ -76,7 +76,7 @@ class Method:
     callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
     fixed: Mapping[str, Any] = field(default_factory=dict)
     trains_matrices: bool = False
-    compares: str = "aligned"
+    compares: str = "weighted"
     source: str = ""
 
     @property
@@ -143,7 +143,9 @@ def train_biases(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
 
 
 METHODS: dict[str, Method] = {
-    "full": Method(train_everything, trains_matrices=True, source="arXiv:1810.04805"),
+    "full": Method(
+        train_everything, trains_matrices=True, compares="aligned", source="arXiv:1810.04805"
+    ),
     "layer_freeze": Method(
         freeze_layers,
         LayerFreezeOptions,
@@ -153,6 +155,7 @@ METHODS: dict[str, Method] = {
             )
         ],
         trains_matrices=True,
+        compares="aligned",
         source="arXiv:1911.03090",
     ),
     # The head alone: what every frozen or prompted figure has to be read beside.
@@ -162,31 +165,31 @@ METHODS: dict[str, Method] = {
             FreezeCallback("linear_probe", lambda model: [list(model.base_model.parameters())])
         ],
         trains_matrices=True,
-        compares="weighted",
         source="arXiv:1610.01644",
     ),
     "bitfit": Method(train_biases, source="arXiv:2106.10199"),
     "ln_tuning": Method(add_adapter, LNTuningConfig, source="arXiv:2312.11420"),
     "ia3": Method(add_adapter, IA3Config, source="arXiv:2205.05638"),
     "vera": Method(add_adapter, VeraConfig, source="arXiv:2310.11454"),
-    "lora": Method(add_adapter, LoraConfig, trains_matrices=True, source="arXiv:2106.09685"),
+    "lora": Method(
+        add_adapter,
+        LoraConfig,
+        trains_matrices=True,
+        compares="aligned",
+        source="arXiv:2106.09685",
+    ),
     "dora": Method(
         add_adapter,
         LoraConfig,
         fixed={"use_dora": True},
         trains_matrices=True,
+        compares="aligned",
         source="arXiv:2402.09353",
     ),
     "oft": Method(add_adapter, OFTConfig, source="arXiv:2306.07280"),
-    "prompt_tuning": Method(
-        add_adapter, PromptTuningConfig, compares="weighted", source="arXiv:2104.08691"
-    ),
-    "p_tuning": Method(
-        add_adapter, PromptEncoderConfig, compares="weighted", source="arXiv:2103.10385"
-    ),
-    "prefix_tuning": Method(
-        add_adapter, PrefixTuningConfig, compares="weighted", source="arXiv:2101.00190"
-    ),
+    "prompt_tuning": Method(add_adapter, PromptTuningConfig, source="arXiv:2104.08691"),
+    "p_tuning": Method(add_adapter, PromptEncoderConfig, source="arXiv:2103.10385"),
+    "prefix_tuning": Method(add_adapter, PrefixTuningConfig, source="arXiv:2101.00190"),
 }
 
 
