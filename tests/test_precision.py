@@ -31,6 +31,9 @@ def test_a_cpu_with_units_for_bf16_trains_in_it(method: str, has_units: bool) ->
 def test_what_was_asked_for_stands(has_units: bool, tmp_path: Path) -> None:
     assert trainer_precision(parse_request(["--bf16", "false"]).arguments) == "fp32"
     assert trainer_precision(parse_request(["--bf16"]).arguments) == "bf16"
+    assert trainer_precision(parse_request(["--use_cpu", "false"]).arguments) == "fp32"
+    by_rule = trainer_precision(parse_request(["--fp16", "false"]).arguments)
+    assert by_rule == ("bf16" if has_units else "fp32")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: lora\nbf16: false\n", encoding="utf-8")
     assert trainer_precision(parse_request(["--config", str(recipe)]).arguments) == "fp32"
@@ -42,6 +45,7 @@ def test_what_accelerate_launch_was_told_stands(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     arguments = parse_request([]).arguments
     assert not arguments.bf16 and trainer_precision(arguments) == "bf16"
+    assert trainer_precision(parse_request(["--bf16", "false"]).arguments) == "fp32"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what it says where nothing was asked
     assert trainer_precision(parse_request([]).arguments) == ("bf16" if has_units else "fp32")
 
@@ -63,8 +67,9 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
     monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: True)
     assert compute_dtype(torch.device("cuda")) == dtype
     assert precision_defaults({}) == ({"bf16": True} if dtype == torch.bfloat16 else {})
-    assert precision_defaults({"fp16": True}) == {}
-    assert precision_defaults({"use_cpu": "true"}) == {"bf16": True, "use_cpu": True}
+    for asked in ({"fp16": True}, {"tf32": "true"}, {"bf16": False}):
+        assert precision_defaults(asked) == {}
+    assert precision_defaults({"use_cpu": "true"}) == {"bf16": True}
 
 
 @pytest.mark.parametrize("method", ["layer_freeze", "lora"])
@@ -80,7 +85,7 @@ def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
     drift = np.abs(probabilities["true"] - probabilities["false"]).max()
     assert 0 < drift < 0.02
     run = load_run(tmp_path / "true")
-    assert run.record["config"]["bf16"] is True
+    assert run.record["config"]["bf16"] is True and run.record["precision"] == "bf16"
     assert {value.dtype for value in _weights(run.path).values()} == {torch.float32}
 
 

@@ -10,7 +10,16 @@ from transformers.training_args import OptimizerNames
 from peft_mrpc.errors import one_line
 
 # The Trainer passes these on; some fail in the midst, some train in the wrong direction.
-FROM_ZERO = ("weight_decay", "max_grad_norm", "dataloader_num_workers", "adam_epsilon")
+FROM_ZERO = (
+    *("weight_decay", "max_grad_norm", "dataloader_num_workers", "adam_epsilon"),
+    "neftune_noise_alpha",
+)
+# Steps between what is done again and again, where that goes by steps.
+INTERVALS = {
+    "eval_steps": "eval_strategy",
+    "save_steps": "save_strategy",
+    "logging_steps": "logging_strategy",
+}
 # These look for layers of the model that they are to work on.
 OF_A_MODEL = ("galore", "apollo", "lomo")
 # These step within the backward pass.
@@ -23,6 +32,13 @@ def number_faults(arguments: TrainingArguments) -> list[str]:
         f"--{name}: got {value}; expected 0 or more."
         for name in FROM_ZERO
         if (value := getattr(arguments, name)) is not None and not value >= 0
+    ]
+    faults += [
+        f"--{name}: got {value:g}; expected a number above 0."
+        for name, strategy in INTERVALS.items()
+        if getattr(arguments, strategy) == "steps"
+        and (value := getattr(arguments, name)) is not None
+        and not value > 0
     ]
     return faults + [
         f"--{name}: got {value}; expected 0 or more and below 1."

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from peft_mrpc.errors import logger
+
 
 def cpu_has_amx() -> bool:
     """Whether this CPU multiplies bf16 matrices in hardware."""
@@ -35,21 +37,49 @@ def precision_defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
     """Flags of a training whose precision was not asked for: bf16 where there are units for it.
 
     Weights, their gradients and the optimizer's states stay in fp32 (mixed precision,
-    arXiv:1905.12322); what `accelerate launch` was told to compute in stands.
+    arXiv:1905.12322). A precision that `accelerate launch` was told stands; `no` is also what it
+    says where it was told nothing.
 
     Args:
         asked: Flags and recipe of the user.
     """
-    has_gpu = torch.accelerator.is_available() and not _is_true(asked.get("use_cpu", False))
+    wants = {
+        name: _is_true(asked[name]) for name in ("bf16", "fp16", "tf32", "use_cpu") if name in asked
+    }
+    has_gpu = torch.accelerator.is_available() and not wants.get("use_cpu", False)
     # transformers refuses bf16 on a machine without a GPU unless told that the CPU is meant.
-    on_cpu = {} if has_gpu else {"use_cpu": True}
-    if "bf16" in asked:
-        return on_cpu if _is_true(asked["bf16"]) else {}
-    is_told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
+    on_cpu = {} if has_gpu or "use_cpu" in wants else {"use_cpu": True}
+    if wants.get("bf16", False):
+        return on_cpu
+    is_asked = "bf16" in wants or wants.get("fp16", False) or wants.get("tf32", False)
     has_units = gpu_has_bf16() if has_gpu else cpu_has_amx()
-    if "fp16" in asked or is_told or not has_units:
-        return {}
-    return {"bf16": True, **on_cpu}
+    is_kept_off = not has_gpu and wants.get("use_cpu") is False
+    return (
+        {} if _is_told() or is_asked or is_kept_off or not has_units else {"bf16": True, **on_cpu}
+    )
+
+
+def keep_off(arguments: TrainingArguments, asked: Mapping[str, Any]) -> None:
+    """Compute in fp32 where a precision was asked to be off, whatever `accelerate launch` says."""
+    name = str(arguments.mixed_precision)
+    if name in asked and not _is_true(asked[name]):
+        arguments.mixed_precision = "no"
+
+
+def warn_of_slow_bf16(arguments: TrainingArguments) -> None:
+    """Say so where bf16 was asked for and is emulated."""
+    is_bf16 = trainer_precision(arguments) == "bf16"
+    if is_bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
+        logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
+
+
+def is_by_rule(asked: Mapping[str, Any]) -> bool:
+    """Whether the precision is the hardware's own, and may be another on another machine."""
+    return not _is_told() and not {"bf16", "fp16", "tf32"} & set(asked)
+
+
+def _is_told() -> bool:
+    return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
 
 
 def _is_true(value: Any) -> bool:

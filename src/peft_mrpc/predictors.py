@@ -121,10 +121,12 @@ def encode_pairs(
         arguments: tuple[list[str], ...] = (texts,)
     else:
         arguments = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
-    encoded = tokenizer(*arguments, truncation=False, verbose=False)
+    # A separator that a sentence itself writes is text, and parts nothing.
+    options: dict[str, Any] = {"split_special_tokens": True}
+    encoded = tokenizer(*arguments, truncation=False, verbose=False, **options)
     num_cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
     if num_cut:
-        encoded = tokenizer(*arguments, truncation=True, max_length=max_length)
+        encoded = tokenizer(*arguments, truncation=True, max_length=max_length, **options)
     keys = list(encoded)
     return [
         dict(zip(keys, row, strict=True)) for row in zip(*encoded.values(), strict=True)

@@ -16,13 +16,13 @@ from transformers.integrations.integration_utils import (
 
 from peft_mrpc import config as cfg
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import choice_faults, logger, one_line, raise_faults
+from peft_mrpc.errors import choice_faults, one_line, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
 from peft_mrpc.optimizer_faults import number_faults, schedule_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
-from peft_mrpc.precision import cpu_has_amx, precision_defaults, trainer_precision
+from peft_mrpc.precision import keep_off, precision_defaults
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.selection import implied_arguments, selection_faults
 from peft_mrpc.trunk_plan import trunk_faults
@@ -81,9 +81,6 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
         for name, seed in (("seed", arguments.seed), ("data_seed", arguments.data_seed))
         if seed is not None and not 0 <= seed <= MAX_SEED
     ]
-    is_bf16 = trainer_precision(arguments) == "bf16"
-    if is_bf16 and arguments.device.type == "cpu" and not cpu_has_amx():
-        logger.warning("--bf16: this CPU has no units for it (AMX); fp32 is several times faster")
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
     faults += selection_faults(config, arguments) + trunk_faults(config)
@@ -186,6 +183,7 @@ def parse_command(
         method_flags(),
         recipe_path=path,
     )
+    keep_off(arguments, asked)
     raise_faults(settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments))
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
@@ -213,7 +211,11 @@ def _idle_faults(
 ) -> list[str]:
     """Flags that were given where nothing would heed them."""
     faults = []
-    in_no_layer = config.method == "linear_probe" or getattr(options, "is_prompt_learning", False)
+    in_no_layer = (
+        config.method == "linear_probe"
+        or getattr(options, "is_prompt_learning", False)
+        or getattr(options, "num_unfrozen_layers", None) == 0
+    )
     if "layer_decay" in asked and config.layer_decay is not None and in_no_layer:
         faults.append(
             f"--layer_decay: got {config.layer_decay}, but {config.method} trains nothing in a "

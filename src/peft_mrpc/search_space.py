@@ -61,7 +61,12 @@ class Parameter:
 
 
 def load_space(
-    path: str | None, method: str, known: Mapping[str, Any], given: set[str], fixed: set[str]
+    path: str | None,
+    method: str,
+    known: Mapping[str, Any],
+    given: set[str],
+    fixed: set[str],
+    most: Mapping[str, int],
 ) -> list[Parameter]:
     """Read the user's search space, or the packaged one of a method.
 
@@ -71,12 +76,13 @@ def load_space(
         known: Every flag that may vary, with its value in the recipe.
         given: Flags that the user gave a value: the packaged space leaves them alone.
         fixed: Flags that a search needs as they are.
+        most: The largest values that the model has room for; the packaged space keeps to them.
     Raises:
         UserError: Naming every fault of the file.
     """
     where = path or "searches/default.yaml"
     if path is None:
-        specs = _packaged_specs(method, known, given)
+        specs = _packaged_specs(method, known, given, most)
     else:
         line = "lines `name: {low: 1e-5, high: 1e-3, log: true}`"
         specs = read_yaml(path, "--search_space", line)
@@ -101,10 +107,19 @@ def load_space(
     return parameters
 
 
-def _packaged_specs(method: str, known: Mapping[str, Any], given: set[str]) -> dict[str, Any]:
+def _packaged_specs(
+    method: str, known: Mapping[str, Any], given: set[str], most: Mapping[str, int]
+) -> dict[str, Any]:
     text = (resources.files("peft_mrpc") / "searches" / "default.yaml").read_text("utf-8")
     spaces = yaml.safe_load(text)
     specs = {**spaces[EVERY_METHOD], **spaces.get(method, {})}
+    if known["max_steps"] > 0:
+        del specs["num_train_epochs"]
+    for name in most.keys() & specs.keys():
+        fitting = [choice for choice in specs[name]["choices"] if choice <= most[name]]
+        specs[name] = {"choices": fitting}
+        if len(fitting) < 2:
+            del specs[name]
     # What has no value here has no part in it: a head without a rate of its own learns at the rate
     # that is searched already, and --frozen_modules leave no layers to count.
     return {

@@ -21,6 +21,7 @@ from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
 from peft_mrpc.flags import config_record, record_key
 from peft_mrpc.pairs import PairData
+from peft_mrpc.precision import trainer_precision
 from peft_mrpc.processes import process_state
 from peft_mrpc.reporting import describe_data, seed_line
 from peft_mrpc.requests import TrainRequest
@@ -109,6 +110,7 @@ def _command_key(request: TrainRequest, data: PairData) -> str:
     """The same for two commands only if they would write the same Run."""
     asked = {
         **config_record(request.config, request.data, request.arguments),
+        "precision": trainer_precision(request.arguments),
         "method_options": dict(request.given_options),
         "data": describe_data(data, list(data.splits)),
         "num_processes": process_state().num_processes,

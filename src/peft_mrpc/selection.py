@@ -150,4 +150,10 @@ def selection_faults(config: TrainConfig, arguments: TrainingArguments) -> list[
     metric = arguments.metric_for_best_model
     if metric and metric.removeprefix("eval_") not in SELECTION_METRICS:
         faults += unknown_name("--metric_for_best_model", metric, SELECTION_METRICS).faults
+    is_greater = arguments.greater_is_better
+    if metric and is_greater is not None and is_greater == metric.endswith("loss"):
+        faults.append(
+            f"--greater_is_better: got {str(is_greater).lower()} for {metric}, of which the worst "
+            "would be kept; drop it."
+        )
     return faults

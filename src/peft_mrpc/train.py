@@ -18,7 +18,7 @@ from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs, reported_splits
-from peft_mrpc.errors import raise_faults, run_verb
+from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
 from peft_mrpc.methods import fitted_rates
@@ -28,6 +28,7 @@ from peft_mrpc.models import (
     load_empty_classifier,
 )
 from peft_mrpc.pairs import PairData
+from peft_mrpc.precision import trainer_precision, warn_of_slow_bf16
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.publishing import check_access, check_base, publish
@@ -45,6 +46,7 @@ from peft_mrpc.training import build_trainer, check_against_data, pair_length
 def main(argv: Sequence[str]) -> None:
     prepare_processes()  # before TrainingArguments, which look for devices
     request = parse_request(argv)
+    warn_of_slow_bf16(request.arguments)
     train(request)
 
 
@@ -161,9 +163,19 @@ def check_fit(request: TrainRequest, source: ModelSource) -> None:
 
 
 def fit_rates(request: TrainRequest, model_config: PretrainedConfig) -> None:
-    """Set the learning rates that are the recipe's to what they are for this model's size."""
-    depth = model_config.num_hidden_layers
-    fitted = fitted_rates(request.config.method, model_config.hidden_size, depth)
+    """Set the learning rates that are the recipe's to what they are for this model's size.
+
+    Raises:
+        UserError: If its configuration does not say its size.
+    """
+    text = model_config.get_text_config()  # of a model of images and text, too
+    width, depth = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
+    if not (isinstance(width, int) and isinstance(depth, int)):
+        raise UserError(
+            f"--model: a {model_config.model_type} says no hidden_size or num_hidden_layers in its "
+            "configuration; expected one encoder or decoder of text."
+        )
+    fitted = fitted_rates(request.config.method, width, depth)
     for name in request.recipe_rates & set(fitted):
         owner = request.arguments if name == "learning_rate" else request.config
         setattr(owner, name, fitted[name])
@@ -243,6 +255,7 @@ def describe_training(
         "log_history": trainer.state.log_history,
         "method_options": dict(request.given_options),
         "config": config_record(request.config, request.data, request.arguments),
+        "precision": trainer_precision(request.arguments),
     }
 
 

@@ -20,8 +20,9 @@ from peft_mrpc.flags import (
 )
 from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
+from peft_mrpc.precision import is_by_rule, trainer_precision, warn_of_slow_bf16
 from peft_mrpc.processes import prepare_processes
-from peft_mrpc.reading import read_head_layer
+from peft_mrpc.reading import settle_reading
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.search_space import Parameter, load_space
@@ -39,6 +40,7 @@ from peft_mrpc.tune_flags import (
     common_recipe,
     flag_values,
     given_flags,
+    objective_faults,
     tune_faults,
 )
 from peft_mrpc.workers import run_workers, worker_count
@@ -60,6 +62,7 @@ COUNTS_LAYERS = ("head_layer", "num_unfrozen_layers")
 def main(argv: Sequence[str]) -> None:
     prepare_processes()
     request, (config,) = parse_command(argv, "tune", DESCRIPTION, OWN)
+    warn_of_slow_bf16(request.arguments)
     try:
         import optuna  # noqa: F401
     except ImportError as error:
@@ -83,21 +86,24 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     raise_faults(tune_faults(request, config, given))
     check_output_dir(request.output_dir, True, SEARCH_CONTENTS, "search")
     source = find_model(request.config.model, request.config.base_model_id)
-    read = read_head_layer(source, request.config.head_layer, request.config.pooling)
-    fit_rates(request, load_config(read))
+    read, _ = settle_reading(replace(request, config=replace(request.config)), source)
+    sizes = load_config(read)
+    fit_rates(request, sizes)
     space = load_space(
         config.search_space,
         request.config.method,
         flag_values(request),
         set(given),
         {*FIXED, *REFUSED, *flag_names(cfg.DataConfig, TuneConfig)},
+        {"num_unfrozen_layers": sizes.get_text_config().num_hidden_layers},
     )
+    raise_faults(objective_faults(config.objective, [parameter.name for parameter in space]))
     _check_ends(argv, space, source)
     data = _held_out_data(request)
     size = len(data.splits[SELECTION])
     with tempfile.TemporaryDirectory() as scratch:
         build = _trainer_builder(argv, data, scratch, count_trunks(space) * worker_count())
-        plan = _plan(request, config, space, data)
+        plan = _plan(request, config, given, space, data)
         trainer = build({}, 1)  # what cannot be built at all is said before anything is written
         if request.config.dry_run:
             _print_plan(plan, data)
@@ -186,13 +192,22 @@ def _trainer_builder(
 
 
 def _plan(
-    request: TrainRequest, config: TuneConfig, space: Sequence[Parameter], data: PairData
+    request: TrainRequest,
+    config: TuneConfig,
+    given: Mapping[str, Any],
+    space: Sequence[Parameter],
+    data: PairData,
 ) -> "Plan":
-    """The search, named by all that its trials have in common."""
+    """The search, named by all that its trials have in common on whatever machine."""
     from peft_mrpc.search import Plan
 
+    record = config_record(request.config, request.data, request.arguments)
+    if is_by_rule(given):
+        record = {k: v for k, v in record.items() if k not in ("bf16", "use_cpu")}
+    else:
+        record["precision"] = trainer_precision(request.arguments)
     fixed = {
-        **config_record(request.config, request.data, request.arguments),
+        **record,
         "method_options": dict(request.given_options),
         "data": describe_data(data, list(data.splits)),
         "space": [str(parameter) for parameter in space],

@@ -89,6 +89,17 @@ def tune_faults(request: TrainRequest, config: TuneConfig, given: Mapping[str, A
     return faults
 
 
+def objective_faults(objective: str, names: Sequence[str]) -> list[str]:
+    """Parameters of a search that change what its trials are judged by."""
+    return [
+        f"{name} in the search space: changes the loss that --objective loss judges by; use "
+        "another --objective, or drop it."
+        for name in names
+        if objective == "loss"
+        and name in ("focal_gamma", "label_smoothing_factor", "class_weights")
+    ]
+
+
 def flag_values(request: TrainRequest) -> dict[str, Any]:
     """Every flag of train and of the method, with its value in this command."""
     return {
@@ -108,4 +119,7 @@ def common_recipe(request: TrainRequest, given: Mapping[str, Any]) -> dict[str, 
     default = load_default_recipe(request.config.method)
     values = flag_values(request)
     fitted = {name: values[name] for name in request.recipe_rates & set(default)}
+    if "layer_decay" in request.recipe_rates:  # spread by `train` over the layers of each trial
+        for rates in (default, fitted):
+            rates.pop("layer_decay", None)
     return {**default, **fitted, **own}
