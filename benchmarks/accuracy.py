@@ -157,6 +157,7 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         },
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
+        "precision": record["precision"],
         "num_examples": values["num_examples"],
         "majority_accuracy": values["majority_accuracy"],
         "fingerprints": {
@@ -220,7 +221,7 @@ def table(results: dict[str, Any]) -> str:
         lines.append(
             [
                 *[f"`{name}`", f"{row['trained']:,}", f"{row['trained'] / row['total']:.2%}"],
-                "bf16" if row["config"]["bf16"] else "fp32",
+                row["precision"],
                 *[str(len(seeds)), spread(accuracies)],
                 *["-" if row["goal"] is None else f"{row['goal']:.2f}", f"{min(accuracies):.3f}"],
                 *[f"{row['f1'][label]:.3f}" for label in labels],

@@ -106,7 +106,7 @@ def figures(folder: Path) -> dict[str, Any]:
     values = found.metrics["validation"]
     kept = {name: round(values[name], 4) for name in ("accuracy", "roc_auc")}
     f1 = [round(value, 4) for value in values["f1"].values()]
-    return {**kept, "f1": f1, "precision": "bf16" if found.record["config"]["bf16"] else "fp32"}
+    return {**kept, "f1": f1, "precision": found.record["precision"]}
 
 
 def table(results: Mapping[str, Any], settings: Sequence[str]) -> str:

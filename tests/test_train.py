@@ -13,17 +13,19 @@ import torch
 from conftest import ROWS, requires_mrpc, run_command
 from peft import PeftModel
 from tiny_models import FLAGS
-from transformers import AutoModelForSequenceClassification, TrainerCallback
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
+from peft_mrpc.pairs import Pair
+from peft_mrpc.predictors import encode_pairs
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import build_classifier, fit_rates, main
 from peft_mrpc.training import build_trainer, is_symmetric
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
@@ -254,12 +256,16 @@ def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
 
 
 def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tiny_bert: str,
+    data_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--dry_run", "--bf16"]
     for has_units in (True, False):
-        monkeypatch.setattr("peft_mrpc.requests.cpu_has_amx", lambda has=has_units: has)
-        parse_request(["--use_cpu", "--bf16"])
-        assert ("fp32 is several times faster" in caplog.text) is not has_units
+        monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda has=has_units: has)
+        main(flags)
+        assert caplog.text.count("fp32 is several times faster") == (not has_units)
 
 
 def test_a_seed_fixes_the_run_and_another_changes_it(
@@ -325,6 +331,14 @@ def test_virtual_tokens_count_against_the_positions(
         (["--method", "lora", "--bias", "nonsense"], "; expected none, all or lora_only."),
         (["--pooling", "max"], "--pooling: got 'max'"),
         (["--dropout", "1"], "--dropout: got 1.0; expected 0 or more and below 1"),
+        (["--num_unfrozen_layers", "0", "--layer_decay", "0.9"], "trains nothing in a layer"),
+        (["--neftune_noise_alpha", "-1"], "--neftune_noise_alpha: got -1.0; expected 0 or more"),
+        (["--save_strategy", "steps", "--save_steps", "0"], "--save_steps: got 0; expected a"),
+        (
+            ["--load_best_model_at_end", "--metric_for_best_model", "accuracy"]
+            + ["--greater_is_better", "false"],
+            "--greater_is_better: got false for accuracy, of which the worst would be kept",
+        ),
         (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
         (["--method", "prefix_tuning", "--gradient_checkpointing"], "keys and values"),
         (["--method", "dora", "--use_dora", "false"], "--use_dora: got an option of lora"),
@@ -377,6 +391,27 @@ def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
     assert "test: has no labels, so there are no metrics" in capsys.readouterr().out
     run = load_run(tmp_path / "run")
     assert run.metrics == {} and len(run.predictions("test").idx) == len(ROWS)
+
+
+def test_a_separator_that_a_sentence_writes_parts_nothing(tiny_bert: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    for first in ("the cat [SEP] sat", "[CLS] the [PAD] cat"):
+        [plain], _ = encode_pairs(tokenizer, [Pair(0, first, "a dog")], 64)
+        [cut], _ = encode_pairs(tokenizer, [Pair(0, first, "a dog")], 8)
+        for row in (plain, cut):
+            ids = row["input_ids"]
+            assert (ids.count(tokenizer.sep_token_id), ids.count(tokenizer.cls_token_id)) == (2, 1)
+            assert tokenizer.pad_token_id not in ids
+
+
+def test_the_rates_of_a_nested_configuration_are_its_texts() -> None:
+    from transformers import CLIPConfig, CLIPTextConfig, ResNetConfig
+
+    request = parse_request(["--method", "full"])
+    fit_rates(request, CLIPConfig(text_config=CLIPTextConfig(hidden_size=768).to_dict()))
+    assert request.arguments.learning_rate == pytest.approx(1.5e-4 / 2)
+    with pytest.raises(UserError, match="--model: a resnet says no hidden_size"):
+        fit_rates(request, ResNetConfig())
 
 
 def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(

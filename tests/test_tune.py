@@ -243,12 +243,12 @@ def test_every_method_has_a_search_space_that_train_accepts(
 ) -> None:
     argv = ["--method", method, "--model", tiny_bert, *data_flags]
     request, _ = parse_command(argv, "tune", "", OWN)
-    space = load_space(None, method, flag_values(request), set(), set())
+    space = load_space(None, method, flag_values(request), set(), set(), {})
     assert {"learning_rate", "num_train_epochs"} <= {p.name for p in space}
     low, high = next(p.ends() for p in space if p.name == "learning_rate")
     assert low < request.arguments.learning_rate < high
     _check_ends(argv, space, find_model("builtin:minilm"))
-    fixed = load_space(None, method, flag_values(request), {"learning_rate"}, set())
+    fixed = load_space(None, method, flag_values(request), {"learning_rate"}, set(), {})
     assert [p.name for p in fixed] == [p.name for p in space if p.name != "learning_rate"]
 
 
@@ -259,10 +259,40 @@ def test_no_layers_are_counted_where_modules_are_frozen(
     names = []
     for frozen in ([], ["--frozen_modules", "embeddings"]):
         request, _ = parse_command([*argv, *frozen], "tune", "", OWN)
-        space = load_space(None, "layer_freeze", flag_values(request), set(), set())
+        space = load_space(None, "layer_freeze", flag_values(request), set(), set(), {})
         _check_ends([*argv, *frozen], space, find_model("builtin:minilm"))
         names.append({parameter.name for parameter in space})
     assert names[0] - names[1] == {"num_unfrozen_layers"}
+
+
+def test_the_packaged_space_keeps_to_the_model_and_the_command(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--selection_fraction", "0.3", "--dry_run"]
+    main([*flags, "--output_dir", str(tmp_path / "out")])  # of two layers
+    assert "num_unfrozen_layers in 1, 2\n" in capsys.readouterr().out
+    flags += ["--pooling", "mean", "--head_layer", "1", "--max_steps", "2"]
+    main([*flags, "--num_unfrozen_layers", "1", "--output_dir", str(tmp_path / "out")])
+    said = capsys.readouterr().out
+    assert "learning_rate from" in said
+    assert "num_unfrozen_layers" not in said and "num_train_epochs" not in said
+
+
+def test_a_decay_of_the_recipe_is_spread_over_each_trials_layers(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("head_layer: {choices: [1, 2]}\n")
+    argv = ["--method", "full", "--model", tiny_bert, *data_flags, "--num_train_epochs", "1"]
+    argv += ["--selection_fraction", "0.3", "--num_trials", "2"]
+    main(
+        [*argv, "--search_space", str(tmp_path / "space.yaml"), "--output_dir", str(tmp_path / "s")]
+    )
+    best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    assert "layer_decay" not in best
+    assert (
+        "layer_decay"
+        in train.parse_request(["--config", str(tmp_path / "s/best.yaml")]).recipe_rates
+    )
 
 
 def test_decay_and_schedule_are_searched(
@@ -325,6 +355,26 @@ def test_a_bad_search_space_is_refused_before_the_first_trial(
     message = fails(main, *given)
     assert said in message and len(message.splitlines()) == 1
     assert not (tmp_path / "o").exists()
+
+
+def test_a_search_is_not_judged_by_a_loss_that_it_changes(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
+) -> None:
+    (tmp_path / "space.yaml").write_text("focal_gamma: {low: 0.0, high: 5.0}\n")
+    given = ["--method", "lora", "--model", tiny_bert, *data_flags, "--objective", "loss"]
+    given += ["--search_space", str(tmp_path / "space.yaml"), "--output_dir", str(tmp_path / "o")]
+    message = fails(main, *given)
+    assert "focal_gamma in the search space: changes the loss that --objective loss" in message
+
+
+def test_machines_of_other_precision_join_one_search(
+    flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = ["--storage", f"sqlite:///{tmp_path / 'study.db'}", "--num_trials"]
+    main([*flags, *storage, "1", "--output_dir", str(tmp_path / "one")])
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: True)
+    main([*flags, *storage, "2", "--output_dir", str(tmp_path / "two")])
+    assert len(read_trials(tmp_path / "two")) == 2
 
 
 def test_ends_that_only_together_ask_for_too_many_layers_are_refused(
