@@ -115,6 +115,11 @@ def prompt(position: str = "before", pooling: str = "aligned", *flags: str) -> l
     return ["--method", "prompt_tuning", *own]
 
 
+def as_shipped(*flags: str) -> list[str]:
+    """With the recipe's head, at the recipe's layer."""
+    return prompt("before", "weighted", "--head_layer", "auto", *flags)
+
+
 FROM_TEXT = ["--prompt_tuning_init", "TEXT", "--prompt_tuning_init_text", TEXT]
 FROM_WORDS = ["--prompt_tuning_init", "SAMPLE_VOCAB"]
 ROWS = {
@@ -137,8 +142,19 @@ ROWS = {
         decomposed(10),
     ),
 }
+AS_SHIPPED = {
+    "the recipe": Row(as_shipped()),
+    "the recipe, residual, network of 128": Row(as_shipped(), residual(128)),
+    "the recipe, residual, 10 tokens, network of 3": Row(
+        as_shipped("--num_virtual_tokens", "10"), residual(3)
+    ),
+    "the recipe, decomposed, 7 tokens, rank 10": Row(
+        as_shipped("--num_virtual_tokens", "7", "--max_length", "115"), decomposed(10)
+    ),
+}
 # Training pairs and epochs, and the rows that are run so long: the second is the recipe's length.
-LENGTHS = {"1500x2": list(ROWS), "3000x5": list(ROWS)[:3]}
+LENGTHS = {"1500x2": list(ROWS), "3000x5": [*list(ROWS)[:3], *AS_SHIPPED]}
+ROWS |= AS_SHIPPED
 
 
 def hold_out(dataset: str, folder: Path) -> list[str]:
