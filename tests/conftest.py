@@ -37,6 +37,9 @@ ROWS = [
     ("no dog ran", "not a dog ran", "equivalent"),
 ]
 
+# Numbers are compared in fp32, on a CPU with units for bf16 as well, here and in what a test starts;
+# test_precision.py has the trainings in bf16.
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 # Nor what the user has.
 os.environ["PEFT_MRPC_TRUNKS"] = tempfile.mkdtemp(prefix="trunks-")
 atexit.register(shutil.rmtree, os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
@@ -49,12 +52,6 @@ def own_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PEFT_MRPC_TRUNKS", folder)
     if "peft_mrpc.trunk" in sys.modules:
         sys.modules["peft_mrpc.trunk"]._HELD.clear()
-
-
-@pytest.fixture(autouse=True)
-def in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers are compared in fp32, on a CPU with units for bf16 as well (test_precision.py)."""
-    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: False)
 
 
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")

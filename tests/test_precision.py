@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from peft_mrpc.precision import compute_dtype, precision_defaults, trainer_precision
+from peft_mrpc.precision import compute_dtype, cpu_has_amx, precision_defaults, trainer_precision
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.train import main
@@ -72,6 +72,17 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
     assert precision_defaults({"use_cpu": "true"}) == {"bf16": True}
 
 
+@pytest.mark.parametrize(
+    ("limit", "expected"), [("AVX512_CORE", False), ("AVX512_CORE_AMX", True), ("all", True)]
+)
+def test_what_onednn_may_not_use_is_not_there(
+    limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cpu_has_amx() is expected
+
+
 @pytest.mark.parametrize("method", ["layer_freeze", "lora"])
 def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
     method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
@@ -112,3 +123,12 @@ def test_cached_training_in_bf16_is_the_same_training_but_for_rounding(
         losses.append([row["loss"] for row in rows if "loss" in row])
     assert np.std(losses[0]) > 1e-3
     assert np.abs(np.subtract(*losses)).max() < 6e-3
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_rounding_in_bf16_is_not_taken_for_a_damaged_cache(seed: int, tmp_path: Path) -> None:
+    """Four layers of MiniLM, filled in batches of other lengths than those that are looked at."""
+    flags = ["--model", "builtin:minilm", "--dataset", "builtin:pairs", "--split", "validation"]
+    flags += ["--max_train_samples", "40", "--max_eval_samples", "4", "--seed", str(seed)]
+    flags += ["--bf16", "--trunk_cache", "disk", "--max_steps", "1"]  # disk: or an error
+    main([*flags, "--output_dir", str(tmp_path / "run")])

@@ -11,8 +11,10 @@ from peft_mrpc.errors import logger
 
 
 def cpu_has_amx() -> bool:
-    """Whether this CPU multiplies bf16 matrices in hardware."""
-    return bool(torch.cpu._is_amx_tile_supported())
+    """Whether this CPU multiplies bf16 matrices in hardware, and oneDNN may make use of it."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    is_allowed = limit in ("DEFAULT", "ALL") or "AMX" in limit
+    return is_allowed and bool(torch.cpu._is_amx_tile_supported())
 
 
 def gpu_has_bf16() -> bool:

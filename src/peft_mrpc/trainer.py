@@ -59,7 +59,7 @@ class PairTrainer(Trainer):
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as ever; however it ends, frozen layers run again after it."""
+        """Train as ever; however it ends, frozen layers and attention run again as before."""
         try:
             output = super().train(*args, **kwargs)
             if self.args.load_best_model_at_end and not self._is_sharded:
@@ -67,7 +67,7 @@ class PairTrainer(Trainer):
             return output
         finally:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, CacheTrunk):
+                if isinstance(callback, CacheTrunk | PlainAttention):
                     callback.leave()
 
     def _share_trained(self) -> None:
@@ -175,6 +175,7 @@ class PlainAttention(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
+        self.leave()  # the Trainer may begin again with smaller batches
         inside = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
         self._before = {part: str(part.config._attn_implementation) for part in inside}
         for part in inside:
@@ -183,6 +184,10 @@ class PlainAttention(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Have the attention that there was."""
         for part, implementation in self._before.items():
             part.set_attn_implementation(implementation)
         self._before.clear()

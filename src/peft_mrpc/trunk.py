@@ -25,8 +25,10 @@ from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
 from peft_mrpc.trunk_rows import row_key
 from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore
 
-# How far activations and logits may lie apart by rounding, as a share of their size.
+# How far activations and logits may lie apart by rounding, as a share of their size. How mixed
+# precision rounds depends on the batch, whatever dtype the last operation leaves.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-3, torch.bfloat16: 2e-2}
+TOLERANCE_IN = {"fp32": 1e-3, "fp16": 5e-3, "bf16": 2e-2}
 # The store of the last training in this process, for the next seed or trial.
 _HELD: dict[str, TrunkStore] = {}
 
@@ -120,6 +122,10 @@ class Trunk:
         kept: torch.dtype = getattr(torch, self.plan.dtype) if self.plan.dtype else self._dtype
         return kept
 
+    @property
+    def _tolerance(self) -> float:
+        return max(TOLERANCE[self._kept_dtype], TOLERANCE_IN[self.plan.precision])
+
     def _make_room(self, store: TrunkStore, size: int) -> str:
         """Settle where so many bytes go; what is in the way, if anything is."""
         if store.folder is not None and size == 0:
@@ -173,7 +179,7 @@ class Trunk:
         with self:
             cached = self._logits(some, cached=True).float()
         apart = float((plain - cached).abs().max())
-        if apart <= TOLERANCE[self._kept_dtype] * max(1.0, float(plain.abs().max())):
+        if apart <= self._tolerance * max(1.0, float(plain.abs().max())):
             return ""
         return f"{self.model.config.model_type} gives other logits by them ({apart:.2g} apart)"
 
@@ -185,7 +191,7 @@ class Trunk:
         for key, states in self._row_states(rows):
             kept, plain = store[key].float(), states.float()
             apart = max(apart, float((kept - plain).norm() / plain.norm()))
-        if apart <= TOLERANCE[self._kept_dtype]:
+        if apart <= self._tolerance:
             return ""
         where = (
             f"{store.folder} (`peft-mrpc cache --clear` removes it)" if store.folder else "memory"

@@ -3,6 +3,7 @@
 Shapes: T tokens, H hidden.
 """
 
+import contextlib
 import logging
 import os
 import uuid
@@ -48,6 +49,8 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
     """
     state = process_state()
     index, count = state.process_index, state.num_processes
+    if not any(gather_object([len(rows)])):
+        return ""  # complete: its place may be read-only
     if count > 1 and not _is_common(trunks_dir()):
         # Each machine has a disk of its own, and needs every row.
         index = state.local_process_index
@@ -98,15 +101,16 @@ def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> N
 
 
 def _is_common(folder: Path) -> bool:
-    """Whether every process sees this directory."""
+    """Whether every process sees this directory; not where the first cannot write into it."""
     holder = [uuid.uuid4().hex]
     broadcast_object_list(holder)
     mark = folder / f".{holder[0]}"
     if process_state().is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        with contextlib.suppress(OSError):  # said by whoever writes activations there
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
     process_state().wait_for_everyone()
     seen = all(gather_object([mark.exists()]))
     if process_state().is_main_process:
-        mark.unlink()
+        mark.unlink(missing_ok=True)
     return seen
