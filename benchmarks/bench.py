@@ -63,6 +63,18 @@ def build_parser(description: str | None, has_output: bool = True) -> argparse.A
     return parser
 
 
+def positive(text: str) -> int:
+    """A whole number of an option, 1 or more."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number above 0")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number of an option, 0 or more."""
+    return 0 if text == "0" else positive(text)
+
+
 def default_dataset() -> str:
     """MRPC where it lies on this machine, or else its name on the Hub."""
     beside = str(BESIDE) if BESIDE.is_dir() else DataConfig.dataset
@@ -105,6 +117,7 @@ class Report:
     output: Path | None
     quick: bool
     packages: Sequence[str] = ()
+    _has_said_where: bool = False
 
     def __post_init__(self) -> None:
         for package in self.packages:
@@ -122,6 +135,18 @@ class Report:
                 f"--output: got {str(self.output)!r}, whose directory does not exist; make it."
             )
         self.read()  # to say now what is no result of ours and would be lost
+
+    def _say_where(self) -> None:
+        """Print what was measured on, and with; once."""
+        if self._has_said_where:
+            return
+        self._has_said_where = True
+        found = describe_measurement(self.packages)
+        machine, versions = found["machine"], found["versions"]
+        memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
+        cores = f"{machine['cpu_count']} cores, {machine['torch_threads']} threads, {memory}"
+        print(f"{machine['cpu']}, {cores}; {', '.join(machine['gpus']) or 'no GPU'}", flush=True)
+        print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
 
     @property
     def path(self) -> Path | None:
@@ -155,6 +180,7 @@ class Report:
 
     def show(self, text: str, mark: str) -> None:
         """Print a table, and put it into the page where this is what the page tells of."""
+        self._say_where()
         print(text, flush=True)
         if not (self.output or self.quick):
             put_table(HERE / f"{self.name}.md", text, mark)

@@ -11,6 +11,7 @@ one part afresh and keeps the others; `--only` with nothing after it writes the 
 """
 
 import argparse
+import math
 import os
 import shutil
 import tempfile
@@ -26,8 +27,10 @@ from bench import (
     Row,
     build_parser,
     build_report,
+    count,
     goal_table,
     markdown,
+    positive,
     run,
     speed_row,
 )
@@ -118,7 +121,7 @@ def main() -> None:
             for name in options.only:
                 part = PARTS[name]
                 model = part.model or write_bert_base(Path(scratch) / "bert-base")
-                pairs = take(data, int(options.pairs * part.share))
+                pairs = take(data, math.ceil(options.pairs * part.share))
                 task = Task(model, pairs, part.epochs, part.method)
                 parts[name] = measure(task, part, options.repeats)
                 parts = {key: parts[key] for key in PARTS if key in parts}
@@ -132,8 +135,8 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--pairs", type=int, help="training pairs; 0 for all (default: 1000)")
-    parser.add_argument("--repeats", type=int, help="turns of each (default: 3)")
+    parser.add_argument("--pairs", type=count, help="training pairs; 0 for all (default: 1000)")
+    parser.add_argument("--repeats", type=positive, help="turns of each (default: 3)")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
     pairs, repeats = (QUICK_PAIRS, 1) if options.quick else (1000, 3)
@@ -169,17 +172,22 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
     contenders = part.contenders(precision)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
     memory = dict.fromkeys(contenders, 0)
-    warm_up = replace(task, epochs=1, data=take(task.data, WARM_UP_PAIRS))
+    # The longest: whoever comes first shall not pay for the memory that all of them need.
+    longest = sorted(task.data.splits["train"], key=lambda p: -len(p.sentence1 + p.sentence2))
+    some = {**task.data.splits, "train": longest[:WARM_UP_PAIRS]}
+    warm_up = replace(task, epochs=1, data=replace(task.data, splits=some))
     for name in contenders:
         CONTENDERS[name](warm_up)
     for _ in range(repeats):
         for name in contenders:
-            with PeakMemory() as watched:
+            with PeakMemory(kind="RssAnon") as watched:
                 outcomes[name].append(CONTENDERS[name](task))
             memory[name] = max(memory[name], watched.added)
             print(f"{task.method}: {name}: {outcomes[name][-1].seconds:.1f} s", flush=True)
     alike = {(one.steps, one.trained) for own in outcomes.values() for one in own}
     assert len(alike) == 1, f"contenders trained otherwise than each other: {outcomes}"
+    if task.method == "layer_freeze":
+        check_cached(outcomes, len(task.data.splits["train"]))
     pairs = task.epochs * len(task.data.splits["train"])
     first = next(outcomes[name] for name in (FIRST, OURS) if name in outcomes)
     result = {
@@ -204,6 +212,14 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
         tails = {one: measure_tail(task, repeats, one) for one in sorted({"fp32", precision})}
         result["tails"] = tails
     return result
+
+
+def check_cached(outcomes: Mapping[str, list[Outcome]], num_pairs: int) -> None:
+    """Refuse times of a first run that found something, and of a next one that did not."""
+    for name, own in outcomes.items():
+        expected = num_pairs if "first run" in name else 0 if "next seed" in name else None
+        found = {one.num_new for one in own}
+        assert found == {expected}, f"{name}: the frozen layers ran for {found} pairs"
 
 
 def foretell(task: Task) -> float:

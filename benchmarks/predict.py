@@ -31,6 +31,7 @@ from bench import (
     goal_table,
     markdown,
     plot_comparisons,
+    positive,
     run,
     speed_row,
 )
@@ -142,9 +143,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--times", type=int, help="how often the dev pairs come (default: 5)")
-    parser.add_argument("--repeats", type=int, help="turns of each (default: 5)")
-    parser.add_argument("--train_pairs", type=int, help="to train on first (default: 1000)")
+    parser.add_argument("--times", type=positive, help="how often the dev pairs come (default: 5)")
+    parser.add_argument("--repeats", type=positive, help="turns of each (default: 5)")
+    parser.add_argument("--train_pairs", type=positive, help="to train on first (default: 1000)")
     options = parser.parse_args()
     times, repeats, train_pairs = (1, 3, 200) if options.quick else (5, 5, 1000)
     options.times, options.repeats = options.times or times, options.repeats or repeats

@@ -31,6 +31,7 @@ from bench import (
     goal_table,
     markdown,
     plot_comparisons,
+    positive,
     run,
     speed_row,
     write_pairs,
@@ -46,6 +47,7 @@ FLAGS = ["--method", "layer_freeze", "--model", "builtin:minilm", "--swap_senten
 FLAGS += ["--pooling", "native", "--disable_tqdm", "true", "--seed", "1"]
 FLAGS += ["--save_strategy", "no", "--report_to", "none"]
 DEV_PAIRS = 40
+SIZES = [1000, 10_000, 100_000]
 SIZE_GOAL, MEMORY_GOAL, PROCESSES_GOAL = 1.0, 1.0, 1.6
 # Processes, and training pairs a step on each.
 SHARES = {
@@ -61,7 +63,7 @@ def main() -> None:
     data = load_pairs(DataConfig(dataset=options.dataset))
     sizes: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for size in sorted(int(size) for size in options.sizes.split(",")):
+        for size in options.sizes:
             sizes.append(train_size(data, size, Path(scratch)))
             report.write(size_rows(sizes), sizes=sizes)
         processes = compare_processes(data, options, Path(scratch))
@@ -71,14 +73,23 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--sizes", help="training pairs (default: 1000,10000,100000)")
-    parser.add_argument("--pairs", type=int, help="of the second comparison (default: 1500)")
-    parser.add_argument("--repeats", type=int, help="of the second comparison (default: 3)")
+    parser.add_argument(
+        "--sizes",
+        type=sizes_of,
+        help="training pairs, such as 1000,10000 (default: those and 100000)",
+    )
+    parser.add_argument("--pairs", type=positive, help="of the second comparison (default: 1500)")
+    parser.add_argument("--repeats", type=positive, help="of the second comparison (default: 3)")
     options = parser.parse_args()
-    sizes, pairs, repeats = ("1000,10000", 1000, 1) if options.quick else ("", 1500, 3)
-    options.sizes = options.sizes or sizes or "1000,10000,100000"
+    sizes, pairs, repeats = ([1000, 10_000], 1000, 1) if options.quick else (SIZES, 1500, 3)
+    options.sizes = options.sizes or sizes
     options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
     return options
+
+
+def sizes_of(text: str) -> list[int]:
+    """Whole numbers of an option, the smallest first."""
+    return sorted(positive(size) for size in text.split(","))
 
 
 # ---- measuring ----

@@ -34,7 +34,8 @@ from peft_mrpc.precision import trainer_precision
 from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier
-from peft_mrpc.training import build_trainer
+from peft_mrpc.trainer import CacheTrunk
+from peft_mrpc.training import build_trainer, trained_model
 from peft_mrpc.trunk import _HELD
 
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
@@ -63,6 +64,7 @@ class Outcome:
         trained: How many parameters.
         accuracy: On the dev pairs.
         flops: Matrix operations of its epochs, where they were counted.
+        num_new: For how many pairs the frozen layers ran before; None where they ran every time.
     """
 
     seconds: float
@@ -72,6 +74,7 @@ class Outcome:
     trained: int
     accuracy: float
     flops: int = 0
+    num_new: int | None = None
 
 
 class EpochsMeter(TrainerCallback):
@@ -195,9 +198,12 @@ def train_ours(
         trainer, _ = build_trainer(request, task.data, classifier, folder)
         trainer.add_callback(meter)
         training_seconds = timed(trainer.train)
+        classifier.model = trained_model(trainer)
         scores = classifier.score(task.data.splits["validation"], EVAL_BATCH_SIZE)
     seconds = time.perf_counter() - started
-    return describe(task, trainer, scores, (seconds, training_seconds), meter)
+    outcome = describe(task, trainer, scores, (seconds, training_seconds), meter)
+    cached = [c for c in trainer.callback_handler.callbacks if isinstance(c, CacheTrunk)]
+    return replace(outcome, num_new=cached[0].num_new if cached else None)
 
 
 def train_ours_first(task: Task, in_fp32: bool = False) -> Outcome:

@@ -37,7 +37,7 @@ ROWS = [
     ("no dog ran", "not a dog ran", "equivalent"),
 ]
 
-# Numbers are compared in fp32, on a CPU with units for bf16 as well, here and in what a test starts;
+# Numbers are compared in fp32, on a CPU with units for bf16 too, here and in what a test starts;
 # test_precision.py has the trainings in bf16.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_BF16"
 # Nor what the user has.

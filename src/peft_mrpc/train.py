@@ -40,7 +40,7 @@ from peft_mrpc.seeds import train_seeds
 from peft_mrpc.selection import hold_out_selection
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir, staged_directory
-from peft_mrpc.training import build_trainer, check_against_data, pair_length
+from peft_mrpc.training import build_trainer, check_against_data, pair_length, trained_model
 
 
 def main(argv: Sequence[str]) -> None:
@@ -196,10 +196,7 @@ def _train_into(
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
-    # Mixed precision wraps the model's forward: what is scored must be what will be reloaded.
-    classifier.model = trainer.accelerator.unwrap_model(
-        trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
-    )
+    classifier.model = trained_model(trainer)
     folder = staging and staging / ("adapter" if request.method.is_peft else "model")
     if folder is not None:  # first of all: nothing that fails later shall cost the training
         save_classifier(folder, classifier, source, request.config.method)

@@ -258,6 +258,7 @@ class CacheTrunk(TrainerCallback):
         self.trunk: Trunk | None = None
         self.seconds = 0.0  # that the activations took
         self.token_bytes = 0  # that those of one token take
+        self.num_new: int | None = None  # rows that the layers ran for; None while they run always
 
     def on_train_begin(
         self,
@@ -283,6 +284,7 @@ class CacheTrunk(TrainerCallback):
             assert self.collator.store is not None
             self.seconds = time.perf_counter() - started
             self.token_bytes = self.collator.store.token_bytes
+            self.num_new = trunk.num_new
             return
         if is_asked:
             raise UserError(f"--trunk_cache: got {self.plan.mode!r}, but {reason}.")

@@ -132,6 +132,16 @@ def build_trainer(
     return trainer, num_cut
 
 
+def trained_model(trainer: Trainer) -> Any:
+    """The model without what the Trainer put around it.
+
+    Mixed precision wraps its forward: what is scored must be what will be reloaded.
+    """
+    return trainer.accelerator.unwrap_model(
+        trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+    )
+
+
 def is_symmetric(label_names: Sequence[str]) -> bool:
     """Whether the last of two labels says what holds of the sentences in either order."""
     return len(label_names) == 2 and any(

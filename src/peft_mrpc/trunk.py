@@ -60,6 +60,7 @@ class Trunk:
         self.collator = collator
         self._layers = list(encoder_layers(model)[:depth])
         self._given: torch.Tensor | None = None  # [B, T, H], of the batch that the model is at
+        self.num_new = 0  # of the rows prepared, those that the layers ran for
         self._dtype: torch.dtype | None = None
         self._gives_tuple = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -91,6 +92,7 @@ class Trunk:
         # Machines may differ in what they have, and in room: all do without, or none.
         if said := _first_of_all(refusal):
             return said
+        self.num_new = len(missing)
         new = f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
