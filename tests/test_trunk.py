@@ -26,6 +26,7 @@ from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, Trunk
+from peft_mrpc.trunk_fill import _is_common, fill_store
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_rows import row_key
@@ -642,11 +643,13 @@ def test_another_place_is_where_it_is_kept_next(
 def test_however_a_training_ends_its_layers_run_again(
     tiny_bert: str, data_flags: list[str], tmp_path: Path, trunks: Path
 ) -> None:
-    request = parse_request(["--model", tiny_bert, *data_flags, *PROBE, "--max_steps", "3"])
+    flags = ["--model", tiny_bert, *data_flags, *PROBE, "--max_steps", "3", "--bf16"]
+    request = parse_request(flags)
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     encoder = classifier.model.base_model
+    before = encoder.config._attn_implementation
     ids = [torch.randint(5, 20, (2, 7)) for _ in range(2)]
     seen = []
 
@@ -662,6 +665,19 @@ def test_however_a_training_ends_its_layers_run_again(
     layers = encoder.encoder.layer
     assert not any("forward" in vars(layer) for layer in layers)
     assert not classifier.model._forward_pre_hooks and not classifier.model._forward_hooks
+    assert encoder.config._attn_implementation == before == "sdpa"
+
+
+def test_a_place_that_cannot_be_written_ends_in_a_reason_or_is_not_needed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    assert not _is_common(tmp_path / "file" / "trunks")
+    store = TrunkStore(tmp_path / "file" / "store", 2, torch.float32, 10**6)
+    assert fill_store(store, [], {}, lambda rows: []) == ""
+    row = {"input_ids": [1, 2], "attention_mask": [1, 1]}
+    said = fill_store(store, [row], {}, lambda rows: [(row_key(row), torch.zeros(2, 2))])
+    assert "cannot be written" in said
 
 
 def test_clearing_leaves_what_is_not_ours(

@@ -75,6 +75,12 @@ class DoctorConfig:
     trunk_cache_dtype: str = cfg.option(cfg.TrainConfig.trunk_cache_dtype, "as in train")
     trunk_cache_memory: str = cfg.option(cfg.TrainConfig.trunk_cache_memory, "as in train")
     trunk_cache_limit: str = cfg.option(cfg.TrainConfig.trunk_cache_limit, "as in train")
+    num_train_epochs: float | None = cfg.option(None, "as in train")
+    max_steps: int | None = cfg.option(None, "as in train")
+    per_device_train_batch_size: int | None = cfg.option(None, "as in train")
+    bf16: str | None = cfg.option(None, "as in train: true or false")
+    max_length: int | None = cfg.option(None, "as in train")
+    swap_sentences: str | None = cfg.option(None, "as in train")
     num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
     mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
     estimate: bool = cfg.option(

@@ -100,6 +100,8 @@ class Trunk:
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
+        if store is not _HELD.get(name):
+            _HELD.clear()  # two at once would be beyond the limit
         if said := _first_of_all(fill_store(store, missing, about, self._row_states)):
             return said
         self.collator.store = store

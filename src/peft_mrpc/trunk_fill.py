@@ -112,5 +112,6 @@ def _is_common(folder: Path) -> bool:
     process_state().wait_for_everyone()
     seen = all(gather_object([mark.exists()]))
     if process_state().is_main_process:
-        mark.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            mark.unlink()
     return seen

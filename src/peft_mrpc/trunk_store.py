@@ -213,10 +213,11 @@ class TrunkStore:
         """Add rows: all of them once the block ends well, none if it fails."""
         if self.folder is None:
             yield (kept := MemoryWriter())
-            if kept.states:
-                self.resident += sum(one.nbytes for one in kept.states)
-                firsts = itertools.accumulate(kept.lengths, initial=0)
-                self._add(torch.cat(kept.states), split_keys(kept.keys), firsts, kept.lengths)
+            # Each row a block of its own: one block of all would be there twice for a while.
+            rows = zip(kept.states, split_keys(kept.keys), kept.lengths, strict=True)
+            for states, key, length in rows:
+                self.resident += states.nbytes
+                self._add(states, [key], [0], [length])
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
