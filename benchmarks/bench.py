@@ -269,7 +269,7 @@ def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     axes.set_xlabel(label)
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     figure.tight_layout()
     return figure
 
