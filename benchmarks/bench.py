@@ -254,7 +254,7 @@ def quantity(value: float, unit: str) -> str:
 
 def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
     """Bars of ours and of the peer, and a mark where ours reaches its goal."""
-    figure = Figure(figsize=(7, 0.8 + 0.62 * len(rows)))
+    figure = Figure(figsize=(7, 0.8 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(rows):
         for offset, key, color in ((-0.2, "ours", "#0072B2"), (0.2, "peer", "#999999")):
@@ -269,8 +269,7 @@ def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     axes.set_xlabel(label)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
-    figure.tight_layout()
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     return figure
 
 
