@@ -214,8 +214,8 @@ class TrunkStore:
         if self.folder is None:
             yield (kept := MemoryWriter())
             # Each row a block of its own: one block of all would be there twice for a while.
-            rows = zip(kept.states, split_keys(kept.keys), kept.lengths, strict=True)
-            for states, key, length in rows:
+            own = zip(kept.states, split_keys(kept.keys), kept.lengths, strict=True)
+            for states, key, length in own:
                 self.resident += states.nbytes
                 self._add(states, [key], [0], [length])
             return
