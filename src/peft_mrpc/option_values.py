@@ -194,3 +194,8 @@ def _describe(annotation: Any) -> str:
 
 def _shown(value: Any, words: Sequence[str]) -> str:
     return repr(value) if words else "nothing"
+
+
+def is_true(value: Any) -> bool:
+    """Whether a switch is on, as typed or as a recipe has it; HfArgumentParser reads it so too."""
+    return str(value).lower() in ("true", "yes", "t", "y", "1")

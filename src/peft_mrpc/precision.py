@@ -8,6 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from peft_mrpc.errors import logger
+from peft_mrpc.option_values import is_true
 
 
 def cpu_has_amx() -> bool:
@@ -46,7 +47,7 @@ def precision_defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
         asked: Flags and recipe of the user.
     """
     wants = {
-        name: _is_true(asked[name]) for name in ("bf16", "fp16", "tf32", "use_cpu") if name in asked
+        name: is_true(asked[name]) for name in ("bf16", "fp16", "tf32", "use_cpu") if name in asked
     }
     has_gpu = torch.accelerator.is_available() and not wants.get("use_cpu", False)
     # transformers refuses bf16 on a machine without a GPU unless told that the CPU is meant.
@@ -64,7 +65,7 @@ def precision_defaults(asked: Mapping[str, Any]) -> dict[str, Any]:
 def keep_off(arguments: TrainingArguments, asked: Mapping[str, Any]) -> None:
     """Compute in fp32 where a precision was asked to be off, whatever `accelerate launch` says."""
     name = str(arguments.mixed_precision)
-    if name in asked and not _is_true(asked[name]):
+    if name in asked and not is_true(asked[name]):
         arguments.mixed_precision = "no"
 
 
@@ -82,10 +83,6 @@ def is_by_rule(asked: Mapping[str, Any]) -> bool:
 
 def _is_told() -> bool:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
-
-
-def _is_true(value: Any) -> bool:
-    return str(value).lower() in ("true", "yes", "t", "y", "1")
 
 
 def trainer_precision(arguments: TrainingArguments) -> str:

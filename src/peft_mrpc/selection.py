@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import logger, raise_faults, unknown_name
+from peft_mrpc.option_values import is_true
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.thresholds import threshold_faults
 
@@ -119,7 +120,6 @@ def implied_arguments(given: Mapping[str, Any], is_saving_asked: bool) -> dict[s
             is kept while training, and nothing after.
     """
     stops_early = given.get("early_stopping_patience") is not None
-    loads_best = str(given.get("load_best_model_at_end", stops_early)).lower()
     implied: dict[str, Any] = {}
     if stops_early:
         # Its count of evaluations without progress goes on in a resumed run.
@@ -127,7 +127,7 @@ def implied_arguments(given: Mapping[str, Any], is_saving_asked: bool) -> dict[s
             "metric_for_best_model": "loss",
             "restore_callback_states_from_checkpoint": True,
         }
-    if loads_best in ("true", "yes", "t", "y", "1"):
+    if is_true(given.get("load_best_model_at_end", stops_early)):
         implied |= {"load_best_model_at_end": True}
         implied |= {} if is_saving_asked else {"save_strategy": "best", "save_total_limit": 1}
     return {"eval_strategy": "epoch", **implied} if implied else {}

@@ -105,7 +105,6 @@ class Trunk:
         if said := _first_of_all(fill_store(store, missing, about, self._row_states)):
             return said
         self.collator.store = store
-        _HELD.clear()
         _HELD[name] = store
         return _first_of_all(self._fault(list(by_key.values())))
 
