@@ -10,6 +10,7 @@ LAYERS = [
     {
         "averages",
         "confidence",
+        "either_order",
         "environment",
         "errors",
         "figures",

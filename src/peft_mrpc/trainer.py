@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer with what pairs need of it, and rows that come in either order."""
+"""The Hugging Face Trainer with what pairs need of it."""
 
 import time
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import Dataset
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -191,51 +190,6 @@ class PlainAttention(TrainerCallback):
         for part, implementation in self._before.items():
             part.set_attn_implementation(implementation)
         self._before.clear()
-
-
-class EitherOrder(Dataset[dict[str, Any]]):
-    """Training rows of which each comes in its own order or in the other, by chance.
-
-    Which it is follows from the seed, the epoch and the row alone: so a training that goes on from
-    a checkpoint, and one of several processes, sees what any other sees.
-
-    Args:
-        rows: Encoded pairs.
-        swapped: The same pairs with sentence 2 first.
-        seed: Fixes the orders of every epoch.
-    """
-
-    def __init__(
-        self, rows: list[dict[str, Any]], swapped: list[dict[str, Any]], seed: int
-    ) -> None:
-        self.orders = (rows, swapped)
-        self.seed = seed
-        self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by loader workers
-        self._drawn: tuple[int, list[int]] = (-1, [])
-
-    def __len__(self) -> int:
-        return len(self.orders[0])
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        epoch = int(self.epoch)
-        if self._drawn[0] != epoch:
-            draw = torch.Generator().manual_seed(self.seed)
-            for _ in range(epoch + 1):
-                orders = torch.randint(2, (len(self),), generator=draw)
-            self._drawn = (epoch, orders.tolist())
-        return self.orders[self._drawn[1][row]][row]
-
-
-class OrderAnew(TrainerCallback):
-    """Tell the rows which epoch begins."""
-
-    def __init__(self, rows: EitherOrder) -> None:
-        self.rows = rows
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.rows.epoch.fill_(int(state.epoch or 0))
 
 
 class CacheTrunk(TrainerCallback):

@@ -18,6 +18,7 @@ from transformers import (
 from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
+from peft_mrpc.either_order import EitherOrder, OrderAnew
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.freezing import (
     FreezeCallback,
@@ -32,7 +33,7 @@ from peft_mrpc.requests import TrainRequest
 from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trackers import tensorboard_logs
-from peft_mrpc.trainer import CacheTrunk, EitherOrder, OrderAnew, PairTrainer, PlainAttention
+from peft_mrpc.trainer import CacheTrunk, PairTrainer, PlainAttention
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
