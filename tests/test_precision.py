@@ -1,15 +1,19 @@
 """Trainings compute in bf16 where the hardware has units for it, and in what was asked for."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from peft_mrpc.data import load_pairs
 from peft_mrpc.precision import compute_dtype, cpu_has_amx, precision_defaults, trainer_precision
+from peft_mrpc.predictors import PairCollator
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
-from peft_mrpc.train import main
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, main
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no_units"])
@@ -98,6 +102,52 @@ def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
     run = load_run(tmp_path / "true")
     assert run.record["config"]["bf16"] is True and run.record["precision"] == "bf16"
     assert {value.dtype for value in _weights(run.path).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "modernbert", "llama"])
+def test_padding_to_eights_leaves_logits_as_they_are(
+    architecture: str, models: dict[str, str], data_flags: list[str]
+) -> None:
+    request = parse_request(["--model", models[architecture], *data_flags, "--method", "lora"])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(models[architecture]), data)
+    features, _ = classifier.encode(data.splits["train"][:5])
+    longest = max(len(feature["input_ids"]) for feature in features)
+    assert longest % 8
+    logits = {}
+    for step in (1, 8):
+        batch = PairCollator(classifier.tokenizer, classifier.model.config, step)(features)
+        length = batch["input_ids"].shape[1]
+        assert length == longest if step == 1 else length % step == 0 < length - longest < step
+        with torch.inference_mode():
+            logits[step] = classifier.model.eval()(**batch).logits
+    torch.testing.assert_close(logits[1], logits[8], atol=1e-5, rtol=0)
+    limited = PairCollator(classifier.tokenizer, classifier.model.config, 8, longest)(features)
+    assert limited["input_ids"].shape[1] == longest
+
+
+@pytest.mark.parametrize(("value", "step"), [("true", 8), ("false", 1)])
+def test_batches_of_a_training_in_bf16_come_in_few_shapes(
+    value: str,
+    step: int,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lengths = set()
+
+    def collate(self: PairCollator, features: Any) -> Any:
+        batch = original(self, features)
+        if "labels" in batch:  # of the training, not of the scoring after it
+            lengths.add(batch["input_ids"].shape[1])
+        return batch
+
+    original = PairCollator.__call__
+    monkeypatch.setattr(PairCollator, "__call__", collate)
+    flags = ["--model", tiny_bert, *data_flags, "--bf16", value, "--max_length", "20"]
+    main([*flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "run")])
+    assert any(length % 8 for length in lengths - {20}) is (step == 1)
 
 
 def _weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,5 +1,6 @@
 """A trained classifier, ready to score pairs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -89,14 +90,33 @@ class PairCollator:
     """Pads a batch, and marks the sentences where the model's head reads them apart.
 
     Virtual tokens hide the token ids from the model, so the marks are made before.
+
+    Args:
+        tokenizer: Pads on the side the model needs.
+        config: The model's.
+        multiple_of: What the length of a batch is a multiple of, if it has to be.
+        max_length: Most tokens of a row, which no padding goes beyond; None for no limit.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        multiple_of: int = 1,
+        max_length: int | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
+        self.multiple_of = multiple_of
+        self.max_length = max_length
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
     def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
-        batch = self.tokenizer.pad(features, return_tensors="pt")
+        longest = max(len(feature["input_ids"]) for feature in features)
+        length = math.ceil(longest / self.multiple_of) * self.multiple_of
+        length = min(length, self.max_length or length)
+        batch = self.tokenizer.pad(
+            features, padding="max_length", max_length=length, return_tensors="pt"
+        )
         if self.special_ids is not None:
             batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
         return batch

@@ -27,7 +27,7 @@ from peft_mrpc.freezing import (
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData
-from peft_mrpc.precision import trainer_precision
+from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.selection import SELECTION
@@ -110,7 +110,11 @@ def build_trainer(
         request.config.focal_gamma,
         arguments.label_smoothing_factor,
     )
-    collator = TrunkCollator(PairCollator(classifier.tokenizer, classifier.model.config))
+    collate = PairCollator(
+        *(classifier.tokenizer, classifier.model.config),
+        *(padding_step(trainer_precision(arguments)), classifier.max_length),
+    )
+    collator = TrunkCollator(collate)
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out or [])
