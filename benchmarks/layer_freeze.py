@@ -42,18 +42,14 @@ from training_peer import (
     Outcome,
     Task,
     our_precision,
-    our_request,
     train_ours,
+    write_bert_base,
 )
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification, set_seed
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
-from peft_mrpc.models import load_config, load_tokenizer
 from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes
-from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
-from peft_mrpc.sources import find_model
 
 WARM_UP_PAIRS, QUICK_PAIRS = 32, 160
 PLAIN, BY_BATCH, BY_BATCH_BF16, FIRST, NEXT, OURS, *IN_FP32 = CONTENDERS
@@ -105,7 +101,6 @@ PARTS: dict[str, Part] = {
     },
 }
 GEMM_GOAL = 0.6
-FORETOLD_GOAL = 0.7  # within 30 %
 
 
 def main() -> None:
@@ -153,16 +148,6 @@ def take(data: PairData, count: int) -> PairData:
     return replace(data, splits=rows)
 
 
-def write_bert_base(folder: Path) -> str:
-    """A model of bert-base's shape with random weights, and MiniLM's tokenizer, which is BERT's."""
-    if not folder.is_dir():
-        set_seed(SEED)
-        BertForSequenceClassification(BertConfig()).save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(find_model("builtin:minilm").location)
-        tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 # ---- measuring ----
 
 
@@ -189,22 +174,19 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
     if task.method == "layer_freeze":
         check_cached(outcomes, len(task.data.splits["train"]))
     pairs = task.epochs * len(task.data.splits["train"])
-    first = next(outcomes[name] for name in (FIRST, OURS) if name in outcomes)
     result = {
         "method": task.method,
         "model": "bert-base, random weights" if part.model is None else part.model,
         "train_pairs": len(task.data.splits["train"]),
         "scored_pairs": len(task.data.splits["validation"]),
         "epochs": task.epochs,
-        "trained_parameters": first[0].trained,
+        "trained_parameters": outcomes[contenders[0]][0].trained,
         "seconds": {name: [one.seconds for one in own] for name, own in outcomes.items()},
         "pairs_per_second": {
             name: pairs / min(one.seconds for one in own) for name, own in outcomes.items()
         },
         "accuracy": {name: fmean(one.accuracy for one in own) for name, own in outcomes.items()},
         "added_memory": memory,
-        "training_seconds": min(one.training_seconds for one in first),
-        "foretold_seconds": foretell(task),
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
@@ -220,18 +202,6 @@ def check_cached(outcomes: Mapping[str, list[Outcome]], num_pairs: int) -> None:
         expected = num_pairs if "first run" in name else 0 if "next seed" in name else None
         found = {one.num_new for one in own}
         assert found == {expected}, f"{name}: the frozen layers ran for {found} pairs"
-
-
-def foretell(task: Task) -> float:
-    """The seconds that `peft-mrpc doctor` says a first run trains."""
-    source = find_model(task.model)
-    tokenizer = load_tokenizer(source)
-    train = task.data.splits["train"]
-    tokens = tokenizer([p.sentence1 for p in train], [p.sentence2 for p in train])["input_ids"]
-    about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))
-    found = rehearse(our_request(task), load_config(source), tokenizer, about)
-    assert isinstance(found, Estimate), found
-    return found.trunk_seconds + task.epochs * found.epoch_seconds
 
 
 def measure_tail(task: Task, repeats: int, precision: str) -> dict[str, float]:
@@ -269,21 +239,7 @@ def result_rows(parts: Mapping[str, Any]) -> list[Row]:
             title = f"{name}: the tail's training against the fastest matrix product, {precision}"
             figures = tail["tail_gflops"], tail["gemm_gflops"]
             rows.append(speed_row(title, *figures, GEMM_GOAL, unit="GFLOP/s"))
-        rows.append(foretold_row(name, found))
     return rows
-
-
-def foretold_row(name: str, found: Mapping[str, Any]) -> Row:
-    """What doctor said beside what it was; the ratio is 1 less the error's share."""
-    took = found["training_seconds"]
-    return {
-        "name": f"{name}: seconds of training foretold by doctor (1 - error)",
-        "ours": found["foretold_seconds"],
-        "peer": took,
-        "ratio": 1 - abs(found["foretold_seconds"] - took) / took,
-        "goal": FORETOLD_GOAL,
-        "unit": "s",
-    }
 
 
 def contender_table(parts: Mapping[str, Any]) -> str:

@@ -14,12 +14,15 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
     TrainerCallback,
@@ -75,6 +78,16 @@ class Outcome:
     accuracy: float
     flops: int = 0
     num_new: int | None = None
+
+
+def write_bert_base(folder: Path) -> str:
+    """A model of bert-base's shape with random weights, and MiniLM's tokenizer, which is BERT's."""
+    if not folder.is_dir():
+        set_seed(SEED)
+        BertForSequenceClassification(BertConfig()).save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(find_model("builtin:minilm").location)
+        tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 class EpochsMeter(TrainerCallback):

@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,3 +128,11 @@ def test_what_is_no_run_is_refused_with_the_reason(tmp_path: Path, trained_run: 
     (tmp_path / "run.json").write_text("{oops")
     with pytest.raises(UserError, match="cannot be read as JSON"):
         load_run(tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux's figure")
+def test_peak_memory_is_not_that_of_the_process_which_started_this_one() -> None:
+    held = bytearray(b"1") * (2 << 30)
+    code = "from peft_mrpc.environment import peak_memory; print(peak_memory()['resident_bytes'])"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(said.stdout) < len(held)

@@ -78,9 +78,17 @@ def peak_memory() -> dict[str, int]:
     """Peak memory of this process so far, in bytes: resident, and allocated on the GPU."""
     import torch
 
-    # Linux counts ru_maxrss in KiB, macOS in bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks = {"resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    peaks = {"resident_bytes": _peak_resident_bytes()}
     if torch.cuda.is_available():
         peaks["gpu_bytes"] = torch.cuda.max_memory_allocated()
     return peaks
+
+
+def _peak_resident_bytes() -> int:
+    # Not ru_maxrss, which begins as what the parent process had.
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

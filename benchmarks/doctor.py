@@ -1,0 +1,167 @@
+"""What `peft-mrpc doctor` foretells of a training, beside what the training then takes.
+
+    python benchmarks/doctor.py
+
+For each method doctor's steps are run in a process of their own, and then the training itself, by
+the command that a user types, on the first `--pairs` of MRPC: its time, its peak memory and what is
+kept of the frozen layers. The ratio is 1 less the error's share. The figures go into `doctor.json`
+beside this file, the table into `doctor.md`, the picture into `doctor.png`.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import (
+    Row,
+    build_parser,
+    build_report,
+    goal_table,
+    plot_comparisons,
+    positive,
+    run,
+    write_pairs,
+)
+from training_peer import write_bert_base
+
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
+from peft_mrpc.models import load_config
+from peft_mrpc.pairs import PairData
+from peft_mrpc.processes import prepare_processes
+from peft_mrpc.reading import settle_reading
+from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
+from peft_mrpc.requests import parse_request
+from peft_mrpc.sources import find_model
+
+GOAL = 0.7  # within 30 %
+DEV_PAIRS = 40
+QUIET = ["--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A training.
+
+    Attributes:
+        method: As `--method`.
+        model: As `--model`; None for a bert-base of random weights.
+        epochs: Passes over the pairs.
+        share: Of the pairs asked for.
+    """
+
+    method: str
+    model: str | None = "builtin:minilm"
+    epochs: int = 1
+    share: float = 1.0
+
+
+PARTS = {
+    "layer_freeze": Part("layer_freeze", epochs=3),
+    "layer_freeze, bert-base": Part("layer_freeze", None, 3, 0.25),
+    **{method: Part(method) for method in ("full", "lora", "prompt_tuning", "linear_probe")},
+}
+
+
+def main() -> None:
+    options = parse_options()
+    report = build_report("doctor", options)
+    data = load_pairs(DataConfig(dataset=options.dataset))
+    parts: dict[str, Any] = report.read().get("parts", {})
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only:
+            parts[name] = compare(PARTS[name], data, options.pairs, Path(scratch))
+            parts = {key: parts[key] for key in PARTS if key in parts}
+            report.write(result_rows(parts), parts=parts)
+    rows = result_rows(parts)
+    report.show(goal_table(rows), "goals")
+    seconds = [row for row in rows if row["unit"] == "s"]
+    report.draw(lambda: plot_comparisons(seconds, "seconds of training"))
+
+
+def parse_options() -> argparse.Namespace:
+    parser = build_parser(__doc__)
+    parser.add_argument("--pairs", type=positive, help="training pairs (default: 1000)")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    options = parser.parse_args()
+    options.pairs = options.pairs or (160 if options.quick else 1000)
+    return options
+
+
+# ---- measuring ----
+
+
+def compare(part: Part, data: PairData, count: int, scratch: Path) -> dict[str, Any]:
+    """What was foretold, and what was: seconds, peak bytes, kept bytes."""
+    pairs = data.splits["train"][: max(1, round(count * part.share))]
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    write_pairs(pairs, folder / "train.tsv")
+    write_pairs(data.splits["validation"][:DEV_PAIRS], folder / "dev.tsv")
+    model = part.model or write_bert_base(scratch / "bert-base")
+    flags = ["--method", part.method, "--model", model, "--num_train_epochs", str(part.epochs)]
+    flags += [*QUIET, "--dataset", str(folder), "--output_dir", str(folder / "run")]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:  # its peak memory is its own
+        foretold = pool.apply(foretell, (flags, part.epochs))
+    found = train(flags, folder)
+    print(f"{part.method}: foretold {foretold}, found {found}", flush=True)
+    return {"foretold": foretold, "found": found, "pairs": len(pairs), "epochs": part.epochs}
+
+
+def foretell(flags: list[str], epochs: int) -> dict[str, float]:
+    """What `peft-mrpc doctor` says of this training."""
+    prepare_processes()
+    request = parse_request(flags)
+    data = load_pairs(request.data)
+    source, tokenizer = settle_reading(request, find_model(str(request.config.model)))
+    train = data.splits["train"]
+    tokens = tokenizer([p.sentence1 for p in train], [p.sentence2 for p in train])["input_ids"]
+    about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))
+    found = rehearse(request, load_config(source), tokenizer, about)
+    assert isinstance(found, Estimate), found
+    seconds = found.trunk_seconds + epochs * found.epoch_seconds
+    return {"seconds": seconds, "peak": found.peak_bytes, "kept": found.trunk_bytes}
+
+
+def train(flags: list[str], folder: Path) -> dict[str, float]:
+    """The training by the command line; nothing is found of another."""
+    trunks = folder / "trunks"
+    command = [sys.executable, "-m", "peft_mrpc.train", *flags]
+    environment = {**os.environ, "PEFT_MRPC_TRUNKS": str(trunks)}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    record = json.loads((folder / "run" / "run.json").read_text("utf-8"))
+    peaks = record["peak_memory"]
+    return {
+        "seconds": record["timing"]["train_seconds"],
+        "peak": peaks.get("gpu_bytes", peaks["resident_bytes"]),
+        "kept": sum(path.stat().st_size for path in trunks.rglob("*.states")),
+    }
+
+
+# ---- showing ----
+
+
+def result_rows(parts: dict[str, Any]) -> list[Row]:
+    rows = []
+    for name, part in parts.items():
+        for key, title, unit in (
+            ("seconds", "seconds of training", "s"),
+            ("peak", "peak memory", "bytes"),
+            ("kept", "kept of the frozen layers", "bytes"),
+        ):
+            said, found = part["foretold"][key], part["found"][key]
+            if found:
+                ratio = 1 - abs(said - found) / found
+                row = {"name": f"{name}: {title}", "ours": said, "peer": found, "ratio": ratio}
+                rows.append({**row, "goal": GOAL, "unit": unit})
+    return rows
+
+
+if __name__ == "__main__":
+    run(main)
