@@ -55,18 +55,21 @@ class Part:
         model: As `--model`; None for a bert-base of random weights.
         epochs: Passes over the pairs.
         share: Of the pairs asked for.
+        flags: Further ones of `train`.
     """
 
     method: str
     model: str | None = "builtin:minilm"
     epochs: int = 1
     share: float = 1.0
+    flags: tuple[str, ...] = ()
 
 
 PARTS = {
     "layer_freeze": Part("layer_freeze", epochs=3),
     "layer_freeze, bert-base": Part("layer_freeze", None, 3, 0.25),
     **{method: Part(method) for method in ("full", "lora", "prompt_tuning", "linear_probe")},
+    "full, in fp32": Part("full", flags=("--bf16", "false")),
 }
 
 
@@ -106,7 +109,7 @@ def compare(part: Part, data: PairData, count: int, scratch: Path) -> dict[str, 
     write_pairs(data.splits["validation"][:DEV_PAIRS], folder / "dev.tsv")
     model = part.model or write_bert_base(scratch / "bert-base")
     flags = ["--method", part.method, "--model", model, "--num_train_epochs", str(part.epochs)]
-    flags += [*QUIET, "--dataset", str(folder), "--output_dir", str(folder / "run")]
+    flags += [*QUIET, *part.flags, "--dataset", str(folder), "--output_dir", str(folder / "run")]
     with multiprocessing.get_context("spawn").Pool(1) as pool:  # its peak memory is its own
         foretold = pool.apply(foretell, (flags, part.epochs))
     found = train(flags, folder)

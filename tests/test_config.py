@@ -53,6 +53,7 @@ def test_methods_and_recipes_and_help_name_the_same_set() -> None:
         (["--push_to_hub"], "--push_to_hub: got no --hub_model_id"),
         (["--hub_token", "hf_secret"], "--hub_token: got a token"),
         (["--max_length", "3"], "--max_length: got 3"),
+        (["--pad_to_multiple_of", "0"], "--pad_to_multiple_of: got 0"),
         (["stray"], "got 'stray'; expected a flag"),
         (["--config", "no/such.yaml"], "--config: got 'no/such.yaml'"),
         (["--weight_decay", "-1"], "--weight_decay: got -1.0; expected 0 or more."),

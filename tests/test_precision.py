@@ -126,9 +126,17 @@ def test_padding_to_eights_leaves_logits_as_they_are(
     assert limited["input_ids"].shape[1] == longest
 
 
-@pytest.mark.parametrize(("value", "step"), [("true", 8), ("false", 1)])
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        (["--bf16", "true"], 8),
+        (["--bf16", "false"], 1),
+        (["--bf16", "true", "--pad_to_multiple_of", "1"], 1),
+        (["--bf16", "false", "--pad_to_multiple_of", "8"], 8),
+    ],
+)
 def test_batches_of_a_training_in_bf16_come_in_few_shapes(
-    value: str,
+    flags: list[str],
     step: int,
     tiny_bert: str,
     data_flags: list[str],
@@ -145,7 +153,7 @@ def test_batches_of_a_training_in_bf16_come_in_few_shapes(
 
     original = PairCollator.__call__
     monkeypatch.setattr(PairCollator, "__call__", collate)
-    flags = ["--model", tiny_bert, *data_flags, "--bf16", value, "--max_length", "20"]
+    flags = ["--model", tiny_bert, *data_flags, *flags, "--max_length", "20"]
     main([*flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "run")])
     assert any(length % 8 for length in lengths - {20}) is (step == 1)
 

@@ -126,6 +126,9 @@ class TrainConfig:
         0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
+    pad_to_multiple_of: int | None = option(
+        None, "tokens that the length of a training batch is a multiple of (default: by precision)"
+    )
     trunk_cache: str = option(
         "auto",
         "run layers that are frozen once for each pair and keep what they give: auto, disk, "

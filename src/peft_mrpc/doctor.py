@@ -81,6 +81,7 @@ class DoctorConfig:
     bf16: str | None = cfg.option(None, "as in train: true or false")
     max_length: int | None = cfg.option(None, "as in train")
     swap_sentences: str | None = cfg.option(None, "as in train")
+    pad_to_multiple_of: int | None = cfg.option(None, "as in train")
     num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
     mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
     estimate: bool = cfg.option(

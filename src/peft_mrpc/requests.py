@@ -70,6 +70,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
     faults += _rate_faults(config, arguments)
+    if (step := config.pad_to_multiple_of) is not None and step < 1:
+        faults.append(f"--pad_to_multiple_of: got {step}; expected at least 1.")
     counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
     for name in (*counts, "gradient_accumulation_steps"):
         if getattr(arguments, name) < 1:

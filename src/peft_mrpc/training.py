@@ -110,9 +110,9 @@ def build_trainer(
         request.config.focal_gamma,
         arguments.label_smoothing_factor,
     )
+    step = request.config.pad_to_multiple_of or padding_step(trainer_precision(arguments))
     collate = PairCollator(
-        *(classifier.tokenizer, classifier.model.config),
-        *(padding_step(trainer_precision(arguments)), classifier.max_length),
+        classifier.tokenizer, classifier.model.config, step, classifier.max_length
     )
     collator = TrunkCollator(collate)
     train_rows = _training_rows(request, data, classifier, features)
