@@ -57,6 +57,7 @@ from peft_mrpc.template_files import load_template, load_templates
 LABELS = ("not_equivalent", "equivalent")
 NUM_TRAIN, NUM_MORE, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 800, 42, 16, 8192
 SHOWN = "paraphrase_harness"  # the wording that demonstrations are tried with
+FITTED_ALONE = "channel_in_other_words"
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 
@@ -178,21 +179,27 @@ def ensembles(
 
 
 def fits(study: Study) -> list[Row]:
-    """The affine fit of the channel's wordings, by how many training pairs it is fitted to."""
-    templates = load_templates("all_channel", LABELS)
+    """The affine fit, by its wordings and by how many training pairs it is fitted to."""
+    templates = load_templates("all", LABELS)
+    channel = [number for number, one in enumerate(templates) if one.direction == "channel"]
+    groups = {
+        FITTED_ALONE: [number for number, one in enumerate(templates) if one.name == FITTED_ALONE],
+        f"channel ({len(channel)} together)": channel,
+        f"all ({len(templates)} together)": [*range(len(templates))],
+    }
     dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
     chosen = np.random.default_rng([SEED, 2]).permutation(len(study.pool))[:NUM_MORE]
     more = [study.pool[row] for row in sorted(chosen)]
     further = study.scores(templates, more, "more of train")
     references = references_of([*study.train, *more])
     rows = []
-    for which in ([1], [0, 1, 2]):  # channel_in_other_words alone, and all three
+    for name, which in groups.items():
         parts = [evidence_of([said[n] for n in which]) for said in (train, further)]
         evidence = np.concatenate(parts, axis=1)  # [V, N, C]
         for count in (len(study.train), len(references)):
             own, labels = evidence[:, :count], references[:count]
             unseen = affine_out_of_fold(own, labels)
-            row: Row = {"wordings": " + ".join(templates[n].name for n in which), "pairs": count}
+            row: Row = {"wordings": name, "pairs": count}
             row["log_loss"] = float(-np.log(unseen[np.arange(count), labels]).mean())
             row["train"] = figures(unseen, labels)
             row["dev"] = study.reached(affine(own, labels), [dev[n] for n in which])

@@ -47,6 +47,12 @@ def accuracy_rows(parts: Mapping[str, Any]) -> list[Row]:
                 rows.append(accuracy_row(f"{row['wording']}, {SHARES}", row["prior"], *goals))
                 goal = ACCURACY_GOAL_AT_BEST if row["wording"].startswith("all") else None
                 rows.append(accuracy_row(f"{row['wording']}, affine fit", row["affine"], goal))
+    fits = parts.get("fits", ())
+    for row in fits:
+        if row["pairs"] == max(fit["pairs"] for fit in fits):
+            goal = ACCURACY_GOAL_AT_BEST if row["wordings"].startswith("all") else None
+            name = f"{row['wordings']}, affine fit to {row['pairs']:,} pairs"
+            rows.append(accuracy_row(name, row["dev"], goal))
     for row in parts.get("demonstrations", ()):
         if "nearest" in row["demonstrations"]:
             name = f"{row['demonstrations']} demonstrations, affine fit"
