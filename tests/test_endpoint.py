@@ -17,9 +17,14 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.endpoint import match_tokens
 from peft_mrpc.hard_prompt import main
+from peft_mrpc.pairs import Pair
+from peft_mrpc.predict import main as predict
+from peft_mrpc.prompting import Questions
 from peft_mrpc.runs import load_run
+from peft_mrpc.template_files import load_template
 
 WORDS = [("No", "no"), ("Yes",)]
+LABELS = ["not_equivalent", "equivalent"]
 
 
 class Server(ThreadingHTTPServer):
@@ -30,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.is_broken = False
+        self.choice: Any = None  # what every answer is, if not what is likely
 
     @property
     def url(self) -> str:
@@ -41,8 +47,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append({"path": self.path, **body})
+        key = self.headers.get("Authorization")
+        self.server.asked.append({"path": self.path, "key": key, **body})
         text = body.get("prompt") or body["messages"][-1]["content"]
+        if self.server.choice is not None:
+            return self.answer(200, self.server.choice)
         if self.server.is_broken:
             return self.answer(400, {"error": "no such model"})
         if len(text) % 3 == 0 and text not in self.server.refused:
@@ -110,20 +119,16 @@ def test_a_served_model_is_asked_in_chat_and_in_plain_text(
     assert [one["answer"] for one in answers] == ["equivalent"] * len(ROWS) + [None] * len(ROWS)
     generated = run.record["templates"]["paraphrase_rewrite"]["validation"]["generated"]
     assert generated["unparsable"] == len(ROWS) and generated["accuracy_of_all"] == 0
-    again = load_predictor(str(run.path)).score(pairs, 4)
+    again = load_predictor(str(run.path), endpoint=server.url).score(pairs, 4)
     assert np.allclose(again, run.predictions("validation").probabilities)
 
 
 def _chat(pair: Any) -> str:
-    from peft_mrpc.template_files import load_template
-
     template = load_template("paraphrase")
     return template.messages(pair.sentence1, pair.sentence2)[-1]["content"]
 
 
 def _plain(pair: Any) -> str:
-    from peft_mrpc.template_files import load_template
-
     return load_template("paraphrase_rewrite").plain(pair.sentence1, pair.sentence2)
 
 
@@ -154,6 +159,79 @@ def test_what_keeps_a_served_model_from_answering_is_one_line(
     said = fails(main, *given, "--endpoint", "localhost:8000")
     assert "--endpoint: got 'localhost:8000'; expected http://HOST:PORT/v1." in said
     assert not (tmp_path / "run").exists()
+
+
+def test_texts_and_key_go_where_the_user_says_and_nowhere_else(
+    server: Server,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    main(flags(server, pair_files, tmp_path))
+    artifact = tmp_path / "run" / "prompt" / "peft_mrpc.json"
+    assert server.url not in artifact.read_text()
+    # As somebody might publish it.
+    artifact.write_text(json.dumps(json.loads(artifact.read_text()) | {"endpoint": server.url}))
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    server.asked.clear()
+    given = [str(tmp_path / "run"), "--input", pair_files["unlabelled"]]
+    said = fails(predict, *given)
+    assert "--endpoint: got none, but" in said and "asks served as it is served" in said
+    said = fails(predict, *given, "--endpoint", "localhost")
+    assert "--endpoint: got 'localhost'; expected http://HOST:PORT/v1." in said
+    assert not server.asked
+    predict([*given, "--endpoint", server.url])
+    assert {one["key"] for one in server.asked} == {"Bearer secret"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"message": {}, "logprobs": {"content": [{}]}}, "KeyError 'top_logprobs'"),
+        ({"message": {}, "logprobs": {"content": [{"top_logprobs": []}]}}, "without log-prob"),
+        ({"message": {}, "logprobs": {"top_logprobs": [None]}}, "AttributeError"),
+        ({"message": {}, "logprobs": {"top_logprobs": [{"Yes": None}]}}, "TypeError"),
+        ({"message": {}, "logprobs": None}, "without log-probabilities"),
+        ({"message": {}, "logprobs": [1]}, "AttributeError"),
+        (None, "TypeError"),
+    ],
+)
+def test_an_answer_of_another_form_is_one_line(
+    choice: Any,
+    said: str,
+    server: Server,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    server.choice = {"choices": None if choice is None else [choice]}
+    assert said in fails(main, *flags(server, pair_files, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("choice", "text"),
+    [
+        ({"text": ""}, ""),
+        ({"message": {"content": None}}, ""),
+        ({"message": {"content": "No"}}, "No"),
+    ],
+)
+def test_a_model_that_says_nothing_answers_nothing(choice: Any, text: str, server: Server) -> None:
+    server.choice = {"choices": [choice]}
+    engine = endpoint.EndpointEngine(server.url, "served")
+    asked = Questions(load_template("paraphrase"), LABELS, [Pair(0, "a", "b")], [[]])
+    assert engine.generate(asked, 1) == [text]
+
+
+def test_words_that_no_token_ends_are_said(
+    server: Server, pair_files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    template = tmp_path / "long.yaml"
+    words = "{equivalent: The same thing, not_equivalent: 'No'}"
+    template.write_text(f"text: '{{sentence1}} {{sentence2}}'\nlabel_words: {words}\n")
+    main([*flags(server, pair_files, tmp_path), "--template", str(template)])
+    assert "of 'The same thing' the first token alone is asked for" in caplog.text
 
 
 def test_tokens_are_a_labels_that_begin_its_words_and_no_others() -> None:

@@ -124,14 +124,25 @@ def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> Non
 
 
 @pytest.mark.parametrize(
-    ("text", "label"),
+    ("name", "text", "label"),
     [
-        (" Yes.", "equivalent"),
-        ("no, they differ. Yes?", "not_equivalent"),
-        ("Nothing of the kind. Yesterday", None),
-        ("**YES**", "equivalent"),
-        ("", None),
+        ("paraphrase", " Yes.", "equivalent"),
+        ("paraphrase", "**YES**", "equivalent"),
+        ("paraphrase", "Answer: no, they differ.", "not_equivalent"),
+        ("paraphrase", "no, they differ. Yes?", None),
+        ("paraphrase", "Yes or No", None),
+        ("paraphrase", "There is no difference, so Yes", None),
+        ("paraphrase", "Nothing of the kind. Yesterday", None),
+        ("paraphrase", "", None),
+        ("paraphrase_same", "They are not the same.", None),
+        ("paraphrase_choice", "(B)", "equivalent"),
+        ("paraphrase_choice", "A. They differ", "not_equivalent"),
+        ("paraphrase_choice", "A paraphrase", None),
+        ("paraphrase_choice", "It is a paraphrase", None),
+        ("paraphrase_choice", "b", None),
     ],
 )
-def test_an_answer_is_the_label_whose_word_comes_first(text: str, label: str | None) -> None:
-    assert parse_answer(text, load_template("paraphrase")) == label
+def test_an_answer_is_the_label_it_begins_by_naming_or_none(
+    name: str, text: str, label: str | None
+) -> None:
+    assert parse_answer(text, load_template(name)) == label

@@ -106,7 +106,8 @@ def save_prompt(
         batch_tokens=config.batch_tokens,
         device_map=config.device_map,
         quantization=config.quantization,
-        endpoint=config.endpoint,
+        # Not where: whoever made this would say whom texts and key are sent to.
+        is_served=config.endpoint is not None,
         templates=[template.record() for template in classifier.templates],
         demonstrations={
             "count": config.num_demonstrations,
@@ -158,12 +159,15 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def load_predictor(name: str, class_names: str | None = None) -> Predictor:
+def load_predictor(
+    name: str, class_names: str | None = None, endpoint: str | None = None
+) -> Predictor:
     """Load what a Run, a directory or a Hub repository holds.
 
     Args:
         name: Its name.
         class_names: Names of the labels, comma-separated, where another tool saved it.
+        endpoint: Where the model is served that a hard prompt asks, if it is.
     Raises:
         UserError: If it holds nothing that classifies pairs.
     """
@@ -174,6 +178,15 @@ def load_predictor(name: str, class_names: str | None = None) -> Predictor:
             own = ", ".join(info["label_names"])
             raise UserError(f"--class_names: {name} names its labels itself ({own}); drop it.")
         info = rename_labels(info, class_names, name)
+    is_served = bool(info.get("is_served") or info.get("endpoint"))
+    if is_served and endpoint is None:
+        raise UserError(
+            f"--endpoint: got none, but {name} asks {info['model']} as it is served; expected "
+            "the server's address, http://HOST:PORT/v1."
+        )
+    if endpoint is not None and not is_served:
+        raise UserError(f"--endpoint: got {endpoint}, but {name} asks no served model; drop it.")
+    info["endpoint"] = endpoint  # of whoever labels, never of whoever made it
     loader = next(
         load for file, load in LOADERS.items() if file is None or (folder / file).is_file()
     )

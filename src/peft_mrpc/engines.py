@@ -16,8 +16,9 @@ from peft_mrpc.prompting import PromptEncoder, Questions, Show, show_nothing
 from peft_mrpc.prompts import Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
-# One answer, not drawn, of some words: every row as many tokens.
-GREEDY = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+# One answer of some words, not drawn, and as the model says it: checkpoints come with penalties.
+ANSWER_TOKENS = 8
+GREEDY = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "repetition_penalty": 1.0}
 
 
 class Engine(Protocol):
@@ -89,11 +90,21 @@ class LocalEngine:
                 **GREEDY,
                 pad_token_id=pad,
             )
-            return made[:, width:].double().cpu().numpy()  # type: ignore[no-any-return]
+            # A batch ends with its longest answer.
+            filled = np.full((len(rows), ANSWER_TOKENS), pad, dtype=np.float64)
+            filled[:, : made.shape[1] - width] = made[:, width:].cpu().numpy()
+            return filled
 
         lengths = [len(context) for context in contexts]
         generated = score_rows(lengths, batch_size, answer, f"{asked.template.name}, generating")
-        return self.tokenizer.batch_decode(generated.astype(int), skip_special_tokens=True)
+        ended = [self._until_end(ids) for ids in generated.astype(int).tolist()]
+        return self.tokenizer.batch_decode(ended, skip_special_tokens=True)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
+        """An answer's tokens up to the one that ends it; what is after it is padding."""
+        ends = self.model.generation_config.eos_token_id
+        known = {ends} if isinstance(ends, int) else set(ends or ())
+        return ids[: next((n for n, token in enumerate(ids) if token in known), len(ids))]
 
 
 @dataclass

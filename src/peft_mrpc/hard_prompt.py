@@ -10,7 +10,7 @@ from peft_mrpc.asking import Asker
 from peft_mrpc.calibration import KINDS
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.demonstrations import CHOICES
-from peft_mrpc.endpoint import EndpointEngine, is_url
+from peft_mrpc.endpoint import EndpointEngine, address_faults
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
@@ -85,10 +85,7 @@ def endpoint_faults(config: cfg.HardPromptConfig) -> list[str]:
     """What is wrong with a served model's address, or means nothing to it."""
     if config.endpoint is None:
         return []
-    faults = []
-    if not is_url(config.endpoint):
-        faults.append(f"--endpoint: got {config.endpoint!r}; expected http://HOST:PORT/v1.")
-    return faults + [
+    return address_faults(config.endpoint) + [
         f"--{name}: got {getattr(config, name)}, but --endpoint leaves to the server how the model "
         "is held and run; drop it."
         for name in ("quantization", "device_map", "share_prefix", "batch_tokens")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from peft_mrpc import config as cfg
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.columns import class_name_faults, pairs_from_table
+from peft_mrpc.endpoint import address_faults
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.json_lines import format_json_lines
@@ -37,6 +38,9 @@ class PredictConfig:
     sentence2_column: str | None = cfg.option(None, "column of the second sentence")
     class_names: str | None = cfg.option(
         None, "names of labels 0, 1, ..., of a model or an adapter that another tool saved"
+    )
+    endpoint: str | None = cfg.option(
+        None, "address of the served model that a hard prompt asks, http://HOST:PORT/v1"
     )
     batch_size: int = cfg.option(32, "pairs in one forward pass")
     overwrite: bool = cfg.option(False, "replace the output file")
@@ -63,7 +67,7 @@ def predict(name: str, config: PredictConfig) -> None:
     table = _read_input(str(config.input))
     columns = _data_config(config)
     pairs = pairs_from_table(table, columns)
-    predictor = load_predictor(name, config.class_names)
+    predictor = load_predictor(name, config.class_names, config.endpoint)
     added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
     clash = [column for column in added if column in table.columns]
     if clash:
@@ -80,6 +84,7 @@ def _check(config: PredictConfig) -> None:
     faults = class_name_faults(config.class_names)
     if config.input is None:
         faults.append("--input: got none; expected a file, or - for standard input.")
+    faults += address_faults(config.endpoint)
     if config.batch_size < 1:
         faults.append(f"--batch_size: got {config.batch_size}; expected at least 1.")
     output = Path(config.output)

@@ -97,14 +97,14 @@ def _endpoint_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]
     channels = [one.name for one in templates if one.direction == "channel"]
     if config.endpoint and channels:
         faults.append(
-            f"--endpoint: {channels[0]} reads the probabilities of the pair itself, which such an "
-            "API does not give; use another --template."
+            f"--endpoint: {channels[0]} reads the probabilities of the pair itself, and of a "
+            "served model the answer's first token alone is asked for; use another --template."
         )
     normalized = [one.name for one in templates if one.length_normalized]
     if config.endpoint and normalized:
         faults.append(
-            f"--endpoint: {normalized[0]} is length-normalized, and such an API gives the answer's "
-            "first token alone; use another --template."
+            f"--endpoint: {normalized[0]} is length-normalized, and of a served model the answer's "
+            "first token alone is asked for; use another --template."
         )
     return faults
 

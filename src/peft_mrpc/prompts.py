@@ -119,17 +119,35 @@ class Template:
 
 
 def parse_answer(text: str, template: Template) -> str | None:
-    """The label whose word a generated text says first; None where it says none.
+    """The label that a generated text begins by naming; None where that cannot be said.
 
-    Whole words count, in upper or lower case; of words that begin at one place the longest does.
+    Quotes, brackets and the template's `answer_prefix` may stand before the word. Whole words
+    count, in upper or lower case, and of words that begin alike the longest; a single letter (A, B)
+    as it is written, with no word of a sentence after it. A text that names another label as well
+    answers nothing.
     """
-    found = []
-    for label, words in template.label_words.items():
-        for word in words:
-            pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
-            if match := re.search(pattern, text, re.IGNORECASE):
-                found.append((match.start(), -len(word), label))
-    return min(found)[2] if found else None
+    said = re.sub(r"^\W+", "", text)
+    if prefix := template.answer_prefix.strip():
+        said = re.sub(rf"^{re.escape(prefix)}\W*", "", said, flags=re.IGNORECASE)
+    named = {(word.strip(), label) for label, own in template.label_words.items() for word in own}
+    first = max((both for both in named if _names(both[0], said, True)), default=None, key=_length)
+    if first is None:
+        return None
+    word, answer = first
+    rest = said[len(word) :]
+    return None if any(_names(o, rest) for o, label in named if label != answer) else answer
+
+
+def _length(named: tuple[str, str]) -> int:
+    return len(named[0])
+
+
+def _names(word: str, text: str, at_once: bool = False) -> bool:
+    """Whether a text names a label by this word, or begins by it."""
+    is_letter = len(word) == 1
+    after = r"(?!\s*\w)" if is_letter else r"(?!\w)"
+    pattern = ("^" if at_once else r"(?<!\w)") + re.escape(word) + after
+    return re.search(pattern, text, re.NOFLAG if is_letter else re.IGNORECASE) is not None
 
 
 def as_demonstration(pair: Pair, label_names: Sequence[str]) -> Demonstration:

@@ -21,6 +21,7 @@ PRIVATE_KEYS = (
     "validation_file",
     "test_file",
     "logging_dir",
+    "endpoint",
     "hub_token",
     "run_name",
 )
