@@ -6,11 +6,21 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    BloomForCausalLM,
     FalconH1Config,
     FalconH1ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPTNeoConfig,
+    GPTNeoForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
     PreTrainedModel,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
 from peft_mrpc.continuations import (
@@ -75,6 +85,7 @@ def test_sequences_in_one_line_score_as_each_does_alone(
 
     monkeypatch.setattr(ContinuationScorer, "_packed_logits", watch)
     found = scorer.score(rows, 3)
+    _, *packed = packed  # two are tried first
     assert (max(packed) == 1) == (line == 1) and sum(packed) == 2 * len(rows)
     expected = np.array([[plain(model, one) for one in row] for row in rows])
     assert np.abs(found - expected).max() < 1e-5
@@ -132,5 +143,59 @@ def test_a_prefix_is_shared_only_where_keys_and_values_are_all_there_is(
     scorer = ContinuationScorer(model, 0)
     found = scorer.score(rows, 1)
     assert scorer.prefix_length == length
+    expected = np.array([[plain(model, one) for one in row] for row in rows])
+    assert np.abs(found - expected).max() < 1e-4
+
+
+SIZES = {"vocab_size": 64, "hidden_size": 32}
+# How each tells positions apart: learned, ALiBi, windows of its own, a state.
+OTHERS: dict[str, tuple[Any, Any, bool, bool]] = {  # and whether it shares, and packs
+    "gpt2": (
+        GPT2Config(vocab_size=64, n_positions=512, n_embd=32, n_layer=2, n_head=4),
+        GPT2LMHeadModel,
+        *(True, True),
+    ),
+    "bloom": (
+        BloomConfig(**SIZES, n_layer=2, n_head=4, initializer_range=0.3),
+        BloomForCausalLM,
+        *(True, False),
+    ),
+    "mpt": (
+        MptConfig(vocab_size=64, d_model=32, n_layers=2, n_heads=4, initializer_range=0.3),
+        MptForCausalLM,
+        *(True, False),
+    ),
+    "gpt_neo": (
+        GPTNeoConfig(
+            **SIZES,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=64,
+            attention_types=[[["global", "local"], 1]],
+            window_size=16,
+            max_position_embeddings=512,
+            initializer_range=0.3,
+        ),
+        GPTNeoForCausalLM,
+        *(True, False),
+    ),
+    "rwkv": (
+        RwkvConfig(**SIZES, num_hidden_layers=2, attention_hidden_size=32),
+        RwkvForCausalLM,
+        *(False, False),
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_what_reckons_positions_its_own_way_scores_as_alone(architecture: str) -> None:
+    config, kind, shares, packs = OTHERS[architecture]
+    torch.manual_seed(0)
+    model = kind(config).float().eval()
+    prefix = np.random.default_rng(0).integers(4, 64, 140).tolist()
+    rows = rows_of(prefix)
+    scorer = ContinuationScorer(model, 0)
+    found = scorer.score(rows, 5)
+    assert (scorer.prefix_length > 0, scorer._packs) == (shares, packs)
     expected = np.array([[plain(model, one) for one in row] for row in rows])
     assert np.abs(found - expected).max() < 1e-4

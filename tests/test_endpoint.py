@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROWS
+from conftest import ROWS, run_command
 
 from peft_mrpc import endpoint
 from peft_mrpc.artifacts import load_predictor
@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.asked: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.is_broken = False
+        self.forbidden: str | None = None  # a sentence that it will not read
         self.choice: Any = None  # what every answer is, if not what is likely
 
     @property
@@ -52,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
         text = body.get("prompt") or body["messages"][-1]["content"]
         if self.server.choice is not None:
             return self.answer(200, self.server.choice)
-        if self.server.is_broken:
+        if self.server.is_broken or (self.server.forbidden or "\0") in text:
             return self.answer(400, {"error": "no such model"})
         if len(text) % 3 == 0 and text not in self.server.refused:
             self.server.refused.add(text)
@@ -222,6 +223,19 @@ def test_a_model_that_says_nothing_answers_nothing(choice: Any, text: str, serve
     engine = endpoint.EndpointEngine(server.url, "served")
     asked = Questions(load_template("paraphrase"), LABELS, [Pair(0, "a", "b")], [[]])
     assert engine.generate(asked, 1) == [text]
+
+
+def test_what_one_process_alone_meets_is_said_by_it(
+    server: Server, pair_files: dict[str, str], tmp_path: Path
+) -> None:
+    _, second, *_ = sorted(ROWS, key=lambda row: -len(row[0] + row[1]))
+    server.forbidden = second[0]
+    given = [*flags(server, pair_files, tmp_path), "--batch_size", "1"]
+    done = run_command("hard_prompt", *given, processes=2)
+    assert done.returncode != 0
+    (line,) = [one for one in done.stderr.splitlines() if one.startswith("peft-mrpc: rank 1: --")]
+    assert "chat/completions gave no answer: 400" in line and "no such model" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_words_that_no_token_ends_are_said(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS, write_csv
+from tokenizers.processors import TemplateProcessing
 
 from peft_mrpc import hard_prompt
 from peft_mrpc.artifacts import load_predictor
@@ -232,6 +233,29 @@ def test_bad_input_ends_in_one_line_and_writes_nothing(
     message = fails(main, *run_flags(tiny_llama, pair_files, tmp_path), *flags)
     assert said in message
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_the_tokens_do_not_allow_is_said_before_the_model_is_loaded(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "peft_mrpc.hard_prompt.load_causal_lm", lambda *_: pytest.fail("the model was loaded")
+    )
+    long, same = tmp_path / "long.yaml", tmp_path / "same.yaml"
+    text = "text: '{sentence1} {sentence2}'\n"
+    words = "label_words: {equivalent: Yes, not_equivalent: No}\n"
+    long.write_text(f"{text}system: {'long ' * 400}\n{words}")
+    same.write_text(f"{text}label_words: {{equivalent: yes, not_equivalent: yes yes}}\n")
+    (tmp_path / "out").mkdir()
+    flags = run_flags(tiny_llama, pair_files, tmp_path / "out")
+    said = fails(main, *flags, "--template", f"{long},{same}")
+    assert "validation, row 1, long: its prompt has" in said
+    assert "'same': got the words" in said and "is or begins the other" in said
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_a_template_for_other_labels_is_refused(
@@ -577,7 +601,9 @@ CHAT = (
 )
 
 
-def test_an_answer_stands_where_the_chat_template_puts_it(smollm2: ModelSource) -> None:
+def test_an_answer_stands_where_the_chat_template_puts_it(
+    smollm2: ModelSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tokenizer = load_tokenizer(smollm2)
     tokenizer.chat_template = CHAT
     shown = [[Demonstration("A.", "B.", "equivalent")]]
@@ -591,6 +617,15 @@ def test_an_answer_stands_where_the_chat_template_puts_it(smollm2: ModelSource) 
     tokenizer.chat_template = "{{ raise_exception('no chats today') }}"
     with pytest.raises(UserError, match="this model's chat template refuses it: no chats today"):
         encoder.encode([Pair(0, "One.", "Two.")], [[]])
+    tokenizer.chat_template = "{{ messages[0].content }}"  # leaves the BOS to the tokenizer
+    with monkeypatch.context() as patch:
+        begun = TemplateProcessing(
+            "<|im_start|> $A", special_tokens=[("<|im_start|>", int(tokenizer.bos_token_id))]
+        )
+        patch.setattr(tokenizer.backend_tokenizer, "post_processor", begun)
+        encoder = PromptEncoder(tokenizer, load_template("paraphrase"), LABELS, 2048)
+        (row,) = encoder.encode([Pair(0, "One.", "Two.")], [[]])
+        assert [one.context.count(tokenizer.bos_token_id) for one in row] == [1, 1]
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"
     with pytest.raises(UserError, match="the prompt begins with two BOS tokens"):
         encoder.encode([Pair(0, "One.", "Two.")], [[]])

@@ -8,7 +8,7 @@ from typing import Any
 
 from peft_mrpc.calibration import Calibration
 from peft_mrpc.config import HardPromptConfig
-from peft_mrpc.demonstrations import NearestDemonstrations, fixed
+from peft_mrpc.demonstrations import build_show
 from peft_mrpc.endpoint import EndpointEngine
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, one_line
@@ -22,7 +22,7 @@ from peft_mrpc.plain_artifacts import (
     tokenizer_source,
 )
 from peft_mrpc.predictors import PairClassifier, Predictor
-from peft_mrpc.prompting import Show, show_nothing
+from peft_mrpc.prompting import Show
 from peft_mrpc.prompts import Demonstration
 from peft_mrpc.runs import (
     ARTIFACT_FILE,
@@ -285,13 +285,11 @@ def _load_engine(info: dict[str, Any]) -> Engine:
 
 def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
     """What shows each pair the demonstrations that it was scored with."""
-    about = info.get("demonstrations") or {"count": 0}
-    if not about["count"]:
-        return show_nothing
-    if about["how"] != "nearest":
-        return fixed([Demonstration(**one) for one in about["shown"]])
-    pool = [Demonstration(**row) for row in read_json_lines(folder / POOL_FILE)]
-    return NearestDemonstrations(pool, info["label_names"], about["count"])
+    about = info.get("demonstrations") or {"count": 0, "how": "", "shown": []}
+    is_nearest = about["count"] and about["how"] == "nearest"
+    rows = read_json_lines(folder / POOL_FILE) if is_nearest else about["shown"]
+    shown = [Demonstration(**row) for row in rows]
+    return build_show(about["how"], about["count"], shown, info["label_names"])
 
 
 # What marks each kind of folder; the last is what remains.

@@ -27,7 +27,6 @@ from peft_mrpc.calibration import (
     no_calibration,
 )
 from peft_mrpc.cards import figure_texts
-from peft_mrpc.demonstrations import NearestDemonstrations, fixed
 from peft_mrpc.engines import PromptClassifier
 from peft_mrpc.errors import logger
 from peft_mrpc.flags import config_record
@@ -43,6 +42,8 @@ from peft_mrpc.sources import ModelSource
 from peft_mrpc.train_draws import label_prior
 
 LOW_LABEL_MASS = 0.1
+# Flags that mean nothing to a model that is served.
+OF_A_LOADED_MODEL = ("quantization", "device_map", "share_prefix", "batch_tokens")
 Array = NDArray[np.float64]
 
 
@@ -55,7 +56,7 @@ class Asker:
         source: The model.
         data: The pairs.
         splits: Which of them are reported.
-        classifier: The model and its templates; demonstrations and calibration are set here.
+        classifier: The model, its templates and demonstrations; its calibration is set here.
         scratch: Where scores are kept until the Run is written.
         drawn: The training pairs that are fitted on, and those that are shown to every pair, or
             the pool of the nearest.
@@ -88,7 +89,6 @@ class Asker:
         """Score on every process; the one that has a staging directory writes."""
         started = time.perf_counter()
         held = self.held
-        self._show()
         if held:
             logger.info("%d labelled training pairs to choose and to fit on", len(held))
         train_scores = self._score("train", held) if held else None
@@ -119,14 +119,6 @@ class Asker:
             "timing": {"score_seconds": seconds, "score_pairs_per_second": count / seconds}
         }
         write_run(staging, record, self.data, probabilities)
-
-    def _show(self) -> None:
-        """Put the demonstrations before every pair, the nearest of them before each."""
-        count = self.config.num_demonstrations
-        if count and self.config.demonstrations == "nearest":
-            self.classifier.show = NearestDemonstrations(self.shown, self.label_names, count)
-        elif count:
-            self.classifier.show = fixed(self.shown)
 
     def template_lines(self) -> list[str]:
         """What each wording reaches by itself, where there are several."""
@@ -291,9 +283,15 @@ class Asker:
             "chosen_template": self.chosen or None,
             # What training labels were used for, and how many pairs.
             "uses_labels": {"for": train_uses(self.config), "calibration_pairs": num_held},
-            "config": config_record(self.data_config, self.config)
+            "config": self._config_record()
             | {"templates": [template.record() for template in self.classifier.templates]},
         }
+
+    def _config_record(self) -> dict[str, Any]:
+        """The flags; how a served model is held and run nobody here knows."""
+        record = config_record(self.data_config, self.config)
+        unknown = OF_A_LOADED_MODEL if self.config.endpoint else ()
+        return {name: value for name, value in record.items() if name not in unknown}
 
 
 def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:

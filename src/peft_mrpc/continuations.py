@@ -2,7 +2,7 @@
 
 What all the sequences begin with (an instruction, demonstrations) goes through the model once; its
 keys and values stand before every batch. Exact: a causal model computes the same for these tokens
-whatever follows.
+whatever follows. Where a model keeps something else than keys and values, nothing is shared.
 """
 
 import copy
@@ -30,6 +30,8 @@ WORTH_SHARING = 8
 # From so many shared tokens on, copies of their keys and values cost more than what sequences in
 # one line waste on each other; and how long the line is at most.
 WORTH_PACKING, PACKED_TOKENS = 128, 512
+# How far log-probabilities may lie apart by rounding; a wrong mask moves them by whole nats.
+PACKED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.25}
 # Caches of keys and values, which grow and are not written over.
 SHARED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
@@ -133,16 +135,39 @@ class ContinuationScorer:
             self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         except torch.OutOfMemoryError as error:
             raise out_of_memory(f"the {length} tokens that all prompts begin with") from error
-        if all(type(layer) in SHARED_LAYERS for layer in cache.layers):
-            self._prefix, self.prefix_length = cache, length
-            # A window would have to be in the mask as well; other kernels take no mask of ours.
-            self._packs = (
-                length >= WORTH_PACKING
-                and all(type(layer) is DynamicLayer for layer in cache.layers)
-                and self.model.config._attn_implementation in ("sdpa", "eager")
-            )
-        else:  # a recurrent state is changed in place by what comes after it
+        is_whole = cache.get_seq_length() == length  # some models leave what they are given empty
+        if not is_whole or any(type(layer) not in SHARED_LAYERS for layer in cache.layers):
+            # A recurrent state is changed in place by what comes after it.
             logger.info("what all prompts begin with is run for each: this model keeps a state")
+            return
+        self._prefix, self.prefix_length = cache, length
+        # A window would have to be in the mask as well; other kernels take no mask of ours.
+        self._packs = (
+            length >= WORTH_PACKING
+            and all(type(layer) is DynamicLayer for layer in cache.layers)
+            and self.model.config._attn_implementation in ("sdpa", "eager")
+            and self._packs_rightly([sequences[0][0], sequences[-1][0]])
+        )
+
+    def _packs_rightly(self, sequences: Sequence[tuple[int, ...]]) -> bool:
+        """Whether two sequences in one line get what they get by themselves.
+
+        Not where a model reckons positions or masks by itself: ALiBi, windows of its own.
+        """
+        sequence = torch.arange(len(sequences))
+        last = torch.tensor([len(ids) - self.prefix_length - 1 for ids in sequences])
+        found = []
+        try:
+            for run in (self._logits, self._packed_logits):
+                logits, line, column = run(sequences, sequence, last)
+                rows = logits[line.to(logits.device), column.to(logits.device)]
+                found.append(rows.float().log_softmax(dim=-1))
+        except (IndexError, RuntimeError, TypeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise out_of_memory("two prompts") from error
+            return False
+        apart = float((found[0] - found[1]).abs().max())
+        return apart <= PACKED_TOLERANCE.get(self.model.dtype, PACKED_TOLERANCE[torch.float16])
 
     @torch.inference_mode()
     def _score_batch(

@@ -1,6 +1,7 @@
 """Labelled pairs that are shown to a language model before the question."""
 
 import functools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.models import load_encoder, load_tokenizer
 from peft_mrpc.pairs import UNKNOWN_LABEL, Pair
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompting import Show
+from peft_mrpc.prompting import Show, show_nothing
 from peft_mrpc.prompts import Demonstration, as_demonstration
 from peft_mrpc.scoring import score_rows
 from peft_mrpc.sources import find_model
@@ -94,20 +95,35 @@ class NearestDemonstrations:
                 f"--num_demonstrations: got {count}, but train has {fewest} pairs of one label; "
                 "lower it."
             )
+        labels = np.array([one.label for one in self.pool])
+        self._rows = [np.flatnonzero(labels == label) for label in label_names]
+        alike = Counter(frozenset((one.sentence1, one.sentence2)) for one in self.pool)
+        self._most_alike = max(alike.values(), default=0)
         self._embedded: NDArray[np.float64] | None = None
+        self._found: dict[tuple[Pair, ...], list[list[Demonstration]]] = {}
 
     def __call__(self, pairs: Sequence[Pair]) -> list[list[Demonstration]]:
+        key = tuple(pairs)
+        if key not in self._found:
+            self._found[key] = self._find(pairs)
+        return self._found[key]
+
+    def _find(self, pairs: Sequence[Pair]) -> list[list[Demonstration]]:
         if self._embedded is None:
             shown = [Pair(n, one.sentence1, one.sentence2) for n, one in enumerate(self.pool)]
             self._embedded = embed_pairs(shown, self.retriever)
-        likeness = embed_pairs(pairs, self.retriever) @ self._embedded.T  # [N, pool]
-        return [self._nearest(pair, row) for pair, row in zip(pairs, likeness, strict=True)]
+        embedded = embed_pairs(pairs, self.retriever)
+        # A pair at a time: of all with all would be gigabytes.
+        return [
+            self._nearest(pair, self._embedded @ one)
+            for pair, one in zip(pairs, embedded, strict=True)
+        ]
 
     def _nearest(self, pair: Pair, likeness: NDArray[np.float64]) -> list[Demonstration]:
         own = {pair.sentence1, pair.sentence2}
         ranked = [
-            int(row)
-            for row in np.argsort(-likeness, kind="stable")
+            row
+            for row in self._candidates(likeness)
             if {self.pool[row].sentence1, self.pool[row].sentence2} != own
         ]
         each = self.count // len(self.label_names)
@@ -120,6 +136,16 @@ class NearestDemonstrations:
         others = [row for row in ranked if row not in chosen]
         chosen += others[: self.count - len(chosen)]
         return [self.pool[row] for row in sorted(chosen, key=lambda row: likeness[row])]
+
+    def _candidates(self, likeness: NDArray[np.float64]) -> list[int]:
+        """The nearest rows of each label, as many as can come to be shown, the nearest first."""
+        found: list[int] = []
+        for rows in self._rows:
+            # Beside those shown some that are the pair itself.
+            wanted = min(self.count + self._most_alike, len(rows))
+            nearest = np.argpartition(-likeness[rows], wanted - 1)[:wanted]
+            found += rows[nearest].tolist()
+        return sorted(found, key=lambda row: (-likeness[row], row))
 
 
 @functools.cache
@@ -147,6 +173,22 @@ def embed_pairs(pairs: Sequence[Pair], retriever: str) -> NDArray[np.float64]:
     vectors = score_rows([len(ids) for ids in encoded], 64, embed, "embedding")
     joined: NDArray[np.float64] = vectors.reshape(len(pairs), -1) / np.sqrt(2)
     return joined
+
+
+def build_show(
+    how: str, count: int, shown: Sequence[Demonstration], label_names: Sequence[str]
+) -> Show:
+    """What shows each pair its demonstrations.
+
+    Args:
+        how: `nearest`, or any other for the same to every pair.
+        count: How many.
+        shown: These, or the pool of the nearest.
+        label_names: Names of the C labels.
+    """
+    if not count:
+        return show_nothing
+    return NearestDemonstrations(shown, label_names, count) if how == "nearest" else fixed(shown)
 
 
 def fixed(demonstrations: Sequence[Demonstration]) -> Show:

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peft_mrpc.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.continuations import ContinuationScorer
+from peft_mrpc.environment import describe_environment
 from peft_mrpc.pairs import Pair
-from peft_mrpc.prompting import PromptEncoder, Questions, Show, show_nothing
+from peft_mrpc.prompting import PromptEncoder, Questions, Show, prompt_limit, show_nothing
 from peft_mrpc.prompts import Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
@@ -53,15 +54,18 @@ class LocalEngine:
     shares_prefix: bool = True
 
     def identity(self) -> dict[str, Any]:
-        """What of it a score depends on: its revision, and what it computes in."""
+        """What of it a score depends on: its revision, what it computes in, and on what."""
         revision = getattr(self.model.config, "_commit_hash", None)
         computed = [str(self.model.dtype), self.model.device.type]
-        return {"revision": revision, "computed_in": computed}
+        found = describe_environment()
+        machine = [found["hardware"]["cpu"], found["hardware"]["gpus"]]
+        known = {"revision": revision, "computed_in": computed, "machine": machine}
+        return known | {"versions": found["versions"]}
 
     def encoder(self, template: Template, label_names: Sequence[str]) -> PromptEncoder:
         """What turns pairs into prompts by this template."""
-        limit = getattr(self.model.config, "max_position_embeddings", None) or self.max_length
-        return PromptEncoder(self.tokenizer, template, label_names, min(self.max_length, limit))
+        limit = prompt_limit(self.model.config, self.max_length)
+        return PromptEncoder(self.tokenizer, template, label_names, limit)
 
     def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
         """What a template says of the pairs."""

@@ -24,6 +24,7 @@ class UserError(Exception):
     def __init__(self, *faults: str) -> None:
         super().__init__("\n".join(faults))
         self.faults = faults
+        self.rank: int | None = None  # of the process that alone met it, in a job of several
 
     def lines(self) -> list[str]:
         """The faults to print; a long list is cut and says how much was cut."""
@@ -100,9 +101,12 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if speaks:
+        if speaks or error.rank is not None:
+            # On a line of its own: another process may be drawing a progress bar.
+            begin = "" if error.rank is None else "\n"
+            where = "" if error.rank is None else f"rank {error.rank}: "
             for line in [*error.lines(), *getattr(error, "__notes__", [])]:
-                sys.stderr.write(f"peft-mrpc: {line}\n")
+                sys.stderr.write(f"{begin}peft-mrpc: {where}{line}\n")
         return EXIT_MISSED if isinstance(error, Missed) else EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         notes = " ".join(getattr(error, "__notes__", []))

@@ -2,21 +2,24 @@
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.asking import Asker
 from peft_mrpc.calibration import KINDS
 from peft_mrpc.data import load_pairs, reported_splits
-from peft_mrpc.demonstrations import CHOICES
+from peft_mrpc.demonstrations import CHOICES, build_show
 from peft_mrpc.endpoint import EndpointEngine, address_faults
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
-from peft_mrpc.errors import choice_faults, logger, raise_faults, run_verb
+from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
-from peft_mrpc.models import load_causal_lm, load_tokenizer
+from peft_mrpc.models import load_causal_lm, load_config, load_tokenizer
+from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import prompt_faults
+from peft_mrpc.prompting import PromptEncoder, Show, prompt_limit
+from peft_mrpc.prompts import Template
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.reporting import summary
@@ -118,8 +121,15 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     templates = load_templates(config.template, data.label_names)
     raise_faults(prompt_faults(config, templates, data, splits))
     drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
+    held, shown = drawn
+    show = build_show(
+        config.demonstrations, config.num_demonstrations, shown, list(data.label_names)
+    )
+    if not config.endpoint:
+        asked = {**({"train": held} if held else {}), **{s: data.splits[s] for s in splits}}
+        raise_faults(token_faults(config, templates, source, data.label_names, show, asked))
     engine = build_engine(config, source)
-    classifier = PromptClassifier(engine, templates, list(data.label_names))
+    classifier = PromptClassifier(engine, templates, list(data.label_names), show)
     scratch = output_dir.with_name(f".{output_dir.name}.scores")
     asker = Asker(config, data_config, source, data, splits, classifier, scratch, drawn)
     state = process_state()
@@ -127,8 +137,9 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
         try:
             with staged_directory(output_dir) as staging:
                 asker.ask_into(staging)
-        except KeyboardInterrupt as error:
-            error.add_note(f"Scores are kept in {scratch}: the same command goes on.")
+        except (KeyboardInterrupt, UserError) as error:
+            if scratch.is_dir():
+                error.add_note(f"Scores are kept in {scratch}: the same command goes on.")
             raise
     else:
         asker.ask_into(None)
@@ -141,6 +152,38 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     if config.push_to_hub:
         publish(run, str(config.hub_model_id), config.hub_private_repo)
     return run
+
+
+def token_faults(
+    config: cfg.HardPromptConfig,
+    templates: Sequence[Template],
+    source: ModelSource,
+    label_names: Sequence[str],
+    show: Show,
+    asked: Mapping[str, Sequence[Pair]],
+) -> list[str]:
+    """What of the prompts this model's tokens do not allow, before its weights are loaded.
+
+    Args:
+        config: The flags of the prompt.
+        templates: The questions.
+        source: The model.
+        label_names: Names of the C labels.
+        show: Gives each pair the demonstrations before it.
+        asked: The pairs by the split that they are of.
+    """
+    tokenizer = load_tokenizer(source)
+    limit = prompt_limit(load_config(source), config.max_length)
+    faults: list[str] = []
+    for split, pairs in asked.items():
+        shown = show(pairs)
+        for template in templates:
+            try:
+                PromptEncoder(tokenizer, template, label_names, limit).encode(pairs, shown)
+            except UserError as error:
+                own = [f"{split}, {one}" if one.startswith("row ") else one for one in error.faults]
+                faults += [fault for fault in own if fault not in faults]
+    return faults
 
 
 def find_source(config: cfg.HardPromptConfig) -> ModelSource:

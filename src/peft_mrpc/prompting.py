@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.calibration import Scores
 from peft_mrpc.continuations import Continuation, common_prefix
@@ -43,6 +43,11 @@ class Questions:
 def show_nothing(pairs: Sequence[Pair]) -> list[list[Demonstration]]:
     """No demonstrations, for any pair."""
     return [[] for _ in pairs]
+
+
+def prompt_limit(config: PretrainedConfig, max_length: int) -> int:
+    """The most tokens of a prompt and its answer: those asked for, or as the model allows."""
+    return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
 @dataclass(frozen=True)
@@ -230,7 +235,17 @@ class PromptEncoder:
                 f"--template: {self.template.name!r}: the prompt begins with two BOS tokens, which "
                 "the text or the chat template writes as well as the tokenizer."
             )
+        if special and not add and (lead := self._bos_of_texts):
+            # A chat template that leaves the BOS to the tokenizer, as some older ones do.
+            ids = [row if row[:1] == lead else [*lead, *row] for row in ids]
         return ids
+
+    @cached_property
+    def _bos_of_texts(self) -> list[int]:
+        """What the tokenizer begins a text with, if that is its BOS."""
+        bos = self.tokenizer.bos_token_id
+        begun = self.tokenizer("a")["input_ids"][:1]
+        return begun if bos is not None and begun == [bos] else []
 
 
 def channel_scores(log_likelihoods: NDArray[np.float64], lengths: NDArray[np.int64]) -> Scores:

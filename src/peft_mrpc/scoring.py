@@ -10,7 +10,7 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.processes import process_state
 
 # How many logits are in one softmax.
@@ -88,17 +88,32 @@ def score_rows(
             if number % state.num_processes == state.process_index:
                 scores = None if kept is None else kept.find(batch)
                 if scores is None:
-                    scores = score_or_halve(batch, score_batch)
+                    scores = _score_own(batch, score_batch)
                     if kept is not None:
                         kept.add(batch, scores)
                 scored += zip(batch, scores, strict=True)
             bar.update(len(batch))
     if state.num_processes > 1:
         # Gathered as objects, uneven as they are: padding to even shards would reorder rows.
-        scored = gather_object(scored)
+        try:
+            scored = gather_object(scored)
+        except RuntimeError as error:  # gloo's, where the other end is gone
+            raise UserError(
+                f"another process of this job has ended before its time: {one_line(error)[:100]}"
+            ) from error
     scored.sort(key=itemgetter(0))
     assert [row for row, _ in scored] == list(range(len(lengths))), "a row was lost or doubled"
     return np.stack([scores for _, scores in scored])
+
+
+def _score_own(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
+    """Score a batch of this process's share; what it meets there the others do not say."""
+    try:
+        return score_or_halve(batch, score_batch)
+    except UserError as error:
+        if process_state().num_processes > 1:
+            error.rank = process_state().process_index
+        raise
 
 
 def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ import yaml
 
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.prompts import TEMPLATE_KEYS, Template
+from peft_mrpc.yaml_text import load_file_text
 
 SENTENCES = ("sentence1", "sentence2")
 STYLES = ("auto", "chat", "plain")
@@ -107,7 +108,7 @@ def parse_template(text: str, where: str) -> Template:
         UserError: Naming every fault.
     """
     try:
-        content = yaml.safe_load(text)
+        content = load_file_text(text)
     except yaml.YAMLError as error:
         raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
     if not isinstance(content, dict):
