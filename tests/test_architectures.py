@@ -1,7 +1,10 @@
 """Every method on every architecture, with the architecture's own head and with ours."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tiny_models import (
     ARCHITECTURES,
@@ -13,8 +16,12 @@ from tiny_models import (
 )
 
 from peft_mrpc.compatibility import compatibility_faults
+from peft_mrpc.data import load_pairs
 from peft_mrpc.doctor import build_options
 from peft_mrpc.methods import METHODS
+from peft_mrpc.requests import parse_request
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:
@@ -82,3 +89,19 @@ def test_options_of_pefts_own_configs_train_and_reload(
         folder = tmp_path / pooling
         # PEFT writes the prompt as computed for one row: an LSTM rounds otherwise for nine.
         assert reload_drift(classifier, pairs, models["bert"], method, folder) < 1e-6
+
+
+@pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
+def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
+    method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "llama"
+    shutil.copytree(models["llama"], folder)
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
+    request = parse_request(["--model", str(folder), *data_flags, "--method", method])
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(str(folder)), data)
+    pairs = data.splits["validation"]
+    alone, together = classifier.score(pairs, 1), classifier.score(pairs, len(pairs))
+    assert np.abs(alone - together).max() < 1e-6

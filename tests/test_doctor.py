@@ -222,3 +222,21 @@ def test_what_cannot_be_tried_is_said(
     main([*flags, "--estimate", "false"])
     assert "epoch" not in capsys.readouterr().out
     assert "--num_pairs: got 0; expected at least 1." in fails(main, *flags, "--num_pairs", "0")
+
+
+def test_tokens_that_will_be_cut_cost_nothing(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+    flags += ["--num_pairs", "1000", "--max_length", "32"]
+    (few, many) = (_estimate([*flags, "--mean_tokens", one], capsys) for one in ("32", "400"))
+    kept = re.compile(r"once \(([\d.]+ MB) kept\)")
+    assert kept.findall(few) == kept.findall(many) == ["4.1 MB"]
+
+
+def test_several_processes_are_not_foretold(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
+    main(["--model", tiny_bert, "--method", "layer_freeze"])
+    assert "no estimate: doctor says what one process takes" in capsys.readouterr().out

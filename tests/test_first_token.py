@@ -90,7 +90,11 @@ def test_virtual_tokens_are_counted(
     classifier, pairs = build(bert_like["bert"], data_flags, *flags)
     layer = last_layer(classifier)
     assert isinstance(layer, FirstTokenLayer)
+    given: list[torch.Tensor] = []
+    layer.register_forward_hook(lambda *passed: given.append(passed[-1]))
     logits, gradients = logits_and_gradients(classifier, pairs)
+    # One token's for all of them; a prefix's keys and values are left to the whole layer.
+    assert (given[0].stride()[1] == 0) == (method != "prefix_tuning")
     layer.__class__ = type(layer).__mro__[2]
     plain, plain_gradients = logits_and_gradients(classifier, pairs)
     assert float((logits - plain).abs().max()) < 1e-5

@@ -122,6 +122,8 @@ def test_padding_to_eights_leaves_logits_as_they_are(
         with torch.inference_mode():
             logits[step] = classifier.model.eval()(**batch).logits
     torch.testing.assert_close(logits[1], logits[8], atol=1e-5, rtol=0)
+    virtual = PairCollator(classifier.tokenizer, classifier.model.config, 8, None, 5)(features)
+    assert (virtual["input_ids"].shape[1] + 5) % 8 == 0
     limited = PairCollator(classifier.tokenizer, classifier.model.config, 8, longest)(features)
     assert limited["input_ids"].shape[1] == longest
 

@@ -734,3 +734,69 @@ def test_memory_has_a_limit_over_trainings(
             (held,) = _HELD.values()
             sizes.append(held.resident)
     assert 0 < max(sizes[1], sizes[3]) <= 6_000
+
+
+@pytest.mark.parametrize(
+    "next_flags", [["--trunk_cache_limit", "1"], ["--num_unfrozen_layers", "0"]]
+)
+def test_memory_has_its_limit_where_disk_is_full_and_where_another_trunk_comes(
+    next_flags: list[str],
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    trunks: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limit, most = 4_000, [0]
+    take = TrunkStore.take
+
+    def watch(self: TrunkStore, keys: Any) -> None:
+        take(self, keys)
+        stores = {id(store): store for store in (*_HELD.values(), self)}
+        most.append(sum(store.resident for store in stores.values()))
+
+    monkeypatch.setattr(TrunkStore, "take", watch)
+    flags = ["--num_unfrozen_layers", "1", "--trunk_cache_memory", f"{limit}"]
+    fit("one", tiny_bert, *flags, "--max_train_samples", "5")
+    size = sum(store.resident for store in _HELD.values())
+    assert limit / 2 < size <= limit
+    fit("two", tiny_bert, *flags, *next_flags)
+    most += [store.resident for store in _HELD.values()]
+    assert max(most) <= limit
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_frozen_layers_that_run_out_of_memory_run_fewer_pairs_or_every_time(
+    fits: bool,
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = ["--num_unfrozen_layers", "1"]
+    plain = fit("plain", tiny_bert, *flags, "--trunk_cache", "off")
+    compute = Trunk._row_states
+
+    def run(self: Trunk, rows: Any) -> Any:
+        if len(rows) > 1 or not fits:
+            raise torch.OutOfMemoryError
+        return compute(self, rows)
+
+    # What was kept is looked at in batches, too.
+    monkeypatch.setattr(Trunk, "_states_fault", lambda *_: "")
+    monkeypatch.setattr(Trunk, "_row_states", run)
+    found = fit("found", tiny_bert, *flags)
+    assert (USED in caplog.text) and ("run out of memory" in caplog.text) != fits
+    assert drift(plain, found) < 1e-5
+
+
+def test_a_training_in_tf32_has_a_trunk_of_its_own(
+    tiny_bert: str, fit: Callable[..., Run], trunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> str:  # as torch does once `--tf32 true` was set
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    flags = ["--num_unfrozen_layers", "1", "--trunk_cache", "disk"]
+    fit("one", tiny_bert, *flags)
+    monkeypatch.setattr("torch.get_float32_matmul_precision", refuse)
+    fit("two", tiny_bert, *flags)
+    assert len(list(trunks.iterdir())) == 2

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc import config as cfg
-from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.errors import UserError, one_line, run_verb
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.kept_trunks import KeptTrunk, kept_trunks, remove_trunk, trunks_dir
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
@@ -39,7 +39,12 @@ def main(argv: Sequence[str]) -> None:
         freed = 0
         for trunk in reversed(kept):
             if total - freed > limit:
-                remove_trunk(trunk)
+                try:
+                    remove_trunk(trunk)
+                except OSError as error:
+                    raise UserError(
+                        f"{trunk.folder}: cannot be removed: {one_line(error)}"
+                    ) from error
                 freed += trunk.size
         lines.append(f"removed {in_bytes(freed)}, {in_bytes(total - freed)} kept")
     sys.stdout.write("\n".join(lines) + "\n")

@@ -107,7 +107,7 @@ def _position(model: Any, classifier: PreTrainedModel) -> int | None:
     config = classifier.config
     if not isinstance(config, SentencePairConfig):
         return 0 if type(classifier).__name__.endswith("ForSequenceClassification") else None
-    virtual = _virtual_tokens(model)
+    virtual = virtual_tokens(model)
     if config.prompt_position == "after":  # [CLS], virtual tokens, words
         places = {"cls": 0, "first": min(1, virtual)}
     else:  # virtual tokens, [CLS], words
@@ -115,8 +115,8 @@ def _position(model: Any, classifier: PreTrainedModel) -> int | None:
     return places.get(config.pooling)
 
 
-def _virtual_tokens(model: Any) -> int:
-    """How many virtual tokens stand before [CLS]."""
+def virtual_tokens(model: Any) -> int:
+    """By how many virtual tokens an adapter lengthens each row."""
     adapter = getattr(model, "active_peft_config", None)
     if adapter is None or not adapter.is_prompt_learning or adapter.peft_type == "PREFIX_TUNING":
         return 0

@@ -86,19 +86,22 @@ def disk_refusal(size: int, limit: int) -> str:
     return ""
 
 
-def find_room(plan: TrunkPlan, size: int, in_memory: bool = False) -> tuple[bool, str]:
+def find_room(
+    plan: TrunkPlan, size: int, in_memory: bool = False, held: int = 0
+) -> tuple[bool, str]:
     """Settle where so many bytes more are kept.
 
     Args:
         plan: Where they may be.
         size: In bytes.
         in_memory: Whether they can go nowhere else.
+        held: Bytes in memory already.
     Returns:
         Whether it is in memory, and what is in the way there, if anything is.
     """
     limit, refusal = plan.memory_bytes, ""
-    if size > limit:
-        refusal = f"it takes {in_bytes(size)}, --trunk_cache_memory is {in_bytes(limit)}"
+    if held + size > limit:
+        refusal = f"it takes {in_bytes(held + size)}, --trunk_cache_memory is {in_bytes(limit)}"
     if process_state().num_processes > 1:
         refusal = "several processes share it on disk alone (--trunk_cache disk)"
     if in_memory or plan.mode == "memory":

@@ -59,7 +59,10 @@ def _kept_layers(source: ModelSource, config: PretrainedConfig) -> dict[str, Any
 
 
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load a tokenizer that can pad.
+    """Load a tokenizer that can pad, behind the text.
+
+    Before it pads would stand between virtual tokens and the text, and move what they say with the
+    length of the batch.
 
     Raises:
         UserError: If there is none.
@@ -67,6 +70,7 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     tokenizer = _load(AutoTokenizer, source)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
     return tokenizer
 
 

@@ -96,6 +96,7 @@ class PairCollator:
         config: The model's.
         multiple_of: What the length of a batch is a multiple of, if it has to be.
         max_length: Most tokens of a row, which no padding goes beyond; None for no limit.
+        added: Virtual tokens that the model puts to each row, and that count for the multiple.
     """
 
     def __init__(
@@ -104,15 +105,18 @@ class PairCollator:
         config: PretrainedConfig,
         multiple_of: int = 1,
         max_length: int | None = None,
+        added: int = 0,
     ) -> None:
         self.tokenizer = tokenizer
+        self.added = added
         self.multiple_of = multiple_of
         self.max_length = max_length
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
     def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
         longest = max(len(feature["input_ids"]) for feature in features)
-        length = math.ceil(longest / self.multiple_of) * self.multiple_of
+        length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
+        length -= self.added
         length = min(length, self.max_length or length)
         batch = self.tokenizer.pad(
             features, padding="max_length", max_length=length, return_tensors="pt"

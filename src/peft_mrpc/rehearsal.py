@@ -106,12 +106,14 @@ def rehearse(
         request: The training.
         config: The model's configuration; its weights are not needed.
         tokenizer: Its tokenizer.
-        about: The pairs that will train.
+        about: The pairs that will train; tokens beyond `--max_length` are cut.
     Returns:
         The estimate, or why there is none.
     Raises:
         UserError: If the training is to keep what frozen layers give, and could not.
     """
+    if request.arguments.world_size > 1:
+        return "no estimate: doctor says what one process takes; start it alone"
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
     method, pooling = request.method, request.config.pooling
@@ -121,7 +123,8 @@ def rehearse(
     needed = trained * BYTES_OF_TRAINED + (total - trained) * BYTES_OF_FROZEN
     if needed > (free := available_memory()):
         return f"no estimate: it takes {in_bytes(needed)} and more, and {in_bytes(free)} are free"
-    before = logger.level
+    cut = min(about.mean_tokens, pair_length(request, config, tokenizer))
+    about, before = replace(about, mean_tokens=cut), logger.level
     logger.setLevel(logging.ERROR)
     try:
         return _as_planned(request, config, tokenizer, about)
@@ -138,7 +141,7 @@ def _as_planned(
     visits = math.ceil(about.number * arguments.num_train_epochs)
     if arguments.max_steps > 0:
         visits = arguments.max_steps * arguments.train_batch_size
-        visits *= arguments.gradient_accumulation_steps * arguments.world_size
+        visits *= arguments.gradient_accumulation_steps
     note = ""
     if plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
         request.config.trunk_cache = "off"
@@ -182,7 +185,7 @@ def _time_steps(
     steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
     features, _ = classifier.encode(data.splits["train"])
     tokens = sum(len(row["input_ids"]) for row in features) / len(features)
-    pairs = about.number * about.mean_tokens / tokens / request.arguments.world_size
+    pairs = about.number * about.mean_tokens / tokens
     peak = peak_memory()
     estimate = Estimate(steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]))
     callbacks = trainer.callback_handler.callbacks

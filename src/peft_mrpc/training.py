@@ -20,6 +20,7 @@ from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.either_order import EitherOrder, OrderAnew
 from peft_mrpc.errors import UserError, logger, raise_faults
+from peft_mrpc.first_token import virtual_tokens
 from peft_mrpc.freezing import (
     FreezeCallback,
     describe_trainable,
@@ -112,7 +113,8 @@ def build_trainer(
     )
     step = request.config.pad_to_multiple_of or padding_step(trainer_precision(arguments))
     collate = PairCollator(
-        classifier.tokenizer, classifier.model.config, step, classifier.max_length
+        *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
+        added=virtual_tokens(classifier.model),
     )
     collator = TrunkCollator(collate)
     train_rows = _training_rows(request, data, classifier, features)

@@ -81,6 +81,8 @@ class Trunk:
         precision = self.plan.precision
         about = describe_frozen(self.model, self.depth, precision, self._dtype, self._kept_dtype)
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
+        if store is not _HELD.get(name):
+            _HELD.clear()  # two at once would be beyond the limit
         missing, size = missing_rows(store, by_key)
         if store.folder is None and store.resident + size > self.plan.memory_bytes:
             # What other trainings kept gives way.
@@ -100,8 +102,6 @@ class Trunk:
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        if store is not _HELD.get(name):
-            _HELD.clear()  # two at once would be beyond the limit
         if said := _first_of_all(fill_store(store, missing, about, self._row_states)):
             return said
         self.collator.store = store
@@ -133,7 +133,7 @@ class Trunk:
         """Settle where so many bytes go; what is in the way, if anything is."""
         if store.folder is not None and size == 0:
             return ""  # a place that cannot be written, or is full, can be read
-        in_memory, refusal = find_room(self.plan, size, store.folder is None)
+        in_memory, refusal = find_room(self.plan, size, store.folder is None, store.resident)
         if in_memory:
             store.folder = None
         return refusal

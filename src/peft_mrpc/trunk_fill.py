@@ -26,7 +26,7 @@ Rows = Sequence[Mapping[str, Any]]
 # Gives the key and the activations [T, H] of each of some rows.
 Compute = Callable[[Rows], Iterable[tuple[bytes, torch.Tensor]]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
-FILL_BATCH = 32
+FILL_BATCH, FILL_TOKENS = 32, 8192
 
 
 def missing_rows(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
@@ -76,7 +76,8 @@ def _fill_share(
     share: slice = slice(None),
 ) -> str:
     """Compute some of the batches of rows; why they cannot be written, if so."""
-    batches = length_sorted_batches([len(row["input_ids"]) for row in rows], FILL_BATCH)
+    lengths = [len(row["input_ids"]) for row in rows]
+    batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
     own = [[rows[row] for row in batch] for batch in batches[share]]
     if not own:  # nothing to do: a store that is complete may be read-only
         return ""
@@ -86,7 +87,24 @@ def _fill_share(
         _add_rows(store, own, compute)
     except OSError as error:
         return f"{store.folder} cannot be written: {one_line(error)}"
+    except torch.OutOfMemoryError:
+        return f"the frozen layers run out of memory with a pair of {max(lengths)} tokens alone"
     return ""
+
+
+def _compute_or_halve(batch: Rows, compute: Compute) -> list[tuple[bytes, torch.Tensor]]:
+    """Compute a batch, in halves where the device has no memory for the whole of it."""
+    try:
+        return list(compute(batch))
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    # Out of the handler, so that what the failed pass held on to is free again.
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+    half = len(batch) // 2
+    parts = (batch[:half], batch[half:])
+    return [one for part in parts for one in _compute_or_halve(part, compute)]
 
 
 def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> None:
@@ -95,7 +113,7 @@ def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> N
     bar = tqdm(total=total, desc="frozen layers", unit="pair", disable=silent)
     with bar, store.adding() as writer:
         for batch in batches:
-            for key, states in compute(batch):
+            for key, states in _compute_or_halve(batch, compute):
                 writer.add(key, states.to(store.dtype))
             bar.update(len(batch))
 

@@ -66,11 +66,19 @@ def describe_frozen(
         "first_token": getattr(encoder_layers(model)[depth - 1], "first_token", None),
         "computed_in": [
             *(precision, str(computed), model.device.type),
-            *(torch.get_float32_matmul_precision(), encoder.config._attn_implementation),
+            *(_matmul_precision(), encoder.config._attn_implementation),
         ],
         "kept_in": str(kept),
         "versions": [torch.__version__, transformers.__version__],
     }
+
+
+def _matmul_precision() -> str:
+    """Whether fp32 products may be computed in tf32."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # of the two ways to set it the newer was taken
+        return str(torch.backends.fp32_precision)  # type: ignore[attr-defined]
 
 
 def _weights_digest(model: PreTrainedModel, depth: int) -> str:
