@@ -24,9 +24,10 @@ import transformers
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig
+from peft_mrpc.data import load_pairs
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.errors import EXIT_USER_ERROR, UserError
-from peft_mrpc.pairs import Pair
+from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.styles import save_picture
 
 HERE = Path(__file__).parent
@@ -281,6 +282,18 @@ def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
     lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
     lines += [f"{p.label}\t{p.idx}\t{p.idx}\t{p.sentence1}\t{p.sentence2}" for p in pairs]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def load_both(dataset: str) -> PairData:
+    """Pairs of which some train and others are scored.
+
+    Raises:
+        UserError: If either are missing.
+    """
+    data = load_pairs(DataConfig(dataset=dataset))
+    if missing := {"train", "validation"} - data.splits.keys():
+        raise UserError(f"--dataset: {data.name} has no {missing.pop()} split; expected both.")
+    return data
 
 
 # ---- memory ----

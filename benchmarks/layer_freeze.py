@@ -12,6 +12,7 @@ one part afresh and keeps the others; `--only` with nothing after it writes the 
 
 import argparse
 import math
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -23,12 +24,12 @@ from typing import Any
 
 import torch
 from bench import (
-    PeakMemory,
     Row,
     build_parser,
     build_report,
     count,
     goal_table,
+    load_both,
     markdown,
     positive,
     run,
@@ -38,7 +39,6 @@ from gemm import gemm_peak
 from matplotlib.figure import Figure
 from training_peer import (
     CONTENDERS,
-    SEED,
     Outcome,
     Task,
     our_precision,
@@ -46,14 +46,13 @@ from training_peer import (
     write_bert_base,
 )
 
-from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
+from peft_mrpc.environment import peak_memory
 from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import prepare_processes
 
 WARM_UP_PAIRS, QUICK_PAIRS = 32, 160
 PLAIN, BY_BATCH, BY_BATCH_BF16, FIRST, NEXT, OURS, *IN_FP32 = CONTENDERS
-FIRST_FP32, NEXT_FP32, OURS_FP32 = IN_FP32
+FIRST_FP32, NEXT_FP32, OURS_FP32, SHIPPED, SHIPPED_PLAIN = IN_FP32
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -99,6 +98,7 @@ PARTS: dict[str, Part] = {
         method: Part("builtin:minilm", 1, METHOD_GOALS, method)
         for method in ("full", "lora", "prompt_tuning")
     },
+    "as shipped": Part("builtin:minilm", 5, {(SHIPPED, SHIPPED_PLAIN): None}),
 }
 GEMM_GOAL = 0.6
 
@@ -106,7 +106,7 @@ GEMM_GOAL = 0.6
 def main() -> None:
     options = parse_options()
     report = build_report("layer_freeze", options)
-    data = load_pairs(DataConfig(dataset=options.dataset), SEED)
+    data = load_both(options.dataset)
     prepare_processes()
     # Known parts only: a result file of another time may hold others.
     parts: dict[str, Any] = {k: v for k, v in report.read().get("parts", {}).items() if k in PARTS}
@@ -156,7 +156,6 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
     precision = our_precision(task)
     contenders = part.contenders(precision)
     outcomes: dict[str, list[Outcome]] = {name: [] for name in contenders}
-    memory = dict.fromkeys(contenders, 0)
     # The longest: whoever comes first shall not pay for the memory that all of them need.
     longest = sorted(task.data.splits["train"], key=lambda p: -len(p.sentence1 + p.sentence2))
     some = {**task.data.splits, "train": longest[:WARM_UP_PAIRS]}
@@ -165,13 +164,11 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
         CONTENDERS[name](warm_up)
     for _ in range(repeats):
         for name in contenders:
-            with PeakMemory(kind="RssAnon") as watched:
-                outcomes[name].append(CONTENDERS[name](task))
-            memory[name] = max(memory[name], watched.added)
+            outcomes[name].append(CONTENDERS[name](task))
             print(f"{task.method}: {name}: {outcomes[name][-1].seconds:.1f} s", flush=True)
     alike = {(one.steps, one.trained) for own in outcomes.values() for one in own}
     assert len(alike) == 1, f"contenders trained otherwise than each other: {outcomes}"
-    if task.method == "layer_freeze":
+    if FIRST in contenders:
         check_cached(outcomes, len(task.data.splits["train"]))
     pairs = task.epochs * len(task.data.splits["train"])
     result = {
@@ -186,14 +183,26 @@ def measure(task: Task, part: Part, repeats: int) -> dict[str, Any]:
             name: pairs / min(one.seconds for one in own) for name, own in outcomes.items()
         },
         "accuracy": {name: fmean(one.accuracy for one in own) for name, own in outcomes.items()},
-        "added_memory": memory,
+        "peak_memory": {name: peak_alone(name, warm_up) for name in contenders},
         "threads": torch.get_num_threads(),
         "precision": precision,
     }
-    if task.method == "layer_freeze":
+    if FIRST in contenders:
         tails = {one: measure_tail(task, repeats, one) for one in sorted({"fp32", precision})}
         result["tails"] = tails
     return result
+
+
+def peak_alone(name: str, task: Task) -> int:
+    """The most memory that a process has which trains this and nothing else."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_train_alone, (name, task))
+
+
+def _train_alone(name: str, task: Task) -> int:
+    prepare_processes()
+    CONTENDERS[name](task)
+    return peak_memory()["resident_bytes"]
 
 
 def check_cached(outcomes: Mapping[str, list[Outcome]], num_pairs: int) -> None:
@@ -233,8 +242,8 @@ def result_rows(parts: Mapping[str, Any]) -> list[Row]:
             if not {ours, peer} <= speeds.keys():
                 continue
             title = f"{name}: {ours} against {peer}"
-            memory = {"ours": found["added_memory"][ours], "peer": found["added_memory"][peer]}
-            rows.append(speed_row(title, speeds[ours], speeds[peer], goal, added_memory=memory))
+            memory = {"ours": found["peak_memory"][ours], "peer": found["peak_memory"][peer]}
+            rows.append(speed_row(title, speeds[ours], speeds[peer], goal, peak_memory=memory))
         for precision, tail in found.get("tails", {}).items():
             title = f"{name}: the tail's training against the fastest matrix product, {precision}"
             figures = tail["tail_gflops"], tail["gemm_gflops"]
@@ -251,9 +260,9 @@ def contender_table(parts: Mapping[str, Any]) -> str:
                 f"{speed / speeds[peer]:.2f}" if peer in speeds else "-"
                 for peer in (PLAIN, BY_BATCH)
             ]
-            memory = f"{found['added_memory'][contender] / 1e9:.2f} GB"
+            memory = f"{found['peak_memory'][contender] / 1e9:.2f} GB"
             lines.append([name, contender, f"{speed:.1f}", *ratios, memory])
-    head = ["", "", "pairs/s", "against plain", "against padded by batch", "memory added"]
+    head = ["", "", "pairs/s", "against plain", "against padded by batch", "peak memory"]
     return markdown(head, lines)
 
 

@@ -29,6 +29,7 @@ from bench import (
     build_parser,
     build_report,
     goal_table,
+    load_both,
     markdown,
     plot_comparisons,
     positive,
@@ -40,8 +41,6 @@ from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
 from peft_mrpc.pairs import Pair
 from peft_mrpc.sources import find_model
 from peft_mrpc.thresholds import decide
@@ -123,7 +122,7 @@ CONTENDERS: dict[str, Callable[[Path], Label]] = {
 def main() -> None:
     options = parse_options()
     report = build_report("predict", options)
-    data = load_pairs(DataConfig(dataset=options.dataset))
+    data = load_both(options.dataset)
     dev = data.splits["validation"]
     pairs = [replace(dev[n % len(dev)], idx=n) for n in range(options.times * len(dev))]
     parts: dict[str, Any] = {}

@@ -29,6 +29,7 @@ from bench import (
     build_parser,
     build_report,
     goal_table,
+    load_both,
     markdown,
     plot_comparisons,
     positive,
@@ -37,8 +38,6 @@ from bench import (
     write_pairs,
 )
 
-from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
 from peft_mrpc.pairs import Pair, PairData
 
 MEMORY_MB = 200
@@ -60,7 +59,7 @@ SHARES = {
 def main() -> None:
     options = parse_options()
     report = build_report("scaling", options)
-    data = load_pairs(DataConfig(dataset=options.dataset))
+    data = load_both(options.dataset)
     sizes: list[Row] = []
     with tempfile.TemporaryDirectory() as scratch:
         for size in options.sizes:
@@ -172,14 +171,14 @@ def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[
 
 
 def size_rows(sizes: Sequence[Row]) -> list[Row]:
-    """Speeds against that of the fewest pairs, and memory added against the limit given."""
+    """Speeds against that of the next fewer pairs, and memory added against the limit given."""
     if not sizes:
         return []
     rows, least = [], sizes[0]
-    for size in sizes:
-        speeds = size["pairs_per_second"], least["pairs_per_second"]
+    for fewer, size in zip((least, *sizes), sizes, strict=False):
+        speeds = size["pairs_per_second"], fewer["pairs_per_second"]
         goal = None if size is least else SIZE_GOAL
-        title = f"{size['pairs']:,} pairs against {least['pairs']:,}"
+        title = f"{size['pairs']:,} pairs against {fewer['pairs']:,}"
         rows.append(speed_row(title, *speeds, goal, memory=size["own_bytes"]))
     for size in sizes[1:]:
         added = max(1, size["own_bytes"] - least["own_bytes"])
