@@ -79,7 +79,11 @@ def main() -> None:
     parts: dict[str, Any] = report.read().get("parts", {})
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
-            parts[name] = compare(PARTS[name], data, options.pairs, Path(scratch))
+            turns = [
+                compare(PARTS[name], data, options.pairs, Path(scratch))
+                for _ in range(options.repeats)
+            ]
+            parts[name] = best_of(turns)
             parts = {key: parts[key] for key in PARTS if key in parts}
             report.write(result_rows(parts), parts=parts)
     report.show(goal_table(result_rows(parts)), "goals")
@@ -88,9 +92,11 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
     parser.add_argument("--pairs", type=positive, help="training pairs (default: 1000)")
+    parser.add_argument("--repeats", type=positive, help="turns of each (default: 2)")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()
-    options.pairs = options.pairs or (160 if options.quick else 1000)
+    pairs, repeats = (160, 1) if options.quick else (1000, 2)
+    options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
     return options
 
 
@@ -111,6 +117,15 @@ def compare(part: Part, data: PairData, count: int, scratch: Path) -> dict[str, 
     found = train(flags, folder)
     print(f"{part.method}: foretold {foretold}, found {found}", flush=True)
     return {"foretold": foretold, "found": found, "pairs": len(pairs), "epochs": part.epochs}
+
+
+def best_of(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """The least of what was foretold, and of what was: what else the machine did is neither's."""
+    least = {
+        side: {key: min(turn[side][key] for turn in turns) for key in turns[0][side]}
+        for side in ("foretold", "found")
+    }
+    return {**turns[0], **least}
 
 
 def foretell(flags: list[str], epochs: int) -> dict[str, float]:

@@ -93,13 +93,14 @@ def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> 
 def speed_table(rows: Mapping[str, Any]) -> str:
     """The comparisons in Markdown."""
     head = ["demonstrations", "pairs", "pairs/s", "harness, its best batch", "ratio"]
-    head += ["largest difference of a log-probability", "same labels"]
+    head += ["peak memory", "harness", "largest difference of a log-probability", "same labels"]
     lines = [
         [
             *[count, str(row["num_pairs"]), f"{row['pairs_per_second']:.2f}"],
             f"{row['peer_pairs_per_second']:.2f} ({row['peer_batch_size']})",
-            *[f"{row['ratio']:.1f}", f"{row['largest_difference']:.1e}"],
-            f"{row['same_labels']:.1%}",
+            f"{row['ratio']:.1f}",
+            *(f"{row[key] / 1e9:.2f} GB" for key in ("peak_bytes", "peer_peak_bytes")),
+            *[f"{row['largest_difference']:.1e}", f"{row['same_labels']:.1%}"],
         ]
         for count, row in rows.items()
     ]

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from scipy.stats import binomtest
+
+from peft_mrpc.wording import p_text
+
 Row = dict[str, Any]
 
 
@@ -40,14 +44,16 @@ def fits_table(rows: Sequence[Row]) -> str:
 
 def quantization_table(rows: Sequence[Row]) -> str:
     lines = [
-        "| wording | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right |",
-        "|---|---|---|---|---|---|---|",
+        "| wording | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right | p |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
+        alone = row["only_fp32_right"], row["only_nf4_right"]
+        p = p_text(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else "1"
         areas = f"{row['fp32']['roc_auc']:.3f} / {row['nf4']['roc_auc']:.3f}"
         lines.append(
             f"| {row['wording']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "
-            f"{row['same_answers']:.1%} | {row['only_fp32_right']} | {row['only_nf4_right']} |"
+            f"{row['same_answers']:.1%} | {alone[0]} | {alone[1]} | {p} |"
         )
     return "\n".join(lines)
 

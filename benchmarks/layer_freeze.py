@@ -108,8 +108,9 @@ def main() -> None:
     report = build_report("layer_freeze", options)
     data = load_both(options.dataset)
     prepare_processes()
-    # Known parts only: a result file of another time may hold others.
-    parts: dict[str, Any] = {k: v for k, v in report.read().get("parts", {}).items() if k in PARTS}
+    # Known parts only: a result file of another time may hold others, or less of them.
+    kept = report.read().get("parts", {}).items()
+    parts: dict[str, Any] = {k: v for k, v in kept if k in PARTS and "peak_memory" in v}
     os.environ["PEFT_MRPC_TRUNKS"] = trunks = tempfile.mkdtemp(prefix="trunks-")
     try:
         with tempfile.TemporaryDirectory() as scratch:

@@ -1,7 +1,11 @@
 """Against EleutherAI's lm-evaluation-harness: the same prompts, the same log-probabilities."""
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from conftest import MRPC
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
@@ -9,17 +13,34 @@ from peft_mrpc.data import load_pairs
 from peft_mrpc.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.engines import LocalEngine, PromptClassifier
 from peft_mrpc.models import load_causal_lm, load_tokenizer
+from peft_mrpc.prompts import Template
 from peft_mrpc.sources import find_model
 from peft_mrpc.template_files import load_template
 
+LONG = {"equivalent": ("yes, they do",), "not_equivalent": ("no, they do not",)}
 
-@pytest.mark.parametrize("count", [0, 3])
-def test_labels_score_as_in_the_harness(count: int) -> None:
+
+@pytest.mark.parametrize(("count", "words"), [(0, None), (3, None), (2, LONG)])
+def test_labels_score_as_in_the_harness(count: int, words: Any) -> None:
+    """Label words of one token, and of several."""
+    template = load_template("paraphrase_harness")
+    template = replace(template, label_words=words or template.label_words)
+    compare("builtin:pairs", "test", 24, template, count)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MRPC.is_dir(), reason="needs MRPC")
+@pytest.mark.parametrize("count", [0, 8])
+def test_all_of_mrpcs_dev_scores_as_in_the_harness(count: int) -> None:
+    compare(str(MRPC), "validation", 408, load_template("paraphrase_harness"), count)
+
+
+def compare(dataset: str, split: str, num_pairs: int, template: Template, count: int) -> None:
     source = find_model("builtin:smollm2")
     model, tokenizer = load_causal_lm(source, "none"), load_tokenizer(source)
-    data = load_pairs(DataConfig(dataset="builtin:pairs"))
-    pairs, train = data.splits["test"][:24], data.splits["train"]
-    template = load_template("paraphrase_harness")
+    data = load_pairs(DataConfig(dataset=dataset))
+    pairs, train = data.splits[split][:num_pairs], data.splits["train"]
+    assert len(pairs) == num_pairs
     labels = list(data.label_names)
     peer = run_harness(model, tokenizer, template, labels, pairs, train, count)
     shown = choose_demonstrations(train, labels, count, "first", 0)

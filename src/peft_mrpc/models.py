@@ -1,5 +1,6 @@
 """How models and tokenizers are loaded."""
 
+import copy
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -196,13 +197,19 @@ def _dropout_names(config: PretrainedConfig) -> list[str]:
 
 
 def load_empty_classifier(
-    config: PretrainedConfig, pooling: str, device: str = "meta"
+    config: PretrainedConfig, pooling: str, device: str = "meta", dropout: float | None = None
 ) -> PreTrainedModel:
     """A classifier of two labels without its weights: shapes only, or random on a real device."""
+    config = copy.deepcopy(config)
+    for name in _dropout_names(config) if dropout is not None else ():
+        setattr(config, name, dropout)
+    head_dropout = HEAD_DROPOUT if dropout is None else dropout
     with torch.device(device), quiet_transformers():
         if pooling == "native":
             return AutoModelForSequenceClassification.from_config(config)
-        return SentencePairModel(SentencePairConfig(_without_origin(config), pooling=pooling))
+        return SentencePairModel(
+            SentencePairConfig(_without_origin(config), pooling=pooling, head_dropout=head_dropout)
+        )
 
 
 def _without_origin(config: PretrainedConfig) -> dict[str, Any]:

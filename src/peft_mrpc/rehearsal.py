@@ -165,7 +165,9 @@ def _time_steps(
     request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
 ) -> Estimate:
     reset_peak_memory()
-    model = load_empty_classifier(config, request.config.pooling, device="cpu")
+    model = load_empty_classifier(
+        config, request.config.pooling, device="cpu", dropout=request.config.dropout
+    )
     request.method.freeze(model, request.options)
     if trunk_depth(model) and request.config.trunk_cache != "off":
         # Not to be found by the training itself; a few pairs need little room.
