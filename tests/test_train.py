@@ -557,3 +557,17 @@ def test_minilm_learns_mrpc_beyond_its_majority(tmp_path: Path) -> None:
     values = load_run(tmp_path / "run").metrics["validation"]
     assert values["roc_auc"] > 0.65
     assert load_predictor(str(tmp_path / "run")).label_names == ["not_equivalent", "equivalent"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit"])
+def test_states_of_eight_bits_train_about_as_well(
+    optimizer: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    losses = []
+    for name in (optimizer, "adamw_torch"):
+        flags = ["--model", tiny_bert, *data_flags, "--optim", name, "--learning_rate", "1e-3"]
+        main([*flags, "--logging_steps", "1", "--output_dir", str(tmp_path / name)])
+        history = load_run(tmp_path / name).record["log_history"]
+        losses.append([row["loss"] for row in history if "loss" in row])
+    assert np.ptp(losses[0]) > 1e-3
+    assert np.abs(np.subtract(*losses)).max() < 0.02
