@@ -36,6 +36,7 @@ GOALS = {
         "lora: ours": 1.3,
         "prompt_tuning: ours": 1.3,
     },
+    "doctor": {"layer_freeze: seconds": 0.7, "full: peak memory": 0.7, "lora: seconds": 0.7},
     "hard_prompt": {"0 demonstrations": 1.5, "8 demonstrations": 6, "16 demonstrations": 10},
 }
 
