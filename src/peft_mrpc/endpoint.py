@@ -24,11 +24,10 @@ from peft_mrpc.calibration import Scores
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
-from peft_mrpc.prompting import Questions
+from peft_mrpc.prompting import ANSWER_TOKENS, Questions
 from peft_mrpc.prompts import Demonstration, Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
-ANSWER_TOKENS = 8
 NUM_LIKELIEST = 20  # the most that vLLM and OpenAI give
 # To be reached, and to answer: a server on a CPU takes one prompt after the other.
 CONNECT_TIMEOUT = 10

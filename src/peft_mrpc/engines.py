@@ -13,12 +13,18 @@ from peft_mrpc.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.continuations import ContinuationScorer
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.pairs import Pair
-from peft_mrpc.prompting import PromptEncoder, Questions, Show, prompt_limit, show_nothing
+from peft_mrpc.prompting import (
+    ANSWER_TOKENS,
+    PromptEncoder,
+    Questions,
+    Show,
+    prompt_limit,
+    show_nothing,
+)
 from peft_mrpc.prompts import Template
 from peft_mrpc.scoring import KeptScores, score_rows
 
 # One answer of some words, not drawn, and as the model says it: checkpoints come with penalties.
-ANSWER_TOKENS = 8
 GREEDY = {"max_new_tokens": ANSWER_TOKENS, "do_sample": False, "repetition_penalty": 1.0}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
-from peft_mrpc.asking import Asker
+from peft_mrpc.asking import OF_A_LOADED_MODEL, Asker
 from peft_mrpc.calibration import KINDS
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.demonstrations import CHOICES, build_show
@@ -91,7 +91,7 @@ def endpoint_faults(config: cfg.HardPromptConfig) -> list[str]:
     return address_faults(config.endpoint) + [
         f"--{name}: got {getattr(config, name)}, but --endpoint leaves to the server how the model "
         "is held and run; drop it."
-        for name in ("quantization", "device_map", "share_prefix", "batch_tokens")
+        for name in OF_A_LOADED_MODEL
         if getattr(config, name) != getattr(cfg.HardPromptConfig, name)
     ]
 

@@ -19,6 +19,8 @@ from peft_mrpc.prompts import Demonstration, Template
 
 # Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
 CHAT_DATE = "26 Jul 2024"
+# How long an answer is that a model writes.
+ANSWER_TOKENS = 8
 # What demonstrations each pair is shown.
 Show = Callable[[Sequence[Pair]], list[list[Demonstration]]]
 
