@@ -57,7 +57,8 @@ def kept_trunks() -> list[KeptTrunk]:
         with contextlib.suppress(OSError):  # another process is removing it
             about: dict[str, Any] = {}
             with contextlib.suppress(UserError):  # or has just begun it
-                about = read_json(folder / ABOUT_FILE)
+                read = read_json(folder / ABOUT_FILE)
+                about = read if isinstance(read, dict) else {}
             size = sum(path.stat().st_size for path in folder.iterdir())
             found.append(KeptTrunk(folder, about, size, folder.stat().st_mtime))
     return sorted(found, key=lambda trunk: -trunk.used)

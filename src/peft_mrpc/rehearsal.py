@@ -62,6 +62,8 @@ class Estimate:
         trunk_pairs: How many pairs run once through frozen layers; 0 where they run every time.
         trunk_seconds: That this takes.
         trunk_bytes: What is kept of it.
+        mapped_bytes: Of that, what is read from files, whose pages count as memory while there is
+            room for them.
         note: Why frozen layers run every time, where they could run once.
     """
 
@@ -70,6 +72,7 @@ class Estimate:
     trunk_pairs: int = 0
     trunk_seconds: float = 0
     trunk_bytes: int = 0
+    mapped_bytes: int = 0
     note: str = ""
 
     def __str__(self) -> str:
@@ -80,7 +83,8 @@ class Estimate:
                 f"({in_bytes(self.trunk_bytes)} kept)"
             )
         note = f"; frozen layers run every time: {self.note}" if self.note else ""
-        return f"{text}{note}; peak memory about {in_bytes(self.peak_bytes)}"
+        mapped = f", and {in_bytes(self.mapped_bytes)} of files" if self.mapped_bytes else ""
+        return f"{text}{note}; peak memory about {in_bytes(self.peak_bytes)}{mapped}"
 
 
 class _Clock(TrainerCallback):
@@ -152,9 +156,11 @@ def _as_planned(
     if plan.mode == "auto":
         refusal = fill_refusal(estimate.trunk_pairs, visits) or refusal
     if not refusal:
-        on_gpu = torch.cuda.is_available()
-        held = 0 if on_gpu else min(estimate.trunk_bytes, plan.memory_bytes)
-        return replace(estimate, peak_bytes=estimate.peak_bytes + held)
+        if torch.cuda.is_available():  # whose memory is meant
+            return estimate
+        held = min(estimate.trunk_bytes, plan.memory_bytes)
+        peak = estimate.peak_bytes + held
+        return replace(estimate, peak_bytes=peak, mapped_bytes=estimate.trunk_bytes - held)
     if plan.mode != "auto":
         raise UserError(f"--trunk_cache: got {plan.mode!r}, but {refusal}.")
     request.config.trunk_cache = "off"

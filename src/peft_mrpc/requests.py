@@ -36,6 +36,8 @@ MODEL_CHOICES: dict[str, Sequence[str]] = {
     "quantization": QUANTIZATIONS,
 }
 TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
+# Methods that leave whole layers as they are.
+FREEZING = ("layer_freeze", "linear_probe")
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
 
 
@@ -222,6 +224,12 @@ def _idle_faults(
         faults.append(
             f"--layer_decay: got {config.layer_decay}, but {config.method} trains nothing in a "
             "layer; drop it."
+        )
+    is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
+    if is_kept and config.method not in FREEZING:
+        faults.append(
+            f"--trunk_cache: got {config.trunk_cache!r}, but {config.method} has no frozen "
+            f"layers to run once; expected auto or off, or --method {' or '.join(FREEZING)}."
         )
     if verb != "train":  # tune's trials are chosen on the held-out part
         return faults

@@ -1,5 +1,6 @@
 """The Hugging Face Trainer with what pairs need of it."""
 
+import os
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +20,14 @@ from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.learning_rates import learning_rates
+from peft_mrpc.option_values import is_true
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
 from peft_mrpc.trunk_store import TrunkCollator
+
+# What `accelerate launch` says of these in the environment.
+SHARDING = ("FSDP", "DEEPSPEED")
 
 
 class PairTrainer(Trainer):
@@ -260,7 +265,8 @@ class CacheTrunk(TrainerCallback):
 
 def unfit_for_trunk(args: TrainingArguments) -> str:
     """What about the way of training lets no layer be left out; nothing if all is well."""
-    if args.fsdp or args.deepspeed:
+    launched = any(is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in SHARDING)
+    if args.fsdp or args.deepspeed or launched:
         return "FSDP and DeepSpeed part the layers among the processes"
     if args.n_gpu > 1:
         return "one process on several GPUs copies the model; use `accelerate launch`"

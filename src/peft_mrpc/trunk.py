@@ -8,7 +8,7 @@ saved model are those of the whole model, because it is the whole model.
 Shapes: B batch, T tokens, H hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -39,6 +39,10 @@ class _Reached(Exception):
     def __init__(self, states: torch.Tensor) -> None:
         super().__init__()
         self.states = states
+
+
+class _Unfit(Exception):
+    """These layers cannot be left out, and why."""
 
 
 class Trunk:
@@ -77,7 +81,12 @@ class Trunk:
             Why it is better to do without; nothing if all is there.
         """
         by_key = {row_key(row): row for row in rows}
-        self._dtype = (sample := self._states([rows[0]])).dtype
+        by_length = sorted(rows, key=_length)
+        try:  # of either length: some pad inside themselves
+            self._states(by_length[-1:])
+            self._dtype = (sample := self._states(by_length[:1])).dtype
+        except _Unfit as reason:
+            return str(reason)
         precision = self.plan.precision
         about = describe_frozen(self.model, self.depth, precision, self._dtype, self._kept_dtype)
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
@@ -102,7 +111,13 @@ class Trunk:
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        if said := _first_of_all(fill_store(store, missing, about, self._row_states)):
+        said = _first_of_all(fill_store(store, missing, about, self._row_states))
+        if said and self.plan.mode == "auto" and not self._make_room(store, size, on_disk=False):
+            logger.warning("%s; kept in memory", said)
+            store.folder = None
+            missing, _ = missing_rows(store, by_key)
+            said = _first_of_all(fill_store(store, missing, about, self._row_states))
+        if said:
             return said
         self.collator.store = store
         _HELD[name] = store
@@ -129,11 +144,12 @@ class Trunk:
     def _tolerance(self) -> float:
         return max(TOLERANCE[self._kept_dtype], TOLERANCE_IN[self.plan.precision])
 
-    def _make_room(self, store: TrunkStore, size: int) -> str:
+    def _make_room(self, store: TrunkStore, size: int, on_disk: bool = True) -> str:
         """Settle where so many bytes go; what is in the way, if anything is."""
-        if store.folder is not None and size == 0:
+        on_disk = on_disk and store.folder is not None
+        if on_disk and size == 0:
             return ""  # a place that cannot be written, or is full, can be read
-        in_memory, refusal = find_room(self.plan, size, store.folder is None, store.resident)
+        in_memory, refusal = find_room(self.plan, size, not on_disk, store.resident)
         if in_memory:
             store.folder = None
         return refusal
@@ -153,13 +169,17 @@ class Trunk:
             raise _Reached(output[0] if self._gives_tuple else output)
 
         hook = self._layers[-1].register_forward_hook(stop)
+        kind = self.model.config.model_type
         try:
             self._logits(rows, cached=False)
         except _Reached as reached:
+            shape = self.collator.collate([dict(row) for row in rows])["attention_mask"].shape
+            if reached.states.shape[:2] != shape:
+                raise _Unfit(f"{kind} pads pairs inside itself") from None
             return reached.states
         finally:
             hook.remove()
-        raise AssertionError("the frozen layers did not run")
+        raise _Unfit(f"{kind} calls none of its layers")
 
     @torch.no_grad()
     def _logits(self, rows: Rows, cached: bool) -> torch.Tensor:
@@ -174,7 +194,7 @@ class Trunk:
 
     def _fault(self, rows: Rows) -> str:
         """Whether a few rows, of all lengths, get anything else from what was kept."""
-        by_length = sorted(rows, key=lambda row: len(row["input_ids"]))
+        by_length = sorted(rows, key=_length)
         some = [by_length[len(rows) * number // 4] for number in range(4)] + by_length[-1:]
         if differs := self._states_fault(some):
             return differs
@@ -191,7 +211,8 @@ class Trunk:
         store = self.collator.store
         assert store is not None
         apart = 0.0
-        for key, states in self._row_states(rows):
+        alone = (one for row in rows for one in self._row_states([row]))  # padded by nothing
+        for key, states in alone:
             kept, plain = store[key].float(), states.float()
             apart = max(apart, float((kept - plain).norm() / plain.norm()))
         if apart <= self._tolerance:
@@ -241,6 +262,10 @@ class Trunk:
             return (states, None) if self._gives_tuple else states  # no attention weights
 
         return forward
+
+
+def _length(row: Mapping[str, Any]) -> int:
+    return len(row["input_ids"])
 
 
 def _first_of_all(refusal: str) -> str:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ Rows = Sequence[Mapping[str, Any]]
 Compute = Callable[[Rows], Iterable[tuple[bytes, torch.Tensor]]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
 FILL_BATCH, FILL_TOKENS = 32, 8192
+# A file is closed at this size: so much is lost by a fill that is killed, and memory is filled
+# file by file.
+FILE_BYTES = 64 << 20
 
 
 def missing_rows(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
@@ -110,12 +113,27 @@ def _compute_or_halve(batch: Rows, compute: Compute) -> list[tuple[bytes, torch.
 def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> None:
     silent = not logger.isEnabledFor(logging.INFO)
     total = sum(map(len, batches))
-    bar = tqdm(total=total, desc="frozen layers", unit="pair", disable=silent)
-    with bar, store.adding() as writer:
-        for batch in batches:
-            for key, states in _compute_or_halve(batch, compute):
-                writer.add(key, states.to(store.dtype))
-            bar.update(len(batch))
+    with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
+        for part in _in_files(batches, store.token_bytes):
+            with store.adding() as writer:
+                for batch in part:
+                    for key, states in _compute_or_halve(batch, compute):
+                        writer.add(key, states.to(store.dtype))
+                    bar.update(len(batch))
+
+
+def _in_files(batches: Sequence[Rows], token_bytes: int) -> Iterator[list[Rows]]:
+    """Batches in order, as many together as a file takes."""
+    part: list[Rows] = []
+    size = 0
+    for batch in batches:
+        part.append(batch)
+        size += sum(len(row["input_ids"]) for row in batch) * token_bytes
+        if size >= FILE_BYTES:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
 
 def _is_common(folder: Path) -> bool:

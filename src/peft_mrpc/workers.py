@@ -29,7 +29,7 @@ def run_workers(argv: Sequence[str], count: int) -> None:
     command = [sys.executable, "-m", "peft_mrpc.tune", *argv, "--num_workers", "1"]
     try:
         for number in range(count):
-            threads = str(max(1, (os.cpu_count() or 1) // count))
+            threads = str(max(1, torch.get_num_threads() // count))
             env = {"OMP_NUM_THREADS": threads, **os.environ, COUNT: str(count)}
             if gpus > 1 and "CUDA_VISIBLE_DEVICES" not in os.environ:
                 env["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
