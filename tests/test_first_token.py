@@ -76,6 +76,19 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(
         assert torch.allclose(gradient, plain_gradients[name], atol=1e-5), name
 
 
+def test_real_weights_give_the_same(data_flags: list[str]) -> None:
+    flags = ["--method", "full", "--pooling", "native"]
+    classifier, pairs = build("builtin:minilm", data_flags, *flags)
+    layer = last_layer(classifier)
+    assert isinstance(layer, FirstTokenLayer)
+    logits, gradients = logits_and_gradients(classifier, pairs)
+    layer.__class__ = type(layer).__mro__[2]  # the plain one
+    plain, plain_gradients = logits_and_gradients(classifier, pairs)
+    assert float((logits - plain).abs().max()) < 1e-5 < float(plain.std())
+    for name, gradient in gradients.items():
+        assert torch.allclose(gradient, plain_gradients[name], atol=1e-5), name
+
+
 @pytest.mark.parametrize("position", ["before", "after"])
 @pytest.mark.parametrize("pooling", ["native", "cls", "first"])
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning", "lora"])

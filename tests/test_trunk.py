@@ -103,6 +103,16 @@ def test_cached_training_is_the_same_training(
     assert np.std(losses(plain)) > 1e-3, "nothing was learned"
 
 
+def test_real_weights_train_alike(
+    fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    flags = ["--method", "layer_freeze", "--pooling", "aligned", "--learning_rate", "4e-4"]
+    plain = fit("plain", "builtin:minilm", *flags, "--trunk_cache", "off")
+    cached = fit("cached", "builtin:minilm", *flags, "--trunk_cache", "disk")
+    assert "4 of 6 layers" in caplog.text
+    assert drift(plain, cached) < 2e-4
+
+
 @pytest.mark.parametrize(
     "flags",
     [
