@@ -197,7 +197,11 @@ def test_what_will_be_held_counts_as_memory(
     peaks = []
     for limit in ("1KB", "9GB"):
         said = _estimate([*flags, "--trunk_cache_memory", limit], capsys)
-        peaks.append(parse_bytes(said.split("peak memory about ")[1]))
+        peak, *files = said.split("peak memory about ")[1].split(", and ")
+        assert [re.fullmatch(r"6\.\d+ GB of files", text) is not None for text in files] == (
+            [True] if limit == "1KB" else []
+        )
+        peaks.append(parse_bytes(peak))
     assert peaks[0] is not None and peaks[1] is not None
     assert 5e9 < peaks[1] - peaks[0] < 8e9
 
