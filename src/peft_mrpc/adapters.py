@@ -22,9 +22,13 @@ def add_adapter(model: PreTrainedModel, options: Any) -> Any:
     """
     raise_faults(module_name_faults(model, options))
     options = copy.deepcopy(options)  # PEFT and we write into them; another seed gets them anew
-    name_targets(model.config, options)
-    if names_some_layers(vars(options)):  # PEFT takes these with named modules alone
+    is_ia3 = options.peft_type == "IA3"  # what it scales must be among the targets, by name
+    if names_some_layers(vars(options)) or (is_ia3 and options.target_modules == "all-linear"):
+        # PEFT takes layers with named modules alone.
         options.target_modules = _linear_names(encoder_layers(model))
+    name_targets(model.config, options)
+    if is_ia3:
+        raise_faults(_feedforward_faults(options))
     if options.is_prompt_learning:
         _size_prompt(model, options)
     if hasattr(options, "modules_to_save"):
@@ -69,6 +73,19 @@ def _saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> list[str]:
     heads = [n for n, _ in model.named_children() if n != model.base_model_prefix]
     own = [n for n in heads if any(True for _ in getattr(model, n).parameters())]
     return sorted({*asked, *own})
+
+
+def _feedforward_faults(options: Any) -> list[str]:
+    """Why PEFT could not read IA3's options back, if so."""
+    targets, inputs = options.target_modules, options.feedforward_modules
+    if isinstance(targets, str) or isinstance(inputs, str):  # patterns
+        return []
+    lacking = sorted(set(inputs) - set(targets))
+    there = ", ".join(sorted(targets))
+    return [
+        f"--feedforward_modules: got {name!r}, which is not among --target_modules ({there})."
+        for name in lacking
+    ]
 
 
 def _say_block_sizes(adapted: Any, options: Any) -> None:

@@ -20,6 +20,9 @@ from transformers import (
 from peft_mrpc.pair_model import SentencePairConfig
 from peft_mrpc.targets import default_targets, encoder_type
 
+# LoRA's beginnings, besides PEFT's own, that need no weights or read quantized ones.
+ON_QUANTIZED = ("gaussian", "olora")
+
 
 def compatibility_faults(
     config: PretrainedConfig,
@@ -120,6 +123,12 @@ def _quantization_faults(method: str, options: Any, quantization: str) -> list[s
         ]
     if quantization == "int8" and getattr(options, "use_dora", False):
         return ["--quantization: got int8, which PEFT's DoRA cannot read back; use nf4, or lora."]
+    init = getattr(options, "init_lora_weights", None)
+    if isinstance(init, str) and init not in ON_QUANTIZED:
+        return [
+            f"--init_lora_weights: got {init}, which takes weights apart that are not quantized; "
+            f"expected true, {' or '.join(ON_QUANTIZED)}, or --quantization none."
+        ]
     return []
 
 

@@ -225,11 +225,17 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
         if faults and len(options) == 1:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]
-        if not faults:
-            reads = describe_reading(pooling, source.head_layer)
-            lines.append(
-                f"{method}: {count_trainable(model_config, method, chosen, pooling)}; {reads}"
-            )
+        if faults:
+            continue
+        reads = describe_reading(pooling, source.head_layer)
+        try:
+            counted = count_trainable(model_config, method, chosen, pooling)
+        except UserError as error:
+            if len(options) == 1:
+                raise
+            lines += [f"{method}: refused. {fault}" for fault in error.faults]
+        else:
+            lines.append(f"{method}: {counted}; {reads}")
     return lines
 
 

@@ -131,7 +131,8 @@ def parse_flags(
         UserError: Naming every unknown flag, with the nearest known one.
     """
     tokens = [token for recipe in recipes for token in recipe_to_flags(recipe)]
-    defaults = {name: value for recipe in recipes for name, value in recipe.items()}
+    given = [item for recipe in recipes for item in recipe.items()]
+    defaults = {name: value for name, value in given if value is not None}
     mine = {**recipes[-1], "config": recipe_path} if recipe_path else {}
     typed = {name for name, _ in _group_tokens(argv, [])}
     mine_alone = {name: f"{recipe_path}: {name}" for name in mine if name not in typed}
@@ -155,7 +156,9 @@ def parse_flags(
         ]
         raise UserError(*error.faults, *read(others)[1]) from error
     options, faults = read(rest)
-    raise_faults(faults)
+    known_names = {*known, *(method_options or {})}
+    nothing = [f"--{name}" for name, value in given if value is None and name not in known_names]
+    raise_faults(faults + read(nothing)[1])
     return instances, options
 
 
@@ -288,8 +291,11 @@ def flag_value(argv: Sequence[str], name: str) -> str | None:
     """The last value given for a flag, before the whole line can be parsed."""
     value = None
     for position, token in enumerate(argv):
-        if token == f"--{name}" and position + 1 < len(argv):
+        flag, has_value, own = token.partition("=")
+        if not token.startswith("--") or flag[2:].replace("-", "_") != name:
+            continue
+        if has_value:
+            value = own
+        elif position + 1 < len(argv):
             value = argv[position + 1]
-        elif token.startswith(f"--{name}="):
-            value = token.split("=", 1)[1]
     return value

@@ -1,7 +1,7 @@
 """Names of modules among PEFT's options that no module of the model has: PEFT ignores most."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -29,7 +29,21 @@ def module_name_faults(model: PreTrainedModel, options: Any) -> list[str]:
         if not found:
             near = closest(name, known)
             faults.append(f"--{flag}: got {name!r}, which is no module of this model.{near}")
-    return faults + _layer_faults(model, options)
+    return faults + _saved_faults(paths, options) + _layer_faults(model, options)
+
+
+def _saved_faults(paths: Sequence[str], options: Any) -> list[str]:
+    """Names of modules to be saved that modules inside them end with too: PEFT saves both."""
+    faults = []
+    for name in sorted(getattr(options, "modules_to_save", None) or ()):
+        ending = [path for path in paths if path.endswith(name)]
+        inside = [p for p in ending if any(p.startswith(f"{whole}.") for whole in ending)]
+        if inside:
+            faults.append(
+                f"--modules_to_save: got {name!r}, with which names inside it end as well; "
+                f"expected such as {inside[0].rpartition('.')[2]}."
+            )
+    return faults
 
 
 def _names(options: Any) -> Iterable[tuple[str, str, str]]:

@@ -177,9 +177,8 @@ class SentencePairModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.Linear):
-            module.weight.data.normal_(
-                mean=0.0, std=getattr(self.config, "initializer_range", 0.02)
-            )
+            std = getattr(self.config, "initializer_range", None)  # OPT and BART have another
+            module.weight.data.normal_(mean=0.0, std=0.02 if std is None else std)
             if module.bias is not None:
                 module.bias.data.zero_()
 

@@ -225,6 +225,11 @@ def _idle_faults(
             f"--layer_decay: got {config.layer_decay}, but {config.method} trains nothing in a "
             "layer; drop it."
         )
+    if arguments.neftune_noise_alpha and getattr(options, "is_prompt_learning", False):
+        faults.append(
+            f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but transformers does "
+            f"not find the word embeddings under {config.method}; drop it, or use lora."
+        )
     is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
     if is_kept and config.method not in FREEZING:
         faults.append(

@@ -196,7 +196,7 @@ def _train_into(
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
-    classifier.model = trained_model(trainer)
+    classifier.model = trained_model(trainer).eval()  # PEFT computes the prompt that it saves
     folder = staging and staging / ("adapter" if request.method.is_peft else "model")
     if folder is not None:  # first of all: nothing that fails later shall cost the training
         save_classifier(folder, classifier, source, request.config.method)

@@ -232,9 +232,9 @@ class CacheTrunk(TrainerCallback):
         depth = trunk_depth(model)
         is_asked = self.plan.mode != "auto"
         reason = "no layer at the bottom is frozen" if depth == 0 else unfit_for_trunk(args)
-        trunk = Trunk(model, depth, self.plan, self.collator)
         started = time.perf_counter()
         if not reason:
+            trunk = Trunk(model, depth, self.plan, self.collator)
             steps = (state.max_steps - state.global_step) * self.num_trainings
             pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             reason = trunk.prepare(self.rows, None if is_asked else steps * pairs)

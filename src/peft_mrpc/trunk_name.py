@@ -10,6 +10,7 @@ import transformers
 from torch import nn
 from transformers import PreTrainedModel
 
+from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import encoder_layers, modules_after_layers
 from peft_mrpc.trunk_rows import raw_bytes
 
@@ -28,7 +29,10 @@ def trunk_depth(model: PreTrainedModel) -> int:
     None, unless all that trains of the encoder stands in the layers above them, or after: what
     stands beside the layers (DeBERTa's relative embeddings) may feed every one of them.
     """
-    layers = encoder_layers(model)
+    try:
+        layers = encoder_layers(model)
+    except UserError:  # ALBERT's are one layer, run again and again
+        return 0
     depth = 0
     while depth < len(layers) and not _trains(layers[depth]):
         depth += 1

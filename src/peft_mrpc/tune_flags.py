@@ -115,6 +115,9 @@ def common_recipe(request: TrainRequest, given: Mapping[str, Any]) -> dict[str, 
     not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
     if request.config.threshold != "auto":  # which alone is chosen on it, in train
         not_of_train.add("selection_fraction")
+        keeps_best = {"load_best_model_at_end", "early_stopping_patience"} & set(given)
+        if not keeps_best and given.get("save_strategy") != "best":
+            not_of_train.add("metric_for_best_model")
     own = {name: value for name, value in given.items() if name not in not_of_train}
     default = load_default_recipe(request.config.method)
     values = flag_values(request)
