@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import build_tokenizer
 from tiny_models import (
     ARCHITECTURES,
     batch_drift,
@@ -14,6 +15,7 @@ from tiny_models import (
     tiny_config,
     train_two_steps,
 )
+from transformers import OPTConfig, OPTModel
 
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs
@@ -105,3 +107,19 @@ def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
     pairs = data.splits["validation"]
     alone, together = classifier.score(pairs, 1), classifier.score(pairs, len(pairs))
     assert np.abs(alone - together).max() < 1e-6
+
+
+def test_our_head_stands_on_an_encoder_that_calls_its_range_otherwise(
+    data_flags: list[str], tmp_path: Path
+) -> None:
+    config = OPTConfig(
+        **{"vocab_size": 64, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32},
+        **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},
+        pad_token_id=0,
+    )
+    OPTModel(config).save_pretrained(tmp_path / "opt")
+    build_tokenizer(is_chat=True).save_pretrained(tmp_path / "opt")
+    model = str(tmp_path / "opt")
+    classifier, pairs = train_two_steps("lora", model, data_flags, tmp_path, "--pooling", "auto")
+    assert classifier.model.config.pooling == "last"
+    assert reload_drift(classifier, pairs, model, "lora", tmp_path / "saved") < 1e-6

@@ -16,6 +16,7 @@ from tiny_models import (
 )
 
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.methods import METHODS
 from peft_mrpc.runs import load_run, read_json
@@ -140,6 +141,23 @@ def test_dora_cannot_read_int8(
 ) -> None:
     with pytest.raises(AttributeError):
         train_two_steps("dora", models["bert"], data_flags, tmp_path, "--quantization", "int8")
+
+
+@pytest.mark.parametrize("init", ["pissa", "orthogonal"])
+def test_quantized_weights_are_not_taken_apart(
+    init: str,
+    models: dict[str, str],
+    data_flags: list[str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = ["--quantization", "nf4", "--init_lora_weights", init]
+    base = ["--model", models["llama"], *data_flags, "--method", "lora"]
+    assert f"--init_lora_weights: got {init}, which takes" in fails(main, *base, *flags)
+    monkeypatch.setattr("peft_mrpc.compatibility.ON_QUANTIZED", (init,))
+    with pytest.raises((UserError, RuntimeError)):
+        train_two_steps("lora", models["llama"], data_flags, tmp_path, *flags)
 
 
 @pytest.mark.parametrize(

@@ -115,6 +115,30 @@ def test_a_null_takes_the_line_of_the_methods_recipe_away(tmp_path: Path) -> Non
     assert parse_request(["--method", "full"]).config.layer_decay is not None
 
 
+def test_a_null_leaves_what_would_hold_without_the_recipe(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    names = ("pooling", "head_layer", "threshold", "num_train_epochs", "optim", "warmup_steps")
+    recipe.write_text("method: lora\n" + "".join(f"{name}: null\n" for name in names))
+    request = parse_request(["--config", str(recipe)])
+    assert request.config.pooling == TrainConfig.pooling
+    assert request.arguments.num_train_epochs == 3 and request.arguments.warmup_steps == 0
+    recipe.write_text("method: layer_freeze\nr: null\nmethod2: null\nlayer_decay: null\n")
+    with pytest.raises(UserError) as said:
+        parse_request(["--config", str(recipe)])
+    assert f"{recipe}: r: got an option of" in str(said.value)
+    assert f"{recipe}: method2: got an unknown flag." in str(said.value)
+    assert "layer_decay" not in str(said.value)
+
+
+def test_dashes_are_underscores_in_every_flag(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("lora_alpha: 3\n")
+    flags = ["--method", "lora", "--output-dir", "one/two", f"--config={recipe}"]
+    request = parse_request([*flags, "--num-train-epochs", "7", "--lora-dropout", "0.5"])
+    assert request.output_dir == Path("one/two") and request.options.lora_alpha == 3
+    assert request.arguments.num_train_epochs == 7 and request.options.lora_dropout == 0.5
+
+
 def test_a_recipe_that_says_a_thing_twice_is_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("method: lora\nr: 4\nmethod: bitfit\n")

@@ -102,6 +102,38 @@ def test_options_of_lora_train_and_come_back_from_disk(
     assert reload_drift(classifier, pairs, tiny_bert, "lora", tmp_path / "saved") < 1e-5
 
 
+def test_all_projections_scaled_come_back_from_disk(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--target_modules", "all-linear"]
+    classifier, pairs = train_two_steps("ia3", tiny_bert, data_flags, tmp_path, *flags)
+    scaled = {name for name, _ in classifier.model.named_parameters() if "ia3_l" in name}
+    assert len(scaled) == 2 * 6
+    assert reload_drift(classifier, pairs, tiny_bert, "ia3", tmp_path / "saved") < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("ia3 --feedforward_modules query", "'query', which is not among --target_modules"),
+        ("vera --modules_to_save embeddings", "'embeddings', with which names inside it end"),
+        ("prompt_tuning --neftune_noise_alpha 5", "--neftune_noise_alpha: got 5, but"),
+    ],
+)
+def test_what_could_not_be_loaded_or_would_not_run_is_refused(
+    flags: str,
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    out = tmp_path / "no"
+    base = ["--model", tiny_bert, *data_flags, "--output_dir", str(out)]
+    assert said in fails(main, *base, "--method", *flags.split())
+    assert not out.exists()
+
+
 def test_all_projections_of_some_layers(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

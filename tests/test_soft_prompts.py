@@ -87,6 +87,17 @@ def test_a_prompt_after_the_first_token_trains_and_reloads(
     assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-6
 
 
+def test_the_prompt_that_is_saved_has_no_dropout_in_it(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--encoder_reparameterization_type", "LSTM", "--encoder_dropout", "0.5"]
+    out = ["--max_steps", "2", "--output_dir", str(tmp_path / "run")]
+    main(["--model", tiny_bert, *data_flags, "--method", "p_tuning", *flags, *out])
+    scored = load_run(tmp_path / "run").predictions("validation").probabilities
+    again = load_predictor(str(tmp_path / "run" / "adapter")).score(PAIRS, 9)
+    assert np.abs(np.subtract(scored, again)).max() < 1e-6
+
+
 @pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "last"])
 def test_every_pooling_reads_the_pair_wherever_the_prompt_stands(
     pooling: str, models: dict[str, str], data_flags: list[str]

@@ -301,6 +301,7 @@ def test_decay_and_schedule_are_searched(
     space = tmp_path / "space.yaml"
     space.write_text("layer_decay: {low: 0.5, high: 1.0}\nunfreeze_every: {choices: [0.5, 1]}\n")
     argv = ["--model", tiny_bert, *data_flags, "--selection_fraction", "0.3", "--num_trials", "2"]
+    argv += ["--metric_for_best_model", "f1"]  # by which trials are chosen, and nothing in train
     out = tmp_path / "search"
     main([*argv, "--search_space", str(space), "--output_dir", str(out)])
     best = yaml.safe_load((out / "best.yaml").read_text())
