@@ -649,7 +649,7 @@ def test_a_full_disk_ends_in_one_line_or_in_memory(
         fit("no room", tiny_bert, "--method", "layer_freeze", *small)
         assert "frozen layers run every time: " in caplog.text
     left = [path.name for path in trunks.rglob("*") if path.suffix]
-    assert set(left) <= {"about.json"}
+    assert left in ([], ["about.json"], ["about.json"] * 2)[: 2 if mode == "disk" else 3]
 
 
 def test_what_a_killed_fill_had_finished_is_found_and_memory_is_filled_to_its_limit(
