@@ -1,5 +1,6 @@
 """Training rows that come in either order of their sentences, by chance."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ class EitherOrder(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, rows: list[dict[str, Any]], swapped: list[dict[str, Any]], seed: int
+        self, rows: Sequence[dict[str, Any]], swapped: Sequence[dict[str, Any]], seed: int
     ) -> None:
         self.orders = (rows, swapped)
         self.seed = seed

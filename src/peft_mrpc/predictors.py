@@ -14,6 +14,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from peft_mrpc.encoded import EncodedPairs, encode_pairs
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.first_token import read_first_token
 from peft_mrpc.pair_model import SentencePairConfig, find_sentences
@@ -59,8 +60,8 @@ class PairClassifier:
     def __post_init__(self) -> None:
         read_first_token(self.model)
 
-    def encode(self, pairs: Sequence[Pair]) -> tuple[list[dict[str, list[int]]], int]:
-        """Token ids of each pair, and how many pairs had to be cut."""
+    def encode(self, pairs: Sequence[Pair]) -> tuple[EncodedPairs, int]:
+        """The model inputs of each pair, and how many pairs had to be cut."""
         return encode_pairs(self.tokenizer, pairs, self.max_length)
 
     def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
@@ -79,8 +80,7 @@ class PairClassifier:
             batch = collate([features[row] for row in rows])
             return classifier_probabilities(model(**batch.to(model.device)).logits)
 
-        lengths = [len(feature["input_ids"]) for feature in features]
-        probabilities = score_rows(lengths, batch_size, score_batch, "scoring")
+        probabilities = score_rows(features.lengths, batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
             raise UserError(DIVERGED)
         return probabilities
@@ -124,34 +124,3 @@ class PairCollator:
         if self.special_ids is not None:
             batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
         return batch
-
-
-def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
-) -> tuple[list[dict[str, list[int]]], int]:
-    """Tokenize pairs for a classifier.
-
-    Args:
-        tokenizer: Writes its own separators; one without a separator (a decoder's) gets the
-            sentences as two labelled lines.
-        pairs: N pairs.
-        max_length: Most tokens of a pair; a longer one loses the longer sentence's end (without a
-            separator the second's).
-    Returns:
-        One mapping of model inputs for each pair, and how many pairs had to be cut.
-    """
-    if tokenizer.sep_token is None:
-        texts = [f"Sentence 1: {p.sentence1}\nSentence 2: {p.sentence2}" for p in pairs]
-        arguments: tuple[list[str], ...] = (texts,)
-    else:
-        arguments = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
-    # A separator that a sentence itself writes is text, and parts nothing.
-    options: dict[str, Any] = {"split_special_tokens": True}
-    encoded = tokenizer(*arguments, truncation=False, verbose=False, **options)
-    num_cut = sum(len(ids) > max_length for ids in encoded["input_ids"])
-    if num_cut:
-        encoded = tokenizer(*arguments, truncation=True, max_length=max_length, **options)
-    keys = list(encoded)
-    return [
-        dict(zip(keys, row, strict=True)) for row in zip(*encoded.values(), strict=True)
-    ], num_cut

@@ -2,11 +2,13 @@
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.utils.data import ConcatDataset
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -203,16 +205,20 @@ class CacheTrunk(TrainerCallback):
     Args:
         plan: Where that is kept.
         collator: The Trainer's own.
-        rows: All encoded pairs that the training reads or evaluates on.
+        parts: All encoded pairs that the training reads or evaluates on.
         num_trainings: How many will read them, this one and those after it (seeds, trials).
     """
 
     def __init__(
-        self, plan: TrunkPlan, collator: TrunkCollator, rows: list[Any], num_trainings: int = 1
+        self,
+        plan: TrunkPlan,
+        collator: TrunkCollator,
+        parts: Sequence[Sequence[Any]],
+        num_trainings: int = 1,
     ) -> None:
         self.plan = plan
         self.collator = collator
-        self.rows = rows
+        self.rows: ConcatDataset[Any] = ConcatDataset(cast("Any", parts))
         self.num_trainings = num_trainings
         self.trunk: Trunk | None = None
         self.seconds = 0.0  # that the activations took

@@ -19,6 +19,7 @@ from peft_mrpc.checkpoints import FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.either_order import EitherOrder, OrderAnew
+from peft_mrpc.encoded import EncodedPairs
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.first_token import virtual_tokens
 from peft_mrpc.freezing import (
@@ -119,7 +120,7 @@ def build_trainer(
     collator = TrunkCollator(collate)
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
-    callbacks = _callbacks(request, collator, train_rows, held_out or [])
+    callbacks = _callbacks(request, collator, train_rows, held_out)
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,
@@ -160,9 +161,10 @@ def _training_rows(
     request: TrainRequest,
     data: PairData,
     classifier: PairClassifier,
-    features: Sequence[dict[str, list[int]]],
+    features: EncodedPairs,
 ) -> Any:
-    rows = _labelled(features, data, "train")
+    labels = [pair.label for pair in data.splits["train"]]
+    rows = features.labelled(labels)
     if request.config.swap_sentences == "auto":  # recorded as what it came to
         request.config.swap_sentences = str(is_symmetric(data.label_names)).lower()
     if request.config.swap_sentences == "false":
@@ -172,7 +174,7 @@ def _training_rows(
     swapped, _ = classifier.encode(
         [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
     )
-    return EitherOrder(rows, _labelled(swapped, data, "train"), request.arguments.seed)
+    return EitherOrder(rows, swapped.labelled(labels), request.arguments.seed)
 
 
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
@@ -183,25 +185,16 @@ def _warn_of_low_rate(learning_rate: float, method: str) -> None:
         )
 
 
-def _labelled(
-    features: Sequence[dict[str, list[int]]], data: PairData, split: str
-) -> list[dict[str, Any]]:
-    return [
-        {**feature, "labels": pair.label}
-        for feature, pair in zip(features, data.splits[split], strict=True)
-    ]
-
-
-def _evaluation_rows(data: PairData, classifier: PairClassifier) -> list[dict[str, Any]] | None:
+def _evaluation_rows(data: PairData, classifier: PairClassifier) -> EncodedPairs | None:
     """The held-out pairs for the Trainer's own evaluation; None where nothing is chosen."""
     if SELECTION not in data.splits:
         return None
     features, _ = classifier.encode(data.splits[SELECTION])
-    return _labelled(features, data, SELECTION)
+    return features.labelled(pair.label for pair in data.splits[SELECTION])
 
 
 def _callbacks(
-    request: TrainRequest, collator: TrunkCollator, train_rows: Any, held_out: Sequence[Any]
+    request: TrainRequest, collator: TrunkCollator, train_rows: Any, held_out: EncodedPairs | None
 ) -> list[TrainerCallback]:
     """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
     callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
@@ -211,8 +204,8 @@ def _callbacks(
         orders = list(train_rows.orders)
     plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
     if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
-        rows = [row for part in (*orders, held_out) for row in part]
-        callbacks.append(CacheTrunk(plan, collator, rows, request.num_trainings))
+        parts = [*orders, *([held_out] if held_out is not None else [])]
+        callbacks.append(CacheTrunk(plan, collator, parts, request.num_trainings))
     return callbacks
 
 

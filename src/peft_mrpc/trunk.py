@@ -8,12 +8,13 @@ saved model are those of the whole model, because it is the whole model.
 Shapes: B batch, T tokens, H hidden.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger
@@ -80,11 +81,12 @@ class Trunk:
         Returns:
             Why it is better to do without; nothing if all is there.
         """
-        by_key = {row_key(row): row for row in rows}
-        by_length = sorted(rows, key=_length)
+        lengths = [len(row["input_ids"]) for row in rows]
+        by_key = {row_key(row): number for number, row in enumerate(rows)}
+        by_length = sorted(by_key.values(), key=lengths.__getitem__)
         try:  # of either length: some pad inside themselves
-            self._states(by_length[-1:])
-            self._dtype = (sample := self._states(by_length[:1])).dtype
+            self._states([rows[by_length[-1]]])
+            self._dtype = (sample := self._states([rows[by_length[0]]])).dtype
         except _Unfit as reason:
             return str(reason)
         precision = self.plan.precision
@@ -92,11 +94,13 @@ class Trunk:
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
         if store is not _HELD.get(name):
             _HELD.clear()  # two at once would be beyond the limit
-        missing, size = missing_rows(store, by_key)
+        missing = missing_rows(store, by_key)
+        size = sum(lengths[number] for number in missing) * store.token_bytes
         if store.folder is None and store.resident + size > self.plan.memory_bytes:
             # What other trainings kept gives way.
             store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
-            missing, size = missing_rows(store, by_key)
+            missing = [*by_key.values()]
+            size = sum(lengths[number] for number in missing) * store.token_bytes
         refusal = self._make_room(store, size)
         if visits is not None:
             refusal = fill_refusal(len(missing), visits) or refusal
@@ -111,17 +115,18 @@ class Trunk:
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        said = _first_of_all(fill_store(store, missing, about, self._row_states))
+        said = _first_of_all(fill_store(store, Subset(rows, missing), about, self._row_states))
         if said and self.plan.mode == "auto" and not self._make_room(store, size, on_disk=False):
             logger.warning("%s; kept in memory", said)
             store.folder = None
-            missing, _ = missing_rows(store, by_key)
-            said = _first_of_all(fill_store(store, missing, about, self._row_states))
+            missing = missing_rows(store, by_key)
+            said = _first_of_all(fill_store(store, Subset(rows, missing), about, self._row_states))
         if said:
             return said
         self.collator.store = store
         _HELD[name] = store
-        return _first_of_all(self._fault(list(by_key.values())))
+        fourths = [by_length[len(by_length) * number // 4] for number in range(4)]
+        return _first_of_all(self._fault([rows[row] for row in (*fourths, by_length[-1])]))
 
     def _open(self, name: str, width: int) -> TrunkStore:
         """The store of this name: of the training before this one, or on disk."""
@@ -194,13 +199,11 @@ class Trunk:
 
     def _fault(self, rows: Rows) -> str:
         """Whether a few rows, of all lengths, get anything else from what was kept."""
-        by_length = sorted(rows, key=_length)
-        some = [by_length[len(rows) * number // 4] for number in range(4)] + by_length[-1:]
-        if differs := self._states_fault(some):
+        if differs := self._states_fault(rows):
             return differs
-        plain = self._logits(some, cached=False).float()
+        plain = self._logits(rows, cached=False).float()
         with self:
-            cached = self._logits(some, cached=True).float()
+            cached = self._logits(rows, cached=True).float()
         apart = float((plain - cached).abs().max())
         if apart <= self._tolerance * max(1.0, float(plain.abs().max())):
             return ""
@@ -262,10 +265,6 @@ class Trunk:
             return (states, None) if self._gives_tuple else states  # no attention weights
 
         return forward
-
-
-def _length(row: Mapping[str, Any]) -> int:
-    return len(row["input_ids"])
 
 
 def _first_of_all(refusal: str) -> str:

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from tqdm.auto import tqdm
+from torch.utils.data import Subset
+from transformers.utils.logging import tqdm
 
 from peft_mrpc.errors import logger, one_line
 from peft_mrpc.kept_trunks import describe_trunk, trunks_dir
@@ -22,7 +23,8 @@ from peft_mrpc.scoring import length_sorted_batches
 from peft_mrpc.trunk_rows import row_key
 from peft_mrpc.trunk_store import TrunkStore
 
-Rows = Sequence[Mapping[str, Any]]
+# Encoded pairs, which may be made as they are asked for.
+Rows = Any
 # Gives the key and the activations [T, H] of each of some rows.
 Compute = Callable[[Rows], Iterable[tuple[bytes, torch.Tensor]]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
@@ -32,11 +34,10 @@ FILL_BATCH, FILL_TOKENS = 32, 8192
 FILE_BYTES = 64 << 20
 
 
-def missing_rows(store: TrunkStore, by_key: Mapping[bytes, Any]) -> tuple[list[Any], int]:
-    """The rows that a store lacks, and how many bytes they take; it takes in the others."""
+def missing_rows(store: TrunkStore, by_key: Mapping[bytes, int]) -> list[int]:
+    """The numbers of the rows that a store lacks; it takes in the others."""
     store.take(by_key)
-    missing = [row for key, row in by_key.items() if key not in store]
-    return missing, sum(len(row["input_ids"]) for row in missing) * store.token_bytes
+    return [number for key, number in by_key.items() if key not in store]
 
 
 def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute: Compute) -> str:
@@ -62,10 +63,10 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
     fault = _fill_share(store, rows, about, compute, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
-    by_key = {row_key(row): row for row in rows}
+    by_key = {row_key(row): number for number, row in enumerate(rows)}
     # Another job may have come between what each process found missing.
-    if not fault and (left := missing_rows(store, by_key)[0]):
-        fault = _fill_share(store, left, about, compute)
+    if not fault and (left := missing_rows(store, by_key)):
+        fault = _fill_share(store, Subset(rows, left), about, compute)
         store.refresh()
         store.take(by_key)
     return fault
@@ -81,13 +82,16 @@ def _fill_share(
     """Compute some of the batches of rows; why they cannot be written, if so."""
     lengths = [len(row["input_ids"]) for row in rows]
     batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
-    own = [[rows[row] for row in batch] for batch in batches[share]]
-    if not own:  # nothing to do: a store that is complete may be read-only
+    if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
         return ""
     try:
         if store.folder is not None:
             describe_trunk(store.folder, about)
-        _add_rows(store, own, compute)
+        total = sum(map(len, own))
+        silent = not logger.isEnabledFor(logging.INFO)
+        with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
+            for part in _in_files(own, lengths, store.token_bytes):
+                _add_rows(store, rows, part, compute, bar)
     except OSError as error:
         return f"{store.folder} cannot be written: {one_line(error)}"
     except torch.OutOfMemoryError:
@@ -110,25 +114,26 @@ def _compute_or_halve(batch: Rows, compute: Compute) -> list[tuple[bytes, torch.
     return [one for part in parts for one in _compute_or_halve(part, compute)]
 
 
-def _add_rows(store: TrunkStore, batches: Sequence[Rows], compute: Compute) -> None:
-    silent = not logger.isEnabledFor(logging.INFO)
-    total = sum(map(len, batches))
-    with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
-        for part in _in_files(batches, store.token_bytes):
-            with store.adding() as writer:
-                for batch in part:
-                    for key, states in _compute_or_halve(batch, compute):
-                        writer.add(key, states.to(store.dtype))
-                    bar.update(len(batch))
+def _add_rows(
+    store: TrunkStore, rows: Rows, batches: Sequence[Sequence[int]], compute: Compute, bar: Any
+) -> None:
+    with store.adding() as writer:
+        for numbers in batches:
+            batch = [rows[number] for number in numbers]
+            for key, states in _compute_or_halve(batch, compute):
+                writer.add(key, states.to(store.dtype))
+            bar.update(len(batch))
 
 
-def _in_files(batches: Sequence[Rows], token_bytes: int) -> Iterator[list[Rows]]:
+def _in_files(
+    batches: Sequence[Sequence[int]], lengths: Sequence[int], token_bytes: int
+) -> Iterator[list[Sequence[int]]]:
     """Batches in order, as many together as a file takes."""
-    part: list[Rows] = []
+    part: list[Sequence[int]] = []
     size = 0
     for batch in batches:
         part.append(batch)
-        size += sum(len(row["input_ids"]) for row in batch) * token_bytes
+        size += sum(lengths[row] for row in batch) * token_bytes
         if size >= FILE_BYTES:
             yield part
             part, size = [], 0

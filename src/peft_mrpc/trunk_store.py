@@ -32,7 +32,7 @@ STATES = "trunk_states"
 Collate = Callable[[list[Any]], Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Kept:
     """Where a row stands in a file.
 
