@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from peft_mrpc.calibration import Scores
 from peft_mrpc.errors import UserError, logger, one_line

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
+from transformers.utils.logging import tqdm
 
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.processes import process_state

@@ -31,6 +31,7 @@ from peft_mrpc.pairs import PairData
 from peft_mrpc.precision import trainer_precision, warn_of_slow_bf16
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.processes import prepare_processes, process_state
+from peft_mrpc.progress import progress_bars
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reading import describe_reading, settle_reading
 from peft_mrpc.reporting import describe_data, summary, write_run
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> None:
     prepare_processes()  # before TrainingArguments, which look for devices
     request = parse_request(argv)
     warn_of_slow_bf16(request.arguments)
-    train(request)
+    with progress_bars(not request.arguments.disable_tqdm):
+        train(request)
 
 
 def train(request: TrainRequest) -> Run | None:
