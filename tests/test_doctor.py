@@ -88,6 +88,9 @@ def test_what_does_not_work_ends_with_code_2(
     assert "Did you mean 'nf4'?" in fails(main, *flags, "nf5")
     assert "Did you mean 'lora'?" in fails(main, "--method", "loar")
     assert "Did you mean 'method'?" in fails(main, "--methd", "lora")
+    assert fails(main, "--bf16", "maybe").startswith("peft-mrpc: doctor: argument --bf16:")
+    said = fails(main, "--model", tiny_bert, "--num_unfrozen_layers", "1")
+    assert "--num_unfrozen_layers: got an option of some methods; name one by --method." in said
 
 
 def test_missing_packages_are_named(
@@ -166,6 +169,23 @@ def test_the_forecast_is_of_the_run_that_will_be_made(
     flags = ["--trunk_cache_limit", "much", "--estimate", "false"]
     assert "--trunk_cache_limit: got 'much'; expected a size" in fails(main, *base, *flags)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_recipe_and_every_flag_of_train_are_foretold(
+    tiny_bert: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        f"method: lora\nmodel: {tiny_bert}\nr: 2\nearly_stopping_patience: 2\noptim: sgd\n"
+        "report_to: tensorboard\n"
+    )
+    main(["--config", str(recipe), "--gradient_accumulation_steps", "2"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("lora: works; ") and "an epoch; peak memory about" in said[2]
+    main(["--config", str(recipe), "--r", "4", "--estimate", "false"])
+    more = capsys.readouterr().out.splitlines()
+    assert len(more) == 2 and more[1] != said[1]
+    assert list(tmp_path.iterdir()) == [recipe]
 
 
 def test_the_forecast_weighs_a_fill_as_train_does(tiny_bert: str) -> None:

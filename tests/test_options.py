@@ -9,6 +9,7 @@ from tiny_models import reload_drift, train_two_steps
 
 from peft_mrpc.methods import METHODS, RESERVED_PEFT_FIELDS
 from peft_mrpc.option_values import option_types, parse_option
+from peft_mrpc.requests import parse_request
 from peft_mrpc.train import main
 
 
@@ -192,6 +193,26 @@ def test_a_block_size_that_had_to_be_another_is_said(
     assert "--oft_block_size: got 5, which does not divide every row; blocks" in caplog.text
 
 
+def test_a_number_of_blocks_stands_instead_of_their_size(
+    tiny_bert: str, data_flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--method", "oft", "--r", "2"]
+    options = parse_request(flags).options
+    assert (options.r, options.oft_block_size) == (2, 0)
+    main([*flags, "--model", tiny_bert, *data_flags, "--dry_run"])
+    assert "nothing was trained" in capsys.readouterr().out
+
+
+def test_faults_of_every_kind_are_said_together(
+    tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+) -> None:
+    flags = "--method lora --r 0 --lora_dropout 2 --seed -1 --max_length 3 --trunk_cache disc"
+    said = fails(main, "--model", tiny_bert, *data_flags, *flags.split()).splitlines()
+    for name in ("r", "lora_dropout", "seed", "max_length", "trunk_cache"):
+        assert sum(line.startswith(f"peft-mrpc: --{name}: got ") for line in said) == 1
+    assert len(said) == 5
+
+
 def test_every_fault_of_a_recipe_is_said_with_its_file(
     tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
@@ -201,6 +222,10 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
     assert fails(main, *flags).splitlines() == [
         f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: num_train_epochs: invalid float value: 'few'.",
+    ]
+    recipe.write_text("method: lora\nclass_weights: [1, 2]\n")
+    assert fails(main, *flags).splitlines() == [
+        f"peft-mrpc: {recipe}: class_weights: got the list [1, 2]; expected a text.",
     ]
     recipe.write_text("method: lora\nlearning_rate: fast\nr: many\nlearning_rat: 1\n")
     assert fails(main, *flags).splitlines() == [
@@ -215,6 +240,7 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
     [
         ("--selection_fraction 0.2", "--selection_fraction: got 0.2, but nothing is chosen on"),
         ("--metric_for_best_model loss", "--metric_for_best_model: got loss, but nothing is"),
+        ("--metric_for_best_model roc_auc --threshold auto", "got roc_auc, but nothing is chosen"),
     ],
 )
 def test_flags_that_nothing_would_heed_are_refused(

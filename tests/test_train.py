@@ -17,11 +17,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trai
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.data import load_pairs
+from peft_mrpc.encoded import EncodedPairs, encode_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
+from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.predictors import encode_pairs
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
@@ -342,6 +343,21 @@ def test_virtual_tokens_count_against_the_positions(
         (["--quantization", "nf4"], "--quantization: got nf4, but layer_freeze trains"),
         (["--method", "prefix_tuning", "--gradient_checkpointing"], "keys and values"),
         (["--method", "dora", "--use_dora", "false"], "--use_dora: got an option of lora"),
+        (["--batch_eval_metrics"], "--batch_eval_metrics: got true, but ROC-AUC is of all rows"),
+        (["--eval_do_concat_batches", "false"], "got false, but metrics are of all rows together"),
+        (["--label_names", "label"], "--label_names: got ['label'], but a pair's label is always"),
+        (["--eval_accumulation_steps", "0"], "--eval_accumulation_steps: got 0; expected at least"),
+        (["--use_liger_kernel"], "--use_liger_kernel: got true, but it is not installed. Next:"),
+        (["--torch_compile_backend", "inductr"], "got 'inductr'; expected one of"),
+        (["--accelerator_config", "gone.json"], "No such file or directory: 'gone.json'"),
+        (
+            ["--load_best_model_at_end", "--metric_for_best_model", "f1", "--prediction_loss_only"],
+            "--prediction_loss_only: got true, but the best checkpoint goes by f1; drop one",
+        ),
+        (
+            ["--save_strategy", "best", "--eval_strategy", "epoch"],
+            "--save_strategy: got best, but no --metric_for_best_model; expected one of loss",
+        ),
     ],
 )
 def test_bad_input_ends_in_one_line_before_anything_is_written(
@@ -404,6 +420,31 @@ def test_a_separator_that_a_sentence_writes_parts_nothing(tiny_bert: str) -> Non
             assert tokenizer.pad_token_id not in ids
 
 
+def test_encoded_pairs_are_what_the_tokenizer_gives(
+    tiny_bert: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = load_tokenizer(find_model(tiny_bert))
+    pairs = [Pair(row, a, b) for row, (a, b, _) in enumerate(ROWS)]
+    firsts, seconds = [p.sentence1 for p in pairs], [p.sentence2 for p in pairs]
+    for at_once in (3, 1000):
+        monkeypatch.setattr("peft_mrpc.encoded.AT_ONCE", at_once)
+        for length in (12, 64):
+            plain = tokenizer(firsts, seconds, truncation=True, max_length=length)
+            encoded, num_cut = encode_pairs(tokenizer, pairs, length)
+            assert (num_cut > 0) == (length == 12)
+            assert list(encoded) == [
+                {name: plain[name][row] for name in plain} for row in range(len(pairs))
+            ]
+            assert encoded.lengths == [len(ids) for ids in plain["input_ids"]]
+    labelled = encoded.labelled(row % 2 for row in range(len(pairs)))
+    assert labelled[-1] == {**encoded[len(pairs) - 1], "labels": (len(pairs) - 1) % 2}
+    assert labelled[1:3] == [{**encoded[1], "labels": 1}, {**encoded[2], "labels": 0}]
+    assert "labels" not in encoded[0] and len(labelled) == len(pairs)
+    with pytest.raises(IndexError):
+        labelled[len(pairs)]
+    assert len(encode_pairs(tokenizer, [], 64)[0]) == 0
+
+
 def test_the_rates_of_a_nested_configuration_are_its_texts() -> None:
     from transformers import CLIPConfig, CLIPTextConfig, ResNetConfig
 
@@ -464,7 +505,7 @@ def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
     rows = build_trainer(request, data, classifier, str(tmp_path))[0].train_dataset
-    assert isinstance(rows, list)  # as they come
+    assert isinstance(rows, EncodedPairs)  # as they come
     assert is_symmetric(["not_equivalent", "equivalent"])
     assert is_symmetric(["different", "same thing"])
     assert not is_symmetric(["no", "yes"])
@@ -506,6 +547,18 @@ def test_an_interrupted_run_leaves_nothing_half_written(
     assert process.returncode == (130 if number == signal.SIGINT else 143)
     assert "peft-mrpc: interrupted. Nothing was written." in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_bar_is_drawn_where_none_is_wanted(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1"]
+    flags += ["--num_train_epochs", "3", "--trunk_cache", "memory", "--disable_tqdm"]
+    main([*flags, "true", "--output_dir", str(tmp_path / "silent")])
+    assert "%|" not in capsys.readouterr().err
+    main([*flags, "false", "--output_dir", str(tmp_path / "shown")])
+    said = capsys.readouterr().err
+    assert "scoring: 100%|" in said
 
 
 def test_dry_run_says_what_would_train_and_writes_nothing(

@@ -11,19 +11,18 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.errors import UserError, choice_faults, raise_faults, run_verb
-from peft_mrpc.flags import flag_value, parse_flags, recipe_to_flags, typed_flags
+from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import (
     METHODS,
     find_method,
     load_default_recipe,
-    method_flags,
 )
 from peft_mrpc.models import (
     auto_pooling,
@@ -32,11 +31,11 @@ from peft_mrpc.models import (
     load_tokenizer,
 )
 from peft_mrpc.precision import cpu_has_amx, gpu_has_bf16
+from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
-from peft_mrpc.requests import MODEL_CHOICES, head_layer_faults, parse_request
+from peft_mrpc.requests import TrainRequest, asked_for, parse_command
 from peft_mrpc.sources import find_model
-from peft_mrpc.trunk_plan import trunk_faults
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -62,26 +61,10 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
 
 @dataclass
 class DoctorConfig:
-    """What is asked about."""
+    """What is asked, beside the flags and recipes of a training."""
 
-    method: str | None = cfg.option(None, "only this method")
-    model: str | None = cfg.option(None, "only this model: Hub id, directory or builtin:...")
-    pooling: str = cfg.option("auto", "what the head reads, as in train")
-    head_layer: str | None = cfg.option(None, "as in train (the method's own if not given)")
-    prompt_position: str = cfg.option("before", "where virtual tokens stand, as in train")
-    quantization: str = cfg.option("none", "how the base is held, as in train")
-    gradient_checkpointing: bool = cfg.option(False, "as in train")
-    trunk_cache: str = cfg.option(cfg.TrainConfig.trunk_cache, "as in train")
-    trunk_cache_dtype: str = cfg.option(cfg.TrainConfig.trunk_cache_dtype, "as in train")
-    trunk_cache_memory: str = cfg.option(cfg.TrainConfig.trunk_cache_memory, "as in train")
-    trunk_cache_limit: str = cfg.option(cfg.TrainConfig.trunk_cache_limit, "as in train")
-    num_train_epochs: float | None = cfg.option(None, "as in train")
-    max_steps: int | None = cfg.option(None, "as in train")
-    per_device_train_batch_size: int | None = cfg.option(None, "as in train")
-    bf16: str | None = cfg.option(None, "as in train: true or false")
-    max_length: int | None = cfg.option(None, "as in train")
-    swap_sentences: str | None = cfg.option(None, "as in train")
-    pad_to_multiple_of: int | None = cfg.option(None, "as in train")
+    _argument_group_name = "doctor"
+
     num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
     mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
     estimate: bool = cfg.option(
@@ -90,44 +73,49 @@ class DoctorConfig:
 
 
 def main(argv: Sequence[str]) -> None:
-    name = flag_value(argv, "method")
-    known = find_method(name).option_types() if name else {}
-    (config,), given = parse_flags(
-        "doctor", DESCRIPTION, (DoctorConfig,), argv, (), known, method_flags()
-    )
-    raise_faults(_flag_faults(config))
-    options = {
-        method: build_options(method, given if method == config.method else {})
-        for method in ([config.method] if config.method else METHODS)
-    }
-    if config.model:
-        lines = examine(config, options)
-        if config.method and config.estimate:
-            lines.append(estimate(config, argv))
+    prepare_processes()  # before TrainingArguments, which look for devices
+    request, (config,) = parse_command(argv, "doctor", DESCRIPTION, (DoctorConfig,))
+    asked = asked_for(argv)
+    raise_faults(_flag_faults(config, request, asked))
+    names = [request.config.method] if "method" in asked else list(METHODS)
+    options = {name: build_options(name, {}) for name in names}
+    if "method" in asked:
+        options = {request.config.method: request.options}
+    if "model" in asked:
+        lines = examine(request, options, "head_layer" in asked)
+        if len(options) == 1 and config.estimate:
+            lines.append(estimate(config, request))
     else:
         lines = matrix_lines(options)
-        if not config.method:
+        if len(options) > 1:
             lines = [*describe_environment(), "", *lines]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
-def _flag_faults(config: DoctorConfig) -> list[str]:
-    faults = choice_faults(config, MODEL_CHOICES) + trunk_faults(config)
-    if config.head_layer is not None:
-        faults += head_layer_faults(config.head_layer)
-    for name in ("num_pairs", "mean_tokens"):
-        if getattr(config, name) < 1:
-            faults.append(f"--{name}: got {getattr(config, name)}; expected at least 1.")
+def _flag_faults(
+    config: DoctorConfig, request: TrainRequest, asked: Mapping[str, Any]
+) -> list[str]:
+    faults = [
+        f"--{name}: got {getattr(config, name)}; expected at least 1."
+        for name in ("num_pairs", "mean_tokens")
+        if getattr(config, name) < 1
+    ]
+    if "method" not in asked:
+        faults += [
+            f"--{name}: got an option of some methods; name one by --method."
+            for name in request.method.option_types()
+            if name in asked
+        ]
     return faults
 
 
-def estimate(config: DoctorConfig, argv: Sequence[str]) -> str:
-    """What training by this method would take here, from some steps of it."""
-    own = {"num_pairs", "mean_tokens", "estimate"}
-    typed = {name: value for name, value in typed_flags(argv).items() if name not in own}
-    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
-    request = parse_request(recipe_to_flags({**typed, **quiet}))
-    source, tokenizer = settle_reading(request, find_model(str(config.model)))
+def estimate(config: DoctorConfig, request: TrainRequest) -> str:
+    """What this training would take here, from some steps of it."""
+    arguments = request.arguments
+    arguments.report_to, arguments.disable_tqdm = [], True
+    arguments.save_strategy, arguments.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    arguments.load_best_model_at_end, request.config.early_stopping_patience = False, None
+    source, tokenizer = settle_reading(request, find_model(request.config.model))
     use_tokenizer(request.options, source.location)
     about = Pairs(config.num_pairs, config.mean_tokens)
     said = rehearse(request, load_config(source), tokenizer, about)
@@ -136,7 +124,7 @@ def estimate(config: DoctorConfig, argv: Sequence[str]) -> str:
 
 def build_options(method: str, given: Mapping[str, Any]) -> Any:
     """The method's options as its recipe gives them, under those that were given."""
-    chosen, recipe = find_method(method), load_default_recipe(method)
+    chosen, recipe = find_method(method), load_default_recipe(method, given)
     defaults = {k: v for k, v in recipe.items() if k in chosen.option_types()}
     return chosen.build_options({**defaults, **given})
 
@@ -196,21 +184,26 @@ def matrix_lines(options: Mapping[str, Any]) -> list[str]:
     return [*table, "", legend, *dict.fromkeys(reasons)]
 
 
-def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
+def examine(request: TrainRequest, options: Mapping[str, Any], is_layer_asked: bool) -> list[str]:
     """Whether each method works on the model, and what would train.
 
+    Args:
+        request: The model, and how it is read.
+        options: The options of each method to look at.
+        is_layer_asked: Whether the layer that heads read is the request's, or each recipe's.
     Raises:
         UserError: If it is one method, and it does not work.
     """
-    whole = find_model(str(config.model))
+    config = request.config
+    whole = find_model(config.model)
     pooling = config.pooling
     tokenizer = load_tokenizer(whole) if pooling == "auto" else None
     lines = [f"{whole.name}: {load_config(whole).model_type}"]
     for method, chosen in options.items():
         if tokenizer is not None:
             pooling = auto_pooling(tokenizer, find_method(method).compares)
-        layer = config.head_layer or str(load_default_recipe(method).get("head_layer", "last"))
-        source = read_head_layer(whole, layer, pooling)
+        layer = str(load_default_recipe(method).get("head_layer", "last"))
+        source = read_head_layer(whole, config.head_layer if is_layer_asked else layer, pooling)
         model_config = load_config(source)
         faults = compatibility_faults(
             model_config,
@@ -219,7 +212,7 @@ def examine(config: DoctorConfig, options: Mapping[str, Any]) -> list[str]:
             pooling=pooling,
             prompt_position=config.prompt_position,
             quantization=config.quantization,
-            gradient_checkpointing=config.gradient_checkpointing,
+            gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
         )
         use_tokenizer(chosen, source.location)
         if faults and len(options) == 1:

@@ -55,7 +55,7 @@ def parse_known_flags(
             f"{prog}: got a mapping that is not JSON: {error}; expected such as "
             "'{\"min_lr\": 1e-6}'."
         ) from error
-    except (ValueError, TypeError, ImportError) as error:  # raised in a __post_init__
+    except (ValueError, TypeError, ImportError, OSError) as error:  # of a __post_init__
         raise UserError(f"{prog}: {one_line(error)}") from error
     return instances, rest
 
@@ -94,10 +94,13 @@ def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -
     faults = []
     for name, value in recipe.items():
         try:
-            parser.parse_known_args(recipe_to_flags({name: value}))
+            _, rest = parser.parse_known_args(recipe_to_flags({name: value}))
         except UserError as error:
             said = re.sub(r".*?argument \S+: |\. See .*", "", str(error))
             faults.append(f"{recipe['config']}: {name}: {said}.")
+        else:
+            if isinstance(value, list) and rest and not rest[0].startswith("--"):
+                faults.append(f"{recipe['config']}: {name}: got the list {value}; expected a text.")
     return faults
 
 

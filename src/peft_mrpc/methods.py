@@ -1,6 +1,6 @@
 """How a model is made trainable: one entry for each method."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
@@ -45,6 +45,8 @@ RESERVED_PEFT_FIELDS = {
     "num_attention_heads",
     "num_layers",
 }
+# Options that stand in the place of one of the recipe's.
+INSTEAD = {"oft": {"r": {"oft_block_size": 0}}}
 # PEFT refuses a text without one.
 UNKNOWN_TOKENIZER = "the model's own"
 
@@ -204,10 +206,13 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def load_default_recipe(name: str) -> dict[str, Any]:
-    """The packaged recipe of a method: its defaults."""
+def load_default_recipe(name: str, asked: Container[str] = ()) -> dict[str, Any]:
+    """The packaged recipe of a method: its defaults, beside the options that were asked for."""
     text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
     recipe: dict[str, Any] = yaml.safe_load(text)
+    for option, others in INSTEAD.get(name, {}).items():
+        if option in asked:
+            recipe |= others
     return recipe
 
 

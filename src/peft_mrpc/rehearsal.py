@@ -178,7 +178,7 @@ def _time_steps(
     if trunk_depth(model) and request.config.trunk_cache != "off":
         # Not to be found by the training itself; a few pairs need little room.
         request.config.trunk_cache, request.config.trunk_cache_memory = "memory", "1TB"
-    size = request.arguments.train_batch_size
+    size = request.arguments.train_batch_size * request.arguments.gradient_accumulation_steps
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
     adapted = request.method.apply(model, request.options)
@@ -192,7 +192,7 @@ def _time_steps(
         trainer.train()
     steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
     features, _ = classifier.encode(data.splits["train"])
-    tokens = sum(len(row["input_ids"]) for row in features) / len(features)
+    tokens = sum(features.lengths) / len(features)
     pairs = about.number * about.mean_tokens / tokens
     peak = peak_memory()
     estimate = Estimate(steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]))

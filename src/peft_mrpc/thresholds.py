@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 # A threshold in a gap narrower than this would not survive another machine's rounding.
 NARROWEST_GAP = 1e-9
+# What a threshold can be best for.
+THRESHOLD_METRICS = ("accuracy", "f1")
 
 
 def decide(probabilities: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.int64]:
@@ -51,7 +53,7 @@ def best_threshold(
     Args:
         references: True labels, 0 or 1, [N].
         scores: Probabilities of label 1, [N].
-        metric: `accuracy`, or `f1` for the mean of both classes' F1.
+        metric: One of THRESHOLD_METRICS; `f1` is the mean of both classes' F1.
     """
     values, inverse = np.unique(scores, return_inverse=True)  # [V], [N]
     counts = np.zeros((2, len(values) + 1))

@@ -1,0 +1,198 @@
+"""What is wrong with the flags of a training, before any data or model is looked at."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import (
+    get_available_reporting_integrations,
+    get_reporting_integration_callbacks,
+)
+from transformers.utils.import_utils import is_liger_kernel_available
+
+from peft_mrpc.config import TrainConfig
+from peft_mrpc.errors import choice_faults, one_line, unknown_name
+from peft_mrpc.freezing import FreezeCallback
+from peft_mrpc.losses import loss_faults
+from peft_mrpc.methods import find_method
+from peft_mrpc.optimizer_faults import number_faults
+from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
+from peft_mrpc.quantization import QUANTIZATIONS
+from peft_mrpc.selection import selection_faults
+from peft_mrpc.thresholds import THRESHOLD_METRICS
+from peft_mrpc.trunk_plan import trunk_faults
+
+MAX_SEED = (1 << 32) - 1
+SWAPS = ("auto", "true", "false")
+# What train and doctor ask about a model.
+MODEL_CHOICES: dict[str, Sequence[str]] = {
+    "pooling": ("auto", "native", *POOLINGS),
+    "prompt_position": PROMPT_POSITIONS,
+    "quantization": QUANTIZATIONS,
+}
+# Switches of the Trainer under which our evaluation has nothing to go by.
+NOT_OURS: dict[str, tuple[Any, str]] = {
+    "batch_eval_metrics": (False, "ROC-AUC is of all rows together"),
+    "eval_do_concat_batches": (True, "metrics are of all rows together"),
+    "label_names": (None, "a pair's label is always `labels`"),
+}
+
+
+def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
+    """What is wrong with flags before any data or model is looked at."""
+    faults = []
+    if arguments.hub_token:
+        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
+    if arguments.push_to_hub and not arguments.hub_model_id:
+        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
+    if config.max_length < 8:
+        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
+    faults += choice_faults(config, {**MODEL_CHOICES, "swap_sentences": SWAPS})
+    faults += head_layer_faults(config.head_layer)
+    if config.dropout is not None and not 0 <= config.dropout < 1:
+        faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
+    faults += _rate_faults(config, arguments)
+    if (step := config.pad_to_multiple_of) is not None and step < 1:
+        faults.append(f"--pad_to_multiple_of: got {step}; expected at least 1.")
+    counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
+    for name in (*counts, "gradient_accumulation_steps", "eval_accumulation_steps"):
+        if (count := getattr(arguments, name)) is not None and count < 1:
+            faults.append(f"--{name}: got {count}; expected at least 1.")
+    if arguments.max_steps != -1 and arguments.max_steps < 1:
+        faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
+    faults += [
+        f"--{name}: got {seed}; expected 0 to {MAX_SEED}."
+        for name, seed in (("seed", arguments.seed), ("data_seed", arguments.data_seed))
+        if seed is not None and not 0 <= seed <= MAX_SEED
+    ]
+    if arguments.fp16 and not torch.accelerator.is_available():
+        faults.append("--fp16: got true, but there is no GPU here; drop it.")
+    faults += selection_faults(config, arguments) + trunk_faults(config)
+    faults += loss_faults(
+        config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
+    )
+    return faults + [
+        *number_faults(arguments),
+        *_switch_faults(arguments),
+        *_tracker_faults(arguments),
+        *_checkpoint_faults(arguments),
+    ]
+
+
+def head_layer_faults(head_layer: str) -> list[str]:
+    """What is wrong with the flag, whatever the model."""
+    if head_layer in ("auto", "last") or (head_layer.isdecimal() and int(head_layer) > 0):
+        return []
+    return [
+        f"--head_layer: got {head_layer!r}; expected the number of a layer from 1 on, last or auto."
+    ]
+
+
+def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
+    faults = []
+    if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
+        faults.append(f"--layer_decay: got {config.layer_decay}; expected above 0 and at most 1.")
+    rates = {"learning_rate": arguments.learning_rate}
+    if config.head_learning_rate is not None:
+        rates["head_learning_rate"] = config.head_learning_rate
+    if arguments.max_steps == -1:
+        rates["num_train_epochs"] = arguments.num_train_epochs
+    return faults + [
+        f"--{name}: got {value}; expected a number above 0."
+        for name, value in rates.items()
+        if not (math.isfinite(value) and value > 0)
+    ]
+
+
+def _switch_faults(arguments: TrainingArguments) -> list[str]:
+    """Switches of the Trainer that end in its midst."""
+    faults = [
+        f"--{name}: got {str(value).lower()}, but {reason}; drop it."
+        for name, (wanted, reason) in NOT_OURS.items()
+        if (value := getattr(arguments, name)) != wanted
+    ]
+    if arguments.use_liger_kernel and not is_liger_kernel_available():
+        faults.append(
+            "--use_liger_kernel: got true, but it is not installed. Next: pip install liger-kernel"
+        )
+    backend, known = arguments.torch_compile_backend, torch._dynamo.list_backends(())
+    if arguments.torch_compile and backend is not None and backend not in known:
+        faults += unknown_name("--torch_compile_backend", backend, known).faults
+    return faults
+
+
+def _tracker_faults(arguments: TrainingArguments) -> list[str]:
+    names = [name for name in arguments.report_to or [] if name not in ("none", "all")]
+    try:
+        get_reporting_integration_callbacks(names)
+    except ValueError as error:
+        return [f"--report_to: {one_line(error)}"]
+    available = get_available_reporting_integrations()
+    return [
+        f"--report_to: got {name!r}, which is not installed. Next: pip install {name}"
+        for name in names
+        if name not in available
+    ]
+
+
+def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
+    faults = []
+    checkpoint = arguments.resume_from_checkpoint
+    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+        faults.append(
+            f"--resume_from_checkpoint: got {checkpoint!r}, which holds no trainer_state.json; "
+            "expected a directory checkpoint-N."
+        )
+    return faults
+
+
+def idle_faults(
+    verb: str, config: TrainConfig, arguments: TrainingArguments, options: Any, asked: set[str]
+) -> list[str]:
+    """Flags that were given where nothing would heed them."""
+    faults = []
+    in_no_layer = (
+        config.method == "linear_probe"
+        or getattr(options, "is_prompt_learning", False)
+        or getattr(options, "num_unfrozen_layers", None) == 0
+    )
+    if "layer_decay" in asked and config.layer_decay is not None and in_no_layer:
+        faults.append(
+            f"--layer_decay: got {config.layer_decay}, but {config.method} trains nothing in a "
+            "layer; drop it."
+        )
+    if arguments.neftune_noise_alpha and getattr(options, "is_prompt_learning", False):
+        faults.append(
+            f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but transformers does "
+            f"not find the word embeddings under {config.method}; drop it, or use lora."
+        )
+    is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
+    callbacks = find_method(config.method).callbacks(options)
+    if is_kept and not any(isinstance(callback, FreezeCallback) for callback in callbacks):
+        faults.append(
+            f"--trunk_cache: got {config.trunk_cache!r}, but {config.method} has no frozen "
+            "layers to run once; expected auto or off, or another --method, such as layer_freeze."
+        )
+    if verb != "train":  # tune's trials are chosen on the held-out part
+        return faults
+    is_judged = arguments.eval_strategy != "no"
+    if "selection_fraction" in asked and not is_judged and config.threshold != "auto":
+        faults.append(
+            f"--selection_fraction: got {config.selection_fraction}, but nothing is chosen on a "
+            "part of train; add --eval_strategy epoch, --early_stopping_patience or --threshold "
+            "auto, or drop it."
+        )
+    keeps_best = arguments.load_best_model_at_end or arguments.save_strategy == "best"
+    metric = arguments.metric_for_best_model or ""
+    has_chosen = keeps_best or (
+        config.threshold == "auto" and metric.removeprefix("eval_") in THRESHOLD_METRICS
+    )
+    if "metric_for_best_model" in asked and not has_chosen:
+        faults.append(
+            f"--metric_for_best_model: got {metric}, but nothing is chosen by it; add "
+            "--load_best_model_at_end (or, for accuracy and f1, --threshold auto), or drop it."
+        )
+    return faults
