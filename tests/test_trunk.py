@@ -20,6 +20,7 @@ from transformers import (
     AutoTokenizer,
     TrainerCallback,
 )
+from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from peft_mrpc.cache import main as cache
 from peft_mrpc.data import load_pairs
@@ -145,6 +146,25 @@ def test_every_way_of_freezing_is_cached_alike(
 
 
 FREEZE = ["--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+
+
+def test_no_step_computes_embeddings_that_only_frozen_layers_would_read(
+    tiny_bert: str, fit: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    compute = BertEmbeddings.forward
+
+    def count(self: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return compute(self, *args, **kwargs)
+
+    monkeypatch.setattr(BertEmbeddings, "forward", count)
+    counts = []
+    for number, epochs in enumerate((3, 3, 6)):  # the first fills the cache
+        calls.clear()
+        fit(f"run-{number}", tiny_bert, *FREEZE, "--num_train_epochs", str(epochs))
+        counts.append(len(calls))
+    assert counts[1] == counts[2] < counts[0]
 
 
 def test_the_next_training_finds_all(

@@ -18,7 +18,7 @@ from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger
-from peft_mrpc.freezing import encoder_layers
+from peft_mrpc.freezing import encoder_layers, modules_before_layers
 from peft_mrpc.kept_trunks import fill_refusal, find_room, trunks_dir
 from peft_mrpc.trunk_fill import Rows, fill_store, missing_rows
 from peft_mrpc.trunk_name import describe_frozen, trunk_name
@@ -69,7 +69,8 @@ class Trunk:
         self._dtype: torch.dtype | None = None
         self._gives_tuple = False
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._own_forwards: list[Any] = []  # of layers that had one of their own
+        self._embeddings: nn.Module | None = None  # where they can be left out, too
+        self._own_forwards: list[tuple[nn.Module, Any]] = []  # None where it is the class's
 
     def prepare(self, rows: Rows, visits: int | None = None) -> str:
         """Have the activations of these rows, computing those that are not there yet.
@@ -86,11 +87,11 @@ class Trunk:
         by_length = sorted(by_key.values(), key=lengths.__getitem__)
         try:  # of either length: some pad inside themselves
             self._states([rows[by_length[-1]]])
-            self._dtype = (sample := self._states([rows[by_length[0]]])).dtype
+            sample = self._look_at([rows[by_length[0]]])
         except _Unfit as reason:
             return str(reason)
         precision = self.plan.precision
-        about = describe_frozen(self.model, self.depth, precision, self._dtype, self._kept_dtype)
+        about = describe_frozen(self.model, self.depth, precision, sample.dtype, self._kept_dtype)
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
         if store is not _HELD.get(name):
             _HELD.clear()  # two at once would be beyond the limit
@@ -186,6 +187,27 @@ class Trunk:
             hook.remove()
         raise _Unfit(f"{kind} calls none of its layers")
 
+    def _look_at(self, rows: Rows) -> torch.Tensor:
+        """What leaves the last frozen layer, and whether the embeddings could be that as well.
+
+        They are read by the first layer alone, and for their shape and dtype.
+        """
+        before = modules_before_layers(self.model)
+        seen: list[Any] = []
+        hooks = [m.register_forward_hook(lambda *call: seen.append(call[-1])) for m in before]
+        try:
+            states = self._states(rows)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._dtype = states.dtype
+        alike = [
+            isinstance(one, torch.Tensor) and (one.shape, one.dtype) == (states.shape, states.dtype)
+            for one in seen
+        ]
+        self._embeddings = before[0] if len(before) == 1 and alike == [True] else None
+        return states
+
     @torch.no_grad()
     def _logits(self, rows: Rows, cached: bool) -> torch.Tensor:
         batch = (self.collator if cached else self.collator.collate)([dict(row) for row in rows])
@@ -233,17 +255,22 @@ class Trunk:
             self.model.register_forward_hook(self._drop, always_call=True),
         ]
         for layer in self._layers:
-            self._own_forwards.append(vars(layer).get("forward"))
-            layer.forward = self._bypass(layer)
+            self._replace(layer, self._bypass(layer))
+        if self._embeddings is not None:
+            self._replace(self._embeddings, self._bypass_embeddings(self._embeddings))
         return self
+
+    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
+        self._own_forwards.append((module, vars(module).get("forward")))
+        module.forward = forward
 
     def __exit__(self, *error: object) -> None:
         for hook in self._hooks:
             hook.remove()
-        for layer, own in zip(self._layers, self._own_forwards, strict=True):
-            del layer.forward
+        for module, own in self._own_forwards:
+            del module.forward
             if own is not None:  # accelerate's, say
-                layer.forward = own
+                module.forward = own
         self._own_forwards.clear()
         self._given = None
 
@@ -263,6 +290,14 @@ class Trunk:
                 return compute(hidden_states, *args, **kwargs)
             states = self._given if is_last else hidden_states
             return (states, None) if self._gives_tuple else states  # no attention weights
+
+        return forward
+
+    def _bypass_embeddings(self, embeddings: nn.Module) -> Callable[..., Any]:
+        compute = embeddings.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return compute(*args, **kwargs) if self._given is None else self._given
 
         return forward
 
