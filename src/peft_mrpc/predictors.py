@@ -113,13 +113,13 @@ class PairCollator:
         self.max_length = max_length
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
-    def __call__(self, features: list[dict[str, Any]]) -> BatchEncoding:
+    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
         longest = max(len(feature["input_ids"]) for feature in features)
         length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
         length -= self.added
         length = min(length, self.max_length or length)
         batch = self.tokenizer.pad(
-            features, padding="max_length", max_length=length, return_tensors="pt"
+            [*features], padding="max_length", max_length=length, return_tensors="pt"
         )
         if self.special_ids is not None:
             batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
