@@ -30,10 +30,16 @@ layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false
 layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --learning_rate 8e-4 --num_train_epochs 5 --swap_sentences true
+layer_freeze --learning_rate 4e-5 --num_train_epochs 5 --swap_sentences true --pooling weighted
+layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 5
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --num_unfrozen_layers 6 --unfreeze_every 0.2 --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
 full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --head_layer 4
+full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
+full --learning_rate 5e-5 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
 full --learning_rate 1.5e-4 --layer_decay 0.5 --num_train_epochs 5 --swap_sentences true
 full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted
 full --learning_rate 2e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true

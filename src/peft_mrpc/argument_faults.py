@@ -118,9 +118,11 @@ def _switch_faults(arguments: TrainingArguments) -> list[str]:
         faults.append(
             "--use_liger_kernel: got true, but it is not installed. Next: pip install liger-kernel"
         )
-    backend, known = arguments.torch_compile_backend, torch._dynamo.list_backends(())
-    if arguments.torch_compile and backend is not None and backend not in known:
-        faults += unknown_name("--torch_compile_backend", backend, known).faults
+    backend = arguments.torch_compile_backend
+    if arguments.torch_compile and backend is not None:
+        known = torch._dynamo.list_backends(())
+        if backend not in known:
+            faults += unknown_name("--torch_compile_backend", backend, known).faults
     return faults
 
 
