@@ -264,3 +264,52 @@ def test_several_processes_are_not_foretold(
     monkeypatch.setattr("transformers.TrainingArguments.world_size", 2)
     main(["--model", tiny_bert, "--method", "layer_freeze"])
     assert "no estimate: doctor says what one process takes" in capsys.readouterr().out
+
+
+def test_a_recipe_stands_for_one_training(
+    tiny_bert: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    fails: Callable[..., str],
+    data_flags: list[str],
+) -> None:
+    from peft_mrpc.train import main as train
+
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {tiny_bert}\nnum_unfrozen_layers: 1\n")
+    main(["--config", str(recipe), "--estimate", "false"])
+    assert capsys.readouterr().out.splitlines()[1].startswith("layer_freeze: works; ")
+    # What a null takes out of the method's recipe is out of it here, too.
+    recipe.write_text(f"method: linear_probe\nmodel: {tiny_bert}\nhead_layer: null\n")
+    main(["--config", str(recipe), "--estimate", "false"])
+    counted = capsys.readouterr().out.splitlines()[1]
+    train(["--config", str(recipe), *data_flags, "--dry_run"])
+    assert "last layer" in capsys.readouterr().out and "last layer" in counted
+    assert "--num_pairs: is for an estimate; add --method" in fails(main, "--num_pairs", "5")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--eval_strategy epoch --eval_on_start",
+        "--early_stopping_patience 2 --metric_for_best_model f1",
+        "--class_weights 1,2,3",
+        "--gradient_accumulation_steps 300",
+        "--seeds 1,2,3",
+        "--threshold auto",
+    ],
+)
+def test_flags_of_train_leave_an_estimate(
+    flags: str, tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = _estimate(["--model", tiny_bert, "--method", "lora", "--r", "2", *flags.split()], capsys)
+    assert re.search(r"an epoch; peak memory about [\d.]+ [MG]B$", said)
+
+
+def test_what_serves_several_seeds_is_weighed_so(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
+    flags += ["--num_train_epochs", "1"]
+    assert "fewer than the 7,336 to run" in _estimate(flags, capsys)
+    assert "for the frozen layers, once" in _estimate([*flags, "--seeds", "1,2,3"], capsys)

@@ -7,10 +7,13 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
 from tiny_models import reload_drift, train_two_steps
 
+from peft_mrpc.errors import UserError
+from peft_mrpc.flags import recipe_to_flags
 from peft_mrpc.methods import METHODS, RESERVED_PEFT_FIELDS
 from peft_mrpc.option_values import option_types, parse_option
 from peft_mrpc.requests import parse_request
 from peft_mrpc.train import main
+from peft_mrpc.tune_flags import common_recipe
 
 
 @pytest.mark.parametrize(
@@ -201,6 +204,12 @@ def test_a_number_of_blocks_stands_instead_of_their_size(
     assert (options.r, options.oft_block_size) == (2, 0)
     main([*flags, "--model", tiny_bert, *data_flags, "--dry_run"])
     assert "nothing was trained" in capsys.readouterr().out
+    # So it does where a search varies it.
+    recipe = common_recipe(parse_request(flags[:2]), {"method": "oft"}, ["r"])
+    options = parse_request(recipe_to_flags({**recipe, "r": 4})).options
+    assert (options.r, options.oft_block_size) == (4, 0)
+    with pytest.raises(UserError, match="--method: expected one name"):
+        parse_request(["--method", "lora", "dora"])
 
 
 def test_faults_of_every_kind_are_said_together(
@@ -225,7 +234,7 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
     ]
     recipe.write_text("method: lora\nclass_weights: [1, 2]\n")
     assert fails(main, *flags).splitlines() == [
-        f"peft-mrpc: {recipe}: class_weights: got the list [1, 2]; expected a text.",
+        f"peft-mrpc: {recipe}: class_weights: got the list [1, 2]; expected one value.",
     ]
     recipe.write_text("method: lora\nlearning_rate: fast\nr: many\nlearning_rat: 1\n")
     assert fails(main, *flags).splitlines() == [

@@ -349,10 +349,18 @@ def test_virtual_tokens_count_against_the_positions(
         (["--eval_accumulation_steps", "0"], "--eval_accumulation_steps: got 0; expected at least"),
         (["--use_liger_kernel"], "--use_liger_kernel: got true, but it is not installed. Next:"),
         (["--torch_compile_backend", "inductr"], "got 'inductr'; expected one of"),
+        (["--torch_compile_mode", "fast"], "--torch_compile_mode: got 'fast'; expected one of"),
+        (["--fsdp", "full_shard"], "--fsdp: got one process; start several by"),
+        (["--eval_on_start"], "--eval_on_start: got --eval_strategy no; expected epoch or steps"),
+        (
+            ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"foo": 1}'],
+            "--gradient_checkpointing_kwargs: got 'foo'; expected one of",
+        ),
+        (["--neftune_noise_alpha", "5"], "layer_freeze leaves the word embeddings as they are"),
         (["--accelerator_config", "gone.json"], "No such file or directory: 'gone.json'"),
         (
             ["--load_best_model_at_end", "--metric_for_best_model", "f1", "--prediction_loss_only"],
-            "--prediction_loss_only: got true, but the best checkpoint goes by f1; drop one",
+            "--prediction_loss_only: got true, but f1 is looked for at every evaluation;",
         ),
         (
             ["--save_strategy", "best", "--eval_strategy", "epoch"],

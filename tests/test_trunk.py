@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS, WORDS, build_tokenizer, launcher, run_command, write_csv
-from tiny_models import ARCHITECTURES, SIZES, poolings
+from tiny_models import ARCHITECTURES, SIZES, poolings, write_tiny_model
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -165,6 +165,16 @@ def test_no_step_computes_embeddings_that_only_frozen_layers_would_read(
         fit(f"run-{number}", tiny_bert, *FREEZE, "--num_train_epochs", str(epochs))
         counts.append(len(calls))
     assert counts[1] == counts[2] < counts[0]
+
+
+def test_embeddings_that_other_layers_read_are_computed(
+    tmp_path: Path, fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
+    model = write_tiny_model("deberta-v2", tmp_path / "conv", conv_kernel_size=3)
+    plain = fit("plain", model, *FREEZE, "--trunk_cache", "off")
+    cached = fit("cached", model, *FREEZE, "--trunk_cache", "disk")
+    assert USED in caplog.text
+    assert drift(plain, cached) < 2e-4
 
 
 def test_the_next_training_finds_all(

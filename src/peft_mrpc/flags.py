@@ -100,7 +100,9 @@ def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -
             faults.append(f"{recipe['config']}: {name}: {said}.")
         else:
             if isinstance(value, list) and rest and not rest[0].startswith("--"):
-                faults.append(f"{recipe['config']}: {name}: got the list {value}; expected a text.")
+                faults.append(
+                    f"{recipe['config']}: {name}: got the list {value}; expected one value."
+                )
     return faults
 
 

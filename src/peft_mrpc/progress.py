@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import datasets
 from transformers.utils.logging import (
     disable_progress_bar,
     enable_progress_bar,
@@ -13,11 +14,14 @@ from transformers.utils.logging import (
 @contextlib.contextmanager
 def progress_bars(are_shown: bool) -> Iterator[None]:
     """Show them or not within the block, also those of loading and scoring."""
-    before = is_progress_bar_enabled()
+    before, of_data = is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
     if not are_shown:
         disable_progress_bar()
+        datasets.disable_progress_bars()
     try:
         yield
     finally:
         if before:
             enable_progress_bar()
+        if of_data:
+            datasets.enable_progress_bars()

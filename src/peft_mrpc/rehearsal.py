@@ -20,7 +20,7 @@ from transformers import (
 from peft_mrpc.adapters import without_weights
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import UserError, logger
-from peft_mrpc.freezing import parameter_counts
+from peft_mrpc.freezing import FreezeCallback, parameter_counts
 from peft_mrpc.kept_trunks import fill_refusal, find_room
 from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
@@ -146,10 +146,20 @@ def _as_planned(
     if arguments.max_steps > 0:
         visits = arguments.max_steps * arguments.train_batch_size
         visits *= arguments.gradient_accumulation_steps
+    visits *= len(request.config.seeds or "1")
+    callbacks = request.method.callbacks(request.options)
+    freezes = any(isinstance(callback, FreezeCallback) for callback in callbacks)
     note = ""
-    if plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
+    if freezes and plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
         request.config.trunk_cache = "off"
-    estimate = _time_steps(request, config, tokenizer, about)
+    try:
+        estimate = _time_steps(request, config, tokenizer, about)
+    except UserError as error:  # what a trunk that is asked for cannot be
+        if plan.mode != "auto" or request.config.trunk_cache == "off":
+            raise
+        note = str(error).partition(", but ")[2].rstrip(".")
+        request.config.trunk_cache = "off"
+        estimate = _time_steps(request, config, tokenizer, about)
     if not estimate.trunk_pairs:
         return replace(estimate, note=note)
     _, refusal = find_room(plan, estimate.trunk_bytes)
@@ -178,7 +188,10 @@ def _time_steps(
     if trunk_depth(model) and request.config.trunk_cache != "off":
         # Not to be found by the training itself; a few pairs need little room.
         request.config.trunk_cache, request.config.trunk_cache_memory = "memory", "1TB"
-    size = request.arguments.train_batch_size * request.arguments.gradient_accumulation_steps
+    arguments = request.arguments
+    # Two batches a step say what more of them do: an optimizer's part of a step is small.
+    arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
+    size = arguments.train_batch_size * arguments.gradient_accumulation_steps
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
     adapted = request.method.apply(model, request.options)

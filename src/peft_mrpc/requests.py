@@ -36,6 +36,7 @@ class TrainRequest:
     publish: bool
     keep_checkpoints: bool = True
     recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
+    asked: frozenset[str] = frozenset()  # what the user gave, typed or in a recipe
     num_trainings: int = 1  # on these pairs: this one, and those of the same process after it
 
 
@@ -46,17 +47,6 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
         UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
     """
     return parse_command(argv, "train", TRAIN_DESCRIPTION, ())[0]
-
-
-def asked_for(argv: Sequence[str]) -> dict[str, Any]:
-    """What the user gave, on the command line or in a recipe, before it can be parsed.
-
-    Raises:
-        UserError: If the recipe cannot be read.
-    """
-    path = flag_value(argv, "config")
-    recipe = load_recipe(path) if path else {}
-    return {name: v for name, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
 
 
 def parse_command(
@@ -72,10 +62,12 @@ def parse_command(
     path = flag_value(argv, "config")
     recipe = load_recipe(path) if path else {}
     dropped = {key for key, value in recipe.items() if value is None}
-    asked = asked_for(argv)
+    asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     name = asked.get("method", cfg.TrainConfig.method)
-    method = find_method(str(name))
-    default = {k: v for k, v in load_default_recipe(str(name), asked).items() if k not in dropped}
+    if not isinstance(name, str):
+        raise UserError("--method: expected one name, such as lora.")
+    method = find_method(name)
+    default = {k: v for k, v in load_default_recipe(name, asked).items() if k not in dropped}
     is_saving_asked = "save_strategy" in asked
     implied = implied_arguments({**default, **asked}, is_saving_asked)
     implied |= precision_defaults(asked)
@@ -114,6 +106,7 @@ def parse_command(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,
         recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
+        asked=frozenset(asked),
     ), mine
 
 

@@ -125,7 +125,7 @@ def _packaged_specs(
     return {
         name: spec
         for name, spec in specs.items()
-        if name not in given and known.get(name) is not None
+        if name not in given and known.get(name) not in (None, 0)
     }
 
 

@@ -148,17 +148,18 @@ def selection_faults(config: TrainConfig, arguments: TrainingArguments) -> list[
     if arguments.eval_strategy == "no" and (patience or arguments.load_best_model_at_end):
         faults.append(f"{asked}: got --eval_strategy no; expected epoch or steps. Drop one.")
     metric = arguments.metric_for_best_model
-    keeps_best = arguments.load_best_model_at_end or arguments.save_strategy == "best"
     if arguments.save_strategy == "best" and not metric:
         faults.append(
             "--save_strategy: got best, but no --metric_for_best_model; expected one of "
             f"{', '.join(SELECTION_METRICS)} beside it."
         )
-    if arguments.prediction_loss_only and keeps_best and metric and not metric.endswith("loss"):
+    if arguments.prediction_loss_only and metric and not metric.endswith("loss"):
         faults.append(
-            f"--prediction_loss_only: got true, but the best checkpoint goes by {metric}; drop one "
-            "of them."
+            f"--prediction_loss_only: got true, but {metric} is looked for at every evaluation; "
+            "drop one of them."
         )
+    if arguments.eval_on_start and arguments.eval_strategy == "no":
+        faults.append("--eval_on_start: got --eval_strategy no; expected epoch or steps beside it.")
     if metric and metric.removeprefix("eval_") not in SELECTION_METRICS:
         faults += unknown_name("--metric_for_best_model", metric, SELECTION_METRICS).faults
     is_greater = arguments.greater_is_better

@@ -190,7 +190,7 @@ class Trunk:
     def _look_at(self, rows: Rows) -> torch.Tensor:
         """What leaves the last frozen layer, and whether the embeddings could be that as well.
 
-        They are read by the first layer alone, and for their shape and dtype.
+        As a rule the first layer alone reads them, which is left out: for their shape and dtype.
         """
         before = modules_before_layers(self.model)
         seen: list[Any] = []
@@ -229,6 +229,9 @@ class Trunk:
         apart = float((plain - cached).abs().max())
         if apart <= self._tolerance * max(1.0, float(plain.abs().max())):
             return ""
+        if self._embeddings is not None:  # something beside the first layer may read them
+            self._embeddings = None
+            return self._fault(rows)
         return f"{self.model.config.model_type} gives other logits by them ({apart:.2g} apart)"
 
     def _states_fault(self, rows: Rows) -> str:

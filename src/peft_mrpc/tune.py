@@ -119,7 +119,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
             where = without_login(plan.storage)
             error.add_note(f"Finished trials are kept in {where}: the same command goes on.")
             raise
-    recipe = common_recipe(request, given)
+    recipe = common_recipe(request, given, [parameter.name for parameter in space])
     said = write_outcome(plan, open_study(plan), recipe, f"{size} held-out training pairs")
     sys.stdout.write(said + "\n")
 

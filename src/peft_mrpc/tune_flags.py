@@ -1,6 +1,6 @@
 """The flags of `tune`: its own, those of `train` that it takes, and what is wrong with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,8 +110,10 @@ def flag_values(request: TrainRequest) -> dict[str, Any]:
     }
 
 
-def common_recipe(request: TrainRequest, given: Mapping[str, Any]) -> dict[str, Any]:
-    """What every trial had in common, as a recipe of `train`."""
+def common_recipe(
+    request: TrainRequest, given: Mapping[str, Any], varied: Iterable[str]
+) -> dict[str, Any]:
+    """What every trial had in common, as a recipe of `train`, beside what varied."""
     not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
     if request.config.threshold != "auto":  # which alone is chosen on it, in train
         not_of_train.add("selection_fraction")
@@ -119,7 +121,7 @@ def common_recipe(request: TrainRequest, given: Mapping[str, Any]) -> dict[str, 
         if not keeps_best and given.get("save_strategy") != "best":
             not_of_train.add("metric_for_best_model")
     own = {name: value for name, value in given.items() if name not in not_of_train}
-    default = load_default_recipe(request.config.method)
+    default = load_default_recipe(request.config.method, {*given, *varied})
     values = flag_values(request)
     fitted = {name: values[name] for name in request.recipe_rates & set(default)}
     if "layer_decay" in request.recipe_rates:  # spread by `train` over the layers of each trial
