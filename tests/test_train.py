@@ -353,7 +353,7 @@ def test_virtual_tokens_count_against_the_positions(
         (["--fsdp", "full_shard"], "--fsdp: got one process; start several by"),
         (["--eval_on_start"], "--eval_on_start: got --eval_strategy no; expected epoch or steps"),
         (
-            ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{"foo": 1}'],
+            ["--gradient_checkpointing", "--gradient_checkpointing_kwargs", '{{"foo": 1}}'],
             "--gradient_checkpointing_kwargs: got 'foo'; expected one of",
         ),
         (["--neftune_noise_alpha", "5"], "layer_freeze leaves the word embeddings as they are"),
