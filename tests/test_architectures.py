@@ -27,7 +27,7 @@ from peft_mrpc.train import build_classifier
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:
-    options = build_options(method, {})
+    options = build_options(method)
     return not compatibility_faults(tiny_config(architecture), method, options, pooling=pooling)
 
 

@@ -49,7 +49,7 @@ def test_the_table_speaks_for_the_tiny_models_that_are_tested() -> None:
     for method in METHODS:
         for name in ARCHITECTURES:
             for pooling in ("last", "native"):
-                options = build_options(method, {})
+                options = build_options(method)
                 of_table, of_tests = (
                     compatibility_faults(config, method, options, pooling=pooling)
                     for config in (AutoConfig.for_model(name), tiny_config(name))

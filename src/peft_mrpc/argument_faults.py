@@ -17,7 +17,6 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import choice_faults, one_line, unknown_name
-from peft_mrpc.freezing import FreezeCallback
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import find_method
 from peft_mrpc.optimizer_faults import number_faults
@@ -153,10 +152,10 @@ def _tracker_faults(arguments: TrainingArguments) -> list[str]:
 
 def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
     faults = []
-    checkpoint = arguments.resume_from_checkpoint
-    if checkpoint is not None and not (Path(checkpoint) / "trainer_state.json").is_file():
+    folder = arguments.resume_from_checkpoint
+    if folder is not None and not (Path(folder) / "trainer_state.json").is_file():
         faults.append(
-            f"--resume_from_checkpoint: got {checkpoint!r}, which holds no trainer_state.json; "
+            f"--resume_from_checkpoint: got {folder!r}, which holds no trainer_state.json; "
             "expected a directory checkpoint-N."
         )
     return faults
@@ -182,8 +181,7 @@ def idle_faults(
             f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but transformers does "
             f"not find the word embeddings under {config.method}; drop it, or use lora."
         )
-    callbacks = find_method(config.method).callbacks(options)
-    freezes = any(isinstance(callback, FreezeCallback) for callback in callbacks)
+    freezes = find_method(config.method).freezes(options)
     has_words_frozen = freezes and not (
         getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
     )

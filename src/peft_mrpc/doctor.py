@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> None:
     if has_method:
         options = {request.config.method: request.options}
     else:
-        options = {name: build_options(name, {}) for name in METHODS}
+        options = {name: build_options(name) for name in METHODS}
     if has_model:
         lines = examine(request, options, has_method or "head_layer" in request.asked)
         if has_method and config.estimate:
@@ -133,11 +133,10 @@ def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     return f"{config.num_pairs:,} pairs of {config.mean_tokens} tokens: {said}"
 
 
-def build_options(method: str, given: Mapping[str, Any]) -> Any:
-    """The method's options as its recipe gives them, under those that were given."""
-    chosen, recipe = find_method(method), load_default_recipe(method, given)
-    defaults = {k: v for k, v in recipe.items() if k in chosen.option_types()}
-    return chosen.build_options({**defaults, **given})
+def build_options(method: str) -> Any:
+    """The method's options as its recipe gives them."""
+    chosen, recipe = find_method(method), load_default_recipe(method)
+    return chosen.build_options({k: v for k, v in recipe.items() if k in chosen.option_types()})
 
 
 def describe_environment() -> list[str]:

@@ -113,6 +113,10 @@ class Method:
         vars(options).update(later)
         return options
 
+    def freezes(self, options: Any) -> bool:
+        """Whether a callback of the method keeps modules as they are."""
+        return any(isinstance(callback, FreezeCallback) for callback in self.callbacks(options))
+
     def freeze(self, model: Any, options: Any) -> str:
         """Freeze what the callbacks would, without a Trainer; what trains, in words."""
         said = [

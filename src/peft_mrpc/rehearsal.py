@@ -20,7 +20,7 @@ from transformers import (
 from peft_mrpc.adapters import without_weights
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import UserError, logger
-from peft_mrpc.freezing import FreezeCallback, parameter_counts
+from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.kept_trunks import fill_refusal, find_room
 from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.pairs import Pair, PairData
@@ -147,9 +147,7 @@ def _as_planned(
         visits = arguments.max_steps * arguments.train_batch_size
         visits *= arguments.gradient_accumulation_steps
     visits *= len(request.config.seeds or "1")
-    callbacks = request.method.callbacks(request.options)
-    freezes = any(isinstance(callback, FreezeCallback) for callback in callbacks)
-    note = ""
+    freezes, note = request.method.freezes(request.options), ""
     if freezes and plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
         request.config.trunk_cache = "off"
     try:

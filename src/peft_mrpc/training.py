@@ -22,10 +22,7 @@ from peft_mrpc.either_order import EitherOrder, OrderAnew
 from peft_mrpc.encoded import EncodedPairs
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.first_token import virtual_tokens
-from peft_mrpc.freezing import (
-    FreezeCallback,
-    describe_trainable,
-)
+from peft_mrpc.freezing import describe_trainable
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData
@@ -135,7 +132,7 @@ def build_trainer(
             compute_metrics=partial(score_logits, classifier=classifier),
             callbacks=callbacks,
         )
-    if not any(isinstance(callback, FreezeCallback) for callback in callbacks):
+    if not request.method.freezes(request.options):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
 
@@ -203,7 +200,7 @@ def _callbacks(
         callbacks.append(OrderAnew(train_rows))
         orders = list(train_rows.orders)
     plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
-    if plan.mode != "off" and any(isinstance(c, FreezeCallback) for c in callbacks):
+    if plan.mode != "off" and request.method.freezes(request.options):
         parts = [*orders, *([held_out] if held_out is not None else [])]
         callbacks.append(CacheTrunk(plan, collator, parts, request.num_trainings))
     return callbacks
