@@ -10,10 +10,12 @@ LAYERS = [
     {
         "averages",
         "confidence",
+        "dropout",
         "either_order",
         "environment",
         "errors",
         "figures",
+        "heap",
         "json_lines",
         "option_values",
         "pair_model",

@@ -1,8 +1,9 @@
 """The Hugging Face Trainer with what pairs need of it."""
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,10 @@ from transformers import (
 )
 
 from peft_mrpc.checkpoints import load_trained, save_trained
+from peft_mrpc.dropout import fast_dropout
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
+from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
 from peft_mrpc.option_values import is_true
 from peft_mrpc.trunk import Trunk
@@ -67,7 +70,8 @@ class PairTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ever; however it ends, frozen layers and attention run again as before."""
         try:
-            output = super().train(*args, **kwargs)
+            with self._made_for_cpu():
+                output = super().train(*args, **kwargs)
             if self.args.load_best_model_at_end and not self._is_sharded:
                 self._share_trained()
             return output
@@ -75,6 +79,16 @@ class PairTrainer(Trainer):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, CacheTrunk | PlainAttention):
                     callback.leave()
+
+    @contextlib.contextmanager
+    def _made_for_cpu(self) -> Iterator[None]:
+        """On a CPU, what its training steps are the faster for."""
+        with contextlib.ExitStack() as stack:
+            if self.args.device.type == "cpu":
+                stack.enter_context(freed_memory_kept())
+                if not self.args.torch_compile:  # which draws by itself
+                    stack.enter_context(fast_dropout())
+            yield
 
     def _share_trained(self) -> None:
         """End everywhere with what the first process has: others may have no disk in common."""

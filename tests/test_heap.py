@@ -1,0 +1,39 @@
+"""Freed memory: kept within the block where there is glibc, handed back after it."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+# Blocks as a training step has them: each below the size that the system gives out by itself.
+SCRIPT = """
+import contextlib, resource, sys
+import torch
+from peft_mrpc.heap import freed_memory_kept
+
+torch.set_num_threads(1)
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        blocks = [torch.ones(4_000_000) for _ in range(8)]
+        del blocks
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+usual = faults()
+with freed_memory_kept():
+    kept = faults()
+resident = int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize()
+print(usual, kept, faults(), resident)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone has these settings")
+def test_freed_memory_is_kept_within_the_block_and_handed_back_after_it() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    usual, kept, after, resident = map(int, done.stdout.split())
+    assert kept < usual / 4, done.stdout
+    assert after > kept, done.stdout
+    assert resident < 1e9, done.stdout
