@@ -63,6 +63,7 @@ LAYERS = [
         "kept_trunks",
         "layer_freeze",
         "learning_rates",
+        "left_out",
         "losses",
         "models",
         "module_names",

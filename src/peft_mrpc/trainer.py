@@ -25,6 +25,7 @@ from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
+from peft_mrpc.left_out import LeftOut
 from peft_mrpc.option_values import is_true
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
@@ -234,7 +235,7 @@ class CacheTrunk(TrainerCallback):
         self.collator = collator
         self.rows: ConcatDataset[Any] = ConcatDataset(cast("Any", parts))
         self.num_trainings = num_trainings
-        self.trunk: Trunk | None = None
+        self._left_out: LeftOut | None = None
         self.seconds = 0.0  # that the activations took
         self.token_bytes = 0  # that those of one token take
         self.num_new: int | None = None  # rows that the layers ran for; None while they run always
@@ -259,7 +260,7 @@ class CacheTrunk(TrainerCallback):
             pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             reason = trunk.prepare(self.rows, None if is_asked else steps * pairs)
         if not reason:
-            self.trunk = trunk.__enter__()
+            self._left_out = trunk.left_out().__enter__()
             assert self.collator.store is not None
             self.seconds = time.perf_counter() - started
             self.token_bytes = self.collator.store.token_bytes
@@ -277,9 +278,9 @@ class CacheTrunk(TrainerCallback):
 
     def leave(self) -> None:
         """Have the layers run again."""
-        if self.trunk is not None:
-            self.trunk.__exit__()
-            self.trunk = None
+        if self._left_out is not None:
+            self._left_out.__exit__()
+            self._left_out = None
         self.collator.store = None
 
 

@@ -1,14 +1,14 @@
 """The frozen layers at the bottom of a model, run once for each pair and not once an epoch.
 
 What leaves the last of them is the same for the same pair in every epoch, seed and trial. It is
-computed once, by the model itself, and kept; from then on each of these layers hands on what it is
-given, and the last of them gives out what was kept. Parameters, their names, checkpoints and the
-saved model are those of the whole model, because it is the whole model.
+computed once, by the model itself, and kept; from then on these layers are left out. Parameters,
+their names, checkpoints and the saved model are those of the whole model, because it is the whole
+model.
 
 Shapes: B batch, T tokens, H hidden.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -20,11 +20,12 @@ from transformers import PreTrainedModel
 from peft_mrpc.errors import logger
 from peft_mrpc.freezing import encoder_layers, modules_before_layers
 from peft_mrpc.kept_trunks import fill_refusal, find_room, trunks_dir
+from peft_mrpc.left_out import LeftOut
 from peft_mrpc.trunk_fill import Rows, fill_store, missing_rows
 from peft_mrpc.trunk_name import describe_frozen, trunk_name
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
 from peft_mrpc.trunk_rows import row_key
-from peft_mrpc.trunk_store import STATES, TrunkCollator, TrunkStore
+from peft_mrpc.trunk_store import TrunkCollator, TrunkStore
 
 # How far activations and logits may lie apart by rounding, as a share of their size. How mixed
 # precision rounds depends on the batch, whatever dtype the last operation leaves.
@@ -64,13 +65,10 @@ class Trunk:
         self.plan = plan
         self.collator = collator
         self._layers = list(encoder_layers(model)[:depth])
-        self._given: torch.Tensor | None = None  # [B, T, H], of the batch that the model is at
         self.num_new = 0  # of the rows prepared, those that the layers ran for
         self._dtype: torch.dtype | None = None
         self._gives_tuple = False
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._embeddings: nn.Module | None = None  # where they can be left out, too
-        self._own_forwards: list[tuple[nn.Module, Any]] = []  # None where it is the class's
 
     def prepare(self, rows: Rows, visits: int | None = None) -> str:
         """Have the activations of these rows, computing those that are not there yet.
@@ -128,6 +126,11 @@ class Trunk:
         _HELD[name] = store
         fourths = [by_length[len(by_length) * number // 4] for number in range(4)]
         return _first_of_all(self._fault([rows[row] for row in (*fourths, by_length[-1])]))
+
+    def left_out(self) -> LeftOut:
+        """Within its block the model trains on what was kept."""
+        assert self._dtype is not None
+        return LeftOut(self.model, self._layers, self._embeddings, self._dtype, self._gives_tuple)
 
     def _open(self, name: str, width: int) -> TrunkStore:
         """The store of this name: of the training before this one, or on disk."""
@@ -224,7 +227,7 @@ class Trunk:
         if differs := self._states_fault(rows):
             return differs
         plain = self._logits(rows, cached=False).float()
-        with self:
+        with self.left_out():
             cached = self._logits(rows, cached=True).float()
         apart = float((plain - cached).abs().max())
         if apart <= self._tolerance * max(1.0, float(plain.abs().max())):
@@ -249,60 +252,6 @@ class Trunk:
             f"{store.folder} (`peft-mrpc cache --clear` removes it)" if store.folder else "memory"
         )
         return f"what is kept in {where} is not what the layers give ({apart:.2g} of it apart)"
-
-    def __enter__(self) -> "Trunk":
-        """From here on the frozen layers hand on what they are given."""
-        self._hooks = [
-            self.model.register_forward_pre_hook(self._take, with_kwargs=True),
-            # What calls the encoder by itself gets what it asks for.
-            self.model.register_forward_hook(self._drop, always_call=True),
-        ]
-        for layer in self._layers:
-            self._replace(layer, self._bypass(layer))
-        if self._embeddings is not None:
-            self._replace(self._embeddings, self._bypass_embeddings(self._embeddings))
-        return self
-
-    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._own_forwards.append((module, vars(module).get("forward")))
-        module.forward = forward
-
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        for module, own in self._own_forwards:
-            del module.forward
-            if own is not None:  # accelerate's, say
-                module.forward = own
-        self._own_forwards.clear()
-        self._given = None
-
-    def _drop(self, *_: Any) -> None:
-        self._given = None
-
-    def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        given = kwargs.pop(STATES, None)
-        self._given = None if given is None else given.to(self.model.device, self._dtype)
-        return args, kwargs
-
-    def _bypass(self, layer: nn.Module) -> Callable[..., Any]:
-        compute, is_last = layer.forward, layer is self._layers[-1]
-
-        def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._given is None:  # a batch without: one of another split, say
-                return compute(hidden_states, *args, **kwargs)
-            states = self._given if is_last else hidden_states
-            return (states, None) if self._gives_tuple else states  # no attention weights
-
-        return forward
-
-    def _bypass_embeddings(self, embeddings: nn.Module) -> Callable[..., Any]:
-        compute = embeddings.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return compute(*args, **kwargs) if self._given is None else self._given
-
-        return forward
 
 
 def _first_of_all(refusal: str) -> str:
