@@ -38,6 +38,7 @@ MINILM = ["--model", "builtin:minilm"]
 # measured are the recipes.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
+    "layer_freeze, 4 layers": ["--method", "layer_freeze", "--head_layer", "4", *MINILM],
     "lora, SmolLM2, NF4": [
         *["--method", "lora", "--model", "builtin:smollm2", "--quantization", "nf4"],
     ],
