@@ -194,6 +194,8 @@ def test_a_block_size_that_had_to_be_another_is_said(
     assert "oft_block_size" not in caplog.text
     train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "5")
     assert "--oft_block_size: got 5, which does not divide every row; blocks" in caplog.text
+    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "0", "--r", "3")
+    assert "--r: got 3, which does not divide every row; there are 2 blocks" in caplog.text
 
 
 def test_a_number_of_blocks_stands_instead_of_their_size(

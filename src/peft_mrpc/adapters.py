@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import get_peft_model
+from peft.tuners.oft.layer import OFTLayer
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -89,19 +90,21 @@ def _feedforward_faults(options: Any) -> list[str]:
 
 
 def _say_block_sizes(adapted: Any, options: Any) -> None:
-    """Say so where OFT's blocks had to be of another size than was asked for, to fill the rows."""
-    asked = getattr(options, "oft_block_size", 0)
-    sizes = {
-        size
-        for module in adapted.modules()
-        for size in (getattr(module, "oft_block_size", None) or {}).values()
-    }
-    if asked and sizes - {asked}:
-        became = ", ".join(map(str, sorted(sizes - {asked})))
-        logger.warning(
-            "--oft_block_size: got %d, which does not divide every row; blocks there are of %s",
-            *(asked, became),
-        )
+    """Say so where OFT's blocks had to be others than were asked for, to fill the rows."""
+    for name, are in (("oft_block_size", "blocks there are of"), ("r", "there are")):
+        asked = getattr(options, name, 0)
+        found = {
+            value
+            for module in adapted.modules()
+            if isinstance(module, OFTLayer)
+            for value in getattr(module, name).values()
+        }
+        if asked and found - {asked}:
+            became = ", ".join(map(str, sorted(found - {asked})))
+            logger.warning(
+                "--%s: got %d, which does not divide every row; %s %s",
+                *(name, asked, are, f"{became} blocks" if name == "r" else became),
+            )
 
 
 def use_tokenizer(options: Any, location: str) -> None:

@@ -62,6 +62,11 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
     """Why optimizer or schedule cannot be built, if so: they are, for a model of one layer."""
     model: Any = nn.Linear(1, 1)
     schedule: Any = arguments.lr_scheduler_kwargs or {}
+    if not isinstance(schedule, dict):
+        return [
+            f"--lr_scheduler_kwargs: got {schedule!r}; expected a mapping of options, such as "
+            "'{\"min_lr\": 1e-6}'."
+        ]
     flag = f"--optim: got {OptimizerNames(arguments.optim).value}"
     needs_model = any(part in arguments.optim for part in OF_A_MODEL)
     try:
@@ -75,7 +80,7 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
             optimizer,
             num_warmup_steps=1,
             num_training_steps=10,
-            scheduler_specific_kwargs=dict(schedule),
+            scheduler_specific_kwargs={**schedule},
         )
     except (ValueError, TypeError, ImportError, KeyError, RuntimeError) as error:
         if needs_model and not isinstance(error, ImportError):
