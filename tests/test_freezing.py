@@ -158,7 +158,7 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
             ["--unfreeze_every", "1", "--num_unfrozen_layers", "0"],
             "leaves no layer to unfreeze",
         ),
-        (["--unfreeze_every", "1", "--optim", "adalomo"], "leaves no gradients to drop"),
+        (["--unfreeze_every", "1", "--optim", "adalomo"], "leaves no gradients to work on"),
         (["--method", "lora", "--unfreeze_every", "1"], "got an option of layer_freeze"),
     ],
 )

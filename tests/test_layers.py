@@ -80,6 +80,7 @@ LAYERS = [
         "search_plots",
         "selection",
         "sentences",
+        "sharpness",
         "statistics",
         "trunk",
         "trunk_fill",

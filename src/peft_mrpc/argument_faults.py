@@ -55,6 +55,8 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     faults += head_layer_faults(config.head_layer)
     if config.dropout is not None and not 0 <= config.dropout < 1:
         faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
+    if not (math.isfinite(config.sam_rho) and config.sam_rho >= 0):
+        faults.append(f"--sam_rho: got {config.sam_rho}; expected 0 or more, such as 0.05.")
     faults += _rate_faults(config, arguments)
     if (step := config.pad_to_multiple_of) is not None and step < 1:
         faults.append(f"--pad_to_multiple_of: got {step}; expected at least 1.")

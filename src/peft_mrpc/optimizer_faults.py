@@ -47,14 +47,19 @@ def number_faults(arguments: TrainingArguments) -> list[str]:
     ]
 
 
-def schedule_faults(arguments: TrainingArguments, unfreeze_every: float | None) -> list[str]:
-    """Why layers cannot be unfrozen by and by under this optimizer, or none can be built at all."""
-    if unfreeze_every is not None and any(part in arguments.optim for part in IN_BACKWARD):
-        return [
-            f"--unfreeze_every: got {unfreeze_every:g}, but --optim "
-            f"{OptimizerNames(arguments.optim).value} leaves no gradients to drop; drop one of "
-            "them."
-        ]
+def schedule_faults(
+    arguments: TrainingArguments, unfreeze_every: float | None, sam_rho: float
+) -> list[str]:
+    """Why this optimizer leaves no gradients that are needed, or none can be built at all."""
+    needs = {"unfreeze_every": unfreeze_every, "sam_rho": sam_rho or None}
+    faults = [
+        f"--{name}: got {value:g}, but --optim {OptimizerNames(arguments.optim).value} leaves no "
+        "gradients to work on; drop one of them."
+        for name, value in needs.items()
+        if value is not None and any(part in arguments.optim for part in IN_BACKWARD)
+    ]
+    if faults:
+        return faults
     return _build_faults(arguments)
 
 

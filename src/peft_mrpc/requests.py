@@ -90,7 +90,8 @@ def parse_command(
     wrong = {fault.partition(":")[0] for fault in faults}  # once is enough of each flag
     idle = idle_faults(verb, config, arguments, options, set(asked))
     raise_faults(faults + [fault for fault in idle if fault.partition(":")[0] not in wrong])
-    raise_faults(schedule_faults(arguments, getattr(options, "unfreeze_every", None)))
+    unfreeze_every = getattr(options, "unfreeze_every", None)
+    raise_faults(schedule_faults(arguments, unfreeze_every, config.sam_rho))
     publish_it = arguments.push_to_hub
     # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
     arguments.push_to_hub = False

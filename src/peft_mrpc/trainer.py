@@ -27,6 +27,7 @@ from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
 from peft_mrpc.left_out import LeftOut
 from peft_mrpc.option_values import is_true
+from peft_mrpc.sharpness import fresh_gradients, uphill
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
@@ -44,15 +45,23 @@ class PairTrainer(Trainer):
     Args:
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
         layer_decay: The rate of each layer over that of the layer above; None for 1.
+        sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
         kwargs: The Trainer's own.
     Raises:
-        UserError: If layers are to be unfrozen by and by where gradients cannot be dropped.
+        UserError: If layers are to be unfrozen by and by, or gradients taken uphill, where
+            gradients cannot be had.
     """
 
     def __init__(
-        self, *, head_learning_rate: float | None, layer_decay: float | None = None, **kwargs: Any
+        self,
+        *,
+        head_learning_rate: float | None,
+        layer_decay: float | None = None,
+        sam_rho: float = 0.0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
         self.layer_decay = layer_decay
         # As DDP sees them: frozen by now is frozen for good.
@@ -66,6 +75,11 @@ class PairTrainer(Trainer):
             raise UserError(
                 f"--unfreeze_every: got {self._gradual[0].every:g}, but FSDP or DeepSpeed leaves "
                 "no gradients to drop; drop one of them."
+            )
+        if sam_rho and self._is_sharded:
+            raise UserError(
+                f"--sam_rho: got {sam_rho:g}, but FSDP or DeepSpeed leaves no process all "
+                "gradients; drop one of them."
             )
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -121,8 +135,20 @@ class PairTrainer(Trainer):
         """Train on a batch, and drop what it gave to layers whose turn has not come.
 
         After every process has the same gradients, and before they are clipped: by a norm that
-        counts only what trains.
+        counts only what trains. The loss is that of the weights as they are, wherever the gradients
+        are taken.
         """
+        if not self.sam_rho:
+            return self._step(*args, **kwargs)
+        trained = [p for p in cast("nn.Module", self.model).parameters() if p.requires_grad]
+        with contextlib.ExitStack() as moved:
+            with fresh_gradients(trained):
+                loss = self._step(*args, **kwargs)
+                moved.enter_context(uphill(trained, self.sam_rho))
+            self._step(*args, **kwargs)
+        return loss
+
+    def _step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         for callback in self._gradual:
             callback.drop_gradients()

@@ -122,6 +122,7 @@ def build_trainer(
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
+            sam_rho=request.config.sam_rho,
             model=classifier.model,
             args=arguments,
             data_collator=collator,

@@ -1,0 +1,171 @@
+"""Sharpness-aware minimization: where gradients are taken, and that nothing else moves."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run_command
+from safetensors.torch import load_file
+from tiny_models import FLAGS
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import set_seed
+
+from peft_mrpc.data import load_pairs
+from peft_mrpc.requests import parse_request
+from peft_mrpc.runs import load_run
+from peft_mrpc.sharpness import fresh_gradients, uphill
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, main
+from peft_mrpc.trainer import PairTrainer
+from peft_mrpc.training import build_trainer
+
+RHO, RATE = 0.2, 0.1
+SGD = ["--optim", "sgd", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
+SGD += ["--learning_rate", str(RATE), "--head_learning_rate", str(RATE)]
+PLAIN = ["--weight_decay", "0", "--max_grad_norm", "0", "--dropout", "0", "--bf16", "false"]
+
+
+def test_parameters_go_along_all_gradients_together_and_come_back() -> None:
+    first, second, other = (nn.Parameter(torch.tensor([value])) for value in (0.1, 0.7, 5.0))
+    first.grad, second.grad = torch.tensor([3.0]), torch.tensor([-4.0])
+    before = [first.clone(), second.clone()]
+    with uphill([first, second, other], 0.5):  # 3, 4, 5
+        assert torch.allclose(first, torch.tensor([0.1 + 0.3]))
+        assert torch.allclose(second, torch.tensor([0.7 - 0.4]))
+        assert other == 5
+    assert [first, second] == before  # to the last bit
+
+
+def test_parameters_come_back_from_gradients_that_are_no_numbers() -> None:
+    parameter = nn.Parameter(torch.tensor([0.3]))
+    parameter.grad = torch.tensor([float("inf")])
+    with pytest.raises(RuntimeError, match="out of memory"), uphill([parameter], 0.5):
+        raise RuntimeError("out of memory")
+    assert parameter == 0.3
+
+
+def test_gradients_of_earlier_batches_are_kept_and_say_nothing() -> None:
+    parameter = nn.Parameter(torch.tensor([1.0]))
+    parameter.grad = torch.tensor([2.0])
+    with fresh_gradients([parameter]):
+        (3 * parameter).sum().backward()
+        assert parameter.grad == 3
+    assert parameter.grad == 2
+
+
+def trainer_of(method: str, model: str, data_flags: list[str], folder: Path, *flags: str) -> Any:
+    request = parse_request(
+        ["--method", method, "--model", model, *data_flags, *FLAGS[method], *SGD, *PLAIN]
+        + ["--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
+        + ["--swap_sentences", "false", "--sam_rho", str(RHO), *flags]
+    )
+    set_seed(3)
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(model), data)
+    return build_trainer(request, data, classifier, str(folder))[0]
+
+
+@pytest.mark.parametrize("method", ["full", "layer_freeze", "lora", "prompt_tuning"])
+def test_a_step_is_that_of_the_paper(
+    method: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """w - rate * (the sum over batches of the gradient at w + rho g / |g|), g the batch's own."""
+    flags = ["--max_steps", "1", "--gradient_accumulation_steps", "2", "--trunk_cache", "off"]
+    flags += ["--layer_decay", "1"] if method == "full" else []
+    trainer = trainer_of(method, tiny_bert, data_flags, tmp_path, *flags)
+    model = trainer.model
+    trained = [p for p in model.parameters() if p.requires_grad]
+    batches: list[dict[str, torch.Tensor]] = []
+    step = PairTrainer._step
+
+    def listen(self: PairTrainer, model: Any, inputs: Any, *more: Any) -> torch.Tensor:
+        batches.append({key: value.clone() for key, value in inputs.items()})
+        return step(self, model, inputs, *more)
+
+    monkeypatch.setattr(PairTrainer, "_step", listen)
+    start = [p.detach().clone() for p in trained]
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    trainer.train()
+    ends = [p.detach().clone() for p in trained]
+    assert len(batches) == 4 and torch.equal(batches[0]["input_ids"], batches[1]["input_ids"])
+    assert all(torch.equal(p, frozen[n]) for n, p in model.named_parameters() if n in frozen)
+
+    def gradients_at(where: list[torch.Tensor], batch: dict[str, torch.Tensor]) -> Any:
+        with torch.no_grad():
+            for parameter, value in zip(trained, where, strict=True):
+                parameter.copy_(value)
+        labels = batch["labels"]
+        rest = {key: value for key, value in batch.items() if key != "labels"}
+        loss = cross_entropy(model(**rest).logits.float(), labels, reduction="sum") / 8
+        return torch.autograd.grad(loss, trained)
+
+    wanted = [one.clone() for one in start]
+    for batch in (batches[0], batches[2]):
+        there = gradients_at(start, batch)
+        norm = torch.cat([one.flatten() for one in there]).norm()
+        away = [one + RHO * g / norm for one, g in zip(start, there, strict=True)]
+        for one, gradient in zip(wanted, gradients_at(away, batch), strict=True):
+            one -= RATE * gradient
+    moved = 0.0
+    for end, want, begin in zip(ends, wanted, start, strict=True):
+        assert torch.allclose(end, want, atol=1e-6)
+        moved = max(moved, float((end - begin).abs().max()))
+    assert moved > 1e-3
+
+
+def test_layers_that_wait_stay_and_do_not_count(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    flags = ["--num_unfrozen_layers", "2", "--unfreeze_every", "50", "--max_steps", "2"]
+    gradual = trainer_of("layer_freeze", tiny_bert, data_flags, tmp_path, *flags)
+    gradual.train()
+    head = trainer_of(
+        *("layer_freeze", tiny_bert, data_flags, tmp_path, "--num_unfrozen_layers", "0"),
+        *("--trunk_cache", "off", "--max_steps", "2"),
+    )
+    head.train()
+    for (name, one), other in zip(
+        gradual.model.named_parameters(), head.model.parameters(), strict=True
+    ):
+        assert torch.allclose(one, other, atol=1e-6), name
+
+
+def test_two_processes_go_the_same_way(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    words = ["--method", "full", "--model", tiny_bert, *data_flags, *SGD, *PLAIN]
+    words += ["--swap_sentences", "false", "--sam_rho", str(RHO), "--max_steps", "3"]
+    words += ["--pooling", "cls", "--seed", "7"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    main([*words, "--per_device_train_batch_size", "4", "--output_dir", str(one)])
+    words += ["--per_device_train_batch_size", "2", "--output_dir", str(two)]
+    done = run_command("train", *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
+    for name, own in weights[0].items():
+        assert torch.allclose(own, weights[1][name], atol=2e-5), name
+    assert load_run(two).record["config"]["sam_rho"] == RHO
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--sam_rho", "-1"], "--sam_rho: got -1.0; expected 0 or more, such as 0.05."),
+        (["--sam_rho", "nan"], "--sam_rho: got nan; expected 0 or more, such as 0.05."),
+        (
+            ["--sam_rho", "0.05", "--optim", "adalomo"],
+            "--sam_rho: got 0.05, but --optim adalomo leaves no gradients to work on; drop one",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    flags: list[str], said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+) -> None:
+    assert said in fails(main, "--model", tiny_bert, *data_flags, *flags)
