@@ -45,6 +45,7 @@ from peft_mrpc.pairs import Pair, PairData
 MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
 FLAGS = ["--method", "layer_freeze", "--model", "builtin:minilm", "--swap_sentences", "false"]
+FLAGS += ["--sam_rho", "0"]
 FLAGS += ["--pooling", "native", "--disable_tqdm", "true", "--seed", "1"]
 FLAGS += ["--save_strategy", "no", "--report_to", "none"]
 DEV_PAIRS = 40

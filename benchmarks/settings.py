@@ -35,8 +35,12 @@ layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --p
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 5
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4
-layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
 layer_freeze --num_unfrozen_layers 6 --unfreeze_every 0.2 --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4 --sam_rho 0.05
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.02
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.15
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.05
 full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --head_layer 4
 full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
 full --learning_rate 5e-5 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
@@ -52,6 +56,7 @@ full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentence
 full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 32
 full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --neftune_noise_alpha 5
 full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --dropout 0.1
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --sam_rho 0.05
 full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
@@ -110,7 +115,7 @@ def main() -> None:
         if setting not in results
     }
     commands = {
-        folder: ["train", "--method", *shlex.split(setting), *words]
+        folder: ["train", "--method", *shlex.split(setting), *words, *_without_sam(setting)]
         for folder, setting in settings.items()
     }
     for folder in run_all(commands, options.jobs):
@@ -120,6 +125,10 @@ def main() -> None:
     heads = [setting for setting in SETTINGS if "--head_layer" in setting or "weighted" in setting]
     put_table(HERE.parent / "docs" / "heads.md", table(results, heads), "heads")
     print(table(results, SETTINGS))
+
+
+def _without_sam(setting: str) -> list[str]:
+    return [] if "--sam_rho" in setting else ["--sam_rho", "0"]
 
 
 def hold_out(dataset: str, folder: Path) -> None:

@@ -55,8 +55,9 @@ class Task:
     method: str = "layer_freeze"
 
 
-# What makes ours the peer's training: its head, its dropout, and each pair as it comes.
+# What makes ours the peer's training: its head, its dropout, its gradients, each pair as it comes.
 ALIKE = ("--pooling", "native", "--swap_sentences", "false", "--max_length", str(MAX_LENGTH))
+ALIKE += ("--sam_rho", "0")
 
 
 @dataclass(frozen=True)

@@ -169,3 +169,17 @@ def test_what_cannot_be_is_refused(
     flags: list[str], said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
 ) -> None:
     assert said in fails(main, "--model", tiny_bert, *data_flags, *flags)
+
+
+def test_a_recipe_does_without_where_gradients_are_not_to_be_had(
+    tiny_bert: str,
+    data_flags: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fails: Callable[..., str],
+) -> None:
+    words = ["--method", "layer_freeze", "--model", tiny_bert, *data_flags]
+    assert parse_request(words).config.sam_rho > 0
+    said = fails(main, *words, "--optim", "adalomo")  # which is not installed
+    assert "--optim: got adalomo" in said and "--sam_rho" not in said
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert parse_request(words).config.sam_rho == 0

@@ -47,6 +47,11 @@ def number_faults(arguments: TrainingArguments) -> list[str]:
     ]
 
 
+def leaves_no_gradients(arguments: TrainingArguments) -> bool:
+    """Whether the optimizer steps while gradients come in."""
+    return any(part in arguments.optim for part in IN_BACKWARD)
+
+
 def schedule_faults(
     arguments: TrainingArguments, unfreeze_every: float | None, sam_rho: float
 ) -> list[str]:
@@ -56,7 +61,7 @@ def schedule_faults(
         f"--{name}: got {value:g}, but --optim {OptimizerNames(arguments.optim).value} leaves no "
         "gradients to work on; drop one of them."
         for name, value in needs.items()
-        if value is not None and any(part in arguments.optim for part in IN_BACKWARD)
+        if value is not None and leaves_no_gradients(arguments)
     ]
     if faults:
         return faults

@@ -14,9 +14,10 @@ from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
-from peft_mrpc.optimizer_faults import schedule_faults
+from peft_mrpc.optimizer_faults import leaves_no_gradients, schedule_faults
 from peft_mrpc.precision import keep_off, precision_defaults
 from peft_mrpc.selection import implied_arguments
+from peft_mrpc.trainer import parts_layers
 
 TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
@@ -82,6 +83,8 @@ def parse_command(
         recipe_path=path,
     )
     keep_off(arguments, asked)
+    if "sam_rho" not in asked and (leaves_no_gradients(arguments) or parts_layers(arguments)):
+        config.sam_rho = 0.0  # the recipe's, which does without where it cannot be
     faults = settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments)
     try:
         options = method.build_options(given)

@@ -310,10 +310,15 @@ class CacheTrunk(TrainerCallback):
         self.collator.store = None
 
 
+def parts_layers(args: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed is to part the model among the processes."""
+    launched = any(is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in SHARDING)
+    return bool(args.fsdp or args.deepspeed or launched)
+
+
 def unfit_for_trunk(args: TrainingArguments) -> str:
     """What about the way of training lets no layer be left out; nothing if all is well."""
-    launched = any(is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in SHARDING)
-    if args.fsdp or args.deepspeed or launched:
+    if parts_layers(args):
         return "FSDP and DeepSpeed part the layers among the processes"
     if args.n_gpu > 1:
         return "one process on several GPUs copies the model; use `accelerate launch`"
