@@ -5,7 +5,8 @@
 Each row is one `peft-mrpc train`, run with one seed after the other. The figures go into
 `accuracy.json` beside this file, the table into `accuracy.md`, the picture into `accuracy.png`. A
 seed that is in the result file is not trained again: `--rows lora full --seeds 1,2,3` adds to what
-is there; `--anew` measures those rows afresh; `--rows` with nothing after it writes the page anew.
+is there; `--anew` forgets what those rows gave (Runs that lie in `--output_dir` are read and not
+trained: remove those of other settings); `--rows` with nothing after it writes the page anew.
 `--quick` trains one seed on a few pairs: it shows that every row works, not what it reaches.
 """
 
@@ -25,7 +26,7 @@ from typing import Any
 from bench import Row, build_parser, build_report, markdown, run
 from matplotlib.figure import Figure
 
-from peft_mrpc.config import DataConfig
+from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.data import load_pairs
 from peft_mrpc.methods import METHODS
 from peft_mrpc.run_plots import RunPoint, plot_accuracy_against_parameters
@@ -34,8 +35,8 @@ from peft_mrpc.styles import on_page
 
 MINILM = ["--model", "builtin:minilm"]
 
-# The flags of `train` of each row. Nothing but the method and the model is said, so what is
-# measured are the recipes.
+# The flags of `train` of each row: as a rule nothing but the method and the model is said, so what
+# is measured are the recipes.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
     "layer_freeze, 4 layers": ["--method", "layer_freeze", "--head_layer", "4", *MINILM],
@@ -55,6 +56,7 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
     "prompt_tuning": (0.77, (0.56, 0.85)),
     "lora, SmolLM2, NF4": (0.79, None),
 }
+DEFAULTS = vars(TrainConfig())
 QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_epochs", "1"]
 
 
@@ -167,8 +169,8 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         "versions": record["versions"],
     }
     row = results.setdefault(name, {"command": shlex.join(["peft-mrpc", *words]), **made})
-    # A flag that did not exist then had no say.
-    old, new = row["config"], made["config"]
+    # A flag that did not exist then was as if left to its default.
+    old, new = {**DEFAULTS, **row["config"]}, made["config"]
     same_config = all(old[key] == new[key] for key in set(old) & set(new))
     if not same_config or any(row[key] != made[key] for key in set(made) - {"config"}):
         sys.exit(f"{name}: was measured with other settings, data or versions; add --anew")

@@ -26,17 +26,17 @@ NUM_TRAIN = 3000
 SEED = "1"
 # Of each method what the recipe is stands last.
 SETTINGS = """
-layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false
-layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true
-layer_freeze --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true
-layer_freeze --learning_rate 8e-4 --num_train_epochs 5 --swap_sentences true
-layer_freeze --learning_rate 4e-5 --num_train_epochs 5 --swap_sentences true --pooling weighted
-layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
-layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted
-layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 5
-layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4
-layer_freeze --num_unfrozen_layers 6 --unfreeze_every 0.2 --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
-layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true
+layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false --sam_rho 0
+layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0
+layer_freeze --learning_rate 2e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0
+layer_freeze --learning_rate 8e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0
+layer_freeze --learning_rate 4e-5 --num_train_epochs 5 --swap_sentences true --pooling weighted --sam_rho 0
+layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted --sam_rho 0
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted --sam_rho 0
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 5 --sam_rho 0
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4 --sam_rho 0
+layer_freeze --num_unfrozen_layers 6 --unfreeze_every 0.2 --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --sam_rho 0
+layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4 --sam_rho 0.05
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.02
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.15
@@ -115,7 +115,7 @@ def main() -> None:
         if setting not in results
     }
     commands = {
-        folder: ["train", "--method", *shlex.split(setting), *words, *_without_sam(setting)]
+        folder: ["train", "--method", *shlex.split(setting), *words]
         for folder, setting in settings.items()
     }
     for folder in run_all(commands, options.jobs):
@@ -125,10 +125,6 @@ def main() -> None:
     heads = [setting for setting in SETTINGS if "--head_layer" in setting or "weighted" in setting]
     put_table(HERE.parent / "docs" / "heads.md", table(results, heads), "heads")
     print(table(results, SETTINGS))
-
-
-def _without_sam(setting: str) -> list[str]:
-    return [] if "--sam_rho" in setting else ["--sam_rho", "0"]
 
 
 def hold_out(dataset: str, folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 The peer is the Hugging Face Trainer on `AutoModelForSequenceClassification`, as its examples have
 it: pairs tokenized in advance, padded to 128 tokens or (with `DataCollatorWithPadding`) to the
-longest of their batch. Ours is what `peft-mrpc train` does, with the peer's head, dropout, batch
-sizes and epochs. Both are timed from text to scored dev pairs, without loading the model. Ours
-computes in what `train` chooses for the hardware; where that is bf16 there are contenders that tell
-what of the gain is due to it.
+longest of their batch. Ours is what `peft-mrpc train` does, with the peer's head, dropout,
+gradients, batch sizes and epochs. Both are timed from text to scored dev pairs, without loading the
+model. Ours computes in what `train` chooses for the hardware; where that is bf16 there are
+contenders that tell what of the gain is due to it.
 """
 
 import os

@@ -1,12 +1,22 @@
 """Dropout on a CPU: what it does to numbers and gradients, and that its chances come again."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers import TrainerCallback
 
+from peft_mrpc.data import load_pairs
 from peft_mrpc.dropout import dropout, fast_dropout
+from peft_mrpc.requests import parse_request
+from peft_mrpc.runs import load_run
+from peft_mrpc.sources import find_model
+from peft_mrpc.train import build_classifier, main
+from peft_mrpc.training import build_trainer
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
@@ -82,3 +92,44 @@ def test_torch_has_its_own_again_and_does_what_is_not_ours() -> None:
     assert F.dropout is own
     with pytest.raises(ValueError, match="dropout probability"):
         dropout(torch.ones(3), 1.5)
+
+
+@pytest.mark.parametrize(("flags", "is_ours"), [([], True), (["--torch_compile"], False)])
+def test_a_training_draws_by_it_and_hands_it_back(
+    flags: list[str],
+    is_ours: bool,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own, seen = F.dropout, []
+
+    class Interrupt(TrainerCallback):
+        def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+            seen.append(F.dropout is dropout)
+            raise KeyboardInterrupt
+
+    request = parse_request(
+        ["--method", "full", "--model", tiny_bert, *data_flags, "--max_steps", "1", *flags]
+    )
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert seen == [is_ours] and F.dropout is own
+
+
+def test_a_training_that_goes_on_drops_what_it_would_have_dropped(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    words = ["--method", "layer_freeze", "--model", tiny_bert, *data_flags, "--dropout", "0.1"]
+    words += ["--sam_rho", "0.05", "--max_steps", "4", "--save_strategy", "steps"]
+    words += ["--save_steps", "2", "--per_device_train_batch_size", "4"]
+    main([*words, "--output_dir", str(tmp_path / "whole")])
+    resume = str(tmp_path / "whole" / "checkpoints" / "checkpoint-2")
+    main([*words, "--output_dir", str(tmp_path / "on"), "--resume_from_checkpoint", resume])
+    whole, on = (load_run(tmp_path / name).predictions("validation") for name in ("whole", "on"))
+    assert (whole.probabilities == on.probabilities).all()

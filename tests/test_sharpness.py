@@ -21,6 +21,7 @@ from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.trainer import PairTrainer
 from peft_mrpc.training import build_trainer
+from peft_mrpc.tune_flags import common_recipe
 
 RHO, RATE = 0.2, 0.1
 SGD = ["--optim", "sgd", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]
@@ -45,6 +46,23 @@ def test_parameters_come_back_from_gradients_that_are_no_numbers() -> None:
     with pytest.raises(RuntimeError, match="out of memory"), uphill([parameter], 0.5):
         raise RuntimeError("out of memory")
     assert parameter == 0.3
+
+
+def test_parameters_come_back_when_the_way_ends_halfway(monkeypatch: pytest.MonkeyPatch) -> None:
+    parameters = [nn.Parameter(torch.tensor([value])) for value in (0.3, 0.4)]
+    for parameter in parameters:
+        parameter.grad = torch.ones(1)
+    add = torch.Tensor.add_
+
+    def fail_at_second(self: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        if self is parameters[1]:
+            raise RuntimeError("out of memory")
+        return add(self, other)
+
+    monkeypatch.setattr(torch.Tensor, "add_", fail_at_second)
+    with pytest.raises(RuntimeError, match="out of memory"), uphill(parameters, 0.5):
+        pass
+    assert [p.item() for p in parameters] == [pytest.approx(0.3), pytest.approx(0.4)]
 
 
 def test_gradients_of_earlier_batches_are_kept_and_say_nothing() -> None:
@@ -175,6 +193,7 @@ def test_a_recipe_does_without_where_gradients_are_not_to_be_had(
     tiny_bert: str,
     data_flags: list[str],
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
     fails: Callable[..., str],
 ) -> None:
     words = ["--method", "layer_freeze", "--model", tiny_bert, *data_flags]
@@ -182,4 +201,10 @@ def test_a_recipe_does_without_where_gradients_are_not_to_be_had(
     said = fails(main, *words, "--optim", "adalomo")  # which is not installed
     assert "--optim: got adalomo" in said and "--sam_rho" not in said
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    assert parse_request(words).config.sam_rho == 0
+    request = parse_request(words)
+    assert request.config.sam_rho == 0
+    assert "layer_freeze: its --sam_rho 0.05 is left out under FSDP or DeepSpeed" in caplog.text
+    assert common_recipe(request, {}, [])["sam_rho"] == 0
+    for flags in (["--sam_rho", "0.05"], ["--unfreeze_every", "0.5"]):
+        said = f"{flags[0]}: got {flags[1]}, but FSDP or DeepSpeed leaves no gradients to work on"
+        assert said in fails(main, *words, *flags, "--dry_run")

@@ -98,7 +98,7 @@ class TrainConfig:
     sam_rho: float = option(
         0.0,
         "sharpness-aware minimization: take each gradient so far uphill (0.05 is usual), at the "
-        "price of a second pass; 0 for plain gradients",
+        "price of a second pass and a copy of what trains; 0 for plain gradients",
     )
     quantization: str = option(
         "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"

@@ -1,5 +1,8 @@
 """What of the Trainer's own options no optimizer or schedule takes, known before any data."""
 
+import inspect
+import json
+import os
 from typing import Any
 
 import torch
@@ -8,6 +11,7 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.training_args import OptimizerNames
 
 from peft_mrpc.errors import one_line
+from peft_mrpc.option_values import is_true
 
 # The Trainer passes these on; some fail in the midst, some train in the wrong direction.
 FROM_ZERO = (
@@ -24,6 +28,8 @@ INTERVALS = {
 OF_A_MODEL = ("galore", "apollo", "lomo")
 # These step within the backward pass.
 IN_BACKWARD = ("lomo", "layerwise")
+# What `accelerate launch` says of these in the environment.
+SHARDING = ("FSDP", "DEEPSPEED")
 
 
 def number_faults(arguments: TrainingArguments) -> list[str]:
@@ -47,9 +53,17 @@ def number_faults(arguments: TrainingArguments) -> list[str]:
     ]
 
 
-def leaves_no_gradients(arguments: TrainingArguments) -> bool:
-    """Whether the optimizer steps while gradients come in."""
-    return any(part in arguments.optim for part in IN_BACKWARD)
+def parts_layers(arguments: TrainingArguments) -> bool:
+    """Whether FSDP or DeepSpeed is to part the model among the processes."""
+    launched = any(is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in SHARDING)
+    return bool(arguments.fsdp or arguments.deepspeed or launched)
+
+
+def keeps_gradients_from_us(arguments: TrainingArguments) -> str:
+    """What leaves a step no gradients of the whole model, if anything does."""
+    if any(part in arguments.optim for part in IN_BACKWARD):
+        return f"--optim {OptimizerNames(arguments.optim).value}"
+    return "FSDP or DeepSpeed" if parts_layers(arguments) else ""
 
 
 def schedule_faults(
@@ -57,11 +71,11 @@ def schedule_faults(
 ) -> list[str]:
     """Why this optimizer leaves no gradients that are needed, or none can be built at all."""
     needs = {"unfreeze_every": unfreeze_every, "sam_rho": sam_rho or None}
+    keeper = keeps_gradients_from_us(arguments)
     faults = [
-        f"--{name}: got {value:g}, but --optim {OptimizerNames(arguments.optim).value} leaves no "
-        "gradients to work on; drop one of them."
+        f"--{name}: got {value:g}, but {keeper} leaves no gradients to work on; drop one of them."
         for name, value in needs.items()
-        if value is not None and leaves_no_gradients(arguments)
+        if value is not None and keeper
     ]
     if faults:
         return faults
@@ -74,8 +88,8 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
     schedule: Any = arguments.lr_scheduler_kwargs or {}
     if not isinstance(schedule, dict):
         return [
-            f"--lr_scheduler_kwargs: got {schedule!r}; expected a mapping of options, such as "
-            "'{\"min_lr\": 1e-6}'."
+            f"--lr_scheduler_kwargs: got {schedule!r}; expected a mapping of the schedule's "
+            "options, such as '{\"min_lr\": 1e-6}' of cosine_with_min_lr."
         ]
     flag = f"--optim: got {OptimizerNames(arguments.optim).value}"
     needs_model = any(part in arguments.optim for part in OF_A_MODEL)
@@ -85,14 +99,19 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
         if not needs_model:
             optimizer = kind(model.parameters(), **options)
         flag = f"--lr_scheduler_type: got {SchedulerType(arguments.lr_scheduler_type).value}"
-        get_scheduler(
+        if schedule:
+            flag += f" with --lr_scheduler_kwargs {json.dumps(schedule)}"
+        built: Any = get_scheduler(
             arguments.lr_scheduler_type,
             optimizer,
             num_warmup_steps=1,
             num_training_steps=10,
             scheduler_specific_kwargs={**schedule},
         )
-    except (ValueError, TypeError, ImportError, KeyError, RuntimeError) as error:
+        for _ in range(0 if "metric" in inspect.signature(built.step).parameters else 10):
+            optimizer.step()
+            built.step()
+    except (ValueError, TypeError, ImportError, KeyError, RuntimeError, ArithmeticError) as error:
         if needs_model and not isinstance(error, ImportError):
             return []
         return [f"{flag}, which cannot be built: {one_line(error)}"]

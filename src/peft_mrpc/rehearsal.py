@@ -33,8 +33,9 @@ from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
 
 WARM_UP, STEPS = 2, 4
-# Weights, their gradients and Adam's two moments, in fp32.
+# Weights, their gradients and Adam's two moments, in fp32; under --sam_rho the weights once more.
 BYTES_OF_TRAINED, BYTES_OF_FROZEN = 16, 4
+BYTES_OF_SAM = 4
 LABELS = ("not_equivalent", "equivalent")
 WORDS = "the company said on monday that its shares rose after the report".split()
 
@@ -124,7 +125,8 @@ def rehearse(
     empty = method.apply(load_empty_classifier(config, pooling), without_weights(request.options))
     method.freeze(empty, request.options)
     trained, total = parameter_counts(empty)
-    needed = trained * BYTES_OF_TRAINED + (total - trained) * BYTES_OF_FROZEN
+    sam = BYTES_OF_SAM if request.config.sam_rho else 0
+    needed = trained * (BYTES_OF_TRAINED + sam) + (total - trained) * BYTES_OF_FROZEN
     if needed > (free := available_memory()):
         return f"no estimate: it takes {in_bytes(needed)} and more, and {in_bytes(free)} are free"
     cut = min(about.mean_tokens, pair_length(request, config, tokenizer))

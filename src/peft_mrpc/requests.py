@@ -11,13 +11,12 @@ from transformers import TrainingArguments
 from peft_mrpc import config as cfg
 from peft_mrpc.argument_faults import MAX_SEED, argument_faults, idle_faults
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.methods import Method, find_method, load_default_recipe, method_flags
-from peft_mrpc.optimizer_faults import leaves_no_gradients, schedule_faults
+from peft_mrpc.optimizer_faults import keeps_gradients_from_us, schedule_faults
 from peft_mrpc.precision import keep_off, precision_defaults
 from peft_mrpc.selection import implied_arguments
-from peft_mrpc.trainer import parts_layers
 
 TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
@@ -83,8 +82,10 @@ def parse_command(
         recipe_path=path,
     )
     keep_off(arguments, asked)
-    if "sam_rho" not in asked and (leaves_no_gradients(arguments) or parts_layers(arguments)):
-        config.sam_rho = 0.0  # the recipe's, which does without where it cannot be
+    keeper = keeps_gradients_from_us(arguments)
+    if config.sam_rho and "sam_rho" not in asked and keeper:
+        logger.info("%s: its --sam_rho %g is left out under %s", name, config.sam_rho, keeper)
+        config.sam_rho = 0.0
     faults = settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments)
     try:
         options = method.build_options(given)

@@ -34,15 +34,19 @@ def uphill(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
         rho: How far, in the 2-norm.
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
-    gradients = [parameter.grad for parameter in moved if parameter.grad is not None]
-    with torch.no_grad():
-        before = [parameter.detach().clone() for parameter in moved]
-        norm = nn.utils.get_total_norm(gradients)
-        for parameter, gradient in zip(moved, gradients, strict=True):
-            parameter.add_(gradient * (rho / (norm + 1e-12)).to(gradient.device))
+    before = [parameter.detach().clone() for parameter in moved]
     try:
+        _go_uphill(moved, rho)
         yield
     finally:
         with torch.no_grad():
             for parameter, own in zip(moved, before, strict=True):
                 parameter.copy_(own)
+
+
+@torch.no_grad()
+def _go_uphill(parameters: Iterable[nn.Parameter], rho: float) -> None:
+    both = [(p, p.grad) for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([gradient for _, gradient in both])
+    for parameter, gradient in both:
+        parameter.add_(gradient * (rho / (norm + 1e-12)).to(gradient.device))

@@ -1,7 +1,6 @@
 """The Hugging Face Trainer with what pairs need of it."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,15 +25,12 @@ from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
 from peft_mrpc.left_out import LeftOut
-from peft_mrpc.option_values import is_true
+from peft_mrpc.optimizer_faults import parts_layers
 from peft_mrpc.sharpness import fresh_gradients, uphill
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
 from peft_mrpc.trunk_store import TrunkCollator
-
-# What `accelerate launch` says of these in the environment.
-SHARDING = ("FSDP", "DEEPSPEED")
 
 
 class PairTrainer(Trainer):
@@ -47,9 +43,6 @@ class PairTrainer(Trainer):
         layer_decay: The rate of each layer over that of the layer above; None for 1.
         sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
         kwargs: The Trainer's own.
-    Raises:
-        UserError: If layers are to be unfrozen by and by, or gradients taken uphill, where
-            gradients cannot be had.
     """
 
     def __init__(
@@ -71,16 +64,8 @@ class PairTrainer(Trainer):
             for callback in self.callback_handler.callbacks
             if isinstance(callback, FreezeCallback) and callback.every is not None
         ]
-        if self._gradual and self._is_sharded:  # of optimizers that leave none the flags tell
-            raise UserError(
-                f"--unfreeze_every: got {self._gradual[0].every:g}, but FSDP or DeepSpeed leaves "
-                "no gradients to drop; drop one of them."
-            )
-        if sam_rho and self._is_sharded:
-            raise UserError(
-                f"--sam_rho: got {sam_rho:g}, but FSDP or DeepSpeed leaves no process all "
-                "gradients; drop one of them."
-            )
+        needs_gradients = bool(self._gradual or sam_rho)
+        assert not (needs_gradients and self._is_sharded), "the flags are checked for it"
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ever; however it ends, frozen layers and attention run again as before."""
@@ -308,12 +293,6 @@ class CacheTrunk(TrainerCallback):
             self._left_out.__exit__()
             self._left_out = None
         self.collator.store = None
-
-
-def parts_layers(args: TrainingArguments) -> bool:
-    """Whether FSDP or DeepSpeed is to part the model among the processes."""
-    launched = any(is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in SHARDING)
-    return bool(args.fsdp or args.deepspeed or launched)
 
 
 def unfit_for_trunk(args: TrainingArguments) -> str:

@@ -127,4 +127,6 @@ def common_recipe(
     if "layer_decay" in request.recipe_rates:  # spread by `train` over the layers of each trial
         for rates in (default, fitted):
             rates.pop("layer_decay", None)
+    if "sam_rho" in default:  # a recipe's is left out where it cannot be
+        default["sam_rho"] = request.config.sam_rho
     return {**default, **fitted, **own}
