@@ -39,7 +39,9 @@ MINILM = ["--model", "builtin:minilm"]
 # is measured are the recipes.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
-    "layer_freeze, 4 layers": ["--method", "layer_freeze", "--head_layer", "4", *MINILM],
+    "layer_freeze, layers 3 and 4": [
+        *["--method", "layer_freeze", "--head_layer", "4", "--sam_rho", "0", *MINILM],
+    ],
     "lora, SmolLM2, NF4": [
         *["--method", "lora", "--model", "builtin:smollm2", "--quantization", "nf4"],
     ],

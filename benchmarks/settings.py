@@ -76,21 +76,12 @@ prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true --
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false --pooling aligned --head_layer last
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences true --head_learning_rate 2e-3 --pooling aligned --head_layer last
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling aligned --head_layer last
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 5
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 50
-prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 100
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 p_tuning --learning_rate 3e-3 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 p_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
-prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 5
-prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 50
 prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling aligned --head_layer last
 bitfit --learning_rate 4e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
-bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --warmup_steps 0
-bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --warmup_steps 0.2
-bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --lr_scheduler_type cosine
-bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --per_device_train_batch_size 32
 bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
 ln_tuning --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
 ia3 --learning_rate 3e-2 --num_train_epochs 5 --pooling weighted --head_layer 4
