@@ -463,7 +463,7 @@ def test_the_documented_commands_parse() -> None:
         for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)
         for line in block.replace("\\\n", " ").splitlines()
     ]
-    assert [words[:2] for words in commands] == [["peft-mrpc", "train"]] * 3
+    assert [words[:2] for words in commands] == [["peft-mrpc", "train"]] * 4
     for words in commands:
         parse_request(words[2:])
 
