@@ -111,6 +111,12 @@ def test_words_and_mappings_of_a_recipe_reach_the_trainer(tmp_path: Path) -> Non
     assert request.arguments.lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 
+def test_schedules_that_go_by_a_metric_are_taken() -> None:
+    for name in ("reduce_lr_on_plateau", "greedy"):
+        request = parse_request(["--lr_scheduler_type", name, "--eval_strategy", "epoch"])
+        assert request.arguments.lr_scheduler_type == name
+
+
 def test_a_null_takes_the_line_of_the_methods_recipe_away(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("method: full\nlayer_decay: null\nhead_learning_rate: null\nseeds: null\n")

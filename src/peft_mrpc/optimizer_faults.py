@@ -83,7 +83,7 @@ def schedule_faults(
 
 
 def _build_faults(arguments: TrainingArguments) -> list[str]:
-    """Why optimizer or schedule cannot be built, if so: they are, for a model of one layer."""
+    """Why optimizer or schedule cannot be built or go on, if so: tried on a model of one layer."""
     model: Any = nn.Linear(1, 1)
     schedule: Any = arguments.lr_scheduler_kwargs or {}
     if not isinstance(schedule, dict):
@@ -108,9 +108,11 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
             num_training_steps=10,
             scheduler_specific_kwargs={**schedule},
         )
-        for _ in range(0 if "metric" in inspect.signature(built.step).parameters else 10):
+        takes = inspect.signature(built.step).parameters.values()
+        metric = [1.0 for one in takes if one.default is one.empty]  # that some go by
+        for _ in range(10):
             optimizer.step()
-            built.step()
+            built.step(*metric)
     except (ValueError, TypeError, ImportError, KeyError, RuntimeError, ArithmeticError) as error:
         if needs_model and not isinstance(error, ImportError):
             return []
