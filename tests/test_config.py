@@ -70,6 +70,7 @@ def test_methods_and_recipes_and_help_name_the_same_set() -> None:
             ["--lr_scheduler_type", "polynomial", "--lr_scheduler_kwargs", '{"power": "x"}'],
             '--lr_scheduler_type: got polynomial with --lr_scheduler_kwargs {"power": "x"}, which',
         ),
+        (["--optim_args", "x"], "--optim: got adamw_torch_fused with --optim_args x, which cannot"),
         (["--lr_scheduler_kwargs", "no.json"], "--lr_scheduler_kwargs: got 'no.json'; expected"),
         (["--lr_scheduler_kwargs", "{min_lr: 1}"], "train: got a mapping that is not JSON: "),
     ],

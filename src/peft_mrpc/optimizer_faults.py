@@ -92,6 +92,8 @@ def _build_faults(arguments: TrainingArguments) -> list[str]:
             "options, such as '{\"min_lr\": 1e-6}' of cosine_with_min_lr."
         ]
     flag = f"--optim: got {OptimizerNames(arguments.optim).value}"
+    if arguments.optim_args:
+        flag += f" with --optim_args {arguments.optim_args}"
     needs_model = any(part in arguments.optim for part in OF_A_MODEL)
     try:
         kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments, model)
