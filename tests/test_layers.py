@@ -20,6 +20,7 @@ LAYERS = [
         "option_values",
         "pair_model",
         "pairs",
+        "plain_attention",
         "progress",
         "run_shape",
         "wording",

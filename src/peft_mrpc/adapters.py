@@ -91,7 +91,7 @@ def _feedforward_faults(options: Any) -> list[str]:
 
 def _say_block_sizes(adapted: Any, options: Any) -> None:
     """Say so where OFT's blocks had to be others than were asked for, to fill the rows."""
-    for name, are in (("oft_block_size", "blocks there are of"), ("r", "there are")):
+    for name, are in (("oft_block_size", "blocks there are of %s"), ("r", "there are %s blocks")):
         asked = getattr(options, name, 0)
         found = {
             value
@@ -102,8 +102,7 @@ def _say_block_sizes(adapted: Any, options: Any) -> None:
         if asked and found - {asked}:
             became = ", ".join(map(str, sorted(found - {asked})))
             logger.warning(
-                "--%s: got %d, which does not divide every row; %s %s",
-                *(name, asked, are, f"{became} blocks" if name == "r" else became),
+                f"--%s: got %d, which does not divide every row; {are}", name, asked, became
             )
 
 

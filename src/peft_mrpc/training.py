@@ -26,13 +26,14 @@ from peft_mrpc.freezing import describe_trainable
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData
+from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trackers import tensorboard_logs
-from peft_mrpc.trainer import CacheTrunk, PairTrainer, PlainAttention
+from peft_mrpc.trainer import CacheTrunk, PairTrainer
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
