@@ -35,7 +35,7 @@ from peft_mrpc.trunk import _HELD, Trunk
 from peft_mrpc.trunk_fill import _is_common, fill_store
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_rows import DiskWriter, row_key
+from peft_mrpc.trunk_rows import KEY, DiskWriter, RowIndex, row_key, split_keys
 from peft_mrpc.trunk_store import TrunkStore, pad_states
 from peft_mrpc.tune import main as tune
 
@@ -449,18 +449,39 @@ def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_pat
     folder = None if where == "memory" else tmp_path / "store"
     store = TrunkStore(folder, 3, dtype, 0 if where == "mapped" else 1 << 20)
     rows = {row_key({"input_ids": [n] * n}): torch.randn(n, 3).to(dtype) for n in (1, 4, 2)}
+    keys = np.array([*rows], KEY)
     for chosen in ([0, 1], [2]):
         with store.adding() as writer:
             for number in chosen:
                 writer.add(*list(rows.items())[number])
         store.refresh()
-        store.take(rows)
+        store.take(keys)
     stores = [store] if folder is None else [store, TrunkStore(folder, 3, dtype, 0)]
-    stores[-1].take(rows)
+    stores[-1].take(keys)
     for one in [*stores, pickle.loads(pickle.dumps(store))]:
-        assert all(key in one for key in rows)
-        assert all(torch.equal(one[key], states) for key, states in rows.items())
-        assert row_key({"input_ids": [9]}) not in one
+        for own, plain in zip(one.states(keys), rows.values(), strict=True):
+            assert torch.equal(own, plain)
+        asked = np.array([keys[2], row_key({"input_ids": [9]}), keys[0]], KEY)
+        assert one.has(asked).tolist() == [True, False, True]
+        assert list(map(len, one.states(asked))) == [2, 1]
+
+
+def test_an_index_finds_what_a_mapping_does() -> None:
+    draw = np.random.default_rng(0)
+    index, plain = RowIndex("first", "second"), dict[bytes, tuple[int, int]]()
+    assert not index.has(np.array([b"k" * 16], KEY)).any()
+    # Few different bytes: keys come again, within a call as well, and some end in zeros.
+    for size in (0, 1, 200, 50):
+        keys = split_keys(draw.integers(0, 2, (size, 16), np.uint8)[:, [0] * 9 + [*range(7)]])
+        index.add(keys, first=np.arange(size), second=size)
+        for number, key in enumerate(keys):
+            plain.setdefault(key, (number, size))
+        asked = split_keys(draw.integers(0, 2, (300, 16), np.uint8)[:, [0] * 9 + [*range(7)]])
+        assert index.has(asked).tolist() == [key in plain for key in asked]
+        found = index.rows(asked)
+        expected = [(key, *plain[key]) for key in asked if key in plain]
+        assert found.tolist() == expected and len(index.keys) == len(plain)
+    assert 0 < len(plain) < 128
 
 
 def test_a_failure_while_rows_are_added_leaves_nothing(tmp_path: Path) -> None:
@@ -565,24 +586,24 @@ def _cut_lengths(folder: Path) -> None:
 def test_only_the_rows_that_are_asked_for_are_read(
     resident: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keys = [bytes([n]) * 16 for n in range(4)]
-    for pair in (keys[:2], keys[2:]):
+    keys = split_keys(bytes(n for n in range(4) for _ in range(16)))
+    for pair in ((0, 1), (2, 3)):
         with TrunkStore(tmp_path / "trunk", 2, torch.float32, resident).adding() as writer:
-            for key in pair:
-                writer.add(key, torch.full((3, 2), float(key[0])))
+            for n in pair:
+                writer.add(bytes([n]) * 16, torch.full((3, 2), float(n)))
+        if pair == (0, 1):
+            (spoilt,) = (tmp_path / "trunk").glob("*.states")
     first = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
-    files = {first._on_disk[key].file: key for key in keys}
-    assert len(files) == 2 and first.resident == 0
-    gone = tmp_path / "trunk" / f"{first._on_disk[keys[3]].file}.states"
+    (gone,) = {*(tmp_path / "trunk").glob("*.states")} - {spoilt}
+    assert first.resident == 0
     gone.unlink()
-    spoilt = tmp_path / "trunk" / f"{first._on_disk[keys[0]].file}.states"
     spoilt.write_bytes(spoilt.read_bytes()[:24] + bytes(24))  # the second of its two rows
     first.take(keys[:1])
-    assert torch.equal(first[keys[0]], torch.zeros(3, 2)) and caplog.text == ""
-    assert first.resident == (24 if resident else 0) and keys[1] not in first
+    assert torch.equal(first.states(keys)[0], torch.zeros(3, 2)) and caplog.text == ""
+    assert first.resident == (24 if resident else 0) and not first.has(keys[1:]).any()
     second = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
     second.take(keys)
-    assert not any(key in second for key in keys)
+    assert not second.has(keys).any()
     assert caplog.text.count("damaged and not used") == 2
 
 
@@ -598,8 +619,8 @@ def test_a_row_that_one_file_has_lost_is_found_in_another(tmp_path: Path) -> Non
     (folder / "a.hidden").rename(folder / "a.lengths")
     (folder / "a.states").write_bytes(bytes(24))
     store = TrunkStore(folder, 2, torch.float32, 0)
-    store.take([key])
-    assert torch.equal(store[key], torch.ones(3, 2))
+    store.take(split_keys(key))
+    assert torch.equal(store.states(split_keys(key))[0], torch.ones(3, 2))
 
 
 def test_a_training_on_other_pairs_reads_no_file_but_its_own(
@@ -826,10 +847,11 @@ def test_the_same_rows_are_kept_once(tmp_path: Path) -> None:
         for writer in (one, two):
             writer.add(b"k" * 16, torch.ones(3, 2))
     assert len(list((tmp_path / "trunk").glob("*.states"))) == 1
+    key = split_keys(b"k" * 16)
     for store in stores:
         store.refresh()
-        store.take([b"k" * 16])
-        assert torch.equal(store[b"k" * 16], torch.ones(3, 2))
+        store.take(key)
+        assert torch.equal(store.states(key)[0], torch.ones(3, 2))
 
 
 def test_memory_has_a_limit_over_trainings(

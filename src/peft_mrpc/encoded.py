@@ -1,4 +1,4 @@
-"""Encoded pairs, some hundred bytes each: lists of Python numbers would take ten times as much."""
+"""Encoded pairs, some two hundred bytes each: lists of Python numbers take ten times as much."""
 
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,8 +10,8 @@ from peft_mrpc.pairs import Pair
 
 # Pairs that are tokenized at once: a tokenizer's answer is many times as large as its numbers.
 AT_ONCE = 1000
-# What a tokenizer gives beside the ids is zeros and ones.
-MARKS = ("attention_mask", "token_type_ids")
+# Typecodes of arrays, from small numbers to large ones.
+WIDTHS = "BHi"
 
 
 class EncodedPairs(Sequence[dict[str, Any]]):
@@ -25,20 +25,38 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         self._values: dict[str, array[int]] = {}  # of all pairs, one after another
         self._ends = array("q", [0])
         self._labels: Sequence[int] | None = None
+        self._is_masked = False
 
     def extend(self, encoded: Mapping[str, Iterable[Sequence[int]]]) -> None:
-        """Take pairs as a tokenizer gives them: by name the numbers of each."""
+        """Take pairs as a tokenizer gives them, unpadded: by name the numbers of each."""
         for name, rows in encoded.items():
-            values = self._values.setdefault(name, array("b" if name in MARKS else "i"))
+            if name == "attention_mask":  # ones, as long as nothing is padded
+                self._is_masked = True
+                continue
             for row in rows:
-                values.extend(row)
+                self._append(name, row)
         for row in encoded["input_ids"]:
             self._ends.append(self._ends[-1] + len(row))
+
+    def _append(self, name: str, row: Sequence[int]) -> None:
+        """Take numbers in as few bytes as hold all of their name."""
+        values = self._values.setdefault(name, array(WIDTHS[0]))
+        for width in WIDTHS[WIDTHS.index(values.typecode) :]:
+            try:
+                new = array(width, row)
+            except OverflowError:
+                continue
+            if width != values.typecode:
+                values = self._values[name] = array(width, values)
+            values.extend(new)
+            return
+        raise OverflowError(f"{name}: {max(row)} is no token")
 
     def labelled(self, labels: Iterable[int]) -> "EncodedPairs":
         """The same pairs with `labels`, [N]; the numbers are shared."""
         other = EncodedPairs()
         other._values, other._ends = self._values, self._ends
+        other._is_masked = self._is_masked
         other._labels = array("i", labels)
         assert len(other._labels) == len(self), "a label for each pair"
         return other
@@ -64,7 +82,11 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         found: dict[str, Any] = {
             name: values[first:last].tolist() for name, values in self._values.items()
         }
-        return found if self._labels is None else {**found, "labels": self._labels[row]}
+        if self._is_masked:
+            found["attention_mask"] = [1] * (last - first)
+        if self._labels is not None:
+            found["labels"] = self._labels[row]
+        return found
 
 
 def encode_pairs(

@@ -25,6 +25,7 @@ def freed_memory_kept() -> Iterator[None]:
     if library is None:
         yield
         return
+    library.malloc_trim(0)  # what tokenizing has left over is of no use to training steps
     library.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
     try:

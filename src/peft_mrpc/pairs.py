@@ -9,7 +9,7 @@ SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """One row: two sentences and, where known, the index of their label."""
 

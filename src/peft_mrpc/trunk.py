@@ -11,6 +11,7 @@ Shapes: B batch, T tokens, H hidden.
 from collections.abc import Iterator
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -24,7 +25,7 @@ from peft_mrpc.left_out import LeftOut
 from peft_mrpc.trunk_fill import Rows, fill_store, missing_rows
 from peft_mrpc.trunk_name import describe_frozen, trunk_name
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_rows import keys_and_lengths, row_key
 from peft_mrpc.trunk_store import TrunkCollator, TrunkStore
 
 # How far activations and logits may lie apart by rounding, as a share of their size. How mixed
@@ -80,9 +81,8 @@ class Trunk:
         Returns:
             Why it is better to do without; nothing if all is there.
         """
-        lengths = [len(row["input_ids"]) for row in rows]
-        by_key = {row_key(row): number for number, row in enumerate(rows)}
-        by_length = sorted(by_key.values(), key=lengths.__getitem__)
+        keys, lengths = keys_and_lengths(rows)
+        by_length = np.argsort(lengths, kind="stable").tolist()
         try:  # of either length: some pad inside themselves
             self._states([rows[by_length[-1]]])
             sample = self._look_at([rows[by_length[0]]])
@@ -93,13 +93,13 @@ class Trunk:
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
         if store is not _HELD.get(name):
             _HELD.clear()  # two at once would be beyond the limit
-        missing = missing_rows(store, by_key)
-        size = sum(lengths[number] for number in missing) * store.token_bytes
+        missing = missing_rows(store, keys)
+        size = int(lengths[missing].sum()) * store.token_bytes
         if store.folder is None and store.resident + size > self.plan.memory_bytes:
             # What other trainings kept gives way.
             store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
-            missing = [*by_key.values()]
-            size = sum(lengths[number] for number in missing) * store.token_bytes
+            missing = missing_rows(store, keys)
+            size = int(lengths[missing].sum()) * store.token_bytes
         refusal = self._make_room(store, size)
         if visits is not None:
             refusal = fill_refusal(len(missing), visits) or refusal
@@ -110,7 +110,7 @@ class Trunk:
         new = f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
-            *(self.depth, len(encoder_layers(self.model)), f"{len(by_key):,}"),
+            *(self.depth, len(encoder_layers(self.model)), f"{len(np.unique(keys)):,}"),
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
@@ -118,7 +118,7 @@ class Trunk:
         if said and self.plan.mode == "auto" and not self._make_room(store, size, on_disk=False):
             logger.warning("%s; kept in memory", said)
             store.folder = None
-            missing = missing_rows(store, by_key)
+            missing = missing_rows(store, keys)
             said = _first_of_all(fill_store(store, Subset(rows, missing), about, self._row_states))
         if said:
             return said
@@ -243,8 +243,9 @@ class Trunk:
         assert store is not None
         apart = 0.0
         alone = (one for row in rows for one in self._row_states([row]))  # padded by nothing
-        for key, states in alone:
-            kept, plain = store[key].float(), states.float()
+        all_kept = store.states(keys_and_lengths(rows)[0])
+        for (_, states), kept in zip(alone, all_kept, strict=True):
+            kept, plain = kept.float(), states.float()
             apart = max(apart, float((kept - plain).norm() / plain.norm()))
         if apart <= self._tolerance:
             return ""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch.utils.data import Subset
@@ -20,7 +21,7 @@ from peft_mrpc.errors import logger, one_line
 from peft_mrpc.kept_trunks import describe_trunk, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import length_sorted_batches
-from peft_mrpc.trunk_rows import row_key
+from peft_mrpc.trunk_rows import Keys, keys_and_lengths
 from peft_mrpc.trunk_store import TrunkStore
 
 # Encoded pairs, which may be made as they are asked for.
@@ -34,10 +35,16 @@ FILL_BATCH, FILL_TOKENS = 32, 8192
 FILE_BYTES = 64 << 20
 
 
-def missing_rows(store: TrunkStore, by_key: Mapping[bytes, int]) -> list[int]:
-    """The numbers of the rows that a store lacks; it takes in the others."""
-    store.take(by_key)
-    return [number for key, number in by_key.items() if key not in store]
+def missing_rows(store: TrunkStore, keys: Keys) -> list[int]:
+    """Where rows stand that a store lacks, each once; it takes in the others.
+
+    Args:
+        keys: Of all rows, [N].
+    """
+    store.take(keys)
+    firsts = np.sort(np.unique(keys, return_index=True)[1])
+    lacking: list[int] = firsts[~store.has(keys[firsts])].tolist()
+    return lacking
 
 
 def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute: Compute) -> str:
@@ -60,27 +67,27 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
         index = state.local_process_index
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
-    fault = _fill_share(store, rows, about, compute, slice(index, None, count))
+    keys, lengths = keys_and_lengths(rows)
+    fault = _fill_share(store, rows, lengths.tolist(), about, compute, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
-    by_key = {row_key(row): number for number, row in enumerate(rows)}
     # Another job may have come between what each process found missing.
-    if not fault and (left := missing_rows(store, by_key)):
-        fault = _fill_share(store, Subset(rows, left), about, compute)
+    if not fault and (left := missing_rows(store, keys)):
+        fault = _fill_share(store, Subset(rows, left), lengths[left].tolist(), about, compute)
         store.refresh()
-        store.take(by_key)
+        store.take(keys)
     return fault
 
 
 def _fill_share(
     store: TrunkStore,
     rows: Rows,
+    lengths: Sequence[int],
     about: Mapping[str, Any],
     compute: Compute,
     share: slice = slice(None),
 ) -> str:
     """Compute some of the batches of rows; why they cannot be written, if so."""
-    lengths = [len(row["input_ids"]) for row in rows]
     batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
     if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
         return ""

@@ -3,12 +3,17 @@
 import hashlib
 import zlib
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 KEY_BYTES = 16
+# Keys of rows, [N]; all of one length, so that it is no matter that NumPy drops zeros at an end.
+Keys = NDArray[np.bytes_]
+KEY = np.dtype(f"S{KEY_BYTES}")
 
 
 def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
@@ -19,9 +24,62 @@ def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
     return digest.digest()
 
 
-def split_keys(keys: bytes | bytearray) -> list[bytes]:
+def keys_and_lengths(rows: Iterable[Mapping[str, Any]]) -> tuple[Keys, NDArray[np.int64]]:
+    """The key and the number of tokens of each of N encoded pairs, both [N]."""
+    pairs = ((row_key(row), len(row["input_ids"])) for row in rows)
+    found = np.fromiter(pairs, [("key", KEY), ("length", np.int64)])
+    return found["key"].copy(), found["length"].copy()
+
+
+def split_keys(keys: bytes | bytearray) -> Keys:
     """Keys that stand one after another."""
-    return [bytes(keys[n : n + KEY_BYTES]) for n in range(0, len(keys), KEY_BYTES)]
+    return np.frombuffer(bytes(keys), KEY)
+
+
+class RowIndex:
+    """A few numbers of each row, found by its key.
+
+    Sorted arrays: a row takes its key and eight bytes for each number, where a mapping from keys to
+    tuples takes some hundreds.
+
+    Args:
+        columns: What the numbers are called.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self._rows = np.empty(0, [("key", KEY), *((column, np.int64) for column in columns)])
+
+    @property
+    def keys(self) -> Keys:
+        """Of all rows, sorted."""
+        keys: Keys = self._rows["key"]
+        return keys
+
+    def has(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of these keys it knows, [N]."""
+        return self._find(keys)[1]
+
+    def rows(self, keys: Keys) -> NDArray[Any]:
+        """The rows of those keys that it knows, in their order, with `key` and every column."""
+        places, found = self._find(keys)
+        return self._rows[places[found]]
+
+    def add(self, keys: Keys, **columns: Any) -> None:
+        """Take in rows, each column [N] or one number for all; known keys stay as they are."""
+        new = np.empty(len(keys), self._rows.dtype)
+        new["key"] = keys
+        for name, numbers in columns.items():
+            new[name] = numbers
+        new = new[np.unique(keys, return_index=True)[1]]
+        new = new[~self.has(new["key"])]
+        self._rows = np.insert(self._rows, np.searchsorted(self.keys, new["key"]), new)
+
+    def _find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where each key would stand, and whether it does, [N] each."""
+        places = np.searchsorted(self.keys, keys)
+        if not len(self.keys):
+            return places, np.zeros(len(keys), bool)
+        return places, self.keys[np.minimum(places, len(self.keys) - 1)] == keys
 
 
 def raw_bytes(states: torch.Tensor) -> Any:

@@ -1,27 +1,27 @@
 """Activations on disk or in memory, found by the token ids that they were computed from."""
 
 import contextlib
-import itertools
 import os
 import time
 import uuid
 import zlib
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from peft_mrpc.errors import logger, one_line
 from peft_mrpc.trunk_rows import (
-    KEY_BYTES,
     DiskWriter,
+    Keys,
     MemoryWriter,
+    RowIndex,
     Writer,
+    keys_and_lengths,
     raw_bytes,
-    row_key,
     split_keys,
 )
 
@@ -30,23 +30,6 @@ ABANDONED_SECONDS = 3600
 # What collated batches call the activations; the model never sees it.
 STATES = "trunk_states"
 Collate = Callable[[list[Any]], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """Where a row stands in a file.
-
-    Attributes:
-        file: Name of the file, without suffix.
-        first: Its first token.
-        length: How many tokens it has.
-        checksum: Of its bytes.
-    """
-
-    file: str
-    first: int
-    length: int
-    checksum: int
 
 
 class TrunkStore:
@@ -76,20 +59,21 @@ class TrunkStore:
         self.resident_bytes = resident_bytes
         self.resident = 0  # bytes held in memory
         self._blocks: list[torch.Tensor] = []  # [tokens, H]
-        self._place: dict[bytes, tuple[int, int, int]] = {}  # block, first token, tokens
-        self._on_disk: dict[bytes, Kept] = {}
+        self._place = RowIndex("block", "first", "length")  # both in tokens
+        self._on_disk = RowIndex("file", "first", "length", "checksum")
+        self._files: list[str] = []  # their names, without suffix
         self._tokens: dict[str, int] = {}  # of each file
         self._damaged: set[str] = set()
         self.refresh()
 
-    def __contains__(self, key: bytes) -> bool:
-        """Whether a row has been taken in."""
-        return key in self._place
+    def has(self, keys: Keys) -> NDArray[np.bool_]:
+        """Which of these rows have been taken in, [N]."""
+        return self._place.has(keys)
 
-    def __getitem__(self, key: bytes) -> torch.Tensor:
-        """The activations of a row that has been taken in, [T, H]."""
-        block, first, length = self._place[key]
-        return self._blocks[block][first : first + length]
+    def states(self, keys: Keys) -> list[torch.Tensor]:
+        """The activations of rows that have been taken in, [T, H] each; of others nothing."""
+        places = self._place.rows(keys)[["block", "first", "length"]].tolist()
+        return [self._blocks[block][first : first + length] for block, first, length in places]
 
     @property
     def token_bytes(self) -> int:
@@ -106,57 +90,55 @@ class TrunkStore:
         with contextlib.suppress(OSError):
             os.utime(self.folder)  # the day of its last use, for `peft-mrpc cache`
 
-    def take(self, keys: Iterable[bytes]) -> None:
+    def take(self, keys: Keys) -> None:
         """Take in those of these rows that the files hold."""
-        by_file: dict[str, list[bytes]] = {}
-        for key in keys:
-            if key in self._on_disk and key not in self._place:
-                by_file.setdefault(self._on_disk[key].file, []).append(key)
+        wanted = np.unique(keys[~self.has(keys)])
+        rows = np.sort(self._on_disk.rows(wanted), order=["file", "first"])
         before = len(self._damaged)
-        for name, own in by_file.items():
-            self._take_rows(name, sorted(own, key=lambda key: self._on_disk[key].first))
+        for own in np.split(rows, np.flatnonzero(np.diff(rows["file"])) + 1):
+            if len(own):
+                self._take_rows(self._files[own["file"][0]], own)
         if len(self._damaged) > before:  # what one file has lost another may hold
-            self._on_disk.clear()
+            self._on_disk = RowIndex("file", "first", "length", "checksum")
             self._tokens.clear()
             self.refresh()
-            self.take([key for own in by_file.values() for key in own])
+            self.take(wanted)
 
     def __getstate__(self) -> dict[str, Any]:
         """For workers of a data loader: they read the files themselves."""
         state = dict(vars(self))
         if self.folder is not None:
-            state |= {"_blocks": [], "_place": {}, "resident": 0, "asked": [*self._place]}
+            empty = RowIndex("block", "first", "length")
+            state |= {"_blocks": [], "_place": empty, "resident": 0, "asked": self._place.keys}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        asked = state.pop("asked", [])
+        asked = state.pop("asked", None)
         vars(self).update(state)
-        self.take(asked)
+        if asked is not None:
+            self.take(asked)
 
     def _list_rows(self, path: Path) -> None:
         """Note which rows a file holds; they are read when they are asked for."""
         try:
-            keys = path.with_suffix(".keys").read_bytes()
-            rows = array("q", path.read_bytes())
-            lengths, sums = rows[::2], rows[1::2]
-            if len(keys) != KEY_BYTES * len(lengths) or len(sums) != len(lengths):
+            keys = split_keys(path.with_suffix(".keys").read_bytes())
+            lengths, sums = np.frombuffer(path.read_bytes(), np.int64).reshape(-1, 2).T
+            if len(keys) != len(lengths):
                 raise ValueError("its parts do not fit together")
         except (OSError, ValueError) as error:
             self._give_up(path.stem, error)
             return
-        first = 0
-        for key, length, wanted in zip(split_keys(keys), lengths, sums, strict=True):
-            self._on_disk.setdefault(key, Kept(path.stem, first, length, wanted))
-            first += length
-        self._tokens[path.stem] = first
+        ends = np.cumsum(lengths)
+        numbers = {"first": ends - lengths, "length": lengths, "checksum": sums}
+        self._on_disk.add(keys, file=len(self._files), **numbers)
+        self._files.append(path.stem)
+        self._tokens[path.stem] = int(lengths.sum())
 
-    def _take_rows(self, name: str, keys: Sequence[bytes]) -> None:
+    def _take_rows(self, name: str, rows: NDArray[Any]) -> None:
         """Check rows of a file, in its order, and hold or map them."""
         assert self._source is not None
         path = self._source / f"{name}.states"
-        rows = [self._on_disk[key] for key in keys]
-        lengths = [row.length for row in rows]
-        size = sum(lengths) * self.token_bytes
+        size = int(rows["length"].sum()) * self.token_bytes
         is_held = self.resident + size <= self.resident_bytes
         try:
             if path.stat().st_size != self._tokens[name] * self.token_bytes:
@@ -171,19 +153,21 @@ class TrunkStore:
             self._give_up(name, error)
             return
         self.resident += size if is_held else 0
-        firsts = itertools.accumulate(lengths, initial=0) if is_held else [r.first for r in rows]
-        self._add(states, keys, firsts, lengths)
+        firsts = np.cumsum(rows["length"]) - rows["length"] if is_held else rows["first"]
+        place = {"first": firsts, "length": rows["length"]}
+        self._place.add(rows["key"], block=len(self._blocks), **place)
+        self._blocks.append(states)
 
-    def _read_rows(self, path: Path, rows: Sequence[Kept], is_held: bool) -> torch.Tensor:
+    def _read_rows(self, path: Path, rows: NDArray[Any], is_held: bool) -> torch.Tensor:
         """Read rows against their checksums, [tokens, H]; nothing of them if they are not held."""
-        tokens = sum(row.length for row in rows) if is_held else 0
+        tokens = int(rows["length"].sum()) if is_held else 0
         states = torch.empty(tokens, self.width, dtype=self.dtype)
         content, filled = raw_bytes(states).cast("B") if tokens else memoryview(b""), 0
         with path.open("rb") as file:
-            for row in rows:
-                file.seek(row.first * self.token_bytes)
-                read = file.read(row.length * self.token_bytes)
-                if zlib.crc32(read) != row.checksum:
+            for first, length, checksum in rows[["first", "length", "checksum"]].tolist():
+                file.seek(first * self.token_bytes)
+                read = file.read(length * self.token_bytes)
+                if zlib.crc32(read) != checksum:
                     raise ValueError("what it holds has changed")
                 if is_held:
                     content[filled : filled + len(read)] = read
@@ -196,28 +180,16 @@ class TrunkStore:
         path = self._source / f"{name}.states"
         logger.warning("%s: damaged and not used: %s", path, one_line(error))
 
-    def _add(
-        self,
-        states: torch.Tensor,
-        keys: Sequence[bytes],
-        firsts: Iterable[int],
-        lengths: Sequence[int],
-    ) -> None:
-        """Add a block, and where in it rows begin and how long they are."""
-        for key, first, length in zip(keys, firsts, lengths, strict=False):
-            self._place.setdefault(key, (len(self._blocks), first, length))
-        self._blocks.append(states)
-
     @contextlib.contextmanager
     def adding(self) -> Iterator[Writer]:
         """Add rows: all of them once the block ends well, none if it fails."""
         if self.folder is None:
             yield (kept := MemoryWriter())
             # Each row a block of its own: one block of all would be there twice for a while.
-            own = zip(kept.states, split_keys(kept.keys), kept.lengths, strict=True)
-            for states, key, length in own:
-                self.resident += states.nbytes
-                self._add(states, [key], [0], [length])
+            self.resident += sum(states.nbytes for states in kept.states)
+            blocks = len(self._blocks) + np.arange(len(kept.states))
+            self._place.add(split_keys(kept.keys), block=blocks, first=0, length=kept.lengths)
+            self._blocks += kept.states
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
@@ -230,13 +202,12 @@ class TrunkStore:
             keys = bytes(writer.keys)
             self.refresh()
             # Another training may have filled in the same meanwhile.
-            if all(key in self._on_disk for key in split_keys(keys)):
+            if self._on_disk.has(split_keys(keys)).all():
                 return
             path.rename(path.with_suffix(".states"))
             path.with_suffix(".keys").write_bytes(keys)
-            pairs = zip(writer.lengths, writer.sums, strict=True)
-            rows = array("q", [number for pair in pairs for number in pair])
-            path.with_suffix(".new").write_bytes(rows.tobytes())
+            rows = np.stack([writer.lengths, writer.sums], axis=1)
+            path.with_suffix(".new").write_bytes(rows.astype(np.int64).tobytes())
             path.with_suffix(".new").rename(path.with_suffix(".lengths"))
         finally:
             if not path.with_suffix(".lengths").exists():
@@ -267,10 +238,12 @@ class TrunkCollator:
         self.store: TrunkStore | None = None
 
     def __call__(self, features: list[Any]) -> Any:
-        keys = [row_key(feature) for feature in features] if self.store else []
+        kept: list[torch.Tensor] = []
+        if self.store is not None:
+            kept = self.store.states(keys_and_lengths(features)[0])
         batch = self.collate(features)
-        if self.store and all(key in self.store for key in keys):
-            batch[STATES] = pad_states([self.store[key] for key in keys], batch["attention_mask"])
+        if len(kept) == len(features):
+            batch[STATES] = pad_states(kept, batch["attention_mask"])
         return batch
 
 
