@@ -32,7 +32,7 @@ from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, main
 from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, Trunk
-from peft_mrpc.trunk_fill import _is_common, fill_store
+from peft_mrpc.trunk_fill import _is_common, fill_store, missing_rows
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_rows import KEY, DiskWriter, RowIndex, row_key, split_keys
@@ -448,7 +448,8 @@ def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) ->
 def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_path: Path) -> None:
     folder = None if where == "memory" else tmp_path / "store"
     store = TrunkStore(folder, 3, dtype, 0 if where == "mapped" else 1 << 20)
-    rows = {row_key({"input_ids": [n] * n}): torch.randn(n, 3).to(dtype) for n in (1, 4, 2)}
+    rows = {row_key({"input_ids": [n] * n}): torch.randn(n, 3).to(dtype) for n in (1, 4)}
+    rows[b"k" * 14 + bytes(2)] = torch.randn(2, 3).to(dtype)
     keys = np.array([*rows], KEY)
     for chosen in ([0, 1], [2]):
         with store.adding() as writer:
@@ -463,20 +464,31 @@ def test_a_store_gives_back_what_it_took(where: str, dtype: torch.dtype, tmp_pat
             assert torch.equal(own, plain)
         asked = np.array([keys[2], row_key({"input_ids": [9]}), keys[0]], KEY)
         assert one.has(asked).tolist() == [True, False, True]
-        assert list(map(len, one.states(asked))) == [2, 1]
+        assert one.states(asked) == []  # all or nothing
+        assert missing_rows(one, asked[[1, 0, 1]]) == [0]  # each once
 
 
 def test_an_index_finds_what_a_mapping_does() -> None:
     draw = np.random.default_rng(0)
     index, plain = RowIndex("first", "second"), dict[bytes, tuple[int, int]]()
     assert not index.has(np.array([b"k" * 16], KEY)).any()
-    # Few different bytes: keys come again, within a call as well, and some end in zeros.
+
+    def draw_keys(size: int) -> Any:
+        """Of few different bytes: keys come again, within a call as well, and some end in zeros."""
+        few = draw.integers(0, 2, (size, 16), np.uint8)[:, [0] * 9 + [*range(7)]]
+        return split_keys(few.tobytes())
+
     for size in (0, 1, 200, 50):
-        keys = split_keys(draw.integers(0, 2, (size, 16), np.uint8)[:, [0] * 9 + [*range(7)]])
-        index.add(keys, first=np.arange(size), second=size)
+        keys = draw_keys(size)
+        half = size // 2
+        tables = [
+            index.table(keys[part], first=np.arange(size)[part], second=size)
+            for part in (slice(half), slice(half, None))
+        ]
+        index.add(tables)
         for number, key in enumerate(keys):
             plain.setdefault(key, (number, size))
-        asked = split_keys(draw.integers(0, 2, (300, 16), np.uint8)[:, [0] * 9 + [*range(7)]])
+        asked = draw_keys(300)
         assert index.has(asked).tolist() == [key in plain for key in asked]
         found = index.rows(asked)
         expected = [(key, *plain[key]) for key in asked if key in plain]
@@ -599,7 +611,7 @@ def test_only_the_rows_that_are_asked_for_are_read(
     gone.unlink()
     spoilt.write_bytes(spoilt.read_bytes()[:24] + bytes(24))  # the second of its two rows
     first.take(keys[:1])
-    assert torch.equal(first.states(keys)[0], torch.zeros(3, 2)) and caplog.text == ""
+    assert torch.equal(first.states(keys[:1])[0], torch.zeros(3, 2)) and caplog.text == ""
     assert first.resident == (24 if resident else 0) and not first.has(keys[1:]).any()
     second = TrunkStore(tmp_path / "trunk", 2, torch.float32, resident)
     second.take(keys)
@@ -621,6 +633,26 @@ def test_a_row_that_one_file_has_lost_is_found_in_another(tmp_path: Path) -> Non
     store = TrunkStore(folder, 2, torch.float32, 0)
     store.take(split_keys(key))
     assert torch.equal(store.states(split_keys(key))[0], torch.ones(3, 2))
+
+
+def test_rows_are_found_in_the_files_that_are_left(tmp_path: Path) -> None:
+    """Also those that come after a file whose damage has had all of them listed anew."""
+    folder, keys = tmp_path / "trunk", [bytes([65 + n]) * 16 for n in range(5)]
+    for n, key in enumerate(keys):
+        with TrunkStore(folder, 2, torch.float32, 0).adding() as writer:
+            writer.add(key, torch.full((n + 1, 2), float(n)))
+        for path in folder.glob("????????????????????????????????.*"):
+            path.rename(folder / f"{n}{path.suffix}")
+    (folder / "1.states").write_bytes(bytes(16))
+    store, asked = TrunkStore(folder, 2, torch.float32, 1 << 20), np.array(keys, KEY)
+    store.take(asked)
+    with store.adding() as writer:
+        writer.add(keys[1], torch.full((2, 2), 1.0))
+    store.refresh()
+    store.take(asked)
+    for n, states in enumerate(store.states(asked)):
+        assert torch.equal(states, torch.full((n + 1, 2), float(n)))
+    assert len(store.states(asked)) == 5
 
 
 def test_a_training_on_other_pairs_reads_no_file_but_its_own(

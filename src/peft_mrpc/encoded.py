@@ -25,14 +25,10 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         self._values: dict[str, array[int]] = {}  # of all pairs, one after another
         self._ends = array("q", [0])
         self._labels: Sequence[int] | None = None
-        self._is_masked = False
 
     def extend(self, encoded: Mapping[str, Iterable[Sequence[int]]]) -> None:
-        """Take pairs as a tokenizer gives them, unpadded: by name the numbers of each."""
+        """Take pairs as a tokenizer gives them: by name the numbers of each."""
         for name, rows in encoded.items():
-            if name == "attention_mask":  # ones, as long as nothing is padded
-                self._is_masked = True
-                continue
             for row in rows:
                 self._append(name, row)
         for row in encoded["input_ids"]:
@@ -44,19 +40,18 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         for width in WIDTHS[WIDTHS.index(values.typecode) :]:
             try:
                 new = array(width, row)
+                break
             except OverflowError:
-                continue
-            if width != values.typecode:
-                values = self._values[name] = array(width, values)
-            values.extend(new)
-            return
-        raise OverflowError(f"{name}: {max(row)} is no token")
+                if width == WIDTHS[-1]:
+                    raise
+        if new.typecode != values.typecode:
+            values = self._values[name] = array(new.typecode, values)
+        values.extend(new)
 
     def labelled(self, labels: Iterable[int]) -> "EncodedPairs":
         """The same pairs with `labels`, [N]; the numbers are shared."""
         other = EncodedPairs()
         other._values, other._ends = self._values, self._ends
-        other._is_masked = self._is_masked
         other._labels = array("i", labels)
         assert len(other._labels) == len(self), "a label for each pair"
         return other
@@ -82,11 +77,7 @@ class EncodedPairs(Sequence[dict[str, Any]]):
         found: dict[str, Any] = {
             name: values[first:last].tolist() for name, values in self._values.items()
         }
-        if self._is_masked:
-            found["attention_mask"] = [1] * (last - first)
-        if self._labels is not None:
-            found["labels"] = self._labels[row]
-        return found
+        return found if self._labels is None else {**found, "labels": self._labels[row]}
 
 
 def encode_pairs(

@@ -18,14 +18,15 @@ def freed_memory_kept() -> Iterator[None]:
 
     glibc hands it back to the system, which gives it out again page by page, each of them cleared
     at its first touch: a third of all page faults of a training on a CPU. Blocks of more than 32 MB
-    go back all the same. After the block glibc hands back what it does as a rule, whatever
-    `MALLOC_TRIM_THRESHOLD_` said. Where there is no glibc, nothing is done.
+    go back all the same. What is free when the block begins goes back first: encoding pairs leaves
+    small pieces over that training steps have no use for. After the block glibc hands back what it
+    does as a rule, whatever `MALLOC_TRIM_THRESHOLD_` said. Without glibc nothing is done.
     """
     library = _glibc()
     if library is None:
         yield
         return
-    library.malloc_trim(0)  # what tokenizing has left over is of no use to training steps
+    library.malloc_trim(0)
     library.mallopt(M_MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
     library.mallopt(M_TRIM_THRESHOLD, NEVER)
     try:

@@ -82,7 +82,7 @@ class Trunk:
             Why it is better to do without; nothing if all is there.
         """
         keys, lengths = keys_and_lengths(rows)
-        by_length = np.argsort(lengths, kind="stable").tolist()
+        by_length = np.argsort(lengths, kind="stable")
         try:  # of either length: some pad inside themselves
             self._states([rows[by_length[-1]]])
             sample = self._look_at([rows[by_length[0]]])
@@ -124,8 +124,8 @@ class Trunk:
             return said
         self.collator.store = store
         _HELD[name] = store
-        fourths = [by_length[len(by_length) * number // 4] for number in range(4)]
-        return _first_of_all(self._fault([rows[row] for row in (*fourths, by_length[-1])]))
+        looked_at = [by_length[len(by_length) * number // 4] for number in range(4)]
+        return _first_of_all(self._fault([rows[row] for row in (*looked_at, by_length[-1])]))
 
     def left_out(self) -> LeftOut:
         """Within its block the model trains on what was kept."""
@@ -241,9 +241,11 @@ class Trunk:
         """Whether what was kept of some rows is not what the layers give."""
         store = self.collator.store
         assert store is not None
+        all_kept = store.states(keys_and_lengths(rows)[0])
+        if not all_kept:
+            return "what was kept has been taken away meanwhile"
         apart = 0.0
         alone = (one for row in rows for one in self._row_states([row]))  # padded by nothing
-        all_kept = store.states(keys_and_lengths(rows)[0])
         for (_, states), kept in zip(alone, all_kept, strict=True):
             kept, plain = kept.float(), states.float()
             apart = max(apart, float((kept - plain).norm() / plain.norm()))

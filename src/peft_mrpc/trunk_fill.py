@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from numpy.typing import NDArray
 from torch.utils.data import Subset
 from transformers.utils.logging import tqdm
 
@@ -42,8 +43,8 @@ def missing_rows(store: TrunkStore, keys: Keys) -> list[int]:
         keys: Of all rows, [N].
     """
     store.take(keys)
-    firsts = np.sort(np.unique(keys, return_index=True)[1])
-    lacking: list[int] = firsts[~store.has(keys[firsts])].tolist()
+    unique, firsts = np.unique(keys, return_index=True)
+    lacking: list[int] = np.sort(firsts[~store.has(unique)]).tolist()
     return lacking
 
 
@@ -68,12 +69,12 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
     keys, lengths = keys_and_lengths(rows)
-    fault = _fill_share(store, rows, lengths.tolist(), about, compute, slice(index, None, count))
+    fault = _fill_share(store, rows, lengths, about, compute, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
     # Another job may have come between what each process found missing.
     if not fault and (left := missing_rows(store, keys)):
-        fault = _fill_share(store, Subset(rows, left), lengths[left].tolist(), about, compute)
+        fault = _fill_share(store, Subset(rows, left), lengths[left], about, compute)
         store.refresh()
         store.take(keys)
     return fault
@@ -82,13 +83,13 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
 def _fill_share(
     store: TrunkStore,
     rows: Rows,
-    lengths: Sequence[int],
+    lengths: NDArray[np.int64],
     about: Mapping[str, Any],
     compute: Compute,
     share: slice = slice(None),
 ) -> str:
     """Compute some of the batches of rows; why they cannot be written, if so."""
-    batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
+    batches = length_sorted_batches(lengths.tolist(), FILL_BATCH, FILL_TOKENS)
     if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
         return ""
     try:
@@ -102,7 +103,7 @@ def _fill_share(
     except OSError as error:
         return f"{store.folder} cannot be written: {one_line(error)}"
     except torch.OutOfMemoryError:
-        return f"the frozen layers run out of memory with a pair of {max(lengths)} tokens alone"
+        return f"the frozen layers run out of memory with a pair of {lengths.max()} tokens alone"
     return ""
 
 
@@ -133,14 +134,14 @@ def _add_rows(
 
 
 def _in_files(
-    batches: Sequence[Sequence[int]], lengths: Sequence[int], token_bytes: int
+    batches: Sequence[Sequence[int]], lengths: NDArray[np.int64], token_bytes: int
 ) -> Iterator[list[Sequence[int]]]:
     """Batches in order, as many together as a file takes."""
     part: list[Sequence[int]] = []
     size = 0
     for batch in batches:
         part.append(batch)
-        size += sum(lengths[row] for row in batch) * token_bytes
+        size += int(lengths[batch].sum()) * token_bytes
         if size >= FILE_BYTES:
             yield part
             part, size = [], 0

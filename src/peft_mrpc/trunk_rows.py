@@ -1,4 +1,4 @@
-"""Rows of activations: their names, and how they are written one after another."""
+"""Rows of activations: their keys, how they are found by them, and how they are written."""
 
 import hashlib
 import zlib
@@ -64,15 +64,24 @@ class RowIndex:
         places, found = self._find(keys)
         return self._rows[places[found]]
 
-    def add(self, keys: Keys, **columns: Any) -> None:
-        """Take in rows, each column [N] or one number for all; known keys stay as they are."""
-        new = np.empty(len(keys), self._rows.dtype)
-        new["key"] = keys
+    def table(self, keys: Keys, **columns: Any) -> NDArray[Any]:
+        """Rows to `add`, each column [N] or one number for all."""
+        rows = np.zeros(len(keys), self._rows.dtype)
+        rows["key"] = keys
         for name, numbers in columns.items():
-            new[name] = numbers
-        new = new[np.unique(keys, return_index=True)[1]]
-        new = new[~self.has(new["key"])]
-        self._rows = np.insert(self._rows, np.searchsorted(self.keys, new["key"]), new)
+            rows[name] = numbers
+        return rows
+
+    def add(self, tables: Iterable[NDArray[Any]]) -> None:
+        """Take in rows; of those with one key, the first that came.
+
+        Each call copies the whole: many tables at once cost what one does.
+        """
+        rows = np.concatenate([self._rows[:0], *tables])
+        new = rows[np.unique(rows["key"], return_index=True)[1]]
+        places, known = self._find(new["key"])
+        if not known.all():
+            self._rows = np.insert(self._rows, places[~known], new[~known])
 
     def _find(self, keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Where each key would stand, and whether it does, [N] each."""

@@ -25,6 +25,8 @@ from peft_mrpc.trunk_rows import (
     split_keys,
 )
 
+# What is known of a row: in the files, and where it has been taken in.
+IN_FILES, IN_BLOCKS = ("file", "first", "length", "checksum"), ("block", "first", "length")
 # What was begun so long ago is not being written any more.
 ABANDONED_SECONDS = 3600
 # What collated batches call the activations; the model never sees it.
@@ -59,8 +61,8 @@ class TrunkStore:
         self.resident_bytes = resident_bytes
         self.resident = 0  # bytes held in memory
         self._blocks: list[torch.Tensor] = []  # [tokens, H]
-        self._place = RowIndex("block", "first", "length")  # both in tokens
-        self._on_disk = RowIndex("file", "first", "length", "checksum")
+        self._place = RowIndex(*IN_BLOCKS)
+        self._on_disk = RowIndex(*IN_FILES)
         self._files: list[str] = []  # their names, without suffix
         self._tokens: dict[str, int] = {}  # of each file
         self._damaged: set[str] = set()
@@ -71,8 +73,10 @@ class TrunkStore:
         return self._place.has(keys)
 
     def states(self, keys: Keys) -> list[torch.Tensor]:
-        """The activations of rows that have been taken in, [T, H] each; of others nothing."""
-        places = self._place.rows(keys)[["block", "first", "length"]].tolist()
+        """The activations of these rows, [T, H] each; nothing if one has not been taken in."""
+        places = self._place.rows(keys)[[*IN_BLOCKS]].tolist()
+        if len(places) < len(keys):
+            return []
         return [self._blocks[block][first : first + length] for block, first, length in places]
 
     @property
@@ -84,22 +88,23 @@ class TrunkStore:
         """Learn of the files that other processes have added."""
         if self.folder is None or not self.folder.is_dir():
             return
-        for path in sorted(self.folder.glob("*.lengths")):
-            if path.stem not in self._tokens.keys() | self._damaged:
-                self._list_rows(path)
+        known = self._tokens.keys() | self._damaged
+        new = [path for path in sorted(self.folder.glob("*.lengths")) if path.stem not in known]
+        self._on_disk.add([rows for path in new for rows in self._listed_rows(path)])
         with contextlib.suppress(OSError):
             os.utime(self.folder)  # the day of its last use, for `peft-mrpc cache`
 
     def take(self, keys: Keys) -> None:
         """Take in those of these rows that the files hold."""
         wanted = np.unique(keys[~self.has(keys)])
-        rows = np.sort(self._on_disk.rows(wanted), order=["file", "first"])
+        rows = self._on_disk.rows(wanted)
+        rows = rows[np.lexsort((rows["first"], rows["file"]))]
         before = len(self._damaged)
-        for own in np.split(rows, np.flatnonzero(np.diff(rows["file"])) + 1):
-            if len(own):
-                self._take_rows(self._files[own["file"][0]], own)
+        by_file = np.split(rows, np.flatnonzero(np.diff(rows["file"])) + 1)
+        self._place.add([taken for own in by_file if len(own) for taken in self._taken_rows(own)])
         if len(self._damaged) > before:  # what one file has lost another may hold
-            self._on_disk = RowIndex("file", "first", "length", "checksum")
+            self._on_disk = RowIndex(*IN_FILES)
+            self._files.clear()
             self._tokens.clear()
             self.refresh()
             self.take(wanted)
@@ -108,8 +113,8 @@ class TrunkStore:
         """For workers of a data loader: they read the files themselves."""
         state = dict(vars(self))
         if self.folder is not None:
-            empty = RowIndex("block", "first", "length")
-            state |= {"_blocks": [], "_place": empty, "resident": 0, "asked": self._place.keys}
+            state |= {"_blocks": [], "_place": RowIndex(*IN_BLOCKS)}
+            state |= {"resident": 0, "asked": self._place.keys}
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -118,8 +123,8 @@ class TrunkStore:
         if asked is not None:
             self.take(asked)
 
-    def _list_rows(self, path: Path) -> None:
-        """Note which rows a file holds; they are read when they are asked for."""
+    def _listed_rows(self, path: Path) -> Iterator[NDArray[Any]]:
+        """What a file holds, to be read when it is asked for; nothing of a damaged one."""
         try:
             keys = split_keys(path.with_suffix(".keys").read_bytes())
             lengths, sums = np.frombuffer(path.read_bytes(), np.int64).reshape(-1, 2).T
@@ -128,15 +133,15 @@ class TrunkStore:
         except (OSError, ValueError) as error:
             self._give_up(path.stem, error)
             return
-        ends = np.cumsum(lengths)
-        numbers = {"first": ends - lengths, "length": lengths, "checksum": sums}
-        self._on_disk.add(keys, file=len(self._files), **numbers)
         self._files.append(path.stem)
         self._tokens[path.stem] = int(lengths.sum())
+        numbers = {"first": np.cumsum(lengths) - lengths, "length": lengths, "checksum": sums}
+        yield self._on_disk.table(keys, file=len(self._files) - 1, **numbers)
 
-    def _take_rows(self, name: str, rows: NDArray[Any]) -> None:
-        """Check rows of a file, in its order, and hold or map them."""
+    def _taken_rows(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Check rows of one file, in its order, and hold or map them; nothing if it is damaged."""
         assert self._source is not None
+        name = self._files[rows["file"][0]]
         path = self._source / f"{name}.states"
         size = int(rows["length"].sum()) * self.token_bytes
         is_held = self.resident + size <= self.resident_bytes
@@ -153,10 +158,10 @@ class TrunkStore:
             self._give_up(name, error)
             return
         self.resident += size if is_held else 0
-        firsts = np.cumsum(rows["length"]) - rows["length"] if is_held else rows["first"]
-        place = {"first": firsts, "length": rows["length"]}
-        self._place.add(rows["key"], block=len(self._blocks), **place)
         self._blocks.append(states)
+        firsts = np.cumsum(rows["length"]) - rows["length"] if is_held else rows["first"]
+        place = {"block": len(self._blocks) - 1, "first": firsts, "length": rows["length"]}
+        yield self._place.table(rows["key"], **place)
 
     def _read_rows(self, path: Path, rows: NDArray[Any], is_held: bool) -> torch.Tensor:
         """Read rows against their checksums, [tokens, H]; nothing of them if they are not held."""
@@ -188,7 +193,8 @@ class TrunkStore:
             # Each row a block of its own: one block of all would be there twice for a while.
             self.resident += sum(states.nbytes for states in kept.states)
             blocks = len(self._blocks) + np.arange(len(kept.states))
-            self._place.add(split_keys(kept.keys), block=blocks, first=0, length=kept.lengths)
+            place = {"block": blocks, "first": 0, "length": kept.lengths}
+            self._place.add([self._place.table(split_keys(kept.keys), **place)])
             self._blocks += kept.states
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -242,7 +248,7 @@ class TrunkCollator:
         if self.store is not None:
             kept = self.store.states(keys_and_lengths(features)[0])
         batch = self.collate(features)
-        if len(kept) == len(features):
+        if kept:
             batch[STATES] = pad_states(kept, batch["attention_mask"])
         return batch
 
