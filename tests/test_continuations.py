@@ -23,12 +23,8 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from peft_mrpc.continuations import (
-    Continuation,
-    ContinuationScorer,
-    common_prefix,
-    longest_reads,
-)
+from peft_mrpc.continuations import Continuation, ContinuationScorer, longest_reads
+from peft_mrpc.shared_prefix import common_prefix
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,7 @@ LAYERS = [
         "search_plots",
         "selection",
         "sentences",
+        "shared_prefix",
         "sharpness",
         "statistics",
         "trunk",

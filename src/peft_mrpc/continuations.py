@@ -5,7 +5,6 @@ keys and values stand before every batch. Exact: a causal model computes the sam
 whatever follows. Where a model keeps something else than keys and values, nothing is shared.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicLayer
 
 from peft_mrpc.errors import logger
 from peft_mrpc.scoring import (
@@ -24,6 +23,7 @@ from peft_mrpc.scoring import (
     out_of_memory,
     score_rows,
 )
+from peft_mrpc.shared_prefix import common_prefix, repeat_prefix, run_prefix
 
 # A prefix shorter than this is not worth keys and values of its own.
 WORTH_SHARING = 8
@@ -32,8 +32,6 @@ WORTH_SHARING = 8
 WORTH_PACKING, PACKED_TOKENS = 128, 512
 # How far log-probabilities may lie apart by rounding; a wrong mask moves them by whole nats.
 PACKED_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.25}
-# Caches of keys and values, which grow and are not written over.
-SHARED_LAYERS = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass(frozen=True)
@@ -52,16 +50,6 @@ class Continuation:
     def read(self) -> tuple[int, ...]:
         """What the model reads: of the last token only the probability matters."""
         return self.context + self.tokens[:-1]
-
-
-def common_prefix(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all the sequences begin with."""
-    if not sequences:
-        return 0
-    # Of sorted sequences, what the first and the last share all of them share.
-    first, last = min(sequences), max(sequences)
-    differ = (place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return next(differ, min(len(first), len(last)))
 
 
 class ContinuationScorer:
@@ -129,15 +117,8 @@ class ContinuationScorer:
         length = min(common_prefix([one for row in sequences for one in row]), room)
         if length < WORTH_SHARING:
             return
-        ids = torch.tensor([sequences[0][0][:length]], device=self.model.device)
-        cache = DynamicCache(config=self.model.config)
-        try:
-            self.model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(f"the {length} tokens that all prompts begin with") from error
-        is_whole = cache.get_seq_length() == length  # some models leave what they are given empty
-        if not is_whole or any(type(layer) not in SHARED_LAYERS for layer in cache.layers):
-            # A recurrent state is changed in place by what comes after it.
+        cache = run_prefix(self.model, sequences[0][0][:length])
+        if cache is None:
             logger.info("what all prompts begin with is run for each: this model keeps a state")
             return
         self._prefix, self.prefix_length = cache, length
@@ -252,7 +233,7 @@ class ContinuationScorer:
             input_ids=torch.cat(own)[None].to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=(past + places)[None].to(model.device),
-            past_key_values=_repeat(self._prefix, 1),
+            past_key_values=repeat_prefix(self._prefix, 1),
             logits_to_keep=kept.to(model.device),
             use_cache=True,
         ).logits
@@ -278,7 +259,7 @@ class ContinuationScorer:
         places, which = torch.unique(position, return_inverse=True)
         cached: dict[str, Any] = {}
         if self._prefix is not None:
-            cached["past_key_values"] = _repeat(self._prefix, len(sequences))
+            cached["past_key_values"] = repeat_prefix(self._prefix, len(sequences))
         logits = model(
             input_ids=input_ids.to(model.device),
             attention_mask=mask.long().to(model.device),
@@ -300,18 +281,3 @@ def longest_reads(row: Sequence[Continuation]) -> list[tuple[int, ...]]:
 
 def _find_read(read: tuple[int, ...], sequences: Sequence[tuple[int, ...]]) -> int:
     return next(i for i, ids in enumerate(sequences) if ids[: len(read)] == read)
-
-
-def _repeat(prefix: DynamicCache, count: int) -> DynamicCache:
-    """The prefix before each of so many sequences; the model appends to it and leaves the first."""
-    repeated = copy.copy(prefix)
-    repeated.layers = [copy.copy(layer) for layer in prefix.layers]
-    layers: list[Any] = list(repeated.layers)
-    for layer in layers:
-        if type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
-            # A view: the model copies it as it appends.
-            layer.keys = layer.keys.expand(count, -1, -1, -1)
-            layer.values = layer.values.expand(count, -1, -1, -1)
-        else:
-            layer.batch_repeat_interleave(count)
-    return repeated

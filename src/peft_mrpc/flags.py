@@ -7,14 +7,12 @@ import json
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
-
-import yaml
+from typing import Any, NoReturn
 
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.help_format import HelpFormatter, shorten_help
 from peft_mrpc.option_values import parse_option, parse_scalar
-from peft_mrpc.yaml_text import load_file_text
+from peft_mrpc.yaml_text import read_yaml
 
 
 def flag_names(*dataclass_types: type) -> set[str]:
@@ -249,30 +247,6 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     if "config" in recipe:
         raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
     return recipe
-
-
-def read_yaml(path: str | Path, flag: str, expected: str) -> dict[str, Any]:
-    """Read a YAML file of names and what they stand for.
-
-    Args:
-        path: The file.
-        flag: The flag that named it, for the message.
-        expected: What it should hold, for the message.
-    Raises:
-        UserError: If the file is missing, is not YAML, or is no mapping of names.
-    """
-    try:
-        content = load_file_text(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{flag}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
-        ) from error
-    except yaml.YAMLError as error:
-        said = one_line(error).replace(' in "<unicode string>"', "")
-        raise UserError(f"{path}: not valid YAML: {said}") from error
-    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UserError(f"{path}: expected {expected}.")
-    return cast(dict[str, Any], content)
 
 
 def config_record(*instances: Any) -> dict[str, Any]:

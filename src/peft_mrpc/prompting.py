@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.calibration import Scores
-from peft_mrpc.continuations import Continuation, common_prefix
+from peft_mrpc.continuations import Continuation
 from peft_mrpc.control_tokens import ControlTokens
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompts import Demonstration, Template
+from peft_mrpc.shared_prefix import common_prefix
 
 # Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
 CHAT_DATE = "26 Jul 2024"

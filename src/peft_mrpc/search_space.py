@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.flags import read_yaml
 from peft_mrpc.option_values import parse_scalar
+from peft_mrpc.yaml_text import read_yaml
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"

@@ -2,9 +2,12 @@
 
 import re
 from collections.abc import Hashable
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import yaml
+
+from peft_mrpc.errors import UserError, one_line
 
 BOOL, FLOAT = "tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"
 EXPONENT = re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
@@ -59,3 +62,27 @@ def load_file_text(text: str) -> Any:
         yaml.YAMLError: If it is not YAML, or has a key twice.
     """
     return yaml.load(text, FileLoader)
+
+
+def read_yaml(path: str | Path, flag: str, expected: str) -> dict[str, Any]:
+    """Read a YAML file of names and what they stand for.
+
+    Args:
+        path: The file.
+        flag: The flag that named it, for the message.
+        expected: What it should hold, for the message.
+    Raises:
+        UserError: If the file is missing, is not YAML, or is no mapping of names.
+    """
+    try:
+        content = load_file_text(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{flag}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
+        ) from error
+    except yaml.YAMLError as error:
+        said = one_line(error).replace(' in "<unicode string>"', "")
+        raise UserError(f"{path}: not valid YAML: {said}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected {expected}.")
+    return cast(dict[str, Any], content)
