@@ -506,23 +506,22 @@ def test_every_epoch_draws_its_orders_anew(
     assert len({frozenset(texts) for texts in epochs}) > 1
 
 
-def test_encoded_pairs_are_what_the_tokenizer_gave() -> None:
-    """In as few bytes as hold the numbers, which later pairs may need more of."""
-    texts = [[2, 7, 3], [5], [2, 300, 3, 9], [70_000, 1], [8, 8]]
-    found = EncodedPairs()
-    for part in (texts[:1], texts[1:3], texts[3:]):
-        kinds = [[0, *[1] * (len(row) - 1)] for row in part]
-        masks = [[1] * len(row) for row in part]
-        found.extend({"input_ids": part, "token_type_ids": kinds, "attention_mask": masks})
-    labelled = found.labelled([1, 0, 1, 0, 1])
-    for number, row in enumerate(texts):
-        own = {"input_ids": row, "token_type_ids": [0, *[1] * (len(row) - 1)]}
-        assert found[number] == {**own, "attention_mask": [1] * len(row)}
-        assert labelled[number] == {**found[number], "labels": (number + 1) % 2}
-    assert found.lengths == [3, 1, 4, 2, 2]
-    unmasked = EncodedPairs()
-    unmasked.extend({"input_ids": texts})
-    assert unmasked[-1] == {"input_ids": [8, 8]}
+@pytest.mark.parametrize(("threshold", "answer"), [("0.001", "equivalent"), ("0.5", None)])
+def test_a_run_that_gives_one_answer_says_so(
+    threshold: str,
+    answer: str | None,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = ["--method", "full", "--model", tiny_bert, *data_flags, "--threshold", threshold]
+    flags += ["--learning_rate", "1e-2", "--num_train_epochs", "20"]
+    main([*flags, "--output_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().out
+    matrix = np.array(load_run(tmp_path / "run").metrics["validation"]["confusion_matrix"])
+    assert (np.count_nonzero(matrix.sum(axis=0)) == 1) == (answer is not None)
+    assert (f"every pair is predicted {answer!r}" in said) == (answer is not None), said
 
 
 def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(

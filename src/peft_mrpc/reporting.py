@@ -111,13 +111,16 @@ def _write_plots(run: Run) -> None:
 
 def summary(run: Run) -> str:
     """What the terminal shows of a finished Run: a line for each split, and where it lies."""
-    lines = [
-        _summary_line(run, split)
-        if split in run.metrics
-        else f"{split}: has no labels, so there are no metrics; its predictions are written"
-        for split in run.record["data"]["splits"]
-        if (run.model_run.path / "predictions" / f"{split}.jsonl").is_file()
-    ]
+    lines = []
+    for split in run.record["data"]["splits"]:
+        if not (run.model_run.path / "predictions" / f"{split}.jsonl").is_file():
+            continue
+        if split in run.metrics:
+            lines += [_summary_line(run, split), *_one_answer_lines(run, split)]
+        else:
+            lines.append(
+                f"{split}: has no labels, so there are no metrics; its predictions are written"
+            )
     if run.model_run is not run:
         lines.append(f"Model and predictions are those of the first seed, {run.record['seed']}.")
     return "\n".join([*lines, f"Run: {run.path}"])
@@ -138,6 +141,23 @@ def _summary_line(run: Run, split: str) -> str:
         f"{split}: accuracy {accuracy} ({beside}), "
         f"F1 {' / '.join(run.label_names)} {' / '.join(f1)}, ROC-AUC {area}, {size}"
     )
+
+
+def _one_answer_lines(run: Run, split: str) -> list[str]:
+    """Where pairs of all labels got one answer, that they did: its accuracy looks like some."""
+    values = run.metrics[split]
+    matrix = np.array(values["confusion_matrix"])
+    answers = np.flatnonzero(matrix.sum(axis=0))
+    if "std" in values or len(answers) > 1 or np.count_nonzero(matrix.sum(axis=1)) < 2:
+        return []
+    advice = {
+        "train": "try more epochs, or another --learning_rate",
+        "hard_prompt": "try --calibration, or another --template",
+    }
+    return [
+        f"{split}: every pair is predicted {run.label_names[answers[0]]!r}, so none is told from "
+        f"another; {advice[run.record['strategy']]}"
+    ]
 
 
 def seed_line(run: Run) -> str:
