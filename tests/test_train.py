@@ -506,24 +506,6 @@ def test_every_epoch_draws_its_orders_anew(
     assert len({frozenset(texts) for texts in epochs}) > 1
 
 
-@pytest.mark.parametrize(("threshold", "answer"), [("0.001", "equivalent"), ("0.5", None)])
-def test_a_run_that_gives_one_answer_says_so(
-    threshold: str,
-    answer: str | None,
-    tiny_bert: str,
-    data_flags: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    flags = ["--method", "full", "--model", tiny_bert, *data_flags, "--threshold", threshold]
-    flags += ["--learning_rate", "1e-2", "--num_train_epochs", "20"]
-    main([*flags, "--output_dir", str(tmp_path / "run")])
-    said = capsys.readouterr().out
-    matrix = np.array(load_run(tmp_path / "run").metrics["validation"]["confusion_matrix"])
-    assert (np.count_nonzero(matrix.sum(axis=0)) == 1) == (answer is not None)
-    assert (f"every pair is predicted {answer!r}" in said) == (answer is not None), said
-
-
 def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

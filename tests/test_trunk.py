@@ -482,7 +482,7 @@ def test_an_index_finds_what_a_mapping_does() -> None:
         keys = draw_keys(size)
         half = size // 2
         tables = [
-            index.table(keys[part], first=np.arange(size)[part], second=size)
+            index.build_table(keys[part], first=np.arange(size)[part], second=size)
             for part in (slice(half), slice(half, None))
         ]
         index.add(tables)
@@ -645,7 +645,9 @@ def test_rows_are_found_in_the_files_that_are_left(tmp_path: Path) -> None:
             path.rename(folder / f"{n}{path.suffix}")
     (folder / "1.states").write_bytes(bytes(16))
     store, asked = TrunkStore(folder, 2, torch.float32, 1 << 20), np.array(keys, KEY)
+    store.take(asked[:2])  # meets the damage; the others are taken by the new list
     store.take(asked)
+    assert store.has(asked).tolist() == [True, False, True, True, True]
     with store.adding() as writer:
         writer.add(keys[1], torch.full((2, 2), 1.0))
     store.refresh()
@@ -653,6 +655,44 @@ def test_rows_are_found_in_the_files_that_are_left(tmp_path: Path) -> None:
     for n, states in enumerate(store.states(asked)):
         assert torch.equal(states, torch.full((n + 1, 2), float(n)))
     assert len(store.states(asked)) == 5
+
+
+def test_files_are_read_on_where_new_rows_are_kept_in_memory(tmp_path: Path) -> None:
+    """As where the disk is full: one damaged file is no loss of the others."""
+    for byte in b"abc":
+        with TrunkStore(tmp_path / "trunk", 2, torch.float32, 0).adding() as writer:
+            writer.add(bytes([byte]) * 16, torch.full((byte, 2), float(byte)))
+    store = TrunkStore(tmp_path / "trunk", 2, torch.float32, 1 << 20)
+    next(p for p in store.folder.glob("*.states") if p.stat().st_size == 98 * 8).unlink()
+    store.folder = None
+    keys = split_keys(b"a" * 16 + b"b" * 16 + b"c" * 16)
+    store.take(keys[1:2])
+    store.take(keys)
+    assert store.has(keys).tolist() == [True, False, True]
+
+
+def test_an_interrupt_leaves_no_memory_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = split_keys(b"a" * 16 + b"b" * 16)
+    for key in (b"a" * 16, b"b" * 16):
+        with TrunkStore(tmp_path / "trunk", 2, torch.float32, 0).adding() as writer:
+            writer.add(key, torch.ones(3, 2))
+    store, calls = TrunkStore(tmp_path / "trunk", 2, torch.float32, 1 << 20), []
+    read = store._read_rows
+
+    def read_once(*args: Any) -> torch.Tensor:
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return read(*args)
+
+    monkeypatch.setattr(store, "_read_rows", read_once)
+    with pytest.raises(KeyboardInterrupt):
+        store.take(keys)
+    assert store.has(keys).sum() == 1 and store.resident == 24
+    store.take(keys)
+    assert store.has(keys).all() and store.resident == 48 and len(store._blocks) == 2
 
 
 def test_a_training_on_other_pairs_reads_no_file_but_its_own(

@@ -143,21 +143,32 @@ def _summary_line(run: Run, split: str) -> str:
     )
 
 
+def one_answer(values: Mapping[str, Any], label_names: Sequence[str]) -> str | None:
+    """The label that pairs of several labels all got, if they did: an accuracy can look like more.
+
+    Args:
+        values: The metrics of one split.
+        label_names: C names.
+    """
+    counts = np.array(values["confusion_matrix"])  # of labelled pairs, [C, C]
+    predicted = np.flatnonzero(counts.sum(axis=0))
+    has_several = np.count_nonzero(counts.sum(axis=1)) > 1
+    return label_names[predicted[0]] if has_several and len(predicted) == 1 else None
+
+
 def _one_answer_lines(run: Run, split: str) -> list[str]:
-    """Where pairs of all labels got one answer, that they did: its accuracy looks like some."""
-    values = run.metrics[split]
-    matrix = np.array(values["confusion_matrix"])
-    answers = np.flatnonzero(matrix.sum(axis=0))
-    if "std" in values or len(answers) > 1 or np.count_nonzero(matrix.sum(axis=1)) < 2:
-        return []
-    advice = {
-        "train": "try more epochs, or another --learning_rate",
-        "hard_prompt": "try --calibration, or another --template",
-    }
-    return [
-        f"{split}: every pair is predicted {run.label_names[answers[0]]!r}, so none is told from "
-        f"another; {advice[run.record['strategy']]}"
-    ]
+    """Where a split's pairs all got one answer, that they did, and what to do about it."""
+    values, threshold = run.metrics[split], run.record.get("threshold", 0.5)
+    if "std" in values or (label := one_answer(values, run.label_names)) is None:
+        return []  # the matrix of several seeds is the first one's
+    if run.record["strategy"] == "hard_prompt":
+        is_calibrated = run.record["config"]["calibration"] != "none"
+        advice = "another --template" if is_calibrated else "--calibration batch"
+    elif threshold != 0.5:
+        advice = f"another --threshold than {threshold:g}, or auto"
+    else:
+        advice = "--threshold auto, more epochs, or another --learning_rate"
+    return [f"{split}: every labelled pair is predicted {label!r}; try {advice}"]
 
 
 def seed_line(run: Run) -> str:
@@ -166,5 +177,7 @@ def seed_line(run: Run) -> str:
     said = []
     for split, values in run.metrics.items():
         accuracy, *f1, area = figure_texts(values, run.label_names)
-        said.append(f"{split} accuracy {accuracy}, F1 {' / '.join(f1)}, ROC-AUC {area}")
+        label = one_answer(values, run.label_names)
+        alike = f" (every pair is predicted {label!r})" if label is not None else ""
+        said.append(f"{split} accuracy {accuracy}{alike}, F1 {' / '.join(f1)}, ROC-AUC {area}")
     return "; ".join([*said, f"trained in {seconds:,.0f} s"])

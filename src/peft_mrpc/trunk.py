@@ -243,7 +243,7 @@ class Trunk:
         assert store is not None
         all_kept = store.states(keys_and_lengths(rows)[0])
         if not all_kept:
-            return "what was kept has been taken away meanwhile"
+            return "some of what was kept cannot be read back"
         apart = 0.0
         alone = (one for row in rows for one in self._row_states([row]))  # padded by nothing
         for (_, states), kept in zip(alone, all_kept, strict=True):

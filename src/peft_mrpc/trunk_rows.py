@@ -17,7 +17,7 @@ KEY = np.dtype(f"S{KEY_BYTES}")
 
 
 def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
-    """Names an encoded pair by what the model reads of it."""
+    """Names an encoded pair by what the model reads of it; its mask is ones: nothing is padded."""
     digest = hashlib.blake2b(digest_size=KEY_BYTES)
     for name in ("input_ids", "token_type_ids"):
         digest.update(array("q", row.get(name) or ()).tobytes() + b"|")
@@ -64,9 +64,10 @@ class RowIndex:
         places, found = self._find(keys)
         return self._rows[places[found]]
 
-    def table(self, keys: Keys, **columns: Any) -> NDArray[Any]:
+    def build_table(self, keys: Keys, **columns: Any) -> NDArray[Any]:
         """Rows to `add`, each column [N] or one number for all."""
-        rows = np.zeros(len(keys), self._rows.dtype)
+        rows = np.empty(len(keys), self._rows.dtype)
+        assert {"key", *columns} == set(rows.dtype.names or ()), "a number for each column"
         rows["key"] = keys
         for name, numbers in columns.items():
             rows[name] = numbers

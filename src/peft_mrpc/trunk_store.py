@@ -25,7 +25,7 @@ from peft_mrpc.trunk_rows import (
     split_keys,
 )
 
-# What is known of a row: in the files, and where it has been taken in.
+# What is known of a row, in the files and where it has been taken in: first and length in tokens.
 IN_FILES, IN_BLOCKS = ("file", "first", "length", "checksum"), ("block", "first", "length")
 # What was begun so long ago is not being written any more.
 ABANDONED_SECONDS = 3600
@@ -86,13 +86,18 @@ class TrunkStore:
 
     def refresh(self) -> None:
         """Learn of the files that other processes have added."""
-        if self.folder is None or not self.folder.is_dir():
+        if self._source is None or not self._source.is_dir():
             return
         known = self._tokens.keys() | self._damaged
-        new = [path for path in sorted(self.folder.glob("*.lengths")) if path.stem not in known]
-        self._on_disk.add([rows for path in new for rows in self._listed_rows(path)])
+        new = [path for path in sorted(self._source.glob("*.lengths")) if path.stem not in known]
+        tables: list[NDArray[Any]] = []
+        try:
+            for path in new:
+                tables.append(self._list_rows(path))
+        finally:  # an interrupt shall not leave a file listed whose rows are not
+            self._on_disk.add(tables)
         with contextlib.suppress(OSError):
-            os.utime(self.folder)  # the day of its last use, for `peft-mrpc cache`
+            os.utime(self._source)  # the day of its last use, for `peft-mrpc cache`
 
     def take(self, keys: Keys) -> None:
         """Take in those of these rows that the files hold."""
@@ -101,7 +106,12 @@ class TrunkStore:
         rows = rows[np.lexsort((rows["first"], rows["file"]))]
         before = len(self._damaged)
         by_file = np.split(rows, np.flatnonzero(np.diff(rows["file"])) + 1)
-        self._place.add([taken for own in by_file if len(own) for taken in self._taken_rows(own)])
+        tables: list[NDArray[Any]] = []
+        try:
+            for own in filter(len, by_file):
+                tables.append(self._take_rows(own))
+        finally:  # nor memory taken by rows that nobody finds
+            self._place.add(tables)
         if len(self._damaged) > before:  # what one file has lost another may hold
             self._on_disk = RowIndex(*IN_FILES)
             self._files.clear()
@@ -123,7 +133,7 @@ class TrunkStore:
         if asked is not None:
             self.take(asked)
 
-    def _listed_rows(self, path: Path) -> Iterator[NDArray[Any]]:
+    def _list_rows(self, path: Path) -> NDArray[Any]:
         """What a file holds, to be read when it is asked for; nothing of a damaged one."""
         try:
             keys = split_keys(path.with_suffix(".keys").read_bytes())
@@ -132,14 +142,14 @@ class TrunkStore:
                 raise ValueError("its parts do not fit together")
         except (OSError, ValueError) as error:
             self._give_up(path.stem, error)
-            return
+            return self._on_disk.rows(split_keys(b""))
         self._files.append(path.stem)
         self._tokens[path.stem] = int(lengths.sum())
         numbers = {"first": np.cumsum(lengths) - lengths, "length": lengths, "checksum": sums}
-        yield self._on_disk.table(keys, file=len(self._files) - 1, **numbers)
+        return self._on_disk.build_table(keys, file=len(self._files) - 1, **numbers)
 
-    def _taken_rows(self, rows: NDArray[Any]) -> Iterator[NDArray[Any]]:
-        """Check rows of one file, in its order, and hold or map them; nothing if it is damaged."""
+    def _take_rows(self, rows: NDArray[Any]) -> NDArray[Any]:
+        """Check rows of one file, in its order, hold or map them, and say where they are."""
         assert self._source is not None
         name = self._files[rows["file"][0]]
         path = self._source / f"{name}.states"
@@ -156,12 +166,12 @@ class TrunkStore:
                 states = whole.view(-1, self.width)
         except (OSError, ValueError, RuntimeError) as error:
             self._give_up(name, error)
-            return
+            return self._place.rows(split_keys(b""))
         self.resident += size if is_held else 0
         self._blocks.append(states)
         firsts = np.cumsum(rows["length"]) - rows["length"] if is_held else rows["first"]
         place = {"block": len(self._blocks) - 1, "first": firsts, "length": rows["length"]}
-        yield self._place.table(rows["key"], **place)
+        return self._place.build_table(rows["key"], **place)
 
     def _read_rows(self, path: Path, rows: NDArray[Any], is_held: bool) -> torch.Tensor:
         """Read rows against their checksums, [tokens, H]; nothing of them if they are not held."""
@@ -194,7 +204,7 @@ class TrunkStore:
             self.resident += sum(states.nbytes for states in kept.states)
             blocks = len(self._blocks) + np.arange(len(kept.states))
             place = {"block": blocks, "first": 0, "length": kept.lengths}
-            self._place.add([self._place.table(split_keys(kept.keys), **place)])
+            self._place.add([self._place.build_table(split_keys(kept.keys), **place)])
             self._blocks += kept.states
             return
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,7 @@
-"""YAML as a user means it: `2e-5` is a number, `no` and `off` are words, no key stands twice."""
+"""YAML as a user means it: `2e-5` is a number, `no` and `off` are words, no key stands twice.
+
+Of texts, and of files that hold names and what they stand for.
+"""
 
 import re
 from collections.abc import Hashable

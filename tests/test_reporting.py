@@ -1,0 +1,63 @@
+"""What the terminal shows of a finished Run."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from peft_mrpc.metrics import compute_metrics
+from peft_mrpc.reporting import seed_line, summary
+from peft_mrpc.runs import METRICS_FILE, Run, write_json
+from peft_mrpc.thresholds import decide
+
+TWO = ["no", "yes"]
+SPREAD, HIGH = [0.1, 0.2, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9]
+
+
+def write_figures(
+    folder: Path, yes: list[float], references: list[int], threshold: float, **record: Any
+) -> Run:
+    """A Run of two labels as far as its summary goes."""
+    probabilities = np.stack([1 - np.array(yes), np.array(yes)], axis=1)
+    predicted = decide(probabilities, threshold)
+    metrics = compute_metrics(np.array(references), predicted, probabilities, TWO)
+    write_json(folder / METRICS_FILE, {"validation": metrics})
+    (folder / "predictions").mkdir()
+    (folder / "predictions" / "validation.jsonl").touch()
+    data = {"label_names": TWO, "splits": {"validation": {}}}
+    timing = {"train_seconds": 1.0}
+    return Run(folder, {"data": data, "timing": timing, "threshold": threshold, **record})
+
+
+@pytest.mark.parametrize(
+    ("yes", "threshold", "record", "advice"),
+    [
+        (HIGH, 0.5, {"strategy": "train"}, "--threshold auto, more epochs, or another --learning"),
+        (SPREAD, 0.001, {"strategy": "train"}, "another --threshold than 0.001, or auto"),
+        (
+            *(HIGH, 0.5, {"strategy": "hard_prompt", "config": {"calibration": "none"}}),
+            "--calibration batch",
+        ),
+        (
+            *(HIGH, 0.5, {"strategy": "hard_prompt", "config": {"calibration": "affine"}}),
+            "another --template",
+        ),
+    ],
+)
+def test_one_answer_to_all_pairs_is_said(
+    yes: list[float], threshold: float, record: dict[str, Any], advice: str, tmp_path: Path
+) -> None:
+    run = write_figures(tmp_path, yes, [0, 0, 1, 1], threshold, **record)
+    _, said, _ = summary(run).splitlines()
+    assert said.startswith(f"validation: every labelled pair is predicted 'yes'; try {advice}")
+    assert "accuracy 0.500 (every pair is predicted 'yes')" in seed_line(run)
+
+
+@pytest.mark.parametrize(("yes", "references"), [(SPREAD, [0, 0, 1, 1]), (HIGH, [1, 1, 1, 1])])
+def test_different_answers_or_one_label_alone_need_no_word(
+    yes: list[float], references: list[int], tmp_path: Path
+) -> None:
+    run = write_figures(tmp_path, yes, references, 0.5, strategy="train")
+    assert len(summary(run).splitlines()) == 2
+    assert "every" not in summary(run) + seed_line(run)
