@@ -143,7 +143,7 @@ def _summary_line(run: Run, split: str) -> str:
     )
 
 
-def one_answer(values: Mapping[str, Any], label_names: Sequence[str]) -> str | None:
+def _one_answer(values: Mapping[str, Any], label_names: Sequence[str]) -> str | None:
     """The label that pairs of several labels all got, if they did: an accuracy can look like more.
 
     Args:
@@ -159,7 +159,7 @@ def one_answer(values: Mapping[str, Any], label_names: Sequence[str]) -> str | N
 def _one_answer_lines(run: Run, split: str) -> list[str]:
     """Where a split's pairs all got one answer, that they did, and what to do about it."""
     values, threshold = run.metrics[split], run.record.get("threshold", 0.5)
-    if "std" in values or (label := one_answer(values, run.label_names)) is None:
+    if "std" in values or (label := _one_answer(values, run.label_names)) is None:
         return []  # the matrix of several seeds is the first one's
     if run.record["strategy"] == "hard_prompt":
         is_calibrated = run.record["config"]["calibration"] != "none"
@@ -177,7 +177,7 @@ def seed_line(run: Run) -> str:
     said = []
     for split, values in run.metrics.items():
         accuracy, *f1, area = figure_texts(values, run.label_names)
-        label = one_answer(values, run.label_names)
+        label = _one_answer(values, run.label_names)
         alike = f" (every pair is predicted {label!r})" if label is not None else ""
         said.append(f"{split} accuracy {accuracy}{alike}, F1 {' / '.join(f1)}, ROC-AUC {area}")
     return "; ".join([*said, f"trained in {seconds:,.0f} s"])
