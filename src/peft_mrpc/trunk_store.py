@@ -63,8 +63,7 @@ class TrunkStore:
         self._blocks: list[torch.Tensor] = []  # [tokens, H]
         self._place = RowIndex(*IN_BLOCKS)
         self._on_disk = RowIndex(*IN_FILES)
-        self._files: list[str] = []  # their names, without suffix
-        self._tokens: dict[str, int] = {}  # of each file
+        self._tokens: dict[str, int] = {}  # of each file by its name; their order numbers them
         self._damaged: set[str] = set()
         self.refresh()
 
@@ -106,15 +105,15 @@ class TrunkStore:
         rows = rows[np.lexsort((rows["first"], rows["file"]))]
         before = len(self._damaged)
         by_file = np.split(rows, np.flatnonzero(np.diff(rows["file"])) + 1)
+        names = [*self._tokens]
         tables: list[NDArray[Any]] = []
         try:
             for own in filter(len, by_file):
-                tables.append(self._take_rows(own))
+                tables.append(self._take_rows(names[own["file"][0]], own))
         finally:  # nor memory taken by rows that nobody finds
             self._place.add(tables)
         if len(self._damaged) > before:  # what one file has lost another may hold
             self._on_disk = RowIndex(*IN_FILES)
-            self._files.clear()
             self._tokens.clear()
             self.refresh()
             self.take(wanted)
@@ -143,15 +142,13 @@ class TrunkStore:
         except (OSError, ValueError) as error:
             self._give_up(path.stem, error)
             return self._on_disk.rows(split_keys(b""))
-        self._files.append(path.stem)
-        self._tokens[path.stem] = int(lengths.sum())
         numbers = {"first": np.cumsum(lengths) - lengths, "length": lengths, "checksum": sums}
-        return self._on_disk.build_table(keys, file=len(self._files) - 1, **numbers)
+        self._tokens[path.stem] = int(lengths.sum())
+        return self._on_disk.build_table(keys, file=len(self._tokens) - 1, **numbers)
 
-    def _take_rows(self, rows: NDArray[Any]) -> NDArray[Any]:
+    def _take_rows(self, name: str, rows: NDArray[Any]) -> NDArray[Any]:
         """Check rows of one file, in its order, hold or map them, and say where they are."""
         assert self._source is not None
-        name = self._files[rows["file"][0]]
         path = self._source / f"{name}.states"
         size = int(rows["length"].sum()) * self.token_bytes
         is_held = self.resident + size <= self.resident_bytes
