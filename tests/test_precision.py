@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from peft_mrpc.data import load_pairs
-from peft_mrpc.precision import compute_dtype, cpu_has_amx, precision_defaults, trainer_precision
+from peft_mrpc.precision import (
+    compute_dtype,
+    cpu_bf16_units,
+    precision_defaults,
+    trainer_precision,
+)
 from peft_mrpc.predictors import PairCollator
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
@@ -21,7 +26,7 @@ def has_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Whether this CPU has units for bf16."""
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     has: bool = request.param
-    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: has)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_bf16_units", lambda: "AMX" if has else None)
     return has
 
 
@@ -68,7 +73,7 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
     monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.current_device", lambda: 0)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: Properties)
-    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: True)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_bf16_units", lambda: "AMX")
     assert compute_dtype(torch.device("cuda")) == dtype
     assert precision_defaults({}) == ({"bf16": True} if dtype == torch.bfloat16 else {})
     for asked in ({"fp16": True}, {"tf32": "true"}, {"bf16": False}):
@@ -77,14 +82,31 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
 
 
 @pytest.mark.parametrize(
-    ("limit", "expected"), [("AVX512_CORE", False), ("AVX512_CORE_AMX", True), ("all", True)]
+    ("limit", "with_amx", "without"),
+    [
+        (None, "AMX", "AVX512-BF16"),
+        ("all", "AMX", "AVX512-BF16"),
+        ("AVX512_CORE", None, None),
+        ("AVX512_CORE_VNNI", None, None),
+        ("avx512_core_bf16", "AVX512-BF16", "AVX512-BF16"),
+        ("AVX512_CORE_FP16", "AVX512-BF16", "AVX512-BF16"),
+        ("AVX10_1_512", "AVX512-BF16", "AVX512-BF16"),
+        ("AVX512_CORE_AMX", "AMX", "AVX512-BF16"),
+        ("AVX10_1_512_AMX", "AMX", "AVX512-BF16"),
+    ],
 )
 def test_what_onednn_may_not_use_is_not_there(
-    limit: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+    limit: str | None, with_amx: str | None, without: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: True)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
-    assert cpu_has_amx() is expected
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    for has_amx, expected in ((True, with_amx), (False, without)):
+        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda has=has_amx: has)
+        assert cpu_bf16_units() == expected
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    assert cpu_bf16_units() is None
 
 
 @pytest.mark.parametrize("method", ["layer_freeze", "lora"])

@@ -263,10 +263,10 @@ def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     flags = ["--model", tiny_bert, *data_flags, "--dry_run", "--bf16"]
-    for has_units in (True, False):
-        monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda has=has_units: has)
+    for units in ("AVX512-BF16", None):
+        monkeypatch.setattr("peft_mrpc.precision.cpu_bf16_units", lambda units=units: units)
         main(flags)
-        assert caplog.text.count("fp32 is several times faster") == (not has_units)
+        assert caplog.text.count("fp32 is faster") == (units is None)
 
 
 def test_a_seed_fixes_the_run_and_another_changes_it(

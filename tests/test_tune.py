@@ -373,7 +373,7 @@ def test_machines_of_other_precision_join_one_search(
 ) -> None:
     storage = ["--storage", f"sqlite:///{tmp_path / 'study.db'}", "--num_trials"]
     main([*flags, *storage, "1", "--output_dir", str(tmp_path / "one")])
-    monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda: True)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_bf16_units", lambda: "AMX")
     main([*flags, *storage, "2", "--output_dir", str(tmp_path / "two")])
     assert len(read_trials(tmp_path / "two")) == 2
 

@@ -30,7 +30,7 @@ from peft_mrpc.models import (
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.precision import cpu_has_amx, gpu_has_bf16
+from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
 from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
@@ -146,8 +146,9 @@ def describe_environment() -> list[str]:
         f"peft-mrpc {__version__}, Python {platform.python_version()}, {platform.platform()}",
         versions,
     ]
-    amx = "with AMX: trains in bf16" if cpu_has_amx() else "without AMX: trains in fp32"
-    lines.append(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {amx}")
+    units = cpu_bf16_units()
+    trains = f"with {units}: trains in bf16" if units else "no units for bf16: trains in fp32"
+    lines.append(f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {trains}")
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
         bf16 = "trains in bf16" if gpu_has_bf16() else "trains in fp32, or --fp16"
