@@ -35,7 +35,7 @@ from peft_mrpc.trunk import _HELD, Trunk
 from peft_mrpc.trunk_fill import _is_common, fill_store, missing_rows
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_rows import KEY, DiskWriter, RowIndex, row_key, split_keys
+from peft_mrpc.trunk_rows import KEY, DiskWriter, KeyedRows, RowIndex, row_key, split_keys
 from peft_mrpc.trunk_store import TrunkStore, pad_states
 from peft_mrpc.tune import main as tune
 
@@ -876,9 +876,10 @@ def test_a_place_that_cannot_be_written_ends_in_a_reason_or_is_not_needed(
     (tmp_path / "file").touch()
     assert not _is_common(tmp_path / "file" / "trunks")
     store = TrunkStore(tmp_path / "file" / "store", 2, torch.float32, 10**6)
-    assert fill_store(store, [], {}, lambda rows: []) == ""
+    assert fill_store(store, KeyedRows.of([]), {}, lambda rows: []) == ""
     row = {"input_ids": [1, 2], "attention_mask": [1, 1]}
-    said = fill_store(store, [row], {}, lambda rows: [(row_key(row), torch.zeros(2, 2))])
+    rows = KeyedRows.of([row])
+    said = fill_store(store, rows, {}, lambda rows: [(row_key(row), torch.zeros(2, 2))])
     assert "cannot be written" in said
 
 

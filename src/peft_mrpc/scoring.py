@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from peft_mrpc.processes import process_state
 
 # How many logits are in one softmax.
 SOFTMAX_ELEMENTS = 1 << 22
+Row = TypeVar("Row")
+Result = TypeVar("Result")
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
 
 
@@ -118,18 +120,35 @@ def _score_own(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]
 
 def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
     """Score a batch, in halves where the device has no memory for the whole of it."""
+
+    def score(part: list[int]) -> NDArray[np.float64]:
+        try:
+            return score_batch(part)
+        except torch.OutOfMemoryError as error:
+            if len(part) > 1:
+                raise
+            raise out_of_memory(f"row {part[0] + 1} by itself") from error
+
+    return np.concatenate(in_halves(batch, score))
+
+
+def in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[Result]:
+    """What is computed of a batch, part by part where the device has no memory for the whole.
+
+    Raises:
+        torch.OutOfMemoryError: If one row alone does not fit.
+    """
     try:
-        return score_batch(batch)
-    except torch.OutOfMemoryError as error:
+        return [compute(batch)]
+    except torch.OutOfMemoryError:
         if len(batch) == 1:
-            raise out_of_memory(f"row {batch[0] + 1} by itself") from error
+            raise
     # Out of the handler, so that what the failed pass held on to is free again.
     if torch.accelerator.is_available():
         torch.accelerator.empty_cache()
     half = len(batch) // 2
     logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
-    halves = [score_or_halve(part, score_batch) for part in (batch[:half], batch[half:])]
-    return np.concatenate(halves)
+    return [found for part in (batch[:half], batch[half:]) for found in in_halves(part, compute)]
 
 
 def out_of_memory(what: str) -> UserError:

@@ -8,24 +8,23 @@ model.
 Shapes: B batch, T tokens, H hidden.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
-from torch.utils.data import Subset
 from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger
 from peft_mrpc.freezing import encoder_layers, modules_before_layers
 from peft_mrpc.kept_trunks import fill_refusal, find_room, trunks_dir
 from peft_mrpc.left_out import LeftOut
-from peft_mrpc.trunk_fill import Rows, fill_store, missing_rows
+from peft_mrpc.trunk_fill import fill_store, missing_rows
 from peft_mrpc.trunk_name import describe_frozen, trunk_name
 from peft_mrpc.trunk_plan import TrunkPlan, in_bytes
-from peft_mrpc.trunk_rows import keys_and_lengths, row_key
+from peft_mrpc.trunk_rows import KeyedRows, row_key, row_keys
 from peft_mrpc.trunk_store import TrunkCollator, TrunkStore
 
 # How far activations and logits may lie apart by rounding, as a share of their size. How mixed
@@ -71,7 +70,7 @@ class Trunk:
         self._gives_tuple = False
         self._embeddings: nn.Module | None = None  # where they can be left out, too
 
-    def prepare(self, rows: Rows, visits: int | None = None) -> str:
+    def prepare(self, rows: Any, visits: int | None = None) -> str:
         """Have the activations of these rows, computing those that are not there yet.
 
         Args:
@@ -81,8 +80,8 @@ class Trunk:
         Returns:
             Why it is better to do without; nothing if all is there.
         """
-        keys, lengths = keys_and_lengths(rows)
-        by_length = np.argsort(lengths, kind="stable")
+        keyed = KeyedRows.of(rows)
+        by_length = np.argsort(keyed.lengths, kind="stable")
         try:  # of either length: some pad inside themselves
             self._states([rows[by_length[-1]]])
             sample = self._look_at([rows[by_length[0]]])
@@ -93,13 +92,13 @@ class Trunk:
         store = self._open(name := trunk_name(about), int(sample.shape[-1]))
         if store is not _HELD.get(name):
             _HELD.clear()  # two at once would be beyond the limit
-        missing = missing_rows(store, keys)
-        size = int(lengths[missing].sum()) * store.token_bytes
+        missing = missing_rows(store, keyed.keys)
+        size = int(keyed.lengths[missing].sum()) * store.token_bytes
         if store.folder is None and store.resident + size > self.plan.memory_bytes:
             # What other trainings kept gives way.
             store = TrunkStore(None, store.width, store.dtype, self.plan.memory_bytes)
-            missing = missing_rows(store, keys)
-            size = int(lengths[missing].sum()) * store.token_bytes
+            missing = missing_rows(store, keyed.keys)
+            size = int(keyed.lengths[missing].sum()) * store.token_bytes
         refusal = self._make_room(store, size)
         if visits is not None:
             refusal = fill_refusal(len(missing), visits) or refusal
@@ -110,16 +109,16 @@ class Trunk:
         new = f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
-            *(self.depth, len(encoder_layers(self.model)), f"{len(np.unique(keys)):,}"),
+            *(self.depth, len(encoder_layers(self.model)), f"{len(np.unique(keyed.keys)):,}"),
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        said = _first_of_all(fill_store(store, Subset(rows, missing), about, self._row_states))
+        said = _first_of_all(fill_store(store, keyed.at(missing), about, self._row_states))
         if said and self.plan.mode == "auto" and not self._make_room(store, size, on_disk=False):
             logger.warning("%s; kept in memory", said)
             store.folder = None
-            missing = missing_rows(store, keys)
-            said = _first_of_all(fill_store(store, Subset(rows, missing), about, self._row_states))
+            missing = missing_rows(store, keyed.keys)
+            said = _first_of_all(fill_store(store, keyed.at(missing), about, self._row_states))
         if said:
             return said
         self.collator.store = store
@@ -163,14 +162,14 @@ class Trunk:
             store.folder = None
         return refusal
 
-    def _row_states(self, rows: Rows) -> Iterator[tuple[bytes, torch.Tensor]]:
+    def _row_states(self, rows: Sequence[Any]) -> Iterator[tuple[bytes, torch.Tensor]]:
         """The key of each row, and what the layers give for its own tokens, [T, H]."""
         states = self._states(rows).cpu()
         mask = self.collator.collate([*rows])["attention_mask"].bool()
         for row, own, real in zip(rows, states, mask, strict=True):
             yield row_key(row), own[real]
 
-    def _states(self, rows: Rows) -> torch.Tensor:
+    def _states(self, rows: Sequence[Any]) -> torch.Tensor:
         """What leaves the last frozen layer, [B, T, H], in eval mode."""
 
         def stop(module: nn.Module, args: Any, output: Any) -> None:
@@ -190,7 +189,7 @@ class Trunk:
             hook.remove()
         raise _Unfit(f"{kind} calls none of its layers")
 
-    def _look_at(self, rows: Rows) -> torch.Tensor:
+    def _look_at(self, rows: Sequence[Any]) -> torch.Tensor:
         """What leaves the last frozen layer, and whether the embeddings could be that as well.
 
         As a rule the first layer alone reads them, which is left out: for their shape and dtype.
@@ -212,7 +211,7 @@ class Trunk:
         return states
 
     @torch.no_grad()
-    def _logits(self, rows: Rows, cached: bool) -> torch.Tensor:
+    def _logits(self, rows: Sequence[Any], cached: bool) -> torch.Tensor:
         batch = (self.collator if cached else self.collator.collate)([dict(row) for row in rows])
         batch.pop("labels", None)
         was_training = self.model.training
@@ -222,7 +221,7 @@ class Trunk:
         finally:
             self.model.train(was_training)
 
-    def _fault(self, rows: Rows) -> str:
+    def _fault(self, rows: Sequence[Any]) -> str:
         """Whether a few rows, of all lengths, get anything else from what was kept."""
         if differs := self._states_fault(rows):
             return differs
@@ -237,11 +236,11 @@ class Trunk:
             return self._fault(rows)
         return f"{self.model.config.model_type} gives other logits by them ({apart:.2g} apart)"
 
-    def _states_fault(self, rows: Rows) -> str:
+    def _states_fault(self, rows: Sequence[Any]) -> str:
         """Whether what was kept of some rows is not what the layers give."""
         store = self.collator.store
         assert store is not None
-        all_kept = store.states(keys_and_lengths(rows)[0])
+        all_kept = store.states(row_keys(rows))
         if not all_kept:
             return "some of what was kept cannot be read back"
         apart = 0.0

@@ -15,20 +15,17 @@ import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from numpy.typing import NDArray
-from torch.utils.data import Subset
 from transformers.utils.logging import tqdm
 
 from peft_mrpc.errors import logger, one_line
 from peft_mrpc.kept_trunks import describe_trunk, trunks_dir
 from peft_mrpc.processes import process_state
-from peft_mrpc.scoring import length_sorted_batches
-from peft_mrpc.trunk_rows import Keys, keys_and_lengths
+from peft_mrpc.scoring import in_halves, length_sorted_batches
+from peft_mrpc.trunk_rows import KeyedRows, Keys
 from peft_mrpc.trunk_store import TrunkStore
 
-# Encoded pairs, which may be made as they are asked for.
-Rows = Any
-# Gives the key and the activations [T, H] of each of some rows.
-Compute = Callable[[Rows], Iterable[tuple[bytes, torch.Tensor]]]
+# Gives the key and the activations [T, H] of each of some encoded pairs.
+Compute = Callable[[list[Any]], Iterable[tuple[bytes, torch.Tensor]]]
 # Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
 FILL_BATCH, FILL_TOKENS = 32, 8192
 # A file is closed at this size: so much is lost by a fill that is killed, and memory is filled
@@ -48,12 +45,14 @@ def missing_rows(store: TrunkStore, keys: Keys) -> list[int]:
     return lacking
 
 
-def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute: Compute) -> str:
+def fill_store(
+    store: TrunkStore, rows: KeyedRows, about: Mapping[str, Any], compute: Compute
+) -> str:
     """Compute the activations of rows, each process its share.
 
     Args:
         store: Takes them.
-        rows: Encoded pairs that it lacks.
+        rows: Those that it lacks.
         about: What they are computed with, to be written beside them.
         compute: Computes a batch.
     Returns:
@@ -68,28 +67,26 @@ def fill_store(store: TrunkStore, rows: Rows, about: Mapping[str, Any], compute:
         index = state.local_process_index
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
-    keys, lengths = keys_and_lengths(rows)
-    fault = _fill_share(store, rows, lengths, about, compute, slice(index, None, count))
+    fault = _fill_share(store, rows, about, compute, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
     # Another job may have come between what each process found missing.
-    if not fault and (left := missing_rows(store, keys)):
-        fault = _fill_share(store, Subset(rows, left), lengths[left], about, compute)
+    if not fault and (left := missing_rows(store, rows.keys)):
+        fault = _fill_share(store, rows.at(left), about, compute)
         store.refresh()
-        store.take(keys)
+        store.take(rows.keys)
     return fault
 
 
 def _fill_share(
     store: TrunkStore,
-    rows: Rows,
-    lengths: NDArray[np.int64],
+    rows: KeyedRows,
     about: Mapping[str, Any],
     compute: Compute,
     share: slice = slice(None),
 ) -> str:
     """Compute some of the batches of rows; why they cannot be written, if so."""
-    batches = length_sorted_batches(lengths.tolist(), FILL_BATCH, FILL_TOKENS)
+    batches = length_sorted_batches(rows.lengths.tolist(), FILL_BATCH, FILL_TOKENS)
     if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
         return ""
     try:
@@ -98,38 +95,26 @@ def _fill_share(
         total = sum(map(len, own))
         silent = not logger.isEnabledFor(logging.INFO)
         with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
-            for part in _in_files(own, lengths, store.token_bytes):
-                _add_rows(store, rows, part, compute, bar)
+            for part in _in_files(own, rows.lengths, store.token_bytes):
+                _add_rows(store, rows.rows, part, compute, bar)
     except OSError as error:
         return f"{store.folder} cannot be written: {one_line(error)}"
     except torch.OutOfMemoryError:
-        return f"the frozen layers run out of memory with a pair of {lengths.max()} tokens alone"
+        return (
+            f"the frozen layers run out of memory with a pair of {rows.lengths.max()} tokens alone"
+        )
     return ""
 
 
-def _compute_or_halve(batch: Rows, compute: Compute) -> list[tuple[bytes, torch.Tensor]]:
-    """Compute a batch, in halves where the device has no memory for the whole of it."""
-    try:
-        return list(compute(batch))
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise
-    # Out of the handler, so that what the failed pass held on to is free again.
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
-    half = len(batch) // 2
-    parts = (batch[:half], batch[half:])
-    return [one for part in parts for one in _compute_or_halve(part, compute)]
-
-
 def _add_rows(
-    store: TrunkStore, rows: Rows, batches: Sequence[Sequence[int]], compute: Compute, bar: Any
+    store: TrunkStore, rows: Any, batches: Sequence[Sequence[int]], compute: Compute, bar: Any
 ) -> None:
     with store.adding() as writer:
         for numbers in batches:
             batch = [rows[number] for number in numbers]
-            for key, states in _compute_or_halve(batch, compute):
-                writer.add(key, states.to(store.dtype))
+            for part in in_halves(batch, lambda part: list(compute(part))):
+                for key, states in part:
+                    writer.add(key, states.to(store.dtype))
             bar.update(len(batch))
 
 

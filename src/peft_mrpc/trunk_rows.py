@@ -4,11 +4,13 @@ import hashlib
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.data import Subset
 
 KEY_BYTES = 16
 # Keys of rows, [N]; all of one length, so that it is no matter that NumPy drops zeros at an end.
@@ -24,11 +26,37 @@ def row_key(row: Mapping[str, Sequence[int]]) -> bytes:
     return digest.digest()
 
 
-def keys_and_lengths(rows: Iterable[Mapping[str, Any]]) -> tuple[Keys, NDArray[np.int64]]:
-    """The key and the number of tokens of each of N encoded pairs, both [N]."""
-    pairs = ((row_key(row), len(row["input_ids"])) for row in rows)
-    found = np.fromiter(pairs, [("key", KEY), ("length", np.int64)])
-    return found["key"].copy(), found["length"].copy()
+def row_keys(rows: Iterable[Mapping[str, Any]]) -> Keys:
+    """The key of each of N encoded pairs, [N]."""
+    return np.fromiter(map(row_key, rows), KEY)
+
+
+@dataclass(frozen=True)
+class KeyedRows:
+    """N encoded pairs with what they are known by: to be made once, for every pair is hashed.
+
+    Attributes:
+        rows: The pairs, which may be made as they are asked for.
+        keys: Of each, [N].
+        lengths: Tokens of each, [N].
+    """
+
+    rows: Any
+    keys: Keys
+    lengths: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, rows: Any) -> "KeyedRows":
+        pairs = ((row_key(row), len(row["input_ids"])) for row in rows)
+        found = np.fromiter(pairs, [("key", KEY), ("length", np.int64)])
+        return cls(rows, found["key"].copy(), found["length"].copy())
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def at(self, places: Sequence[int]) -> "KeyedRows":
+        """Some of them."""
+        return KeyedRows(Subset(self.rows, places), self.keys[places], self.lengths[places])
 
 
 def split_keys(keys: bytes | bytearray) -> Keys:

@@ -20,8 +20,8 @@ from peft_mrpc.trunk_rows import (
     MemoryWriter,
     RowIndex,
     Writer,
-    keys_and_lengths,
     raw_bytes,
+    row_keys,
     split_keys,
 )
 
@@ -253,7 +253,7 @@ class TrunkCollator:
     def __call__(self, features: list[Any]) -> Any:
         kept: list[torch.Tensor] = []
         if self.store is not None:
-            kept = self.store.states(keys_and_lengths(features)[0])
+            kept = self.store.states(row_keys(features))
         batch = self.collate(features)
         if kept:
             batch[STATES] = pad_states(kept, batch["attention_mask"])
