@@ -104,6 +104,7 @@ LAYERS = [
     },
     {"argument_faults", "demonstrations", "endpoint", "engines", "html_report", "report"},
     {"requests"},
+    {"resuming"},
     {"answers", "artifacts", "bars", "plain_artifacts", "reading"},
     {"asking", "train_draws"},
     {"joined", "rehearsal", "search", "search_outcome", "seeds", "training", "tune_flags"},

@@ -16,7 +16,7 @@ from transformers import set_seed
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.cards import build_card
-from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
+from peft_mrpc.checkpoints import ABOUT_FILE, TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.pairs import Pair
@@ -241,7 +241,12 @@ def test_checkpoints_of_something_else_are_refused(
     flags = ["--model", tiny_bert, *files, *QUICK, "--output_dir", str(tmp_path / "other")]
     resume = ["--resume_from_checkpoint", str(checkpoints / f"checkpoint-{best}")]
     said = fails(main, "--method", "lora", "--r", "2", *flags, *resume)
+    assert "--r: got 2, but" in said and "was trained with 4" in said
+    about = checkpoints / f"checkpoint-{best}" / ABOUT_FILE
+    about.write_text(about.read_text("utf-8").replace('"r": 4', '"r": 2'), encoding="utf-8")
+    said = fails(main, "--method", "lora", "--r", "2", *flags, *resume)
     assert "was written by another method, model or option" in said
+    about.write_text(about.read_text("utf-8").replace('"r": 2', '"r": 4'), encoding="utf-8")
     (checkpoints / f"checkpoint-{best}" / TRAINED_FILE).unlink()
     assert f"holds no {TRAINED_FILE}" in fails(
         main, "--method", "lora", "--r", "4", *flags, *resume

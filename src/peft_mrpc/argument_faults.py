@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import (
 )
 from transformers.utils.import_utils import is_liger_kernel_available
 
+from peft_mrpc.checkpoints import checkpoint_faults
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import choice_faults, one_line, unknown_name
 from peft_mrpc.losses import loss_faults
@@ -77,12 +78,11 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     faults += loss_faults(
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
-    return faults + [
-        *number_faults(arguments),
-        *_switch_faults(arguments),
-        *_tracker_faults(arguments),
-        *_checkpoint_faults(arguments),
-    ]
+    faults += number_faults(arguments) + _switch_faults(arguments) + _tracker_faults(arguments)
+    if arguments.resume_from_checkpoint is not None:
+        folder = Path(arguments.resume_from_checkpoint)
+        faults += checkpoint_faults(folder, arguments, config.early_stopping_patience)
+    return faults
 
 
 def head_layer_faults(head_layer: str) -> list[str]:
@@ -150,17 +150,6 @@ def _tracker_faults(arguments: TrainingArguments) -> list[str]:
         for name in names
         if name not in available
     ]
-
-
-def _checkpoint_faults(arguments: TrainingArguments) -> list[str]:
-    faults = []
-    folder = arguments.resume_from_checkpoint
-    if folder is not None and not (Path(folder) / "trainer_state.json").is_file():
-        faults.append(
-            f"--resume_from_checkpoint: got {folder!r}, which holds no trainer_state.json; "
-            "expected a directory checkpoint-N."
-        )
-    return faults
 
 
 def idle_faults(

@@ -5,18 +5,96 @@ goes on from (or ends with) another model for p-tuning and fails for projected p
 (github.com/huggingface/peft/issues/2256). So each checkpoint also holds all that trains.
 """
 
-from collections.abc import Sequence
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import UserError, logger, one_line
 
 TRAINED_FILE = "trained.safetensors"
+ABOUT_FILE = "training.json"
+STATE_FILE = "trainer_state.json"
+
+
+def checkpoint_faults(
+    folder: Path, arguments: TrainingArguments, patience: int | None
+) -> list[str]:
+    """What is wrong with a checkpoint to go on from, as far as its files say.
+
+    Args:
+        folder: The checkpoint.
+        arguments: Of the training that is to go on.
+        patience: Its evaluations without progress before it stops; None for no early stopping.
+    """
+    where = f"--resume_from_checkpoint: got {str(folder)!r}"
+    if not (folder / STATE_FILE).is_file():
+        return [f"{where}, which holds no {STATE_FILE}; expected a directory checkpoint-N."]
+    try:
+        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        step, epoch = int(state["global_step"]), float(state["epoch"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        return [_damaged(folder, STATE_FILE, error)]
+    # An archive has its table at its end: one that is cut short is none.
+    cut = [
+        path.name
+        for pattern in ("*.pt", "*.pth")
+        for path in sorted(folder.glob(pattern))
+        if not zipfile.is_zipfile(path)
+    ]
+    faults = [_damaged(folder, name, "it is no archive, or not the whole of one") for name in cut]
+    if 0 < arguments.max_steps < step:
+        faults.append(f"--max_steps: got {arguments.max_steps}, but {folder} has trained {step}.")
+    if arguments.max_steps <= 0 and epoch > arguments.num_train_epochs:
+        faults.append(
+            f"--num_train_epochs: got {arguments.num_train_epochs:g}, but {folder} has trained "
+            f"{epoch:g}; expected as many or more."
+        )
+    if patience is not None and "EarlyStoppingCallback" not in state.get("stateful_callbacks", {}):
+        faults.append(
+            f"--early_stopping_patience: got {patience}, but {folder} was trained without and has "
+            "counted nothing; expected the flags that it was trained with."
+        )
+    return faults
+
+
+def _damaged(folder: Path, name: str, reason: object) -> str:
+    said = one_line(reason) if isinstance(reason, Exception) else reason
+    return (
+        f"--resume_from_checkpoint: got {str(folder)!r}, whose {name} is damaged ({said}); "
+        "expected the whole of it. Go on from an earlier checkpoint."
+    )
+
+
+def write_about(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write down which training a checkpoint is of."""
+    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """Which training a checkpoint is of.
+
+    Raises:
+        UserError: If it does not say.
+    """
+    try:
+        about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
+        if not {"flags", "train"} <= about.keys():
+            raise ValueError("it says nothing of a training")
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder}: holds no {ABOUT_FILE}; expected a checkpoint written by this peft-mrpc."
+        ) from error
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(_damaged(folder, ABOUT_FILE, error)) from error
+    return about
 
 
 def save_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
@@ -36,7 +114,10 @@ def load_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
         raise UserError(
             f"{folder}: holds no {TRAINED_FILE}; expected a checkpoint written by this peft-mrpc."
         )
-    stored = load_file(folder / TRAINED_FILE)
+    try:
+        stored = load_file(folder / TRAINED_FILE)
+    except SafetensorError as error:
+        raise UserError(_damaged(folder, TRAINED_FILE, error)) from error
     own = {name: tensor for name, tensor in model.named_parameters() if name in set(names)}
     others = sorted(
         name for name in {*own, *stored} if _shape(own.get(name)) != _shape(stored.get(name))

@@ -36,12 +36,19 @@ from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reading import describe_reading, settle_reading
 from peft_mrpc.reporting import describe_data, summary, write_run
 from peft_mrpc.requests import TrainRequest, parse_request
+from peft_mrpc.resuming import check_resumed
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.seeds import train_seeds
 from peft_mrpc.selection import hold_out_selection
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir, staged_directory
-from peft_mrpc.training import build_trainer, check_against_data, pair_length, trained_model
+from peft_mrpc.training import (
+    build_trainer,
+    check_against_data,
+    pair_length,
+    settle_order,
+    trained_model,
+)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -70,6 +77,8 @@ def train(request: TrainRequest) -> Run | None:
     check_against_data(request.config, request.arguments, data)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
+    settle_order(request.config, data)
+    check_resumed(request, data)
     if request.config.dry_run:
         _print_plan(request, data, splits, classifier)
         return None

@@ -30,6 +30,7 @@ from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
+from peft_mrpc.resuming import about_training
 from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trackers import tensorboard_logs
@@ -124,6 +125,7 @@ def build_trainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
             sam_rho=request.config.sam_rho,
+            about=about_training(request, data),
             model=classifier.model,
             args=arguments,
             data_collator=collator,
@@ -156,6 +158,12 @@ def is_symmetric(label_names: Sequence[str]) -> bool:
     )
 
 
+def settle_order(config: TrainConfig, data: PairData) -> None:
+    """Make `--swap_sentences auto` what it comes to, which is recorded."""
+    if config.swap_sentences == "auto":
+        config.swap_sentences = str(is_symmetric(data.label_names)).lower()
+
+
 def _training_rows(
     request: TrainRequest,
     data: PairData,
@@ -164,8 +172,7 @@ def _training_rows(
 ) -> Any:
     labels = [pair.label for pair in data.splits["train"]]
     rows = features.labelled(labels)
-    if request.config.swap_sentences == "auto":  # recorded as what it came to
-        request.config.swap_sentences = str(is_symmetric(data.label_names)).lower()
+    settle_order(request.config, data)
     if request.config.swap_sentences == "false":
         return rows
     logger.info("each pair trains in either order, by chance (--swap_sentences false: as it comes)")

@@ -1,0 +1,131 @@
+"""A training goes on from a checkpoint only as the training that wrote it would have."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from peft_mrpc.checkpoints import ABOUT_FILE, STATE_FILE, TRAINED_FILE
+from peft_mrpc.resuming import DECIDING
+from peft_mrpc.runs import load_run
+from peft_mrpc.train import main
+
+Fails = Callable[..., str]
+STEP = 3  # of six: the end of the first of two epochs
+
+
+@pytest.fixture(scope="module")
+def words(tiny_bert: str, pair_files: dict[str, str]) -> list[str]:
+    data = ["--train_file", pair_files["train"], "--validation_file", pair_files["validation"]]
+    flags = ["--method", "lora", "--model", tiny_bert, *data, "--num_train_epochs", "2"]
+    return [*flags, "--per_device_train_batch_size", "6", "--save_strategy", "epoch"]
+
+
+@pytest.fixture(scope="module")
+def finished(words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("resuming") / "run"
+    main([*words, "--output_dir", str(folder)])
+    return folder
+
+
+@pytest.fixture
+def checkpoint(finished: Path, tmp_path: Path) -> Path:
+    """A copy, to be spoilt."""
+    folder = tmp_path / f"checkpoint-{STEP}"
+    shutil.copytree(finished / "checkpoints" / folder.name, folder)
+    return folder
+
+
+def resume(checkpoint: Path, output_dir: Path) -> list[str]:
+    return ["--resume_from_checkpoint", str(checkpoint), "--output_dir", str(output_dir)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--learning_rate", "1e-7"], "--learning_rate: got 1e-07, but {} was trained with 0.0005"),
+        (["--head_learning_rate", "0.1"], "--head_learning_rate: got 0.1, but {}"),
+        (["--optim", "sgd"], '--optim: got "sgd", but {} was trained with "adamw_torch_fused"'),
+        (["--layer_decay", "0.9"], "--layer_decay: got 0.9, but {} was trained with nothing"),
+        (["--lora_alpha", "64"], "--lora_alpha: got 64, but {}"),
+        (["--seed", "7"], "--seed: got 7, but {} was trained with 42"),
+        (["--swap_sentences", "false"], '--swap_sentences: got "false", but {}'),
+        (["--max_train_samples", "12"], "which was trained on other pairs than the 12 of"),
+        (["--early_stopping_patience", "1"], "{} was trained without and has counted nothing"),
+        (["--num_train_epochs", "0.5"], "--num_train_epochs: got 0.5, but {} has trained 1"),
+        (["--max_steps", "2"], "--max_steps: got 2, but {} has trained 3"),
+    ],
+)
+@pytest.mark.parametrize("more", [[], ["--dry_run"]], ids=["train", "dry_run"])
+def test_what_another_training_wrote_is_refused(
+    flags: list[str],
+    said: str,
+    more: list[str],
+    words: list[str],
+    checkpoint: Path,
+    tmp_path: Path,
+    fails: Fails,
+) -> None:
+    message = fails(main, *words, *flags, *more, *resume(checkpoint, tmp_path / "on"))
+    assert said.format(checkpoint) in message
+    assert not (tmp_path / "on").exists()
+
+
+def test_all_that_differs_is_said_together(
+    words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
+) -> None:
+    flags = ["--seed", "7", "--lora_alpha", "64", "--max_train_samples", "12"]
+    message = fails(main, *words, *flags, *resume(checkpoint, tmp_path / "on"))
+    assert [message.count(f"{name}: got") for name in ("--seed", "--lora_alpha")] == [1, 1]
+    assert "other pairs" in message
+
+
+@pytest.mark.parametrize(
+    "name", [STATE_FILE, ABOUT_FILE, TRAINED_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+)
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_file_that_is_cut_short_is_named(
+    name: str, share: float, words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
+) -> None:
+    content = (checkpoint / name).read_bytes()
+    (checkpoint / name).write_bytes(content[: int(share * len(content))])
+    message = fails(main, *words, *resume(checkpoint, tmp_path / "on"))
+    assert f"got {str(checkpoint)!r}, whose {name} is damaged" in message
+    assert not (tmp_path / "on").exists()
+
+
+def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(
+    words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
+) -> None:
+    (checkpoint / ABOUT_FILE).unlink()
+    message = fails(main, *words, *resume(checkpoint, tmp_path / "on"))
+    assert f"{checkpoint}: holds no {ABOUT_FILE}; expected a checkpoint written by" in message
+
+
+def test_a_run_is_not_replaced_while_it_is_gone_on_from(
+    words: list[str], finished: Path, fails: Fails
+) -> None:
+    checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
+    message = fails(main, *words, *resume(checkpoint, finished), "--overwrite")
+    assert f"--overwrite: would remove {checkpoint}" in message and checkpoint.is_dir()
+
+
+def test_more_epochs_and_another_way_of_watching_go_on(
+    words: list[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = ["--num_train_epochs", "3", "--save_strategy", "no", "--threshold", "0.4"]
+    main([*words, *flags, *resume(checkpoint, tmp_path / "on")])
+    last = load_run(tmp_path / "on").record["log_history"][-1]
+    assert (last["step"], last["epoch"]) == (9, 3)
+
+
+def test_every_flag_that_decides_is_one(finished: Path) -> None:
+    # A flag that had another name would be compared with itself: nothing with nothing.
+    config = load_run(finished).record["config"]
+    assert set(DECIDING) <= config.keys()
+    checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
+    about = json.loads((checkpoint / ABOUT_FILE).read_text("utf-8"))
+    assert about["flags"]["learning_rate"] == config["learning_rate"]
+    assert about["train"] == load_run(finished).record["data"]["splits"]["train"]["fingerprint"]
