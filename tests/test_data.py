@@ -109,7 +109,7 @@ def test_missing_empty_and_odd_files_are_refused(tmp_path: Path) -> None:
     }
     assert said["no.csv"].endswith("no such file.")
     assert "the file is empty" in said["empty.csv"]
-    assert "the file is empty" in said["header.csv"]
+    assert "header.csv: got a header and no row; expected" in said["header.csv"]
     assert "row 2: got 4 fields; expected 3" in said["wide.csv"]
     assert "cannot be read as UTF-8" in said["binary.csv"]
     assert "line 2: not valid JSON" in said["broken.jsonl"]
@@ -126,6 +126,29 @@ def test_a_column_is_named_or_found_or_its_absence_explained(tmp_path: Path) -> 
     assert fault.startswith("--label_column: got 'Y'")
     data = load_pairs(DataConfig(train_file=str(path), **columns, label_column="y"))
     assert data.label_names == ("x", "y")
+
+
+def test_another_delimiter_is_guessed_at(tmp_path: Path) -> None:
+    semicolons = tmp_path / "semicolons.csv"
+    semicolons.write_text("sentence1;sentence2;label\na;b;1\n")
+    (fault,) = faults_of(DataConfig(train_file=str(semicolons)))
+    assert "parted by commas in .csv" in fault
+
+
+@pytest.mark.parametrize(
+    "columns", [{"sentence1_column": "label"}, {"label_column": "sentence2"}], ids=str
+)
+def test_a_label_is_no_sentence(columns: dict[str, str], pair_files: dict[str, str]) -> None:
+    (fault,) = faults_of(DataConfig(train_file=pair_files["train"], **columns))
+    (name,) = columns.values()
+    assert f"got {name!r} as a sentence and as the label; name the columns with" in fault
+
+
+def test_a_number_where_a_sentence_is_wanted_is_shown(tmp_path: Path) -> None:
+    path = tmp_path / "n.jsonl"
+    path.write_text('{"sentence1": 5, "sentence2": "b", "label": 1}\n')
+    fault = faults_of(DataConfig(train_file=str(path), class_names="no,yes"))[0]
+    assert "row 1: got 5 in 'sentence1'; expected text." in fault
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, requires_mrpc, run_command
+from conftest import ROWS, requires_mrpc, run_command, write_csv
 from peft import PeftModel
 from tiny_models import FLAGS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
@@ -254,6 +254,31 @@ def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
     trainer.train()
     assert before == encoder.config._attn_implementation == "sdpa"
     assert seen == (["eager"] if is_bf16 else ["sdpa"])
+
+
+def test_a_label_that_no_training_pair_has_is_warned_of(
+    tiny_bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("a cat", "a dog", "1"), ("a cow", "a cow", "1"), ("a", "b", "1")]
+    path = write_csv(tmp_path / "ones.csv", rows, ("sentence1", "sentence2", "label"))
+    files = ["--train_file", str(path), "--validation_file", str(path)]
+    main(["--model", tiny_bert, *files, "--class_names", "no,yes", "--dry_run"])
+    assert "no training pair is no, which is never learned" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("config", "--config: got ''; expected a readable YAML file"),
+        ("output_dir", "--output_dir: got '.'"),
+        ("train_file", "got a directory"),
+    ],
+)
+def test_an_empty_value_is_not_taken_for_none(
+    flag: str, said: str, tiny_bert: str, fails: Callable[..., str]
+) -> None:
+    # What a shell makes of a variable that is not set.
+    assert said in fails(main, "--model", tiny_bert, "--dry_run", f"--{flag}", "")
 
 
 def test_bf16_on_a_cpu_without_units_for_it_is_warned_of(

@@ -42,11 +42,18 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
     )
     first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
     if first is None or second is None:
+        is_one = len(table.columns) == 1 and any(mark in table.columns[0] for mark in ",;|\t")
+        parted = " Fields are parted by commas in .csv and by tabs in .tsv." if is_one else ""
         raise UserError(
             f"{table.where}: found no sentence columns among {', '.join(table.columns)}; "
-            "name them with --sentence1_column and --sentence2_column."
+            f"name them with --sentence1_column and --sentence2_column.{parted}"
         )
     label = config.label_column or next((c for c in LABEL_COLUMNS if c in table.columns), None)
+    if label in (first, second):
+        raise UserError(
+            f"{table.where}: got {label!r} as a sentence and as the label; name the columns with "
+            "--sentence1_column, --sentence2_column and --label_column."
+        )
     return first, second, label
 
 
@@ -164,8 +171,10 @@ def _rows_to_pairs(
         sentences = []
         for column in columns[:2]:
             sentence = row.get(str(column))
-            if not isinstance(sentence, str) or not sentence.strip():
+            if sentence is None or (isinstance(sentence, str) and not sentence.strip()):
                 faults.append(f"{where}: got an empty {column!r}; expected a sentence.")
+            elif not isinstance(sentence, str):
+                faults.append(f"{where}: got {sentence!r} in {column!r}; expected text.")
             sentences.append(str(sentence))
         value = None if columns[2] is None else row.get(columns[2])
         if isinstance(value, list | dict | bytes):

@@ -49,7 +49,7 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
         UserError: For unknown flags, wrong values, and flags that cannot stand together.
     """
     path = flag_value(argv, "config")
-    recipes = [load_recipe(path)] if path else []
+    recipes = [] if path is None else [load_recipe(path)]
     (config, data), _ = parse_flags(
         "hard_prompt",
         DESCRIPTION,

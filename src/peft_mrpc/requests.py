@@ -60,7 +60,7 @@ def parse_command(
         What to train, and an instance of each dataclass in `own`.
     """
     path = flag_value(argv, "config")
-    recipe = load_recipe(path) if path else {}
+    recipe = load_recipe(path) if path is not None else {}
     dropped = {key for key, value in recipe.items() if value is None}
     asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     name = asked.get("method", cfg.TrainConfig.method)
@@ -102,11 +102,12 @@ def parse_command(
     if not method.is_peft:  # PEFT saves all of its config beside the adapter
         given = dict(vars(options))
     # TrainingArguments fills in a name of its own, so what was typed is asked for.
-    given_dir = flag_value(argv, "output_dir") or recipe.get("output_dir")
+    typed_dir = flag_value(argv, "output_dir")
+    given_dir = recipe.get("output_dir") if typed_dir is None else typed_dir
     default_dir = default_output_dir(config.method, config.model, data)
     if verb != "train":
         default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
-    output_dir = Path(str(given_dir or default_dir)).expanduser()
+    output_dir = Path(default_dir if given_dir is None else str(given_dir)).expanduser()
     return TrainRequest(
         *(config, data, arguments, method, options, given, output_dir, publish_it),
         keep_checkpoints=is_saving_asked,

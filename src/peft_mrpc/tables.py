@@ -51,9 +51,12 @@ def read_table(path: Path | str, text: str | None = None) -> Table:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file.") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read as UTF-8 text: {one_line(error)}") from error
+        raise UserError(
+            f"{path}: cannot be read as UTF-8 text: {one_line(error)}. Save it as UTF-8."
+        ) from error
     if not table.rows:
-        raise UserError(f"{path}: the file is empty; expected a header and at least one row.")
+        got = "got a header and no row" if table.columns else "the file is empty"
+        raise UserError(f"{path}: {got}; expected a header and at least one row.")
     return table
 
 

@@ -25,7 +25,7 @@ from peft_mrpc.first_token import virtual_tokens
 from peft_mrpc.freezing import describe_trainable
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
-from peft_mrpc.pairs import PairData
+from peft_mrpc.pairs import PairData, label_counts
 from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
@@ -84,6 +84,11 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
             )
     raise_faults(faults)
     _class_weights(config, data)
+    counts = label_counts(data.splits["train"], data.label_names)
+    if absent := [name for name, count in counts.items() if not count]:
+        logger.warning(
+            "%s: no training pair is %s, which is never learned", data.name, " or ".join(absent)
+        )
 
 
 def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:

@@ -60,7 +60,7 @@ class TuneConfig:
 def given_flags(argv: Sequence[str]) -> dict[str, Any]:
     """What the user typed or wrote into `--config`."""
     path = flag_value(argv, "config")
-    given = {**(load_recipe(path) if path else {}), **typed_flags(argv)}
+    given = {**(load_recipe(path) if path is not None else {}), **typed_flags(argv)}
     switches = flag_names(TrainingArguments)
     return {
         **{name: value for name, value in given.items() if name[3:] not in switches},
