@@ -244,7 +244,12 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     said = fails(main, *base, *FREEZE, *small, "--trunk_cache", "disk")
     assert "--trunk_cache: got 'disk', but it takes" in said
     unfrozen = ["--method", "layer_freeze", "--num_unfrozen_layers", "2", "--trunk_cache", "disk"]
-    assert "no layer at the bottom is frozen" in fails(main, *base, *unfrozen)
+    for more in ([], ["--dry_run"]):
+        assert "no layer at the bottom is frozen" in fails(main, *base, *unfrozen, *more)
+    off = [*FREEZE[1:], "--trunk_cache", "off"]
+    for where, because in ((["lora"], "lora has no frozen layers"), (off, "is off")):
+        said = fails(main, *base, "--method", *where, "--trunk_cache_dtype", "float16")
+        assert "--trunk_cache_dtype: got float16, but" in said and because in said
     said = fails(main, *base, "--method", "lora", "--trunk_cache", "memory")
     assert "--trunk_cache: got 'memory', but lora has no frozen layers to run once" in said
     assert "--trunk_cache: got 'of'" in fails(main, *base, *FREEZE, "--trunk_cache", "of")

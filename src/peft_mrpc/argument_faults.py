@@ -13,6 +13,7 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
     get_reporting_integration_callbacks,
 )
+from transformers.trainer_utils import SaveStrategy
 from transformers.utils.import_utils import is_liger_kernel_available
 
 from peft_mrpc.checkpoints import checkpoint_faults
@@ -20,7 +21,7 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import choice_faults, one_line, unknown_name
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import find_method
-from peft_mrpc.optimizer_faults import number_faults
+from peft_mrpc.optimizer_faults import INTERVALS, number_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.selection import selection_faults
@@ -181,20 +182,51 @@ def idle_faults(
             f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but {config.method} "
             "leaves the word embeddings as they are; drop it."
         )
+    faults += _idle_trunk(config, asked, freezes)
+    # tune's trials are chosen on the held-out part.
+    return faults + _idle_choice(config, arguments, asked) if verb == "train" else faults
+
+
+def _idle_trunk(config: TrainConfig, asked: set[str], freezes: bool) -> list[str]:
+    """What is said of frozen layers' activations where none are kept."""
     is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
     if is_kept and not freezes:
-        faults.append(
+        return [
             f"--trunk_cache: got {config.trunk_cache!r}, but {config.method} has no frozen "
             "layers to run once; expected auto or off, or another --method, such as layer_freeze."
-        )
-    if verb != "train":  # tune's trials are chosen on the held-out part
-        return faults
+        ]
+    if freezes and config.trunk_cache != "off":
+        return []
+    reason = f"{config.method} has no frozen layers" if not freezes else "--trunk_cache is off"
+    names = sorted(asked & {"trunk_cache_dtype", "trunk_cache_memory", "trunk_cache_limit"})
+    return [
+        f"--{name}: got {getattr(config, name)}, but {reason}: nothing is kept; drop it."
+        for name in names
+    ]
+
+
+def _idle_choice(config: TrainConfig, arguments: TrainingArguments, asked: set[str]) -> list[str]:
+    """What is said of choosing where nothing is chosen, or at another time."""
+    faults = []
+    for name, strategy in INTERVALS.items():
+        kind = SaveStrategy(getattr(arguments, strategy)).value
+        if name in asked and kind != "steps":
+            faults.append(
+                f"--{name}: got {getattr(arguments, name):g}, but --{strategy} is {kind}; add "
+                f"--{strategy} steps, or drop it."
+            )
     is_judged = arguments.eval_strategy != "no"
     if "selection_fraction" in asked and not is_judged and config.threshold != "auto":
         faults.append(
             f"--selection_fraction: got {config.selection_fraction}, but nothing is chosen on a "
             "part of train; add --eval_strategy epoch, --early_stopping_patience or --threshold "
             "auto, or drop it."
+        )
+    stops_early = config.early_stopping_patience is not None
+    if "load_best_model_at_end" in asked and stops_early and not arguments.load_best_model_at_end:
+        faults.append(
+            "--load_best_model_at_end: got false, but --early_stopping_patience ends with the best "
+            "checkpoint; drop one of them."
         )
     keeps_best = arguments.load_best_model_at_end or arguments.save_strategy == "best"
     metric = arguments.metric_for_best_model or ""

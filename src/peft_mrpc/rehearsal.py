@@ -27,7 +27,7 @@ from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
-from peft_mrpc.trainer import CacheTrunk, unfit_for_trunk
+from peft_mrpc.trainer import CacheTrunk, refused_trunk, unfit_for_trunk
 from peft_mrpc.training import build_trainer, pair_length
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
@@ -172,7 +172,7 @@ def _as_planned(
         peak = estimate.peak_bytes + held
         return replace(estimate, peak_bytes=peak, mapped_bytes=estimate.trunk_bytes - held)
     if plan.mode != "auto":
-        raise UserError(f"--trunk_cache: got {plan.mode!r}, but {refusal}.")
+        raise refused_trunk(plan.mode, refusal)
     request.config.trunk_cache = "off"
     return replace(_time_steps(request, config, tokenizer, about), note=refusal)
 

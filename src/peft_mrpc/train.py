@@ -22,11 +22,7 @@ from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
 from peft_mrpc.methods import fitted_rates
-from peft_mrpc.models import (
-    load_classifier,
-    load_config,
-    load_empty_classifier,
-)
+from peft_mrpc.models import load_classifier, load_config, load_empty_classifier
 from peft_mrpc.pairs import PairData
 from peft_mrpc.precision import trainer_precision, warn_of_slow_bf16
 from peft_mrpc.predictors import PairClassifier
@@ -45,6 +41,7 @@ from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.training import (
     build_trainer,
     check_against_data,
+    check_trunk,
     pair_length,
     settle_order,
     trained_model,
@@ -278,6 +275,8 @@ def _print_plan(
 ) -> None:
     decay = request.config.layer_decay
     reads = describe_reading(request.config.pooling, request.config.head_layer)
+    trains = request.method.freeze(classifier.model, request.options)
+    check_trunk(request.config, request.arguments, classifier.model)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     lines = [
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
@@ -287,7 +286,7 @@ def _print_plan(
         f"learning rate: {request.arguments.learning_rate:g}, "
         f"the head's {request.config.head_learning_rate or request.arguments.learning_rate:g}"
         + (f", each layer's {decay:g} of that above it" if decay is not None else ""),
-        f"trains: {request.method.freeze(classifier.model, request.options)}",
+        f"trains: {trains}",
         f"output: {request.output_dir}",
         "dry run: nothing was trained, nothing was written",
     ]

@@ -233,7 +233,7 @@ class CacheTrunk(TrainerCallback):
         self.leave()  # the Trainer may begin again with smaller batches
         depth = trunk_depth(model)
         is_asked = self.plan.mode != "auto"
-        reason = "no layer at the bottom is frozen" if depth == 0 else unfit_for_trunk(args)
+        reason = trunk_refusal(model, args)
         started = time.perf_counter()
         if not reason:
             trunk = Trunk(model, depth, self.plan, self.collator)
@@ -248,7 +248,7 @@ class CacheTrunk(TrainerCallback):
             self.num_new = trunk.num_new
             return
         if is_asked:
-            raise UserError(f"--trunk_cache: got {self.plan.mode!r}, but {reason}.")
+            raise refused_trunk(self.plan.mode, reason)
         logger.info("frozen layers run every time: %s", reason)
         self.collator.store = None
 
@@ -263,6 +263,17 @@ class CacheTrunk(TrainerCallback):
             self._left_out.__exit__()
             self._left_out = None
         self.collator.store = None
+
+
+def refused_trunk(mode: str, reason: str) -> UserError:
+    """The error where a trunk that was asked for cannot be."""
+    return UserError(f"--trunk_cache: got {mode!r}, but {reason}.")
+
+
+def trunk_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
+    """Why a model's frozen layers run every time; nothing if they need not."""
+    is_bare = trunk_depth(model) == 0
+    return "no layer at the bottom is frozen" if is_bare else unfit_for_trunk(args)
 
 
 def unfit_for_trunk(args: TrainingArguments) -> str:

@@ -34,7 +34,7 @@ from peft_mrpc.resuming import about_training
 from peft_mrpc.selection import SELECTION
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.trackers import tensorboard_logs
-from peft_mrpc.trainer import CacheTrunk, PairTrainer
+from peft_mrpc.trainer import CacheTrunk, PairTrainer, refused_trunk, trunk_refusal
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
@@ -89,6 +89,16 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
         logger.warning(
             "%s: no training pair is %s, which is never learned", data.name, " or ".join(absent)
         )
+
+
+def check_trunk(config: TrainConfig, arguments: TrainingArguments, model: Any) -> None:
+    """Refuse to keep the activations of layers, where that was asked for, that train.
+
+    Raises:
+        UserError: If there are none that are frozen.
+    """
+    if config.trunk_cache in ("disk", "memory") and (refusal := trunk_refusal(model, arguments)):
+        raise refused_trunk(config.trunk_cache, refusal)
 
 
 def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:

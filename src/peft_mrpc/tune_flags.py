@@ -23,6 +23,7 @@ OF_A_TRIAL = {
 # Flags of train that a search has no use for, with the reason.
 REFUSED = {
     **dict.fromkeys(OF_A_TRIAL, "a trial is judged after every epoch and not kept"),
+    "disable_tqdm": "the bars of trials are not shown",
     "seeds": "a search has one --seed; train its recipe with --seeds",
     "push_to_hub": "a search publishes nothing",
     "resume_from_checkpoint": "a rerun of the same command goes on with the search",
