@@ -41,23 +41,26 @@ layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --h
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.02
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.15
 layer_freeze --learning_rate 4e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0.05
-full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --head_layer 4
-full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
-full --learning_rate 5e-5 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
-full --learning_rate 1.5e-4 --layer_decay 0.5 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted
-full --learning_rate 2e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true
-full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --pooling cls
-full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --label_smoothing_factor 0.1
-full --learning_rate 1e-4 --layer_decay 0.8 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --head_layer 4 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.586 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4 --per_device_train_batch_size 16
+full --learning_rate 5e-5 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.5 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --pooling weighted --per_device_train_batch_size 16
+full --learning_rate 2e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
+full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
+full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
+full --learning_rate 5e-5 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --pooling cls --per_device_train_batch_size 16
+full --learning_rate 1e-4 --layer_decay 1 --num_train_epochs 5 --swap_sentences true --label_smoothing_factor 0.1 --per_device_train_batch_size 16
+full --learning_rate 1e-4 --layer_decay 0.8 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
 full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 32 --neftune_noise_alpha 5
 full --learning_rate 2e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 32
-full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --neftune_noise_alpha 5
-full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --dropout 0.1
-full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --sam_rho 0.05
-full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --neftune_noise_alpha 5 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --dropout 0.1 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --sam_rho 0.05 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --warmup_steps 0.2 --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --lr_scheduler_type cosine --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 16
+full --learning_rate 1.5e-4 --layer_decay 0.7 --num_train_epochs 5 --swap_sentences true --per_device_train_batch_size 8
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true --head_layer 4
 lora --r 6 --lora_alpha 12 --target_modules all-linear --learning_rate 5e-4 --num_train_epochs 5 --swap_sentences true --pooling weighted --head_layer 4
 lora --r 8 --lora_alpha 16 --target_modules query value --learning_rate 2e-3 --num_train_epochs 4 --swap_sentences false
@@ -76,12 +79,21 @@ prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true --
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false --pooling aligned --head_layer last
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences true --head_learning_rate 2e-3 --pooling aligned --head_layer last
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling aligned --head_layer last
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 5
+prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 50
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 p_tuning --learning_rate 3e-3 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 p_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
+prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 5
+prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4 --num_virtual_tokens 50
 prefix_tuning --learning_rate 1e-2 --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
 bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling aligned --head_layer last
 bitfit --learning_rate 4e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
+bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --per_device_train_batch_size 8
+bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --per_device_train_batch_size 32
+bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --warmup_steps 0
+bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --warmup_steps 0.2
+bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4 --lr_scheduler_type cosine
 bitfit --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
 ln_tuning --learning_rate 2e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
 ia3 --learning_rate 3e-2 --num_train_epochs 5 --pooling weighted --head_layer 4
