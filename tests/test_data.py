@@ -136,12 +136,18 @@ def test_another_delimiter_is_guessed_at(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "columns", [{"sentence1_column": "label"}, {"label_column": "sentence2"}], ids=str
+    ("columns", "got"),
+    [
+        ({"sentence1_column": "label"}, "'label', 'sentence2' and 'label'"),
+        ({"label_column": "sentence2"}, "'sentence1', 'sentence2' and 'sentence2'"),
+        ({"sentence1_column": "sentence2"}, "'sentence2', 'sentence2' and 'label'"),
+    ],
 )
-def test_a_label_is_no_sentence(columns: dict[str, str], pair_files: dict[str, str]) -> None:
+def test_a_column_is_one_thing(
+    columns: dict[str, str], got: str, pair_files: dict[str, str]
+) -> None:
     (fault,) = faults_of(DataConfig(train_file=pair_files["train"], **columns))
-    (name,) = columns.values()
-    assert f"got {name!r} as a sentence and as the label; name the columns with" in fault
+    assert f"got {got} for the sentences and the label; expected different ones" in fault
 
 
 def test_a_number_where_a_sentence_is_wanted_is_shown(tmp_path: Path) -> None:

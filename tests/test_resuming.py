@@ -53,7 +53,7 @@ def resume(checkpoint: Path, output_dir: Path) -> list[str]:
         (["--seed", "7"], "--seed: got 7, but {} was trained with 42"),
         (["--swap_sentences", "false"], '--swap_sentences: got "false", but {}'),
         (["--max_train_samples", "12"], "which was trained on other pairs than the 12 of"),
-        (["--early_stopping_patience", "1"], "{} was trained without and has counted nothing"),
+        (["--early_stopping_patience", "1"], "{} was trained with none, by which it has counted"),
         (["--num_train_epochs", "0.5"], "--num_train_epochs: got 0.5, but {} has trained 1"),
         (["--max_steps", "2"], "--max_steps: got 2, but {} has trained 3"),
     ],
@@ -104,12 +104,44 @@ def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(
     assert f"{checkpoint}: holds no {ABOUT_FILE}; expected a checkpoint written by" in message
 
 
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
+def test_a_checkpoint_of_the_model_alone_is_refused(
+    name: str, words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
+) -> None:
+    (checkpoint / name).unlink()
+    message = fails(main, *words, "--dry_run", *resume(checkpoint, tmp_path / "on"))
+    assert f"which holds no {name}, without which a training does not go on" in message
+
+
+def test_another_patience_and_another_number_of_processes_are_refused(
+    words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
+) -> None:
+    state = json.loads((checkpoint / STATE_FILE).read_text("utf-8"))
+    state["stateful_callbacks"]["EarlyStoppingCallback"] = {"args": {"early_stopping_patience": 2}}
+    (checkpoint / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    flags = [*words, "--dry_run", *resume(checkpoint, tmp_path / "on")]
+    message = fails(main, *flags, "--early_stopping_patience", "1")
+    assert "--early_stopping_patience: got 1, but" in message and "trained with 2" in message
+    about = json.loads((checkpoint / ABOUT_FILE).read_text("utf-8"))
+    about["flags"]["num_processes"] = 2
+    (checkpoint / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+    message = fails(main, *flags)
+    assert f"--num_processes: got 1, but {checkpoint} was trained with 2" in message
+
+
+def test_a_default_that_is_spelt_out_is_the_same(
+    words: list[str], checkpoint: Path, tmp_path: Path
+) -> None:
+    flags = ["--bias", "none", "--dry_run"]  # PEFT's own, of which the recipe says nothing
+    main([*words, *flags, *resume(checkpoint, tmp_path / "on")])
+
+
 def test_a_run_is_not_replaced_while_it_is_gone_on_from(
     words: list[str], finished: Path, fails: Fails
 ) -> None:
     checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
     message = fails(main, *words, *resume(checkpoint, finished), "--overwrite")
-    assert f"--overwrite: would remove {checkpoint}" in message and checkpoint.is_dir()
+    assert f"--overwrite would replace, with {checkpoint}" in message and checkpoint.is_dir()
 
 
 def test_more_epochs_and_another_way_of_watching_go_on(

@@ -21,7 +21,7 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import choice_faults, one_line, unknown_name
 from peft_mrpc.losses import loss_faults
 from peft_mrpc.methods import find_method
-from peft_mrpc.optimizer_faults import INTERVALS, number_faults
+from peft_mrpc.optimizer_faults import number_faults
 from peft_mrpc.pair_model import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.selection import selection_faults
@@ -208,7 +208,7 @@ def _idle_trunk(config: TrainConfig, asked: set[str], freezes: bool) -> list[str
 def _idle_choice(config: TrainConfig, arguments: TrainingArguments, asked: set[str]) -> list[str]:
     """What is said of choosing where nothing is chosen, or at another time."""
     faults = []
-    for name, strategy in INTERVALS.items():
+    for name, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
         kind = SaveStrategy(getattr(arguments, strategy)).value
         if name in asked and kind != "steps":
             faults.append(
@@ -221,12 +221,6 @@ def _idle_choice(config: TrainConfig, arguments: TrainingArguments, asked: set[s
             f"--selection_fraction: got {config.selection_fraction}, but nothing is chosen on a "
             "part of train; add --eval_strategy epoch, --early_stopping_patience or --threshold "
             "auto, or drop it."
-        )
-    stops_early = config.early_stopping_patience is not None
-    if "load_best_model_at_end" in asked and stops_early and not arguments.load_best_model_at_end:
-        faults.append(
-            "--load_best_model_at_end: got false, but --early_stopping_patience ends with the best "
-            "checkpoint; drop one of them."
         )
     keeps_best = arguments.load_best_model_at_end or arguments.save_strategy == "best"
     metric = arguments.metric_for_best_model or ""

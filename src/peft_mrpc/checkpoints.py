@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from peft_mrpc.errors import UserError, logger, one_line
+from peft_mrpc.optimizer_faults import parts_layers
 
 TRAINED_FILE = "trained.safetensors"
 ABOUT_FILE = "training.json"
@@ -42,14 +43,14 @@ def checkpoint_faults(
         step, epoch = int(state["global_step"]), float(state["epoch"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         return [_damaged(folder, STATE_FILE, error)]
-    # An archive has its table at its end: one that is cut short is none.
-    cut = [
-        path.name
-        for pattern in ("*.pt", "*.pth")
-        for path in sorted(folder.glob(pattern))
-        if not zipfile.is_zipfile(path)
-    ]
-    faults = [_damaged(folder, name, "it is no archive, or not the whole of one") for name in cut]
+    faults = _file_faults(folder)
+    if not parts_layers(arguments):  # whose shards have other names
+        faults += [
+            f"{where}, which holds no {name}, without which a training does not go on as it was; "
+            "expected a checkpoint that was saved without --save_only_model."
+            for name in ("optimizer.pt", "scheduler.pt")
+            if not (folder / name).exists()
+        ]
     if 0 < arguments.max_steps < step:
         faults.append(f"--max_steps: got {arguments.max_steps}, but {folder} has trained {step}.")
     if arguments.max_steps <= 0 and epoch > arguments.num_train_epochs:
@@ -57,11 +58,28 @@ def checkpoint_faults(
             f"--num_train_epochs: got {arguments.num_train_epochs:g}, but {folder} has trained "
             f"{epoch:g}; expected as many or more."
         )
-    if patience is not None and "EarlyStoppingCallback" not in state.get("stateful_callbacks", {}):
+    kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("args", {})
+    if patience is not None and patience != (before := kept.get("early_stopping_patience")):
         faults.append(
-            f"--early_stopping_patience: got {patience}, but {folder} was trained without and has "
-            "counted nothing; expected the flags that it was trained with."
+            f"--early_stopping_patience: got {patience}, but {folder} was trained with "
+            f"{before or 'none'}, by which it has counted; expected the same."
         )
+    return faults
+
+
+def _file_faults(folder: Path) -> list[str]:
+    """Which files of a checkpoint are cut short."""
+    faults = []
+    # An archive has its table at its end: one that is cut short is none.
+    for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
+        if not zipfile.is_zipfile(path):
+            faults.append(_damaged(folder, path.name, "it is no archive, or not a whole one"))
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            faults.append(_damaged(folder, path.name, error))
     return faults
 
 
@@ -71,11 +89,6 @@ def _damaged(folder: Path, name: str, reason: object) -> str:
         f"--resume_from_checkpoint: got {str(folder)!r}, whose {name} is damaged ({said}); "
         "expected the whole of it. Go on from an earlier checkpoint."
     )
-
-
-def write_about(folder: Path, about: Mapping[str, Any]) -> None:
-    """Write down which training a checkpoint is of."""
-    (folder / ABOUT_FILE).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
 
 def read_about(folder: Path) -> dict[str, Any]:
@@ -114,10 +127,7 @@ def load_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
         raise UserError(
             f"{folder}: holds no {TRAINED_FILE}; expected a checkpoint written by this peft-mrpc."
         )
-    try:
-        stored = load_file(folder / TRAINED_FILE)
-    except SafetensorError as error:
-        raise UserError(_damaged(folder, TRAINED_FILE, error)) from error
+    stored = load_file(folder / TRAINED_FILE)
     own = {name: tensor for name, tensor in model.named_parameters() if name in set(names)}
     others = sorted(
         name for name in {*own, *stored} if _shape(own.get(name)) != _shape(stored.get(name))
@@ -134,6 +144,25 @@ def load_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
 
 def _shape(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype)
+
+
+class DescribeCheckpoint(TrainerCallback):
+    """Write down which training a checkpoint is of.
+
+    Args:
+        about: What is to be read again by `read_about`.
+    """
+
+    def __init__(self, about: Mapping[str, Any]) -> None:
+        self.about = about
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.should_save:
+            folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+            text = json.dumps(self.about, indent=1) + "\n"
+            (folder / ABOUT_FILE).write_text(text, encoding="utf-8")
 
 
 class FindBestAgain(TrainerCallback):

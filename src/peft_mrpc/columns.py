@@ -49,10 +49,11 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
             f"name them with --sentence1_column and --sentence2_column.{parted}"
         )
     label = config.label_column or next((c for c in LABEL_COLUMNS if c in table.columns), None)
-    if label in (first, second):
+    if len({first, second, label}) < 3:
         raise UserError(
-            f"{table.where}: got {label!r} as a sentence and as the label; name the columns with "
-            "--sentence1_column, --sentence2_column and --label_column."
+            f"{table.where}: got {first!r}, {second!r} and {label!r} for the sentences and the "
+            "label; expected different ones. Name them with --sentence1_column, "
+            "--sentence2_column and --label_column."
         )
     return first, second, label
 
@@ -174,7 +175,7 @@ def _rows_to_pairs(
             if sentence is None or (isinstance(sentence, str) and not sentence.strip()):
                 faults.append(f"{where}: got an empty {column!r}; expected a sentence.")
             elif not isinstance(sentence, str):
-                faults.append(f"{where}: got {sentence!r} in {column!r}; expected text.")
+                faults.append(f"{where}: got {repr(sentence)[:40]} in {column!r}; expected text.")
             sentences.append(str(sentence))
         value = None if columns[2] is None else row.get(columns[2])
         if isinstance(value, list | dict | bytes):

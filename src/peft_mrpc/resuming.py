@@ -11,8 +11,8 @@ from peft_mrpc.flags import config_record
 from peft_mrpc.pairs import PairData
 from peft_mrpc.requests import TrainRequest
 
-# What a step of training depends on, beside the method's own options. How many steps there are,
-# how they are computed, and what is evaluated, kept and logged may be another.
+# What a step of training depends on, and what is chosen by, beside the method's own options. How
+# many steps there are, how they are computed, and what is kept and logged may be another.
 DECIDING = (
     *("method", "model", "quantization", "pooling", "head_layer", "prompt_position", "max_length"),
     *("dropout", "swap_sentences", "neftune_noise_alpha", "seed", "data_seed"),
@@ -21,8 +21,10 @@ DECIDING = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
-    "dataloader_drop_last",
+    *("dataloader_drop_last", "metric_for_best_model", "greater_is_better"),
 )
+# Of PEFT's options: where things lie, and what it writes down for itself.
+ELSEWHERE = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode", "_config")
 
 
 def about_training(request: TrainRequest, data: PairData) -> dict[str, Any]:
@@ -33,11 +35,17 @@ def about_training(request: TrainRequest, data: PairData) -> dict[str, Any]:
         data: Its pairs, without those that are held out.
     """
     record = config_record(request.config, request.arguments)
-    flags = {name: record.get(name) for name in DECIDING} | dict(request.given_options)
-    flags["model"] = Path(request.config.model).name  # which may lie elsewhere now
+    options = {n: v for n, v in vars(request.options).items() if not n.endswith(ELSEWHERE)}
+    flags = {**{name: record.get(name) for name in DECIDING}, **options}
+    flags["num_processes"] = request.arguments.world_size
+    flags["model"] = "/".join(Path(request.config.model).parts[-2:])  # which may have moved
     about = {"flags": flags, "train": data.fingerprint("train")}
-    plain: dict[str, Any] = json.loads(json.dumps(about, default=str))
+    plain: dict[str, Any] = json.loads(json.dumps(about, default=_plain))
     return plain
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
 def check_resumed(request: TrainRequest, data: PairData) -> None:
@@ -55,8 +63,8 @@ def check_resumed(request: TrainRequest, data: PairData) -> None:
         return
     if request.output_dir.resolve() in Path(folder).resolve().parents:
         raise UserError(
-            f"--overwrite: would remove {folder}, which --resume_from_checkpoint goes on from; "
-            "name another --output_dir."
+            f"--output_dir: got {str(request.output_dir)!r}, which --overwrite would replace, with "
+            f"{folder}, which --resume_from_checkpoint goes on from; name another."
         )
     wrote, asks = read_about(Path(folder)), about_training(request, data)
     faults = [

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_mrpc.checkpoints import load_trained, save_trained, write_about
+from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.dropout import fast_dropout
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
@@ -43,7 +43,6 @@ class PairTrainer(Trainer):
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
         layer_decay: The rate of each layer over that of the layer above; None for 1.
         sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
-        about: Which training it is, for its checkpoints.
         kwargs: The Trainer's own.
     """
 
@@ -53,12 +52,10 @@ class PairTrainer(Trainer):
         head_learning_rate: float | None,
         layer_decay: float | None = None,
         sam_rho: float = 0.0,
-        about: Mapping[str, Any],
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.sam_rho = sam_rho
-        self.about = about
         self.head_learning_rate = head_learning_rate
         self.layer_decay = layer_decay
         # As DDP sees them: frozen by now is frozen for good.
@@ -150,11 +147,8 @@ class PairTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        if not self.args.should_save:
-            return
-        folder = Path(output_dir or str(self.args.output_dir))
-        write_about(folder, self.about)
-        if not self._is_sharded:
+        if self.args.should_save and not self._is_sharded:
+            folder = Path(output_dir or str(self.args.output_dir))
             save_trained(cast("nn.Module", self.model), self._trained_names, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

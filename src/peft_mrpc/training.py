@@ -15,7 +15,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_mrpc.checkpoints import FindBestAgain
+from peft_mrpc.checkpoints import DescribeCheckpoint, FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.either_order import EitherOrder, OrderAnew
@@ -135,12 +135,12 @@ def build_trainer(
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out)
+    callbacks.append(DescribeCheckpoint(about_training(request, data)))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
             sam_rho=request.config.sam_rho,
-            about=about_training(request, data),
             model=classifier.model,
             args=arguments,
             data_collator=collator,

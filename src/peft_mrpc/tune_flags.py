@@ -22,7 +22,10 @@ OF_A_TRIAL = {
 }
 # Flags of train that a search has no use for, with the reason.
 REFUSED = {
-    **dict.fromkeys(OF_A_TRIAL, "a trial is judged after every epoch and not kept"),
+    **dict.fromkeys(
+        ("eval_strategy", "eval_steps", "save_strategy", "save_steps", "logging_strategy"),
+        "a trial is judged after every epoch and not kept",
+    ),
     "disable_tqdm": "the bars of trials are not shown",
     "seeds": "a search has one --seed; train its recipe with --seeds",
     "push_to_hub": "a search publishes nothing",
