@@ -39,6 +39,9 @@ MINILM = ["--model", "builtin:minilm"]
 # is measured are the recipes.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
+    "full, in batches of 16": [
+        *["--method", "full", "--per_device_train_batch_size", "16", *MINILM],
+    ],
     "layer_freeze, layers 3 and 4": [
         *["--method", "layer_freeze", "--head_layer", "4", "--sam_rho", "0", *MINILM],
     ],
@@ -158,7 +161,7 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         "config": {
             key: value
             for key, value in {**record["config"], **record["method_options"]}.items()
-            if key not in ("seed", "dataset", "split")
+            if key not in ("seed", "dataset", "split", "disable_tqdm")
         },
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
