@@ -7,7 +7,7 @@ goes on from (or ends with) another model for p-tuning and fails for projected p
 
 import json
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,11 @@ class DescribeCheckpoint(TrainerCallback):
     """Write down which training a checkpoint is of.
 
     Args:
-        about: What is to be read again by `read_about`.
+        about: Gives what is to be read again by `read_about`; asked where a checkpoint is saved
+            alone, for it reads all pairs.
     """
 
-    def __init__(self, about: Mapping[str, Any]) -> None:
+    def __init__(self, about: Callable[[], Mapping[str, Any]]) -> None:
         self.about = about
 
     def on_save(
@@ -161,7 +162,7 @@ class DescribeCheckpoint(TrainerCallback):
     ) -> None:
         if args.should_save:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            text = json.dumps(self.about, indent=1) + "\n"
+            text = json.dumps(self.about(), indent=1) + "\n"
             (folder / ABOUT_FILE).write_text(text, encoding="utf-8")
 
 
