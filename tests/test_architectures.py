@@ -68,7 +68,7 @@ def test_a_method_trains_pads_rightly_and_reloads(
         method, model, data_flags, tmp_path / "trainer", "--pooling", pooling
     )
     assert batch_drift(classifier, pairs) < 1e-5
-    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-6
+    assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_options_of_pefts_own_configs_train_and_reload(
         )
         folder = tmp_path / pooling
         # PEFT writes the prompt as computed for one row: an LSTM rounds otherwise for nine.
-        assert reload_drift(classifier, pairs, models["bert"], method, folder) < 1e-6
+        assert reload_drift(classifier, pairs, models["bert"], method, folder) < 1e-5
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
@@ -106,7 +106,7 @@ def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
     classifier = build_classifier(request, find_model(str(folder)), data)
     pairs = data.splits["validation"]
     alone, together = classifier.score(pairs, 1), classifier.score(pairs, len(pairs))
-    assert np.abs(alone - together).max() < 1e-6
+    assert np.abs(alone - together).max() < 1e-5
 
 
 def test_our_head_stands_on_an_encoder_that_calls_its_range_otherwise(
@@ -122,4 +122,4 @@ def test_our_head_stands_on_an_encoder_that_calls_its_range_otherwise(
     model = str(tmp_path / "opt")
     classifier, pairs = train_two_steps("lora", model, data_flags, tmp_path, "--pooling", "auto")
     assert classifier.model.config.pooling == "last"
-    assert reload_drift(classifier, pairs, model, "lora", tmp_path / "saved") < 1e-6
+    assert reload_drift(classifier, pairs, model, "lora", tmp_path / "saved") < 1e-5

@@ -123,7 +123,7 @@ def test_a_resumed_run_is_the_same_run(
         load_run(tmp_path / name).predictions("validation").probabilities
         for name in ("whole", "rest")
     )
-    assert abs(whole - rest).max() < 1e-6
+    assert abs(whole - rest).max() < 1e-5
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in PEFT_METHODS])
@@ -185,7 +185,7 @@ def test_adapters_train_over_a_quantized_base_and_reload(
         classifier, pairs = train_two_steps(method, model, data_flags, tmp_path, *flags)
         if quantization != "int8":  # which scales activations by what else is in the batch
             assert batch_drift(classifier, pairs) < 1e-5
-        assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) < 1e-6
+        assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) < 1e-5
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
@@ -240,7 +240,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     assert read_json(folder / "adapter" / "peft_mrpc.json")["quantization"] == "nf4"
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     saved = load_run(folder).predictions("validation").probabilities
-    assert abs(load_predictor(str(folder)).score(pairs, 32) - saved).max() < 1e-7
+    assert abs(load_predictor(str(folder)).score(pairs, 32) - saved).max() < 1e-6
 
 
 def test_an_unknown_quantization_is_refused(

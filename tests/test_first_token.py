@@ -139,4 +139,4 @@ def test_what_is_trained_so_is_saved_and_reloaded_as_ever(
     flags = ["--pooling", "native", "--gradient_checkpointing", "true"]
     classifier, pairs = train_two_steps("full", model, data_flags, tmp_path / "t", *flags)
     assert batch_drift(classifier, pairs) < 1e-5
-    assert reload_drift(classifier, pairs, model, "full", tmp_path / "model") < 1e-6
+    assert reload_drift(classifier, pairs, model, "full", tmp_path / "model") < 1e-5

@@ -79,7 +79,7 @@ def test_named_modules_train_on_every_architecture(
     classifier, pairs = train_two_steps("layer_freeze", model, data_flags, trainer, *names)
     trained = trainable_names(classifier.model.base_model)
     assert any(part.startswith(f"{name}.") for part in trained)
-    assert reload_drift(classifier, pairs, model, "layer_freeze", tmp_path / "saved") < 1e-6
+    assert reload_drift(classifier, pairs, model, "layer_freeze", tmp_path / "saved") < 1e-5
 
 
 def paths(names: list[str], layers: int = 2) -> set[str]:

@@ -197,7 +197,7 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     # What was saved asks the same question and gets the same answer.
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(run.path)).score(pairs, 4)
-    assert np.abs(again - rows.probabilities).max() < 1e-7
+    assert np.abs(again - rows.probabilities).max() < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -381,7 +381,7 @@ def test_what_was_saved_answers_as_it_did(
     rows = run.predictions("validation")
     data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
     again = load_predictor(str(run.path)).score(data.splits["validation"], 4)
-    assert np.abs(again - rows.probabilities).max() < 1e-7
+    assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == ("batch" not in flags)
     if "best" in flags:
         reached = {
@@ -492,7 +492,7 @@ def test_a_checkpoint_that_is_quantized_already_is_loaded_as_it_is(
         ).score(pairs, 4)
         for one in (model, again)
     )
-    assert np.abs(first - second).max() < 1e-6
+    assert np.abs(first - second).max() < 1e-5
 
 
 def test_a_model_that_is_spread_answers_as_one_that_is_not(

@@ -115,7 +115,7 @@ def test_every_method_trains_below_the_last_layer_and_reloads(
     flags = ["--pooling", METHODS[method].compares, "--head_layer", "1"]
     classifier, pairs = train_two_steps(method, tiny_bert, data_flags, tmp_path / "t", *flags)
     assert classifier.model.config.num_hidden_layers == 1
-    assert reload_drift(classifier, pairs, tiny_bert, method, tmp_path / "saved") < 1e-6
+    assert reload_drift(classifier, pairs, tiny_bert, method, tmp_path / "saved") < 1e-5
 
 
 def test_a_run_records_the_layer_and_labels_with_it(
@@ -135,7 +135,7 @@ def test_a_run_records_the_layer_and_labels_with_it(
     predictions = read_json_lines(folder / "predictions" / "validation.jsonl")
     pairs = [Pair(row["idx"], row["sentence1"], row["sentence2"]) for row in predictions]
     expected = np.array([list(row["probabilities"].values()) for row in predictions])
-    assert np.abs(again.score(pairs, 32) - expected).max() < 1e-6
+    assert np.abs(again.score(pairs, 32) - expected).max() < 1e-5
 
 
 def test_frozen_encoders_are_read_two_thirds_up_by_default() -> None:

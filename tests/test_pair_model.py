@@ -175,7 +175,7 @@ def test_padding_moves_no_score(tiny_bert: str) -> None:
         model = load_classifier(source, LABELS, tokenizer, pooling)
         classifier = PairClassifier(model, tokenizer, LABELS, 64)
         together, alone = classifier.score(pairs, 9), classifier.score(pairs, 1)
-        assert np.abs(together - alone).max() < 1e-6
+        assert np.abs(together - alone).max() < 1e-5
 
 
 POOLED = ("layer_freeze", "lora", "prompt_tuning")
@@ -207,7 +207,7 @@ def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
     pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     # The same whatever a row is padded to, and the same as before it was saved.
     for batch_size in (1, 2, 9):
-        assert np.abs(predictor.score(pairs, batch_size) - saved).max() < 1e-6
+        assert np.abs(predictor.score(pairs, batch_size) - saved).max() < 1e-5
     with pytest.raises(UserError, match="reads a pad once virtual tokens stand before the pair"):
         main([*flags, *data_flags, "--output_dir", str(tmp_path / "no"), "--pooling", "native"])
 
@@ -227,7 +227,7 @@ def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) 
     pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for path in pooled_runs.values():
         saved = load_run(path).predictions("validation").probabilities
-        assert np.abs(load_predictor(str(path)).score(pairs, 32) - saved).max() < 1e-7
+        assert np.abs(load_predictor(str(path)).score(pairs, 32) - saved).max() < 1e-6
 
 
 def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]) -> None:
@@ -248,7 +248,7 @@ def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]
     )
     assert done.returncode == 0, done.stderr[-1500:]
     saved = load_run(pooled_runs["layer_freeze"]).predictions("validation").probabilities[0]
-    assert np.abs(np.array(json.loads(done.stdout)[0]) - saved).max() < 1e-6
+    assert np.abs(np.array(json.loads(done.stdout)[0]) - saved).max() < 1e-5
 
 
 def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) -> None:

@@ -49,7 +49,7 @@ def test_a_pushed_model_is_read_back_in_a_new_process(
     saved = load_run(trained_run).predictions("validation").probabilities
     assert len(rows) == len(ROWS)
     for row, expected in zip(rows, saved, strict=True):
-        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-6)
+        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-5)
 
 
 def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
@@ -89,7 +89,7 @@ def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
     for row, expected in zip(rows, saved, strict=True):
-        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-6)
+        assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-5)
 
 
 def test_a_second_push_of_the_same_run_changes_nothing(

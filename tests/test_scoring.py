@@ -100,7 +100,7 @@ def test_two_processes_predict_as_one_does(
         assert [first[k] for k in ("sentence1", "sentence2", "prediction")] == [
             second[k] for k in ("sentence1", "sentence2", "prediction")
         ]
-        assert abs(first["probability_equivalent"] - second["probability_equivalent"]) < 1e-6
+        assert abs(first["probability_equivalent"] - second["probability_equivalent"]) < 1e-5
 
 
 def test_two_processes_ask_a_language_model_as_one_does(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_two_processes_ask_a_language_model_as_one_does(tmp_path: Path) -> None:
         probabilities.append(run.predictions("test"))
     one, two = probabilities
     assert (one.idx == two.idx).all() and (one.predictions == two.predictions).all()
-    assert np.abs(one.probabilities - two.probabilities).max() < 1e-6
+    assert np.abs(one.probabilities - two.probabilities).max() < 1e-5
 
 
 def test_a_large_vocabulary_is_scored_some_tokens_at_a_time(

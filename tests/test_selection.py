@@ -177,7 +177,7 @@ def test_the_run_holds_the_best_and_no_checkpoints(method: str, train: Callable[
     assert not (run.path / "checkpoints").exists()
     saved = run.predictions("validation").probabilities
     again = load_predictor(str(run.path)).score(pairs_of(run), 32)
-    assert np.abs(again - saved).max() < 1e-6
+    assert np.abs(again - saved).max() < 1e-5
     assert f"held out to choose epoch {record['best_epoch']:g} on" in build_card(run)
 
 
@@ -307,7 +307,7 @@ def test_two_processes_watch_each_row_once(
         assert run.record["selection"]["num_examples"] == 6
         watched.append(next(r for r in run.record["log_history"] if "eval_loss" in r))
     for name in ("eval_loss", "eval_accuracy", "eval_f1", "eval_roc_auc"):
-        assert watched[0][name] == pytest.approx(watched[1][name], abs=1e-6), name
+        assert watched[0][name] == pytest.approx(watched[1][name], abs=1e-5), name
 
 
 def test_the_threshold_decides_the_positive_of_two_and_nothing_else() -> None:
@@ -390,7 +390,7 @@ def test_the_best_threshold_is_chosen_on_held_out_pairs_and_stored(
     expected = best_threshold(
         np.array([pair.label for pair in held]), scores, "f1" if metric else "accuracy"
     )
-    assert predictor.threshold == run.record["threshold"] == pytest.approx(expected, abs=1e-6)
+    assert predictor.threshold == run.record["threshold"] == pytest.approx(expected, abs=1e-5)
     assert run.record["config"]["threshold"] == "auto"
     assert run.record["selection"]["num_examples"] == 16
     assert "to choose the threshold on" in build_card(run)

@@ -174,7 +174,7 @@ def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
     )
     for path, reloaded in zip(runs.values(), json.loads(done.stdout), strict=True):
         saved = load_run(path).predictions("validation").probabilities
-        assert abs(np.array(reloaded) - saved).max() < 1e-7, path
+        assert abs(np.array(reloaded) - saved).max() < 1e-6, path
 
 
 def test_model_and_adapter_load_without_this_toolkit(
@@ -195,7 +195,7 @@ def test_model_and_adapter_load_without_this_toolkit(
         with torch.inference_mode():
             probability = model.eval()(**first).logits.softmax(-1)[0]
         saved = load_run(path).predictions("validation").probabilities[0]
-        assert torch.allclose(probability.double(), torch.tensor(saved), rtol=0, atol=1e-6), method
+        assert torch.allclose(probability.double(), torch.tensor(saved), rtol=0, atol=1e-5), method
 
 
 def test_the_record_says_what_trained_on_what(runs: dict[str, Path]) -> None:
@@ -228,7 +228,7 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
     pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(tmp_path / "run")).score(pairs, 32)
-    assert np.abs(again - saved).max() < 1e-7
+    assert np.abs(again - saved).max() < 1e-6
 
 
 @pytest.mark.parametrize("is_bf16", [True, False])
@@ -617,7 +617,7 @@ def test_interrupted_training_goes_on_from_its_checkpoint(
         load_run(tmp_path / name).predictions("validation").probabilities
         for name in ("whole", "rest")
     )
-    assert abs(whole - rest).max() < 1e-6
+    assert abs(whole - rest).max() < 1e-5
 
 
 def test_two_processes_train_and_write_one_run(

@@ -326,7 +326,7 @@ def test_a_cached_training_goes_on_from_its_checkpoint(
     resumed = fit("resumed", tiny_bert, *flags, "--resume_from_checkpoint", str(checkpoints[0]))
     assert caplog.text.count(USED) == 2
     probabilities = [run.predictions("validation").probabilities for run in (whole, resumed)]
-    assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-6
+    assert np.abs(probabilities[0] - probabilities[1]).max() < 1e-5
 
 
 def test_the_saved_model_is_the_whole_one(tiny_bert: str, fit: Callable[..., Run]) -> None:
@@ -336,7 +336,7 @@ def test_the_saved_model_is_the_whole_one(tiny_bert: str, fit: Callable[..., Run
     batch = tokenizer("the cat sat on the mat", "on the mat the cat sat", return_tensors="pt")
     with torch.no_grad():
         found = model.eval()(**batch).logits.softmax(-1).numpy()[0]
-    assert np.abs(found - run.predictions("validation").probabilities[0]).max() < 1e-6
+    assert np.abs(found - run.predictions("validation").probabilities[0]).max() < 1e-5
 
 
 def test_two_processes_share_the_work_and_train_as_one(
