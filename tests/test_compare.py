@@ -33,11 +33,13 @@ def build_run(
     config: dict[str, Any] | None = None,
     train_seconds: float = 3.0,
     truth: Sequence[int] = TRUTH,
+    learned: int = 0,
 ) -> Run:
-    """A Run written by the real code from given answers."""
+    """A Run written by the real code from given answers; so many of its pairs it was trained on."""
     labels = [names.index(NAMES[t]) for t in truth]
     pairs = tuple(Pair(i, f"{sentence} {i}", f"other {i}", t) for i, t in enumerate(labels))
-    data = PairData("toy", names, {"train": pairs, "test": pairs})
+    train = tuple(Pair(i, f"trained {i}", "on", t) for i, t in enumerate(labels[learned:]))
+    data = PairData("toy", names, {"train": pairs[:learned] + train, "test": pairs})
     columns = {"equivalent": np.array(positive), "not_equivalent": 1 - np.array(positive)}
     path.mkdir(parents=True)
     (path / "model").mkdir()
@@ -187,6 +189,15 @@ def test_the_card_carries_the_figures_and_no_path(two_runs: list[Run], tmp_path:
     assert "value: 0.8" in card and "base_model: some/model-x" in card
     assert "| test | 5 | 0.600 | 0.800 |" in card
     assert str(tmp_path) not in card
+
+
+def test_figures_of_pairs_that_were_trained_on_are_marked(tmp_path: Path) -> None:
+    runs = [build_run(tmp_path / n, SCORES[n], learned=2 * (n == "a")) for n in ("a", "b")]
+    cards = [build_card(run, "owner/name") for run in runs]
+    assert "2 of the 5 test pairs are training pairs too." in cards[0]
+    assert "training pairs too" not in cards[1]
+    verdict = compare([str(run.path) for run in runs], tmp_path / "out").splitlines()[0]
+    assert verdict.count("trained on 2 of these pairs") == 1 and "5 of these pairs" not in verdict
 
 
 def test_a_lead_is_called_sure_only_where_it_is(tmp_path: Path) -> None:

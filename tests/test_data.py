@@ -9,6 +9,7 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError
 from peft_mrpc.pairs import SPLITS
+from peft_mrpc.reporting import describe_data
 from peft_mrpc.tables import read_table
 
 HEADER = ("sentence1", "sentence2", "label")
@@ -133,6 +134,9 @@ def test_another_delimiter_is_guessed_at(tmp_path: Path) -> None:
     semicolons.write_text("sentence1;sentence2;label\na;b;1\n")
     (fault,) = faults_of(DataConfig(train_file=str(semicolons)))
     assert "parted by commas in .csv" in fault
+    (fault,) = faults_of(DataConfig(train_file=str(semicolons), sentence1_column="sentence1"))
+    assert fault.startswith("--sentence1_column: got 'sentence1'")
+    assert "parted by commas in .csv" in fault
 
 
 @pytest.mark.parametrize(
@@ -203,6 +207,29 @@ def test_clashing_columns_and_sources_are_refused(
     assert "beside --train_file; give one" in fault
     same = DataConfig(train_file=train, sentence1_column="label", label_column="label")
     assert "got the same column twice" in faults_of(same)[0]
+
+
+def test_pairs_that_train_holds_as_well_are_counted(tmp_path: Path) -> None:
+    train = [("A cat  sat.", "a dog", "yes"), ("a cow", "a hen", "no")]
+    other = [
+        *(("a dog", "a cat sat.", "no"), ("A COW", " a hen", "no")),  # turned round; as written
+        *(("a cow", "a cow", "yes"), ("a cat sat.", "a hen", "no")),  # neither is a training pair
+    ]
+    files = {
+        f"{split}_file": str(write_csv(tmp_path / f"{split}.csv", rows, HEADER))
+        for split, rows in (("train", train), ("validation", other), ("test", other[2:]))
+    }
+    data = load_pairs(DataConfig(**files))
+    assert data.also_trained == {"validation": 2, "test": 0}
+    assert describe_data(data, list(SPLITS))["splits"]["validation"]["also_trained"] == 2
+    del files["train_file"]
+    assert load_pairs(DataConfig(**files)).also_trained == {"validation": 0, "test": 0}
+
+
+@requires_mrpc
+def test_mrpc_and_the_builtin_pairs_share_nothing_with_their_training_pairs() -> None:
+    for dataset in (str(MRPC), "builtin:pairs"):
+        assert not any(load_pairs(DataConfig(dataset=dataset)).also_trained.values())
 
 
 def test_the_split_to_report_is_found_or_refused(pair_files: dict[str, str]) -> None:

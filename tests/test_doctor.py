@@ -254,6 +254,7 @@ def test_tokens_that_will_be_cut_cost_nothing(
     flags = ["--model", tiny_bert, "--method", "layer_freeze", "--num_unfrozen_layers", "1"]
     flags += ["--num_pairs", "1000", "--max_length", "32"]
     (few, many) = (_estimate([*flags, "--mean_tokens", one], capsys) for one in ("32", "400"))
+    assert "of 400 tokens (cut to 32, see --max_length)" in many and "cut to" not in few
     kept = re.compile(r"once \(([\d.]+ MB) kept\)")
     assert kept.findall(few) == kept.findall(many) == ["4.1 MB"]
 

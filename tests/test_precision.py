@@ -95,12 +95,18 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
         ("AVX10_1_512_AMX", "AMX", "AVX512-BF16"),
     ],
 )
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
 def test_what_onednn_may_not_use_is_not_there(
-    limit: str | None, with_amx: str | None, without: str | None, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    limit: str | None,
+    with_amx: str | None,
+    without: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
     if limit is not None:
-        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+        monkeypatch.setenv(variable, limit)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
     for has_amx, expected in ((True, with_amx), (False, without)):
         monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda has=has_amx: has)

@@ -256,6 +256,18 @@ def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
     assert seen == (["eager"] if is_bf16 else ["sdpa"])
 
 
+def test_a_split_of_training_pairs_is_warned_of(
+    tiny_bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = str(write_csv(tmp_path / "all.csv", ROWS, ("sentence1", "sentence2", "label")))
+    flags = ["--model", tiny_bert, "--train_file", path, "--validation_file", path, "--dry_run"]
+    main([*flags, "--max_eval_samples", "4"])
+    assert "validation: 4 of its 4 pairs are training pairs too" in caplog.text
+    caplog.clear()
+    main([*flags, "--split", "train"])  # whose figures nobody takes for those of others
+    assert "training pairs too" not in caplog.text
+
+
 def test_a_label_that_no_training_pair_has_is_warned_of(
     tiny_bert: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

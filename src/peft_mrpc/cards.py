@@ -175,7 +175,7 @@ def _results(run: Run) -> str:
         if run.model_run is not run:
             first = f"{split}, seed {run.record['seed']}"
             lines.append(_result_line(first, run.model_run.metrics[split], run.label_names))
-    return "## Results\n\n" + "\n".join(lines) + _seeds_note(run)
+    return "## Results\n\n" + "\n".join(lines) + _seeds_note(run) + _trained_note(run)
 
 
 def _result_line(split: str, values: dict[str, Any], label_names: list[str]) -> str:
@@ -193,6 +193,17 @@ def _seeds_note(run: Run) -> str:
         f"\n\nMean ± standard deviation over seeds {', '.join(map(str, seeds))}. The model here is "
         f"that of seed {seeds[0]}, the first and not the best: none was chosen by its results."
     )
+
+
+def _trained_note(run: Run) -> str:
+    """Which figures are in part of pairs that were trained on."""
+    splits = run.record["data"]["splits"]
+    said = [
+        f"{count} of the {splits[split]['num_examples']} {split} pairs are training pairs too."
+        for split in run.metrics
+        if (count := splits[split].get("also_trained")) and "trainable" in run.record
+    ]
+    return "\n\n" + " ".join(said) if said else ""
 
 
 def _usage(run: Run, repo_id: str | None) -> str:

@@ -28,13 +28,15 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
     Raises:
         UserError: If a named column is missing, or no usual pair of names is there.
     """
+    is_one = len(table.columns) == 1 and any(mark in table.columns[0] for mark in ",;|\t")
+    parted = " Fields are parted by commas in .csv and by tabs in .tsv." if is_one else ""
     faults = []
     for flag in ("sentence1_column", "sentence2_column", "label_column"):
         name = getattr(config, flag)
         if name is not None and name not in table.columns:
             faults.append(
                 f"--{flag}: got {name!r}; {table.where} has {', '.join(table.columns)}."
-                f"{closest(name, table.columns)}"
+                f"{closest(name, table.columns)}{parted}"
             )
     raise_faults(faults)
     usual = next(
@@ -42,8 +44,6 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
     )
     first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
     if first is None or second is None:
-        is_one = len(table.columns) == 1 and any(mark in table.columns[0] for mark in ",;|\t")
-        parted = " Fields are parted by commas in .csv and by tabs in .tsv." if is_one else ""
         raise UserError(
             f"{table.where}: found no sentence columns among {', '.join(table.columns)}; "
             f"name them with --sentence1_column and --sentence2_column.{parted}"

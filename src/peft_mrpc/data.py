@@ -4,6 +4,7 @@ A pair is one row with `idx`, `sentence1`, `sentence2` and `label` (an index int
 -1 when unknown). Sources differ in columns and label spelling; after `load_pairs` they do not.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 
 from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
 from peft_mrpc.config import DataConfig
-from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
 from peft_mrpc.pairs import SPLITS, PairData
 from peft_mrpc.tables import Table, parse_jsonl, read_table
 
@@ -169,6 +170,16 @@ def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
             if split in splits:
                 splits[split] = splits[split][: config.max_eval_samples]
     return PairData(data.name, data.label_names, splits)
+
+
+def warn_of_trained(data: PairData, splits: Sequence[str]) -> None:
+    """Say of which splits a figure is in part, or all, of pairs that were learned by heart."""
+    for split in splits:
+        if count := data.also_trained.get(split):
+            logger.warning(
+                "%s: %d of its %d pairs are training pairs too: its figures say the less of others",
+                *(split, count, len(data.splits[split])),
+            )
 
 
 def reported_splits(data: PairData, wanted: str | None) -> list[str]:

@@ -36,6 +36,7 @@ from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.sources import find_model
+from peft_mrpc.training import pair_length
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -129,8 +130,11 @@ def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     source, tokenizer = settle_reading(request, find_model(request.config.model))
     use_tokenizer(request.options, source.location)
     about = Pairs(config.num_pairs, config.mean_tokens)
-    said = rehearse(request, load_config(source), tokenizer, about)
-    return f"{config.num_pairs:,} pairs of {config.mean_tokens} tokens: {said}"
+    model_config = load_config(source)
+    said = rehearse(request, model_config, tokenizer, about)
+    longest = pair_length(request, model_config, tokenizer)
+    cut = f" (cut to {longest}, see --max_length)" if config.mean_tokens > longest else ""
+    return f"{config.num_pairs:,} pairs of {config.mean_tokens} tokens{cut}: {said}"
 
 
 def build_options(method: str) -> Any:

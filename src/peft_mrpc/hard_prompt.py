@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_mrpc import config as cfg
 from peft_mrpc.asking import OF_A_LOADED_MODEL, Asker
 from peft_mrpc.calibration import KINDS
-from peft_mrpc.data import load_pairs, reported_splits
+from peft_mrpc.data import load_pairs, reported_splits, warn_of_trained
 from peft_mrpc.demonstrations import CHOICES, build_show
 from peft_mrpc.endpoint import EndpointEngine, address_faults
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
@@ -122,6 +122,8 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     raise_faults(prompt_faults(config, templates, data, splits))
     drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
     held, shown = drawn
+    if held or shown:
+        warn_of_trained(data, splits)
     show = build_show(
         config.demonstrations, config.num_demonstrations, shown, list(data.label_names)
     )

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
@@ -35,6 +36,23 @@ class PairData:
             row = [pair.idx, pair.sentence1, pair.sentence2, name]
             digest.update(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         return digest.hexdigest()
+
+    @cached_property
+    def also_trained(self) -> dict[str, int]:
+        """Of each other split, how many pairs train holds as well, in either order.
+
+        Case and white space make no pair another, nor does its label.
+        """
+        trained = {_same(pair) for pair in self.splits.get("train", ())}
+        return {
+            split: sum(_same(pair) in trained for pair in pairs)
+            for split, pairs in self.splits.items()
+            if split != "train"
+        }
+
+
+def _same(pair: Pair) -> frozenset[str]:
+    return frozenset(" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
 
 
 def label_counts(pairs: Iterable[Pair], label_names: Sequence[str]) -> dict[str, int]:

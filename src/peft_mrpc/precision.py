@@ -20,7 +20,8 @@ def cpu_bf16_units() -> str | None:
     Both take twice the numbers an instruction that fp32 does, and AMX (Intel since Sapphire Rapids)
     several times that; AVX512-BF16 is also AMD's since Zen 4.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "DEFAULT").upper()
+    names = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")  # the first is the stronger, as for oneDNN
+    limit = next((os.environ[name] for name in names if name in os.environ), "DEFAULT").upper()
     is_free = limit in ("DEFAULT", "ALL")
     if torch.cpu._is_amx_tile_supported() and (is_free or "AMX" in limit):
         return "AMX"

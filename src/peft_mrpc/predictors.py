@@ -22,7 +22,10 @@ from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import classifier_probabilities, score_rows
 
-DIVERGED = "the model's scores are not finite: the training diverged. Lower --learning_rate."
+DIVERGED = (
+    "the model's scores are not finite: the training diverged. Lower --learning_rate "
+    "(or --sam_rho, if there is one)."
+)
 
 
 class Predictor(Protocol):

@@ -28,7 +28,10 @@ from peft_mrpc.thresholds import decide
 
 
 def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
-    """Name, label names, and of each split used its size, label counts and fingerprint."""
+    """Name, label names, and of each split used its size, label counts and fingerprint.
+
+    Of a split beside train, also how many of its pairs are training pairs.
+    """
     return {
         "name": data.name,
         "label_names": list(data.label_names),
@@ -37,6 +40,7 @@ def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
                 "num_examples": len(data.splits[split]),
                 "labels": label_counts(data.splits[split], data.label_names),
                 "fingerprint": data.fingerprint(split),
+                **({"also_trained": data.also_trained[split]} if split != "train" else {}),
             }
             for split in splits
         },

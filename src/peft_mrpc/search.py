@@ -83,7 +83,8 @@ def open_storage(url: str) -> optuna.storages.RDBStorage:
     except Exception as error:  # SQLAlchemy's and the drivers' errors have no common base
         raise UserError(
             f"--storage: got {without_login(url)!r}, which cannot be opened: "
-            f"{one_line(error)[:200]}"
+            f"{one_line(error)[:200]}. Expected an address such as sqlite:///trials.db or "
+            "postgresql://host/name, whose driver is installed."
         ) from error
 
 

@@ -72,7 +72,22 @@ def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdic
         less = f"{_training(cheaper)} against {_training(best)}"
         said.append(f"{name} takes less ({less}) and is not shown to be worse ({reached}).")
         cards.append(Card("Cheaper, not shown worse", reached, f"{name}: {_training(cheaper)}"))
+    said += _learned(comparison)
     return Verdict(headline, " ".join(said), tuple(cards))
+
+
+def _learned(comparison: Comparison) -> list[str]:
+    """Of whose figures a part was learned by heart: of pairs that stand in its training set too."""
+    found = {
+        name: run.record["data"]["splits"][comparison.split].get("also_trained")
+        for name, run in zip(comparison.names, comparison.runs, strict=True)
+        if "trainable" in run.record
+    }
+    return [
+        f"{name} was trained on {count:,} of these pairs: its figures say the less of others."
+        for name, count in found.items()
+        if count
+    ]
 
 
 def _winners(ranked: Sequence[Mapping[str, Any]]) -> str:
