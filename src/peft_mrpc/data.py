@@ -55,10 +55,6 @@ def _check_data_config(config: DataConfig) -> None:
     ]
     if files and config.dataset not in ("files", DataConfig.dataset):
         faults.append(f"--dataset: got {config.dataset!r} beside --{files[0]}_file; give one.")
-    columns = [config.sentence1_column, config.sentence2_column, config.label_column]
-    named = [column for column in columns if column is not None]
-    if len(set(named)) < len(named):
-        faults.append(f"got the same column twice ({', '.join(named)}); expected different ones.")
     raise_faults(faults + class_name_faults(config.class_names))
 
 
