@@ -259,6 +259,30 @@ def test_tokens_that_will_be_cut_cost_nothing(
     assert kept.findall(few) == kept.findall(many) == ["4.1 MB"]
 
 
+def test_pairs_that_are_named_are_read(
+    tiny_bert: str, pair_files: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "linear_probe", "--trunk_cache", "disk"]
+    named = _estimate([*flags, "--train_file", pair_files["train"]], capsys)
+    count = int(re.findall(r"^(\d+) pairs of", named, re.MULTILINE)[0])
+    assert count == 18
+    assert "1,000 pairs of" in _estimate(
+        [*flags, "--train_file", pair_files["train"], "--num_pairs", "1000"], capsys
+    )
+
+
+def test_labels_say_whether_either_order_is_kept(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "linear_probe", "--num_pairs", "1000"]
+    kept = re.compile(r"once \(([\d.]+) MB kept\)")
+    both, one = (
+        float(kept.findall(_estimate([*flags, "--class_names", names], capsys))[0])
+        for names in ("different,same", "no,yes")
+    )
+    assert both == pytest.approx(2 * one, rel=0.01)
+
+
 def test_several_processes_are_not_foretold(
     tiny_bert: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

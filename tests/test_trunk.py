@@ -5,7 +5,7 @@ import os
 import pickle
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from transformers.models.bert.modeling_bert import BertEmbeddings
 from peft_mrpc.cache import main as cache
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
-from peft_mrpc.kept_trunks import kept_trunks
+from peft_mrpc.kept_trunks import disk_refusal, kept_trunks
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
@@ -238,7 +238,7 @@ def test_what_stands_in_the_way_is_said_and_the_training_goes_on_without(
     fit("few", tiny_bert, *FREEZE, "--max_steps", "1")
     assert "training reads 4 pairs, fewer than the 9 to run" in caplog.text
     fit("fits memory", tiny_bert, *FREEZE, "--trunk_cache_limit", "1KB")
-    assert "9 are new" in caplog.text and "in memory)" in caplog.text
+    assert "9 are new" in caplog.text and "in memory: it takes" in caplog.text
     assert not list(trunks.glob("*/*.states"))
     base = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "refused")]
     said = fails(main, *base, *FREEZE, *small, "--trunk_cache", "disk")
@@ -881,10 +881,10 @@ def test_a_place_that_cannot_be_written_ends_in_a_reason_or_is_not_needed(
     (tmp_path / "file").touch()
     assert not _is_common(tmp_path / "file" / "trunks")
     store = TrunkStore(tmp_path / "file" / "store", 2, torch.float32, 10**6)
-    assert fill_store(store, KeyedRows.of([]), {}, lambda rows: []) == ""
+    assert fill_store(store, KeyedRows.of([]), {}, lambda rows: [], 10**9) == ""
     row = {"input_ids": [1, 2], "attention_mask": [1, 1]}
     rows = KeyedRows.of([row])
-    said = fill_store(store, rows, {}, lambda rows: [(row_key(row), torch.zeros(2, 2))])
+    said = fill_store(store, rows, {}, lambda rows: [(row_key(row), torch.zeros(2, 2))], 10**9)
     assert "cannot be written" in said
 
 
@@ -906,17 +906,70 @@ def test_clearing_leaves_what_is_not_ours(
     assert (folder / "notes").is_dir()
 
 
-def test_what_a_killed_fill_left_is_swept(tmp_path: Path) -> None:
-    store = TrunkStore(tmp_path / ("0" * 24), 2, torch.float32, 10**6)
-    for age, name in ((7200, "old.unfinished"), (7200, "lost.states"), (10, "new.unfinished")):
-        path = tmp_path / ("0" * 24) / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"x")
-        os.utime(path, (time.time() - age, time.time() - age))
-    with store.adding() as writer:
-        writer.add(b"k" * 16, torch.ones(3, 2))
-    names = {path.name for path in (tmp_path / ("0" * 24)).iterdir()}
-    assert "new.unfinished" in names and not {"old.unfinished", "lost.states"} & names
+def test_what_a_killed_fill_left_is_swept_and_what_runs_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path))
+    folder = tmp_path / ("0" * 24)
+    folder.mkdir()
+    for age, name in (
+        *((7200, "old.unfinished"), (7200, "lost.states")),
+        *((10, "new.unfinished"), (7200, "whole.states"), (7200, "whole.lengths")),
+    ):
+        (folder / name).write_bytes(b"x" * 100)
+        os.utime(folder / name, (time.time() - age, time.time() - age))
+    # Two files are whole, one is being written: by others it counts, of the same rows it does not.
+    assert disk_refusal(100, 300) and not disk_refusal(100, 300, folder)
+    assert disk_refusal(101, 300, folder) and not disk_refusal(100, 400)
+    assert {path.stem for path in folder.iterdir()} == {"new", "whole"}
+    (trunk,) = kept_trunks()
+    assert (trunk.size, trunk.unfinished) == (300, 100)
+    cache(["--clear"])
+    assert "removed 0.2 KB, 0.1 KB kept" in capsys.readouterr().out
+    assert [path.name for path in folder.iterdir()] == ["new.unfinished"]
+
+
+def test_a_fill_whose_trunk_is_cleared_and_limit_is_reached_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path))
+    monkeypatch.setattr("peft_mrpc.trunk_fill.FILE_BYTES", 1)  # a file for each batch
+    monkeypatch.setattr("peft_mrpc.trunk_fill.FILL_BATCH", 1)
+    rows = KeyedRows.of([{"input_ids": [n], "attention_mask": [1]} for n in range(6)])
+
+    def fill(number: int, limit: int, after_each: Callable[[], object]) -> tuple[TrunkStore, str]:
+        def compute(batch: list[Any]) -> Iterator[tuple[bytes, torch.Tensor]]:
+            after_each()
+            yield from ((row_key(row), torch.ones(1, 50)) for row in batch)
+
+        store = TrunkStore(tmp_path / (str(number) * 24), 50, torch.float32, 0)
+        return store, fill_store(store, rows, {"depth": 1}, compute, limit)
+
+    calls: list[int] = []
+
+    def clear_once() -> None:
+        calls.append(1)
+        if len(calls) == 4:
+            cache(["--clear"])
+
+    store, said = fill(1, 10**6, clear_once)
+    assert said == "" and missing_rows(store, rows.keys) == []
+    assert len(calls) == 6 + 3  # what was cleared is computed again, the file in work is not
+    cache(["--clear"])
+    # Another trunk grows meanwhile, so that this one has less room than there was at first.
+    other = tmp_path / ("9" * 24)
+    other.mkdir()
+    _, said = fill(2, 3000, lambda: (other / f"{time.time_ns()}.lengths").write_bytes(b"x" * 500))
+    assert "--trunk_cache_limit is 3 KB" in said
+    assert sum(path.stat().st_size for path in tmp_path.rglob("*.*")) < 3500
+
+
+def test_a_place_that_is_a_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable[..., str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path / "file"))
+    assert "a file; expected a directory" in fails(cache, "--clear")
 
 
 def test_the_same_rows_are_kept_once(tmp_path: Path) -> None:

@@ -31,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
         limit = parse_bytes(config.keep)
         if limit is None:
             raise UserError(f"--keep: got {config.keep!r}; expected a size such as 5GB.")
+    if (place := trunks_dir()).exists() and not place.is_dir():
+        raise UserError(f"PEFT_MRPC_TRUNKS: got {place}, a file; expected a directory.")
     kept = kept_trunks()
     lines = [_line(trunk) for trunk in kept]
     total = sum(trunk.size for trunk in kept)
@@ -40,12 +42,11 @@ def main(argv: Sequence[str]) -> None:
         for trunk in reversed(kept):
             if total - freed > limit:
                 try:
-                    remove_trunk(trunk)
+                    freed += remove_trunk(trunk)
                 except OSError as error:
                     raise UserError(
                         f"{trunk.folder}: cannot be removed: {one_line(error)}"
                     ) from error
-                freed += trunk.size
         lines.append(f"removed {in_bytes(freed)}, {in_bytes(total - freed)} kept")
     sys.stdout.write("\n".join(lines) + "\n")
 

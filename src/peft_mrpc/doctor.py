@@ -16,7 +16,10 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.adapters import use_tokenizer, without_weights
+from peft_mrpc.columns import PARAPHRASE_NAMES, split_class_names
 from peft_mrpc.compatibility import compatibility_faults
+from peft_mrpc.data import load_pairs
+from peft_mrpc.encoded import encode_pairs
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods import (
@@ -30,13 +33,14 @@ from peft_mrpc.models import (
     load_empty_classifier,
     load_tokenizer,
 )
+from peft_mrpc.pairs import SPLITS
 from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
 from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.sources import find_model
-from peft_mrpc.training import pair_length
+from peft_mrpc.training import check_against_data, pair_length
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
@@ -129,12 +133,30 @@ def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     request.config.class_weights = cfg.TrainConfig.class_weights  # of labels not known here
     source, tokenizer = settle_reading(request, find_model(request.config.model))
     use_tokenizer(request.options, source.location)
-    about = Pairs(config.num_pairs, config.mean_tokens)
     model_config = load_config(source)
-    said = rehearse(request, model_config, tokenizer, about)
     longest = pair_length(request, model_config, tokenizer)
-    cut = f" (cut to {longest}, see --max_length)" if config.mean_tokens > longest else ""
-    return f"{config.num_pairs:,} pairs of {config.mean_tokens} tokens{cut}: {said}"
+    about = _known_pairs(config, request, tokenizer, longest)
+    said = rehearse(request, model_config, tokenizer, about)
+    cut = f" (cut to {longest}, see --max_length)" if about.mean_tokens > longest else ""
+    return f"{about.number:,} pairs of {about.mean_tokens} tokens{cut}: {said}"
+
+
+def _known_pairs(
+    config: DoctorConfig, request: TrainRequest, tokenizer: Any, max_length: int
+) -> Pairs:
+    """The training pairs that were named, or as many as was said, each of so many tokens."""
+    number, tokens, names = config.num_pairs, config.mean_tokens, request.data.class_names
+    about = Pairs(number, tokens, tuple(split_class_names(names)) if names else PARAPHRASE_NAMES)
+    if request.asked.isdisjoint({"dataset", *(f"{split}_file" for split in SPLITS)}):
+        return about
+    data = load_pairs(request.data, request.arguments.seed)
+    check_against_data(request.config, request.arguments, data)
+    features, _ = encode_pairs(tokenizer, data.splits["train"], max_length)
+    if "num_pairs" not in request.asked:
+        number = len(features)
+    if "mean_tokens" not in request.asked:
+        tokens = round(sum(features.lengths) / len(features))
+    return Pairs(number, tokens, data.label_names)
 
 
 def build_options(method: str) -> Any:

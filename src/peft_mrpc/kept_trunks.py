@@ -6,10 +6,10 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from peft_mrpc.errors import UserError
 from peft_mrpc.processes import process_state
@@ -23,6 +23,8 @@ SPARE_BYTES = 1 << 30
 # A trunk's directory, and the files in it.
 NAME = re.compile(r"[0-9a-f]{24}")
 SUFFIXES = (".states", ".keys", ".lengths", ".new", ".unfinished")
+# A file that nothing was added to for so long is not being written any more: batches take seconds.
+ABANDONED_SECONDS = 600
 
 
 def trunks_dir() -> Path:
@@ -39,12 +41,14 @@ class KeptTrunk:
         folder: Its directory.
         about: What it was computed with.
         size: In bytes.
+        unfinished: Of these, in files that are being written.
         used: When it was last used, in seconds since 1970.
     """
 
     folder: Path
     about: dict[str, Any]
     size: int
+    unfinished: int
     used: float
 
 
@@ -60,18 +64,45 @@ def kept_trunks() -> list[KeptTrunk]:
                 read = read_json(folder / ABOUT_FILE)
                 about = read if isinstance(read, dict) else {}
             size = sum(path.stat().st_size for path in folder.iterdir())
-            found.append(KeptTrunk(folder, about, size, folder.stat().st_mtime))
+            unfinished = sum(path.stat().st_size for path in unfinished_files(folder))
+            found.append(KeptTrunk(folder, about, size, unfinished, folder.stat().st_mtime))
     return sorted(found, key=lambda trunk: -trunk.used)
 
 
-def disk_refusal(size: int, limit: int) -> str:
+def unfinished_files(folder: Path) -> Iterator[Path]:
+    """Files of a fill that has not ended: it is running, or was killed."""
+    for path in folder.iterdir():
+        is_begun = path.suffix in (".unfinished", ".new")
+        is_alone = path.suffix in (".states", ".keys")
+        if is_begun or (is_alone and not path.with_suffix(".lengths").exists()):
+            yield path
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a fill that was killed left behind."""
+    with contextlib.suppress(OSError):  # another process is removing it
+        for path in [*unfinished_files(folder)]:
+            if _is_abandoned(path):
+                path.unlink(missing_ok=True)
+
+
+def _is_abandoned(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+
+
+def disk_refusal(size: int, limit: int, own: Path | None = None) -> str:
     """Why so many bytes more cannot be kept on disk; nothing if they can.
 
     Args:
         size: In bytes.
         limit: The most that all trunks together may take.
+        own: The trunk that they are of. What others are just writing there are the same rows.
     """
-    kept = sum(trunk.size for trunk in kept_trunks())
+    for trunk in kept_trunks():
+        sweep(trunk.folder)
+    kept = sum(
+        trunk.size - (trunk.unfinished if trunk.folder == own else 0) for trunk in kept_trunks()
+    )
     if kept + size > limit:
         return (
             f"it takes {in_bytes(size)}, {in_bytes(kept)} are kept already, and "
@@ -87,9 +118,27 @@ def disk_refusal(size: int, limit: int) -> str:
     return ""
 
 
+class Room(NamedTuple):
+    """Where activations are kept.
+
+    Attributes:
+        in_memory: There, and not on disk.
+        refusal: What is in the way there, if anything is.
+        reason: Why they are not on disk, where they would be otherwise.
+    """
+
+    in_memory: bool
+    refusal: str
+    reason: str = ""
+
+
 def find_room(
-    plan: TrunkPlan, size: int, in_memory: bool = False, held: int = 0
-) -> tuple[bool, str]:
+    plan: TrunkPlan,
+    size: int,
+    in_memory: bool = False,
+    held: int = 0,
+    own: Path | None = None,
+) -> Room:
     """Settle where so many bytes more are kept.
 
     Args:
@@ -97,8 +146,7 @@ def find_room(
         size: In bytes.
         in_memory: Whether they can go nowhere else.
         held: Bytes in memory already.
-    Returns:
-        Whether it is in memory, and what is in the way there, if anything is.
+        own: The trunk that they are of, if it has a place on disk.
     """
     limit, refusal = plan.memory_bytes, ""
     if held + size > limit:
@@ -106,11 +154,11 @@ def find_room(
     if process_state().num_processes > 1:
         refusal = "several processes share it on disk alone (--trunk_cache disk)"
     if in_memory or plan.mode == "memory":
-        return True, refusal
-    on_disk = disk_refusal(size, plan.disk_bytes)
+        return Room(True, refusal)
+    on_disk = disk_refusal(size, plan.disk_bytes, own)
     if on_disk and plan.mode == "auto" and not refusal:
-        return True, ""
-    return False, on_disk
+        return Room(True, "", on_disk)
+    return Room(False, on_disk)
 
 
 def fill_refusal(num_pairs: int, visits: int) -> str:
@@ -129,10 +177,21 @@ def describe_trunk(folder: Path, about: Mapping[str, Any]) -> None:
         new.rename(folder / ABOUT_FILE)
 
 
-def remove_trunk(trunk: KeptTrunk) -> None:
-    """Remove our files in it; a training that reads it keeps what it has mapped."""
+def remove_trunk(trunk: KeptTrunk) -> int:
+    """Remove our files in it, but for those that are being written.
+
+    A training that reads it keeps what it has mapped.
+
+    Returns:
+        How many bytes that freed.
+    """
+    sweep(trunk.folder)
+    written, freed = {*unfinished_files(trunk.folder)}, 0
     for path in trunk.folder.iterdir():
-        if path.suffix in SUFFIXES or path.name == ABOUT_FILE:
+        is_ours = path.suffix in SUFFIXES or (path.name == ABOUT_FILE and not written)
+        if is_ours and path not in written:
+            freed += path.stat().st_size
             path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # something of the user's is in it
+    with contextlib.suppress(OSError):  # something of the user's is in it, or a running fill's
         trunk.folder.rmdir()
+    return freed

@@ -15,9 +15,11 @@ from transformers import (
     TrainerControl,
     TrainerState,
     TrainingArguments,
+    set_seed,
 )
 
 from peft_mrpc.adapters import without_weights
+from peft_mrpc.columns import PARAPHRASE_NAMES
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import parameter_counts
@@ -36,7 +38,6 @@ WARM_UP, STEPS = 2, 4
 # Weights, their gradients and Adam's two moments, in fp32; under --sam_rho the weights once more.
 BYTES_OF_TRAINED, BYTES_OF_FROZEN = 16, 4
 BYTES_OF_SAM = 4
-LABELS = ("not_equivalent", "equivalent")
 WORDS = "the company said on monday that its shares rose after the report".split()
 
 
@@ -47,10 +48,12 @@ class Pairs:
     Attributes:
         number: How many train.
         mean_tokens: Tokens of one, on average, special tokens included.
+        label_names: What they are told apart as, which says whether either order trains.
     """
 
     number: int
     mean_tokens: int
+    label_names: tuple[str, ...] = PARAPHRASE_NAMES
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Estimate:
         trunk_bytes: What is kept of it.
         mapped_bytes: Of that, what is read from files, whose pages count as memory while there is
             room for them.
+        in_memory: Whether it is kept there, so that the next training computes it anew.
         note: Why frozen layers run every time, where they could run once.
     """
 
@@ -74,6 +78,7 @@ class Estimate:
     trunk_seconds: float = 0
     trunk_bytes: int = 0
     mapped_bytes: int = 0
+    in_memory: bool = False
     note: str = ""
 
     def __str__(self) -> str:
@@ -81,7 +86,7 @@ class Estimate:
         if self.trunk_pairs:
             text += (
                 f", after {in_time(self.trunk_seconds)} for the frozen layers, once "
-                f"({in_bytes(self.trunk_bytes)} kept)"
+                f"({in_bytes(self.trunk_bytes)} kept{' in memory' if self.in_memory else ''})"
             )
         note = f"; frozen layers run every time: {self.note}" if self.note else ""
         mapped = f", and {in_bytes(self.mapped_bytes)} of files" if self.mapped_bytes else ""
@@ -162,7 +167,8 @@ def _as_planned(
         estimate = _time_steps(request, config, tokenizer, about)
     if not estimate.trunk_pairs:
         return replace(estimate, note=note)
-    _, refusal = find_room(plan, estimate.trunk_bytes)
+    room = find_room(plan, estimate.trunk_bytes)
+    estimate, refusal = replace(estimate, in_memory=room.in_memory), room.refusal
     if plan.mode == "auto":
         refusal = fill_refusal(estimate.trunk_pairs, visits) or refusal
     if not refusal:
@@ -181,6 +187,7 @@ def _time_steps(
     request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
 ) -> Estimate:
     reset_peak_memory()
+    set_seed(request.arguments.seed)  # random weights, and what is said of them, are the same again
     model = load_empty_classifier(
         config, request.config.pooling, device="cpu", dropout=request.config.dropout
     )
@@ -193,10 +200,10 @@ def _time_steps(
     arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
     size = arguments.train_batch_size * arguments.gradient_accumulation_steps
     request.arguments.max_steps = WARM_UP + STEPS
-    data = _write_pairs(request.arguments.max_steps * size, about.mean_tokens)
+    data = _write_pairs(request.arguments.max_steps * size, about)
     adapted = request.method.apply(model, request.options)
     length = pair_length(request, config, tokenizer)
-    classifier = PairClassifier(adapted, tokenizer, list(LABELS), length)
+    classifier = PairClassifier(adapted, tokenizer, list(about.label_names), length)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = build_trainer(request, data, classifier, folder)
@@ -222,15 +229,15 @@ def _time_steps(
     )
 
 
-def _write_pairs(count: int, tokens: int) -> PairData:
+def _write_pairs(count: int, about: Pairs) -> PairData:
     """Pairs of about so many tokens, no two alike."""
-    half = max(1, (tokens - 3) // 2 - 1)
+    half = max(1, (about.mean_tokens - 3) // 2 - 1)
     words = [WORDS[number % len(WORDS)] for number in range(half)]
     pairs = [
         Pair(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
         for row in range(count)
     ]
-    return PairData("rehearsal", LABELS, {"train": tuple(pairs)})
+    return PairData("rehearsal", about.label_names, {"train": tuple(pairs)})
 
 
 def in_time(seconds: float) -> str:

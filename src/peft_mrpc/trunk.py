@@ -8,7 +8,7 @@ model.
 Shapes: B batch, T tokens, H hidden.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -69,6 +69,7 @@ class Trunk:
         self._dtype: torch.dtype | None = None
         self._gives_tuple = False
         self._embeddings: nn.Module | None = None  # where they can be left out, too
+        self._why_memory = ""  # what was in the way on disk
 
     def prepare(self, rows: Any, visits: int | None = None) -> str:
         """Have the activations of these rows, computing those that are not there yet.
@@ -106,19 +107,20 @@ class Trunk:
         if said := _first_of_all(refusal):
             return said
         self.num_new = len(missing)
-        new = f"{len(missing):,} are new ({in_bytes(size)}, {store.folder or 'in memory'})"
+        place = store.folder or f"in memory{self._why_memory}"
+        new = f"{len(missing):,} are new ({in_bytes(size)}, {place})"
         logger.info(
             "cached trunk: %d of %d layers are frozen and run once for each of %s pairs; %s",
             *(self.depth, len(encoder_layers(self.model)), f"{len(np.unique(keyed.keys)):,}"),
             new if missing else f"all are in {store.folder or 'memory'}",
         )
         about["model"] = self.plan.model
-        said = _first_of_all(fill_store(store, keyed.at(missing), about, self._row_states))
+        said = self._fill(store, keyed.at(missing), about)
         if said and self.plan.mode == "auto" and not self._make_room(store, size, on_disk=False):
             logger.warning("%s; kept in memory", said)
             store.folder = None
             missing = missing_rows(store, keyed.keys)
-            said = _first_of_all(fill_store(store, keyed.at(missing), about, self._row_states))
+            said = self._fill(store, keyed.at(missing), about)
         if said:
             return said
         self.collator.store = store
@@ -157,10 +159,16 @@ class Trunk:
         on_disk = on_disk and store.folder is not None
         if on_disk and size == 0:
             return ""  # a place that cannot be written, or is full, can be read
-        in_memory, refusal = find_room(self.plan, size, not on_disk, store.resident)
-        if in_memory:
+        room = find_room(self.plan, size, not on_disk, store.resident, store.folder)
+        if room.in_memory:
             store.folder = None
-        return refusal
+            self._why_memory = f": {room.reason}" if room.reason else ""
+        return room.refusal
+
+    def _fill(self, store: TrunkStore, rows: KeyedRows, about: Mapping[str, Any]) -> str:
+        """Compute rows; why they cannot be kept on one of the processes, if so."""
+        limit = self.plan.disk_bytes
+        return _first_of_all(fill_store(store, rows, about, self._row_states, limit))
 
     def _row_states(self, rows: Sequence[Any]) -> Iterator[tuple[bytes, torch.Tensor]]:
         """The key of each row, and what the layers give for its own tokens, [T, H]."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from peft_mrpc.errors import logger, one_line
-from peft_mrpc.kept_trunks import describe_trunk, trunks_dir
+from peft_mrpc.kept_trunks import describe_trunk, disk_refusal, trunks_dir
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import in_halves, length_sorted_batches
 from peft_mrpc.trunk_rows import KeyedRows, Keys
@@ -46,7 +46,7 @@ def missing_rows(store: TrunkStore, keys: Keys) -> list[int]:
 
 
 def fill_store(
-    store: TrunkStore, rows: KeyedRows, about: Mapping[str, Any], compute: Compute
+    store: TrunkStore, rows: KeyedRows, about: Mapping[str, Any], compute: Compute, limit: int
 ) -> str:
     """Compute the activations of rows, each process its share.
 
@@ -55,6 +55,7 @@ def fill_store(
         rows: Those that it lacks.
         about: What they are computed with, to be written beside them.
         compute: Computes a batch.
+        limit: The most bytes that all trunks on disk may take, this and others.
     Returns:
         Why they cannot be kept; nothing if all is well.
     """
@@ -67,12 +68,12 @@ def fill_store(
         index = state.local_process_index
         count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
 
-    fault = _fill_share(store, rows, about, compute, slice(index, None, count))
+    fault = _fill_share(store, rows, about, compute, limit, slice(index, None, count))
     state.wait_for_everyone()
     store.refresh()
     # Another job may have come between what each process found missing.
     if not fault and (left := missing_rows(store, rows.keys)):
-        fault = _fill_share(store, rows.at(left), about, compute)
+        fault = _fill_share(store, rows.at(left), about, compute, limit)
         store.refresh()
         store.take(rows.keys)
     return fault
@@ -83,6 +84,7 @@ def _fill_share(
     rows: KeyedRows,
     about: Mapping[str, Any],
     compute: Compute,
+    limit: int,
     share: slice = slice(None),
 ) -> str:
     """Compute some of the batches of rows; why they cannot be written, if so."""
@@ -90,12 +92,15 @@ def _fill_share(
     if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
         return ""
     try:
-        if store.folder is not None:
-            describe_trunk(store.folder, about)
         total = sum(map(len, own))
         silent = not logger.isEnabledFor(logging.INFO)
         with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
-            for part in _in_files(own, rows.lengths, store.token_bytes):
+            for part, size in _in_files(own, rows.lengths, store.token_bytes):
+                if store.folder is not None:
+                    # Before each file: other trainings fill what is theirs, or clear all of it.
+                    if refusal := disk_refusal(size, limit, store.folder):
+                        return refusal
+                    describe_trunk(store.folder, about)
                 _add_rows(store, rows.rows, part, compute, bar)
     except OSError as error:
         return f"{store.folder} cannot be written: {one_line(error)}"
@@ -120,18 +125,18 @@ def _add_rows(
 
 def _in_files(
     batches: Sequence[Sequence[int]], lengths: NDArray[np.int64], token_bytes: int
-) -> Iterator[list[Sequence[int]]]:
-    """Batches in order, as many together as a file takes."""
+) -> Iterator[tuple[list[Sequence[int]], int]]:
+    """Batches in order, as many together as a file takes, and the bytes they fill."""
     part: list[Sequence[int]] = []
     size = 0
     for batch in batches:
         part.append(batch)
         size += int(lengths[batch].sum()) * token_bytes
         if size >= FILE_BYTES:
-            yield part
+            yield part, size
             part, size = [], 0
     if part:
-        yield part
+        yield part, size
 
 
 def _is_common(folder: Path) -> bool:

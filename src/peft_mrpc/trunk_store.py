@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,6 @@ from peft_mrpc.trunk_rows import (
 
 # What is known of a row, in the files and where it has been taken in: first and length in tokens.
 IN_FILES, IN_BLOCKS = ("file", "first", "length", "checksum"), ("block", "first", "length")
-# What was begun so long ago is not being written any more.
-ABANDONED_SECONDS = 3600
 # What collated batches call the activations; the model never sees it.
 STATES = "trunk_states"
 Collate = Callable[[list[Any]], Any]
@@ -205,7 +202,6 @@ class TrunkStore:
             self._blocks += kept.states
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        sweep(self.folder)
         path = self.folder / f"{uuid.uuid4().hex}.unfinished"
         try:
             with path.open("wb") as file:
@@ -226,17 +222,6 @@ class TrunkStore:
             if not path.with_suffix(".lengths").exists():
                 for suffix in (".unfinished", ".states", ".keys", ".new"):
                     path.with_suffix(suffix).unlink(missing_ok=True)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what a fill that was killed left behind."""
-    for path in folder.iterdir():
-        is_begun = path.suffix in (".unfinished", ".new")
-        is_alone = path.suffix in (".states", ".keys")
-        if is_begun or (is_alone and not path.with_suffix(".lengths").exists()):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
-                    path.unlink()
 
 
 class TrunkCollator:
