@@ -27,9 +27,9 @@ from bench import Row, build_parser, build_report, markdown, run
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.cost_plots import RunPoint, plot_accuracy_against_parameters
 from peft_mrpc.data import load_pairs
 from peft_mrpc.methods import METHODS
-from peft_mrpc.run_plots import RunPoint, plot_accuracy_against_parameters
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.styles import on_page
 
@@ -87,6 +87,9 @@ def main() -> None:
             add(results, commands[folder][0], load_run(folder), options)
             results = {name: results[name] for name in ROWS if name in results}
             report.write(list(results.values()))
+    for name, row in results.items():
+        row["command"] = command(name, row, options)
+    report.write(list(results.values()))
     report.show(table(results), "accuracy")
     report.draw(lambda: draw(results))
 
@@ -153,8 +156,6 @@ def train(words: Sequence[str], folder: Path, threads: int) -> str:
 def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespace) -> None:
     """Put one seed's Run into the results, unless it was made otherwise than those before it."""
     values, record = run.metrics["validation"], run.record
-    words = ["train", *ROWS[name], *(QUICK if options.quick else [])]
-    words += ["--dataset", "MRPC", "--seeds", options.seeds]
     made = {
         "method": record["method"],
         "model": record["model"],
@@ -173,7 +174,7 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         },
         "versions": record["versions"],
     }
-    row = results.setdefault(name, {"command": shlex.join(["peft-mrpc", *words]), **made})
+    row = results.setdefault(name, made)
     # A flag that did not exist then was as if left to its default.
     old, new = {**DEFAULTS, **row["config"]}, made["config"]
     same_config = all(old[key] == new[key] for key in set(old) & set(new))
@@ -202,6 +203,14 @@ def figures(name: str, row: Row) -> Row:
         "f1_goal": f1_goal and dict(zip(labels, f1_goal, strict=True)),
         "unit": "accuracy",
     }
+
+
+def command(name: str, row: Row, options: argparse.Namespace) -> str:
+    """What a user types for this row."""
+    words = ["peft-mrpc", "train", *ROWS[name], *(QUICK if options.quick else [])]
+    flag = "--seeds" if len(row["seeds"]) > 1 else "--seed"
+    seeds = ",".join(sorted(row["seeds"], key=int))
+    return shlex.join([*words, "--dataset", "MRPC", flag, seeds])
 
 
 def spread(values: Sequence[float]) -> str:
@@ -235,8 +244,8 @@ def table(results: dict[str, Any]) -> str:
                 *[f"{row['f1'][label]:.3f}" for label in labels],
                 " / ".join(f"{goal:.2f}" for goal in f1_goals) or "-",
                 spread([one["roc_auc"] for one in seeds]),
-                f"{statistics.fmean(one['train_seconds'] for one in seeds):.0f} s",
-                f"{max(one['peak_memory'] for one in seeds) / 1e9:.2f} GB",
+                f"{statistics.median(one['train_seconds'] for one in seeds):.0f} s",
+                f"{statistics.median(one['peak_memory'] for one in seeds) / 1e9:.2f} GB",
             ]
         )
     return markdown(head, lines)

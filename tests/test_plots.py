@@ -6,6 +6,12 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
+from peft_mrpc.cost_plots import (
+    RunPoint,
+    plot_accuracy_against_parameters,
+    plot_costs,
+    side_by_side,
+)
 from peft_mrpc.methods import METHODS
 from peft_mrpc.plots import (
     plot_confusion_matrices,
@@ -14,11 +20,8 @@ from peft_mrpc.plots import (
     plot_roc_curves,
 )
 from peft_mrpc.run_plots import (
-    RunPoint,
     Whisker,
     plot_accuracies,
-    plot_accuracy_against_parameters,
-    plot_costs,
     plot_disagreements,
     plot_learning_curves,
     plot_seed_spread,
@@ -142,3 +145,19 @@ def test_three_labels_are_drawn_too() -> None:
         assert len(plot(answers, STYLES, "t").axes[0].lines) == 2
     axis = plot_reliability(answers, STYLES, [0.1], "t").axes[0]
     assert axis.get_xlim()[0] == pytest.approx(1 / 3 - 0.02)
+
+
+def test_points_on_one_another_are_drawn_side_by_side() -> None:
+    costs = [1e5, 1e8, 100_100.0, 3e6, 1e5, 1.3e5]
+    moved = np.log10(side_by_side(costs, 0.1))
+    least = 0.1 * 3
+    gaps = np.diff(np.sort(moved))
+    assert gaps.min() == pytest.approx(least)
+    # What stands alone stays; what does not keeps its middle and its order.
+    assert moved[[1, 3]] == pytest.approx(np.log10([1e8, 3e6]))
+    near = [0, 4, 2, 5]
+    assert moved[near].mean() == pytest.approx(np.log10([costs[n] for n in near]).mean())
+    assert (np.diff(moved[near]) > 0).all()
+    assert side_by_side([7.0]) == pytest.approx([7]) and side_by_side([2.0, 2.0]) == pytest.approx(
+        [2, 2]
+    )

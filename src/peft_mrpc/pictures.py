@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from peft_mrpc.comparison import Comparison
+from peft_mrpc.cost_plots import RunPoint, plot_costs
 from peft_mrpc.plots import (
     plot_confusion_matrices,
     plot_precision_recall,
@@ -14,10 +15,8 @@ from peft_mrpc.plots import (
     plot_roc_curves,
 )
 from peft_mrpc.run_plots import (
-    RunPoint,
     Whisker,
     plot_accuracies,
-    plot_costs,
     plot_disagreements,
     plot_learning_curves,
     plot_seed_spread,

@@ -1,50 +1,21 @@
-"""Pictures of Runs beside each other: how good, at what cost, how steady, where they disagree."""
+"""Pictures of Runs beside each other: how good, how steady, where they disagree."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from peft_mrpc.plots import BLUE, Styles, draw_cells
 from peft_mrpc.styles import (
-    MARKERS,
     add_legend,
-    method_color,
     paper,
     readable,
     soft_ink,
 )
-from peft_mrpc.wording import short_count
-
-
-@dataclass(frozen=True)
-class RunPoint:
-    """One Run as a point.
-
-    Attributes:
-        name: What it is called.
-        method: Gives the colour, unless one is given.
-        accuracy: Its (mean) accuracy.
-        deviation: Standard deviation over seeds, None for one seed.
-        trained: How many numbers train.
-        train_seconds: What training took, None where nothing trained.
-        score_seconds: What answering 1,000 pairs takes.
-        color: Its colour in the other pictures.
-    """
-
-    name: str
-    method: str
-    accuracy: float
-    deviation: float | None = None
-    trained: int = 0
-    train_seconds: float | None = None
-    score_seconds: float | None = None
-    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,6 +94,7 @@ def plot_seeds(
     axis.set_xlim(-0.5, len(figures) - 0.2)
     axis.set_xlabel(f"a dot for each seed, left to right: {', '.join(map(str, seeds))}")
     axis.set_title(title)
+    axis.margins(y=0.12)  # for whole dots at either end, and what is written beside them
     axis.grid(axis="y")
     axis.legend()
     return figure
@@ -162,89 +134,6 @@ def _draw_spread(axis: Axes, column: int, values: Sequence[float], color: str) -
         axis.hlines(mean, column - 0.28, column + 0.28, color=color, linewidth=2)
         text += f"\n± {spread:.3f}"
     axis.annotate(text, (column + 0.32, mean), fontsize=8, va="center")
-
-
-def plot_accuracy_against_parameters(points: Sequence[RunPoint], title: str) -> Figure:
-    """What accuracy each method buys with how many trained numbers."""
-    figure = Figure(figsize=(8.4, 5), layout="constrained")
-    axis = figure.subplots()
-    _draw_costs(axis, points, [point.trained for point in points])
-    axis.set(xlabel="trained parameters, head included", ylabel="accuracy", title=title)
-    # Named in a legend, from the best down: beside crowded points there is no place for names.
-    figure.legend(*_sorted_handles(axis, points), loc="outside right center", labelspacing=0.8)
-    return figure
-
-
-def plot_costs(points: Sequence[RunPoint], title: str) -> Figure:
-    """Accuracy against what it costs: trained parameters, training time, time of answers."""
-    figure = Figure(figsize=(10.4, 4.6), layout="constrained")
-    axes = figure.subplots(1, 3, sharey=True)
-    costs: dict[str, list[float | None]] = {
-        "trained parameters": [point.trained for point in points],
-        "training, seconds": [point.train_seconds for point in points],
-        "1,000 answers, seconds": [point.score_seconds for point in points],
-    }
-    for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        _draw_costs(axis, points, values)
-        axis.set_xlabel(name)
-    axes[0].set_ylabel("accuracy")
-    figure.suptitle(title, fontsize=10)
-    handles, names = _sorted_handles(axes[0], points)
-    figure.legend(handles, names, loc="outside lower center", ncols=min(3, len(points)))
-    return figure
-
-
-def _draw_costs(axis: Axes, points: Sequence[RunPoint], costs: Sequence[float | None]) -> None:
-    """Points on a logarithmic axis; what costs nothing stands left of it, at a mark of its own."""
-    paid = [cost for cost in costs if cost]
-    nothing = min(paid, default=1.0) / 8
-    markers = {
-        point.name: MARKERS[n % len(MARKERS)] for n, point in enumerate(_by_accuracy(points))
-    }
-    axis.set_xscale("log")
-    if not paid:
-        axis.set_xlim(nothing / 2, nothing * 2)
-    span = max(paid, default=1.0) / min(paid, default=1.0)
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 30 else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: short_count(cost)))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    for point, cost in zip(points, costs, strict=True):
-        spread = "" if point.deviation is None else f" ± {point.deviation:.3f}"
-        axis.errorbar(
-            *(cost or nothing, point.accuracy),
-            yerr=point.deviation,
-            color=point.color or method_color(point.method),
-            marker=markers[point.name],
-            markersize=8,
-            markeredgecolor=paper(),
-            capsize=3,
-            linestyle="none",
-            label=f"{point.name}  {point.accuracy:.3f}{spread}",
-        )
-    if len(paid) < len(costs):
-        axis.axvline(nothing, color=soft_ink(), linewidth=0.8, linestyle=":")
-        axis.annotate(
-            "none",
-            (nothing, 0),
-            (0, 3),
-            xycoords=("data", "axes fraction"),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
-            color=soft_ink(),
-        )
-    axis.margins(x=0.12, y=0.1)
-    axis.grid()
-
-
-def _by_accuracy(points: Sequence[RunPoint]) -> list[RunPoint]:
-    return sorted(points, key=lambda point: -point.accuracy)
-
-
-def _sorted_handles(axis: Axes, points: Sequence[RunPoint]) -> tuple[list[Any], list[str]]:
-    handles, names = axis.get_legend_handles_labels()
-    order = [points.index(point) for point in _by_accuracy(points)]
-    return [handles[n] for n in order], [names[n] for n in order]
 
 
 def plot_learning_curves(
