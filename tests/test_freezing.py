@@ -318,6 +318,40 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
     frozen, waiting = weights
     # But for rounding: attention takes another way where gradients go through it.
     assert all(torch.allclose(frozen[name], waiting[name], atol=1e-7) for name in frozen)
+    assert "layers unfrozen" not in caplog.text  # `train` said it before
+
+
+@pytest.mark.parametrize(
+    ("every", "epochs", "said"),
+    [
+        *(("0.5", "1", "1 of 2"), ("1", "1", "0 of 2"), ("0.5", "1.5", "")),
+        *(("1", "2.5", ""), ("1", "3", ""), ("1", "2", "1 of 2")),
+    ],
+)
+def test_layers_that_the_epochs_do_not_come_to_are_foretold(
+    every: str,
+    epochs: str,
+    said: str,
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = ["--unfreeze_every", every, "--num_train_epochs", epochs, "--sam_rho", "0"]
+    main(["--model", tiny_bert, *data_flags, *flags, "--dry_run"])
+    assert ("lower it" in caplog.text) == bool(said) and said in caplog.text
+    # As many as the training itself comes to.
+    trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
+    with caplog.at_level("INFO", "peft_mrpc"):
+        trainer.train()
+    found = sum(": epoch " in record.getMessage() for record in caplog.records)
+    assert found == (int(said[0]) if said else 2)
+
+
+def test_a_training_that_ends_early_says_which_layers_it_did_not_come_to(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prepare(tiny_bert, data_flags, tmp_path, "--unfreeze_every", "1", "--max_steps", "1").train()
     assert "ended with 0 of 2 layers unfrozen; lower --unfreeze_every" in caplog.text
 
 

@@ -166,10 +166,15 @@ def test_the_best_checkpoint_is_reloaded_exactly(
 
 
 @pytest.mark.parametrize("method", FLAGS)
-def test_the_run_holds_the_best_and_no_checkpoints(method: str, train: Callable[..., Run]) -> None:
+def test_the_run_holds_the_best_and_no_checkpoints(
+    method: str, train: Callable[..., Run], caplog: pytest.LogCaptureFixture
+) -> None:
     flags = ["--early_stopping_patience", "1", "--num_train_epochs", "30"]
-    run = train(method, *flags, "--learning_rate", "0.1", "--metric_for_best_model", "accuracy")
+    with caplog.at_level("INFO", "peft_mrpc"):
+        run = train(method, *flags, "--learning_rate", "0.1", "--metric_for_best_model", "accuracy")
     record = run.record["selection"]
+    kept = f"kept: step {record['best_step']} of {record['last_step']}, with the best accuracy on"
+    assert kept in caplog.text and "; stopped early" in caplog.text
     assert record["stopped_early"] and record["last_step"] < 270
     assert record["last_step"] == record["best_step"] + 9 == 9 * (record["best_epoch"] + 1)
     watched = [row for row in run.record["log_history"] if "eval_accuracy" in row]

@@ -1,5 +1,6 @@
 """What the held-out part of train decides: the metric watched, the best checkpoint, a threshold."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,22 @@ def describe_selection(
         "last_step": state.global_step,
         "stopped_early": state.global_step < state.max_steps,
     }
+
+
+def say_chosen(found: Mapping[str, Any] | None) -> None:
+    """Say which checkpoint was kept, and whether it ended the training.
+
+    Args:
+        found: Of `describe_selection`.
+    """
+    if found is None or found["best_step"] is None:
+        return
+    metric = found["metric"].removeprefix("eval_")
+    logger.info(
+        "kept: step %d of %d, with the best %s on %d held-out pairs (%.4f)%s",
+        *(found["best_step"], found["last_step"], metric, found["num_examples"]),
+        *(found["best_metric"], "; stopped early" if found["stopped_early"] else ""),
+    )
 
 
 def choose_threshold(

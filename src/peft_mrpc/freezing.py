@@ -183,7 +183,8 @@ class FreezeCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._stage < len(self._stages) - 1:
+        is_short = args.max_steps > 0 or state.global_step < state.max_steps
+        if is_short and self._stage < len(self._stages) - 1:
             logger.warning(
                 "%s: the training ended with %d of %d layers unfrozen; lower --unfreeze_every",
                 *(self.method, self._stage, len(self._stages) - 1),
@@ -257,3 +258,9 @@ def _module_of(name: str) -> str:
     numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     end = len(parts) - 1 if numbered is None else numbered + 1
     return ".".join(parts[:end])
+
+
+def describe_parameters(model: Any) -> dict[str, Any]:
+    """Which parameters train and how many, for `run.json`."""
+    trained, total = parameter_counts(model)
+    return {"trained": trained, "total": total, "parameters": trainable_names(model)}

@@ -7,10 +7,10 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
 
 from peft_mrpc.config import option
-from peft_mrpc.errors import UserError, closest, raise_faults
+from peft_mrpc.errors import UserError, closest, logger, raise_faults
 from peft_mrpc.freezing import encoder_layers, modules_after_layers, modules_before_layers
 from peft_mrpc.targets import encoder_type
 
@@ -71,6 +71,20 @@ class LayerFreezeOptions:
                 "unfreeze; drop one of them."
             )
         return faults
+
+
+def warn_of_unreached(options: Any, arguments: TrainingArguments) -> None:
+    """Say which layers gradual unfreezing would not come to, where the epochs are known."""
+    every, wanted = (getattr(options, n, None) for n in ("unfreeze_every", "num_unfrozen_layers"))
+    if every is None or wanted is None or arguments.max_steps > 0:
+        return
+    # One that is unfrozen as the last epoch ends takes no step any more.
+    reached = max(0, math.ceil(arguments.num_train_epochs / every - 1e-6) - 1)
+    if reached < wanted:
+        logger.warning(
+            "--unfreeze_every: by %g epochs each, %g epochs unfreeze %d of %d layers; lower it",
+            *(every, arguments.num_train_epochs, reached, wanted),
+        )
 
 
 def _as_names(value: Any) -> list[str] | None:

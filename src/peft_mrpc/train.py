@@ -15,12 +15,13 @@ from transformers import PretrainedConfig, Trainer, set_seed
 
 from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.artifacts import save_classifier, save_threshold
-from peft_mrpc.choosing import choose_threshold, describe_selection
+from peft_mrpc.choosing import choose_threshold, describe_selection, say_chosen
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs, reported_splits, warn_of_trained
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record
-from peft_mrpc.freezing import has_layers, parameter_counts, trainable_names
+from peft_mrpc.freezing import describe_parameters, has_layers
+from peft_mrpc.layer_freeze import warn_of_unreached
 from peft_mrpc.methods import fitted_rates
 from peft_mrpc.models import load_classifier, load_config, load_empty_classifier
 from peft_mrpc.pairs import PairData
@@ -76,6 +77,7 @@ def train(request: TrainRequest) -> Run | None:
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     settle_order(request.config, data)
+    warn_of_unreached(request.options, request.arguments)
     check_resumed(request, data)
     if request.config.dry_run:
         _print_plan(request, data, splits, classifier)
@@ -205,6 +207,7 @@ def _train_into(
     started = time.perf_counter()
     outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
+    say_chosen(describe_selection(request.config, request.arguments, data, trainer.state))
     classifier.model = trained_model(trainer).eval()  # PEFT computes the prompt that it saves
     folder = staging and staging / ("adapter" if request.method.is_peft else "model")
     if folder is not None:  # first of all: nothing that fails later shall cost the training
@@ -263,12 +266,6 @@ def describe_training(
         "config": config_record(request.config, request.data, request.arguments),
         "precision": trainer_precision(request.arguments),
     }
-
-
-def describe_parameters(model: Any) -> dict[str, Any]:
-    """Which parameters train and how many, for `run.json`."""
-    trained, total = parameter_counts(model)
-    return {"trained": trained, "total": total, "parameters": trainable_names(model)}
 
 
 def _print_plan(
