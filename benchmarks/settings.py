@@ -75,6 +75,9 @@ linear_probe --pooling aligned --head_layer 4
 linear_probe --pooling aligned --head_layer 3
 linear_probe --pooling aligned --head_layer 2
 linear_probe --pooling weighted --head_layer last
+linear_probe --num_train_epochs 5 --swap_sentences false --pooling weighted --head_layer 4
+linear_probe --learning_rate 3e-3 --num_train_epochs 4 --pooling weighted --head_layer 4
+linear_probe --num_train_epochs 8 --pooling weighted --head_layer 4
 linear_probe --pooling weighted --head_layer 4
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 6 --swap_sentences true --pooling aligned --head_layer last
 prompt_tuning --learning_rate 3e-2 --num_train_epochs 8 --swap_sentences false --pooling aligned --head_layer last

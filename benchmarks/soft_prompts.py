@@ -143,6 +143,9 @@ ROWS = {
     ),
 }
 AS_SHIPPED = {
+    "the recipe's head, no prompt": Row(
+        ["--method", "linear_probe", "--pooling", "weighted", "--head_layer", "auto"]
+    ),
     "the recipe": Row(as_shipped()),
     "the recipe, residual, network of 128": Row(as_shipped(), residual(128)),
     "the recipe, residual, 10 tokens, network of 3": Row(
