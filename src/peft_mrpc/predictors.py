@@ -116,11 +116,14 @@ class PairCollator:
         self.max_length = max_length
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
-    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
-        longest = max(len(feature["input_ids"]) for feature in features)
+    def padded(self, longest: int) -> int:
+        """How many tokens the rows of a batch are padded to, virtual tokens not counted."""
         length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
         length -= self.added
-        length = min(length, self.max_length or length)
+        return min(length, self.max_length or length)
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
+        length = self.padded(max(len(feature["input_ids"]) for feature in features))
         batch = self.tokenizer.pad(
             [*features], padding="max_length", max_length=length, return_tensors="pt"
         )

@@ -151,7 +151,7 @@ def _as_planned(
     plan = build_trunk_plan(request.config, trainer_precision(arguments))
     visits = math.ceil(about.number * arguments.num_train_epochs)
     if arguments.max_steps > 0:
-        visits = arguments.max_steps * arguments.train_batch_size
+        visits = arguments.max_steps * pairs_a_batch(request, about.mean_tokens)
         visits *= arguments.gradient_accumulation_steps
     visits *= len(request.config.seeds or "1")
     freezes, note = request.method.freezes(request.options), ""
@@ -198,7 +198,7 @@ def _time_steps(
     arguments = request.arguments
     # Two batches a step say what more of them do: an optimizer's part of a step is small.
     arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
-    size = arguments.train_batch_size * arguments.gradient_accumulation_steps
+    size = pairs_a_batch(request, about.mean_tokens) * arguments.gradient_accumulation_steps
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about)
     adapted = request.method.apply(model, request.options)
@@ -227,6 +227,12 @@ def _time_steps(
         trunk_seconds=cache.seconds / len(features) * pairs,
         trunk_bytes=round(cache.token_bytes * about.mean_tokens * about.number * orders),
     )
+
+
+def pairs_a_batch(request: TrainRequest, tokens: int) -> int:
+    """How many pairs of so many tokens a batch has."""
+    budget = request.config.max_tokens_per_batch
+    return request.arguments.train_batch_size if budget is None else max(1, budget // tokens)
 
 
 def _write_pairs(count: int, about: Pairs) -> PairData:

@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with what pairs need of it."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import ConcatDataset
+from torch.utils.data import ConcatDataset, DataLoader
 from transformers import (
     PreTrainedModel,
     Trainer,
@@ -28,6 +29,7 @@ from peft_mrpc.left_out import LeftOut
 from peft_mrpc.optimizer_faults import parts_layers
 from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.sharpness import fresh_gradients, uphill
+from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
@@ -43,6 +45,7 @@ class PairTrainer(Trainer):
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
         layer_decay: The rate of each layer over that of the layer above; None for 1.
         sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
+        batches: Of the training rows; None for batches of so many rows.
         kwargs: The Trainer's own.
     """
 
@@ -52,9 +55,11 @@ class PairTrainer(Trainer):
         head_learning_rate: float | None,
         layer_decay: float | None = None,
         sam_rho: float = 0.0,
+        batches: TokenBatches | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.batches = batches
         self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
         self.layer_decay = layer_decay
@@ -166,6 +171,19 @@ class PairTrainer(Trainer):
     def _load_trained(self, folder: str) -> None:
         load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
 
+    def get_train_dataloader(self) -> Any:
+        """As ever, or batches by tokens."""
+        if self.batches is None:
+            return super().get_train_dataloader()
+        loader = DataLoader(
+            cast("Any", self.train_dataset),
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+        return self.accelerator.prepare(loader)
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every held-out row: `--dataloader_drop_last` is for training."""
         dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
@@ -221,6 +239,7 @@ class CacheTrunk(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: PreTrainedModel | None = None,
+        train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None
@@ -232,8 +251,9 @@ class CacheTrunk(TrainerCallback):
         if not reason:
             trunk = Trunk(model, depth, self.plan, self.collator)
             steps = (state.max_steps - state.global_step) * self.num_trainings
-            pairs = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-            reason = trunk.prepare(self.rows, None if is_asked else steps * pairs)
+            pairs = len(train_dataloader.dataset) / max(1, len(train_dataloader))
+            visits = math.ceil(steps * args.gradient_accumulation_steps * pairs)
+            reason = trunk.prepare(self.rows, None if is_asked else visits)
         if not reason:
             self._left_out = trunk.left_out().__enter__()
             assert self.collator.store is not None

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -31,8 +32,9 @@ from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.resuming import about_training
-from peft_mrpc.selection import SELECTION
+from peft_mrpc.selection import SELECTION, selection_seed
 from peft_mrpc.thresholds import threshold_faults
+from peft_mrpc.token_batches import BatchAnew, TokenBatches
 from peft_mrpc.trackers import tensorboard_logs
 from peft_mrpc.trainer import CacheTrunk, PairTrainer, refused_trunk, trunk_refusal
 from peft_mrpc.trunk_plan import build_trunk_plan
@@ -135,12 +137,15 @@ def build_trainer(
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out)
+    if batches := _token_batches(request, collate, train_rows):
+        callbacks.append(BatchAnew(batches))
     callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
             sam_rho=request.config.sam_rho,
+            batches=batches,
             model=classifier.model,
             args=arguments,
             data_collator=collator,
@@ -154,6 +159,24 @@ def build_trainer(
     if not request.method.freezes(request.options):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
+
+
+def _token_batches(
+    request: TrainRequest, collate: PairCollator, train_rows: Any
+) -> TokenBatches | None:
+    """The batches of `--max_tokens_per_batch`, if there is one."""
+    budget = request.config.max_tokens_per_batch
+    if budget is None:
+        return None
+    orders: Any = train_rows.orders if isinstance(train_rows, EitherOrder) else [train_rows]
+    longest = np.max([rows.lengths for rows in orders], axis=0).tolist()  # in either order
+    lengths = [collate.padded(length) + collate.added for length in longest]
+    batches = TokenBatches(lengths, budget, selection_seed(request.arguments))
+    logger.info(
+        "%d batches of at most %d tokens: %.1f pairs each on average",
+        *(len(batches), max(budget, *lengths), len(lengths) / len(batches)),
+    )
+    return batches
 
 
 def trained_model(trainer: Trainer) -> Any:
