@@ -156,7 +156,7 @@ def test_the_forecast_is_of_the_run_that_will_be_made(
     assert once not in said("--trunk_cache", "off")
     assert "training reads 1,000 pairs, fewer than" in said("--num_train_epochs", "1")
     assert "(3.39 MB kept)" in said("--trunk_cache_dtype", "float16")
-    assert "(6.78 MB kept)" in said("--trunk_cache_limit", "1KB")  # in memory
+    assert "(6.78 MB kept in memory)" in said("--trunk_cache_limit", "1KB")
     small = ["--trunk_cache_limit", "1KB", "--trunk_cache_memory", "1MB"]
     text = said(*small)
     assert once not in text and "; frozen layers run every time: it takes 6.78 MB, 0 KB" in text
