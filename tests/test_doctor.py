@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from peft_mrpc.models import load_config, load_tokenizer
 from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
 from peft_mrpc.requests import parse_request
 from peft_mrpc.sources import find_model
+from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trunk_plan import parse_bytes
 
 
@@ -269,6 +270,31 @@ def test_pairs_that_are_named_are_read(
     assert "1,000 pairs of" in _estimate(
         [*flags, "--train_file", pair_files["train"], "--num_pairs", "1000"], capsys
     )
+
+
+def test_a_budget_of_tokens_is_foretold_by_its_own_batches(
+    tiny_bert: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    draw = TokenBatches.__iter__
+
+    def watch(self: TokenBatches) -> Iterator[list[int]]:
+        for batch in draw(self):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(TokenBatches, "__iter__", watch)
+    flags = ["--model", tiny_bert, "--method", "prompt_tuning", "--num_virtual_tokens", "20"]
+    said = _estimate([*flags, "--max_tokens_per_batch", "300", "--num_pairs", "1000"], capsys)
+    assert "an epoch" in said
+    assert 2 <= max(sizes) <= 300 // 60  # 20 virtual tokens among them
+
+
+def test_what_named_pairs_cannot_give_is_refused_as_train_does(
+    tiny_bert: str, pair_files: dict[str, str], fails: Callable[..., str]
+) -> None:
+    flags = ["--model", tiny_bert, "--method", "full", "--train_file", pair_files["train"]]
+    assert "got 3 numbers" in fails(main, *flags, "--class_weights", "1,2,3")
 
 
 def test_labels_say_whether_either_order_is_kept(

@@ -158,6 +158,6 @@ def test_points_on_one_another_are_drawn_side_by_side() -> None:
     near = [0, 4, 2, 5]
     assert moved[near].mean() == pytest.approx(np.log10([costs[n] for n in near]).mean())
     assert (np.diff(moved[near]) > 0).all()
-    assert side_by_side([7.0]) == pytest.approx([7]) and side_by_side([2.0, 2.0]) == pytest.approx(
-        [2, 2]
-    )
+    assert side_by_side([7.0]) == pytest.approx([7])
+    low, high = side_by_side([2.0, 2.0], 0.1)
+    assert high / low == pytest.approx(np.exp(0.1)) and high * low == pytest.approx(4)

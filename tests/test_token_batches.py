@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from conftest import run_command
 
+from peft_mrpc.data import load_pairs
+from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
+from peft_mrpc.sources import find_model
 from peft_mrpc.token_batches import TokenBatches
-from peft_mrpc.train import main
+from peft_mrpc.train import build_classifier, main
+from peft_mrpc.training import build_trainer
 
 Fit = Callable[..., Run]
 
@@ -63,6 +67,8 @@ def test_one_batch_of_all_is_one_batch_of_all(fit: Fit) -> None:
     found, expected = (r.predictions("validation").probabilities for r in (budget, plain))
     assert np.abs(found - expected).max() < 1e-5
     assert budget.record["config"]["max_tokens_per_batch"] == 100000
+    timing = budget.record["timing"]
+    assert timing["train_pairs_per_second"] * timing["train_seconds"] == pytest.approx(4 * 18)
 
 
 @pytest.mark.parametrize("flags", [[], ["--gradient_accumulation_steps", "2"]])
@@ -81,6 +87,22 @@ def test_a_training_goes_on_in_the_midst_of_an_epoch(
     assert np.ptp(losses(whole)) > 1e-3
 
 
+def test_a_loader_has_the_flags_that_are_its_own(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    request = parse_request(
+        ["--model", tiny_bert, *data_flags, "--max_tokens_per_batch", "60"]
+        + ["--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true"]
+        + ["--dataloader_prefetch_factor", "7"]
+    )
+    data = load_pairs(request.data)
+    classifier = build_classifier(request, find_model(tiny_bert), data)
+    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+    loader = trainer.get_train_dataloader()
+    assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 7)
+    assert sum(len(batch["labels"]) for batch in loader) == len(data.splits["train"])
+
+
 def test_frozen_layers_run_once_in_such_batches_too(
     fit: Fit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -94,7 +116,19 @@ def test_frozen_layers_run_once_in_such_batches_too(
     assert losses(cached) == pytest.approx(losses(plain), abs=2e-4)
 
 
-def test_each_process_has_batches_of_its_own(
+def test_processes_share_the_batches_out() -> None:
+    lengths = np.random.default_rng(0).integers(3, 60, 500).tolist()
+    for count in (2, 3):
+        alone = [*TokenBatches(lengths, 300, 1)]
+        shares = [[*TokenBatches(lengths, 300, 1, process, count)] for process in range(count)]
+        assert len({len(share) for share in shares}) == 1
+        together = [batch for turn in zip(*shares, strict=True) for batch in turn]
+        assert together[: len(alone)] == alone
+        assert together[len(alone) :] == alone[: len(together) - len(alone)]
+        assert len(together) - len(alone) < count
+
+
+def test_two_processes_take_half_as_many_steps(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     steps = {}

@@ -130,10 +130,10 @@ def side_by_side(costs: Sequence[float], share: float = 0.022) -> list[float]:
 
     Args:
         costs: All above 0.
-        share: Of the span of all, the least between two.
+        share: Of the span of all (or of a factor of e, if they lie nearer), the least between two.
     """
     places = np.log(np.array(costs, dtype=float))
-    least = share * float(np.ptp(places))
+    least = share * max(float(np.ptp(places)), 1.0)
     order = np.argsort(places, kind="stable")
     groups = [[number] for number in order]
     where = [float(places[number]) for number in order]  # the middle of each group

@@ -39,6 +39,7 @@ from peft_mrpc.processes import prepare_processes
 from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
 from peft_mrpc.rehearsal import Pairs, rehearse
 from peft_mrpc.requests import TrainRequest, parse_command
+from peft_mrpc.selection import hold_out_selection
 from peft_mrpc.sources import find_model
 from peft_mrpc.training import check_against_data, pair_length
 
@@ -125,17 +126,17 @@ def _flag_faults(
 
 def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     """What this training would take here, from some steps of it."""
-    arguments = request.arguments
-    arguments.report_to, arguments.disable_tqdm = [], True
-    arguments.save_strategy, arguments.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
-    arguments.load_best_model_at_end, request.config.early_stopping_patience = False, None
-    arguments.eval_on_start = False
-    request.config.class_weights = cfg.TrainConfig.class_weights  # of labels not known here
     source, tokenizer = settle_reading(request, find_model(request.config.model))
     use_tokenizer(request.options, source.location)
     model_config = load_config(source)
     longest = pair_length(request, model_config, tokenizer)
     about = _known_pairs(config, request, tokenizer, longest)
+    arguments = request.arguments
+    arguments.report_to, arguments.disable_tqdm = [], True
+    arguments.save_strategy, arguments.eval_strategy = SaveStrategy.NO, IntervalStrategy.NO
+    arguments.load_best_model_at_end, request.config.early_stopping_patience = False, None
+    arguments.eval_on_start = False
+    request.config.class_weights = cfg.TrainConfig.class_weights  # the rehearsal's labels are two
     said = rehearse(request, model_config, tokenizer, about)
     cut = f" (cut to {longest}, see --max_length)" if about.mean_tokens > longest else ""
     return f"{about.number:,} pairs of {about.mean_tokens} tokens{cut}: {said}"
@@ -150,6 +151,7 @@ def _known_pairs(
     if request.asked.isdisjoint({"dataset", *(f"{split}_file" for split in SPLITS)}):
         return about
     data = load_pairs(request.data, request.arguments.seed)
+    data = hold_out_selection(request.config, request.arguments, [], data)
     check_against_data(request.config, request.arguments, data)
     features, _ = encode_pairs(tokenizer, data.splits["train"], max_length)
     if "num_pairs" not in request.asked:

@@ -183,8 +183,7 @@ class FreezeCallback(TrainerCallback):
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        is_short = args.max_steps > 0 or state.global_step < state.max_steps
-        if is_short and self._stage < len(self._stages) - 1:
+        if self._stage < len(self._stages) - 1:
             logger.warning(
                 "%s: the training ended with %d of %d layers unfrozen; lower --unfreeze_every",
                 *(self.method, self._stage, len(self._stages) - 1),

@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,8 +23,8 @@ SPARE_BYTES = 1 << 30
 # A trunk's directory, and the files in it.
 NAME = re.compile(r"[0-9a-f]{24}")
 SUFFIXES = (".states", ".keys", ".lengths", ".new", ".unfinished")
-# A file that nothing was added to for so long is not being written any more: batches take seconds.
-ABANDONED_SECONDS = 600
+# A file that nothing was added to for so long is not being written any more.
+ABANDONED_SECONDS = 3600
 
 
 def trunks_dir() -> Path:
@@ -58,15 +58,23 @@ def kept_trunks() -> list[KeptTrunk]:
     for folder in trunks_dir().glob("*"):
         if not NAME.fullmatch(folder.name) or not folder.is_dir():  # the user's own
             continue
-        with contextlib.suppress(OSError):  # another process is removing it
+        with contextlib.suppress(OSError):  # another process has removed it
             about: dict[str, Any] = {}
             with contextlib.suppress(UserError):  # or has just begun it
                 read = read_json(folder / ABOUT_FILE)
                 about = read if isinstance(read, dict) else {}
-            size = sum(path.stat().st_size for path in folder.iterdir())
-            unfinished = sum(path.stat().st_size for path in unfinished_files(folder))
+            size, unfinished = _size(folder.iterdir()), _size(unfinished_files(folder))
             found.append(KeptTrunk(folder, about, size, unfinished, folder.stat().st_mtime))
     return sorted(found, key=lambda trunk: -trunk.used)
+
+
+def _size(paths: Iterable[Path]) -> int:
+    """Bytes of files, of which others may remove or rename some meanwhile."""
+    size = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            size += path.stat().st_size
+    return size
 
 
 def unfinished_files(folder: Path) -> Iterator[Path]:
@@ -80,14 +88,11 @@ def unfinished_files(folder: Path) -> Iterator[Path]:
 
 def sweep(folder: Path) -> None:
     """Remove what a fill that was killed left behind."""
-    with contextlib.suppress(OSError):  # another process is removing it
+    with contextlib.suppress(OSError):  # another process has removed it
         for path in [*unfinished_files(folder)]:
-            if _is_abandoned(path):
-                path.unlink(missing_ok=True)
-
-
-def _is_abandoned(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > ABANDONED_SECONDS
+            with contextlib.suppress(FileNotFoundError):  # or has ended this one
+                if time.time() - path.stat().st_mtime > ABANDONED_SECONDS:
+                    path.unlink()
 
 
 def disk_refusal(size: int, limit: int, own: Path | None = None) -> str:
@@ -186,11 +191,12 @@ def remove_trunk(trunk: KeptTrunk) -> int:
         How many bytes that freed.
     """
     sweep(trunk.folder)
-    written, freed = {*unfinished_files(trunk.folder)}, 0
-    for path in trunk.folder.iterdir():
+    found, freed = [*trunk.folder.iterdir()], 0
+    written = {*unfinished_files(trunk.folder)}  # after it: what is begun later is not in `found`
+    for path in found:
         is_ours = path.suffix in SUFFIXES or (path.name == ABOUT_FILE and not written)
         if is_ours and path not in written:
-            freed += path.stat().st_size
+            freed += _size([path])
             path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # something of the user's is in it, or a running fill's
         trunk.folder.rmdir()

@@ -39,15 +39,17 @@ class PairData:
 
     @cached_property
     def also_trained(self) -> dict[str, int]:
-        """Of each other split, how many pairs train holds as well, in either order.
+        """Of each split to report, how many pairs train holds as well, in either order.
 
-        Case and white space make no pair another, nor does its label.
+        What is held out of train to choose on counts as train. Case and white space make no pair
+        another, nor does its label.
         """
-        trained = {_same(pair) for pair in self.splits.get("train", ())}
+        own = [split for split in self.splits if split not in SPLITS[1:]]
+        trained = {_same(pair) for split in own for pair in self.splits[split]}
         return {
             split: sum(_same(pair) in trained for pair in pairs)
             for split, pairs in self.splits.items()
-            if split != "train"
+            if split not in own
         }
 
 

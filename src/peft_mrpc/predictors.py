@@ -116,14 +116,11 @@ class PairCollator:
         self.max_length = max_length
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
-    def padded(self, longest: int) -> int:
-        """How many tokens the rows of a batch are padded to, virtual tokens not counted."""
+    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
+        longest = max(len(feature["input_ids"]) for feature in features)
         length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
         length -= self.added
-        return min(length, self.max_length or length)
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
-        length = self.padded(max(len(feature["input_ids"]) for feature in features))
+        length = min(length, self.max_length or length)
         batch = self.tokenizer.pad(
             [*features], padding="max_length", max_length=length, return_tensors="pt"
         )

@@ -210,6 +210,8 @@ def _time_steps(
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(clock)
         trainer.train()
+    if (batches := trainer.batches) is not None:
+        size = len(next(iter(batches))) * arguments.gradient_accumulation_steps
     steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
     features, _ = classifier.encode(data.splits["train"])
     tokens = sum(features.lengths) / len(features)

@@ -30,7 +30,7 @@ from peft_mrpc.thresholds import decide
 def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
     """Name, label names, and of each split used its size, label counts and fingerprint.
 
-    Of a split beside train, also how many of its pairs are training pairs.
+    Of a split to report, also how many of its pairs are training pairs, if any.
     """
     return {
         "name": data.name,
@@ -40,7 +40,7 @@ def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
                 "num_examples": len(data.splits[split]),
                 "labels": label_counts(data.splits[split], data.label_names),
                 "fingerprint": data.fingerprint(split),
-                **({"also_trained": data.also_trained[split]} if split != "train" else {}),
+                **({"also_trained": count} if (count := data.also_trained.get(split)) else {}),
             }
             for split in splits
         },

@@ -107,7 +107,7 @@ def _data_faults(arguments: TrainingArguments, splits: Sequence[str], data: Pair
 
 
 def selection_seed(arguments: TrainingArguments) -> int:
-    """What fixes which pairs are held out."""
+    """What fixes which pairs are held out, and which train together."""
     return int(arguments.seed if arguments.data_seed is None else arguments.data_seed)
 
 

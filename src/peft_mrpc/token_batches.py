@@ -1,5 +1,6 @@
 """Training batches of as many pairs as fill a budget of tokens."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -14,35 +15,47 @@ class TokenBatches(Sampler[list[int]]):
 
     Rows of one length are shuffled among each other and then the batches, anew each epoch; there
     are as many batches in each. The longest comes first: memory runs short at once or never.
-    Which they are follows from seed and epoch alone, on every process.
+    Which they are follows from seed and epoch alone; of several processes each has every so many'th
+    batch, and all have as many: the first ones come again at the end.
 
     Args:
-        lengths: Tokens of each row as it will be padded to, [N].
-        max_tokens: The most tokens in a batch, pads included; a longer row is alone.
+        lengths: Tokens of each row, [N].
+        max_tokens: The most tokens in a batch, pads up to its longest row included; a row that is
+            longer is alone.
         seed: Fixes the batches of every epoch.
+        process: The number of this process.
+        num_processes: How many share the batches.
     """
 
-    batch_size = None  # as accelerate asks for batches that differ in size
-    drop_last = False
-
-    def __init__(self, lengths: Sequence[int], max_tokens: int, seed: int) -> None:
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        max_tokens: int,
+        seed: int,
+        process: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         self.lengths = np.asarray(lengths)
         sizes = [len(b) for b in length_sorted_batches(lengths, len(lengths), max_tokens)]
         self._ends = np.cumsum(sizes)[:-1]
+        self.num_batches = len(sizes)
         self.seed = seed
+        self.process = process
+        self.num_processes = num_processes
         self.epoch = 0
 
     def __len__(self) -> int:
-        return len(self._ends) + 1
+        return math.ceil(self.num_batches / self.num_processes)
 
     def __iter__(self) -> Iterator[list[int]]:
         draw = np.random.default_rng([self.seed, self.epoch])
         shuffled = draw.permutation(len(self.lengths))
         order = shuffled[np.argsort(-self.lengths[shuffled], kind="stable")]
         batches = np.split(order, self._ends)
-        yield batches[0].tolist()
-        for number in 1 + draw.permutation(len(self._ends)):
-            yield batches[number].tolist()
+        places = [0, *(1 + draw.permutation(len(self._ends)))]
+        for turn in range(len(self)):
+            place = places[(turn * self.num_processes + self.process) % len(places)]
+            yield batches[place].tolist()
 
 
 class BatchAnew(TrainerCallback):

@@ -205,7 +205,7 @@ def _train_into(
     broadcast_object_list(holder)
     trainer, num_cut = build_trainer(request, data, classifier, str(holder[0]))
     started = time.perf_counter()
-    outcome = trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
     say_chosen(describe_selection(request.config, request.arguments, data, trainer.state))
     classifier.model = trained_model(trainer).eval()  # PEFT computes the prompt that it saves
@@ -229,10 +229,12 @@ def _train_into(
         shutil.rmtree(staging / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
         (staging / "checkpoints").rmdir()  # empty with --save_strategy no
+    seen = (trainer.state.epoch or 0) * len(data.splits["train"])
     num_scored = sum(len(rows) for rows in probabilities.values())
     timing = {
         "train_seconds": train_seconds,
-        "train_pairs_per_second": outcome.metrics.get("train_samples_per_second"),
+        # The Trainer's own takes every batch to have --per_device_train_batch_size pairs.
+        "train_pairs_per_second": seen / train_seconds,
         "score_seconds": score_seconds,
         "score_pairs_per_second": num_scored / score_seconds,
     }

@@ -35,6 +35,11 @@ from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
 from peft_mrpc.trunk_store import TrunkCollator
 
+# Of a loader: how batches are made, whatever is in them.
+LOADER_OPTIONS = ("collate_fn", "num_workers", "pin_memory", "persistent_workers") + (
+    *("prefetch_factor", "worker_init_fn", "multiprocessing_context", "in_order"),
+)
+
 
 class PairTrainer(Trainer):
     """The Trainer, with learning rates by part, gradual unfreezing and checkpoints that are exact.
@@ -173,16 +178,12 @@ class PairTrainer(Trainer):
 
     def get_train_dataloader(self) -> Any:
         """As ever, or batches by tokens."""
+        loader = super().get_train_dataloader()
         if self.batches is None:
-            return super().get_train_dataloader()
-        loader = DataLoader(
-            cast("Any", self.train_dataset),
-            batch_sampler=self.batches,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-        )
-        return self.accelerator.prepare(loader)
+            return loader
+        # Not accelerate's: it parts batches of one size among processes, and ours are parted.
+        options = {name: getattr(loader, name) for name in LOADER_OPTIONS if hasattr(loader, name)}
+        return DataLoader(loader.dataset, batch_sampler=self.batches, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every held-out row: `--dataloader_drop_last` is for training."""

@@ -30,6 +30,7 @@ from peft_mrpc.pairs import PairData, label_counts
 from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
+from peft_mrpc.processes import process_state
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.resuming import about_training
 from peft_mrpc.selection import SELECTION, selection_seed
@@ -110,7 +111,7 @@ def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
 
 def build_trainer(
     request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
-) -> tuple[Trainer, int]:
+) -> tuple[PairTrainer, int]:
     """The Trainer over encoded pairs, and how many training pairs were cut."""
     features, num_cut = classifier.encode(data.splits["train"])
     if num_cut:
@@ -137,7 +138,7 @@ def build_trainer(
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out)
-    if batches := _token_batches(request, collate, train_rows):
+    if batches := _token_batches(request, train_rows, collate.added):
         callbacks.append(BatchAnew(batches))
     callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
@@ -162,19 +163,21 @@ def build_trainer(
 
 
 def _token_batches(
-    request: TrainRequest, collate: PairCollator, train_rows: Any
+    request: TrainRequest, train_rows: Any, num_virtual_tokens: int
 ) -> TokenBatches | None:
     """The batches of `--max_tokens_per_batch`, if there is one."""
-    budget = request.config.max_tokens_per_batch
+    budget, state = request.config.max_tokens_per_batch, process_state()
     if budget is None:
         return None
     orders: Any = train_rows.orders if isinstance(train_rows, EitherOrder) else [train_rows]
-    longest = np.max([rows.lengths for rows in orders], axis=0).tolist()  # in either order
-    lengths = [collate.padded(length) + collate.added for length in longest]
-    batches = TokenBatches(lengths, budget, selection_seed(request.arguments))
+    lengths = num_virtual_tokens + np.max([rows.lengths for rows in orders], axis=0)
+    batches = TokenBatches(
+        *(lengths.tolist(), budget, selection_seed(request.arguments)),
+        *(state.process_index, state.num_processes),
+    )
     logger.info(
         "%d batches of at most %d tokens: %.1f pairs each on average",
-        *(len(batches), max(budget, *lengths), len(lengths) / len(batches)),
+        *(batches.num_batches, max(budget, *lengths), len(lengths) / batches.num_batches),
     )
     return batches
 

@@ -18,6 +18,7 @@ from peft_mrpc.flags import (
     recipe_to_flags,
     record_key,
 )
+from peft_mrpc.layer_freeze import warn_of_unreached
 from peft_mrpc.models import load_config
 from peft_mrpc.pairs import PairData
 from peft_mrpc.precision import is_by_rule, trainer_precision, warn_of_slow_bf16
@@ -89,6 +90,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     read, _ = settle_reading(replace(request, config=replace(request.config)), source)
     sizes = load_config(read)
     fit_rates(request, sizes)
+    warn_of_unreached(request.options, request.arguments)
     space = load_space(
         config.search_space,
         request.config.method,
