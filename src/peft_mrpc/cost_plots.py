@@ -92,7 +92,8 @@ def _draw_costs(axis: Axes, points: Sequence[RunPoint], costs: Sequence[float | 
     axis.set_xscale("log")
     if not paid:
         axis.set_xlim(nothing / 2, nothing * 2)
-    span = max(paid, default=1.0) / min(paid, default=1.0)
+    least = nothing if len(paid) < len(costs) else min(paid, default=1.0)
+    span = max(paid, default=1.0) / least
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 30 else (1,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: short_count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())

@@ -94,7 +94,8 @@ def plot_seeds(
     axis.set_xlim(-0.5, len(figures) - 0.2)
     axis.set_xlabel(f"a dot for each seed, left to right: {', '.join(map(str, seeds))}")
     axis.set_title(title)
-    axis.margins(y=0.12)  # for whole dots at either end, and what is written beside them
+    axis.use_sticky_edges = False  # a bar would hold the axis to its foot, and cut dots there
+    axis.margins(y=0.12)
     axis.grid(axis="y")
     axis.legend()
     return figure
