@@ -132,6 +132,8 @@ ROWS = {
     "before [CLS], head reads [CLS]": Row(prompt("before", "cls")),
     "after [CLS], head reads [CLS]": Row(prompt("after", "cls")),
     "before [CLS], head reads a virtual token": Row(prompt("before", "first")),
+    "before [CLS], head reads the pair's mean": Row(prompt("before", "mean")),
+    "before [CLS], head reads segments": Row(prompt("before", "segments")),
     "residual, 20 tokens, network of 128": Row(prompt("after"), residual(128)),
     "residual, 10 tokens, network of 3": Row(
         prompt("after", "aligned", "--num_virtual_tokens", "10"), residual(3)
