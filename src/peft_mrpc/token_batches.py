@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -56,6 +57,14 @@ class TokenBatches(Sampler[list[int]]):
         for turn in range(len(self)):
             place = places[(turn * self.num_processes + self.process) % len(places)]
             yield batches[place].tolist()
+
+
+def pairs_at_once(args: TrainingArguments, loader: Any) -> float:
+    """How many pairs one batch of each process has together, on average where they differ."""
+    batches = loader.batch_sampler
+    if isinstance(batches, TokenBatches):
+        return len(batches.lengths) / len(batches)
+    return int(args.train_batch_size * args.world_size)
 
 
 class BatchAnew(TrainerCallback):

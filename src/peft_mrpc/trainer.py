@@ -29,7 +29,7 @@ from peft_mrpc.left_out import LeftOut
 from peft_mrpc.optimizer_faults import parts_layers
 from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.sharpness import fresh_gradients, uphill
-from peft_mrpc.token_batches import TokenBatches
+from peft_mrpc.token_batches import TokenBatches, pairs_at_once
 from peft_mrpc.trunk import Trunk
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import TrunkPlan
@@ -252,7 +252,7 @@ class CacheTrunk(TrainerCallback):
         if not reason:
             trunk = Trunk(model, depth, self.plan, self.collator)
             steps = (state.max_steps - state.global_step) * self.num_trainings
-            pairs = len(train_dataloader.dataset) / max(1, len(train_dataloader))
+            pairs = pairs_at_once(args, train_dataloader)
             visits = math.ceil(steps * args.gradient_accumulation_steps * pairs)
             reason = trunk.prepare(self.rows, None if is_asked else visits)
         if not reason:
