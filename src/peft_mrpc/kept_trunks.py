@@ -55,9 +55,7 @@ class KeptTrunk:
 def kept_trunks() -> list[KeptTrunk]:
     """All trunks on disk, the last used first."""
     found = []
-    for folder in trunks_dir().glob("*"):
-        if not NAME.fullmatch(folder.name) or not folder.is_dir():  # the user's own
-            continue
+    for folder in _folders():
         with contextlib.suppress(OSError):  # another process has removed it
             about: dict[str, Any] = {}
             with contextlib.suppress(UserError):  # or has just begun it
@@ -66,6 +64,11 @@ def kept_trunks() -> list[KeptTrunk]:
             size, unfinished = _size(folder.iterdir()), _size(unfinished_files(folder))
             found.append(KeptTrunk(folder, about, size, unfinished, folder.stat().st_mtime))
     return sorted(found, key=lambda trunk: -trunk.used)
+
+
+def _folders() -> list[Path]:
+    """Those of trunks: what else lies there is the user's own."""
+    return [p for p in trunks_dir().glob("*") if NAME.fullmatch(p.name) and p.is_dir()]
 
 
 def _size(paths: Iterable[Path]) -> int:
@@ -103,8 +106,8 @@ def disk_refusal(size: int, limit: int, own: Path | None = None) -> str:
         limit: The most that all trunks together may take.
         own: The trunk that they are of. What others are just writing there are the same rows.
     """
-    for trunk in kept_trunks():
-        sweep(trunk.folder)
+    for folder in _folders():
+        sweep(folder)
     kept = sum(
         trunk.size - (trunk.unfinished if trunk.folder == own else 0) for trunk in kept_trunks()
     )

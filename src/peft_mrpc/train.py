@@ -73,7 +73,7 @@ def train(request: TrainRequest) -> Run | None:
     splits = reported_splits(pairs, request.data.split)
     data = hold_out_selection(request.config, request.arguments, splits, pairs)
     check_against_data(request.config, request.arguments, data)
-    warn_of_trained(pairs, splits)
+    warn_of_trained(data, splits)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     settle_order(request.config, data)
@@ -207,7 +207,8 @@ def _train_into(
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started
-    say_chosen(describe_selection(request.config, request.arguments, data, trainer.state))
+    selection = describe_selection(request.config, request.arguments, data, trainer.state)
+    say_chosen(selection)
     classifier.model = trained_model(trainer).eval()  # PEFT computes the prompt that it saves
     folder = staging and staging / ("adapter" if request.method.is_peft else "model")
     if folder is not None:  # first of all: nothing that fails later shall cost the training
@@ -239,7 +240,7 @@ def _train_into(
         "score_pairs_per_second": num_scored / score_seconds,
     }
     record = describe_training(request, source, data, splits, classifier, trainer)
-    record |= {"truncated_train_pairs": num_cut, "timing": timing}
+    record |= {"selection": selection, "truncated_train_pairs": num_cut, "timing": timing}
     write_run(staging, record, data, probabilities, classifier.threshold)
 
 
@@ -259,7 +260,6 @@ def describe_training(
         "base_model_id": source.hub_id,
         "seed": request.arguments.seed,
         "num_processes": process_state().num_processes,
-        "selection": describe_selection(request.config, request.arguments, data, trainer.state),
         "threshold": classifier.threshold,
         "data": describe_data(data, ["train", *(s for s in splits if s != "train")]),
         "trainable": describe_parameters(classifier.model),
