@@ -1,5 +1,6 @@
 """What the user did wrong, said in one line for each fault."""
 
+import contextlib
 import difflib
 import logging
 import os
@@ -7,7 +8,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 logger = logging.getLogger("peft_mrpc")
 
@@ -43,6 +44,31 @@ class Terminated(KeyboardInterrupt):
 
 def _on_terminate(*_: object) -> None:
     raise Terminated
+
+
+@contextlib.contextmanager
+def _no_interrupt_is_lost() -> Iterator[None]:
+    """Send again what Python drops of Ctrl-C and SIGTERM.
+
+    The handler raises where the program stands. In `__del__` or a weak reference's callback, of
+    which loading weights runs many, nothing catches it and the program would go on.
+    """
+
+    def hook(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        number = signal.SIGTERM if issubclass(lost.exc_type, Terminated) else signal.SIGINT
+        # Later, or it would be raised in here and be lost once more.
+        again = threading.Timer(0.05, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    before, sys.unraisablehook = sys.unraisablehook, hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def closest(name: str, choices: Iterable[str]) -> str:
@@ -99,7 +125,8 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _on_terminate)
     try:
-        main(sys.argv[1:] if argv is None else argv)
+        with _no_interrupt_is_lost():
+            main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         if speaks or error.rank is not None:
             # On a line of its own: another process may be drawing a progress bar.
