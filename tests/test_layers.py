@@ -12,6 +12,7 @@ LAYERS = [
         "confidence",
         "dropout",
         "either_order",
+        "epochs",
         "environment",
         "errors",
         "figures",

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
 class EitherOrder(Dataset[dict[str, Any]]):
@@ -29,6 +28,10 @@ class EitherOrder(Dataset[dict[str, Any]]):
         self.epoch: torch.Tensor = epoch.share_memory_()  # seen by loader workers
         self._drawn: tuple[int, list[int]] = (-1, [])
 
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0."""
+        self.epoch.fill_(epoch)
+
     def __len__(self) -> int:
         return len(self.orders[0])
 
@@ -40,15 +43,3 @@ class EitherOrder(Dataset[dict[str, Any]]):
                 orders = torch.randint(2, (len(self),), generator=draw)
             self._drawn = (epoch, orders.tolist())
         return self.orders[self._drawn[1][row]][row]
-
-
-class OrderAnew(TrainerCallback):
-    """Tell the rows which epoch begins."""
-
-    def __init__(self, rows: EitherOrder) -> None:
-        self.rows = rows
-
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.rows.epoch.fill_(int(state.epoch or 0))

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainingArguments
 
 from peft_mrpc.scoring import length_sorted_batches
 
@@ -45,6 +45,10 @@ class TokenBatches(Sampler[list[int]]):
         self.num_processes = num_processes
         self.epoch = 0
 
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0."""
+        self.epoch = epoch
+
     def __len__(self) -> int:
         return math.ceil(self.num_batches / self.num_processes)
 
@@ -65,19 +69,3 @@ def pairs_at_once(args: TrainingArguments, loader: Any) -> float:
     if isinstance(batches, TokenBatches):
         return len(batches.lengths) / len(batches)
     return int(args.train_batch_size * args.world_size)
-
-
-class BatchAnew(TrainerCallback):
-    """Tell the batches which epoch begins."""
-
-    def __init__(self, batches: TokenBatches) -> None:
-        self.batches = batches
-
-    def on_epoch_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        **kwargs: object,
-    ) -> None:
-        self.batches.epoch = int(state.epoch or 0)

@@ -19,8 +19,9 @@ from transformers import (
 from peft_mrpc.checkpoints import DescribeCheckpoint, FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.either_order import EitherOrder, OrderAnew
+from peft_mrpc.either_order import EitherOrder
 from peft_mrpc.encoded import EncodedPairs
+from peft_mrpc.epochs import TellEpoch
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.first_token import virtual_tokens
 from peft_mrpc.freezing import describe_trainable
@@ -35,7 +36,7 @@ from peft_mrpc.requests import TrainRequest
 from peft_mrpc.resuming import about_training
 from peft_mrpc.selection import SELECTION, selection_seed
 from peft_mrpc.thresholds import threshold_faults
-from peft_mrpc.token_batches import BatchAnew, TokenBatches
+from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trackers import tensorboard_logs
 from peft_mrpc.trainer import CacheTrunk, PairTrainer, refused_trunk, trunk_refusal
 from peft_mrpc.trunk_plan import build_trunk_plan
@@ -139,7 +140,7 @@ def build_trainer(
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out)
     if batches := _token_batches(request, train_rows, collate.added):
-        callbacks.append(BatchAnew(batches))
+        callbacks.append(TellEpoch(batches))
     callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
@@ -169,8 +170,7 @@ def _token_batches(
     budget, state = request.config.max_tokens_per_batch, process_state()
     if budget is None:
         return None
-    orders: Any = train_rows.orders if isinstance(train_rows, EitherOrder) else [train_rows]
-    lengths = num_virtual_tokens + np.max([rows.lengths for rows in orders], axis=0)
+    lengths = num_virtual_tokens + np.max([rows.lengths for rows in _orders(train_rows)], axis=0)
     batches = TokenBatches(
         *(lengths.tolist(), budget, selection_seed(request.arguments)),
         *(state.process_index, state.num_processes),
@@ -224,6 +224,11 @@ def _training_rows(
     return EitherOrder(rows, swapped.labelled(labels), request.arguments.seed)
 
 
+def _orders(train_rows: EncodedPairs | EitherOrder) -> list[Any]:
+    """Training rows as they come, and with their sentences swapped if they train so too."""
+    return list(train_rows.orders) if isinstance(train_rows, EitherOrder) else [train_rows]
+
+
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
     if learning_rate < FINE_TUNING_RATE:
         logger.warning(
@@ -245,13 +250,11 @@ def _callbacks(
 ) -> list[TrainerCallback]:
     """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
     callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
-    orders = [train_rows]
     if isinstance(train_rows, EitherOrder):
-        callbacks.append(OrderAnew(train_rows))
-        orders = list(train_rows.orders)
+        callbacks.append(TellEpoch(train_rows))
     plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
     if plan.mode != "off" and request.method.freezes(request.options):
-        parts = [*orders, *([held_out] if held_out is not None else [])]
+        parts = [*_orders(train_rows), *([held_out] if held_out is not None else [])]
         callbacks.append(CacheTrunk(plan, collator, parts, request.num_trainings))
     return callbacks
 
