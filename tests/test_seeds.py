@@ -54,10 +54,14 @@ def test_each_sub_run_is_what_training_with_its_seed_alone_writes(
     }
 
 
-def test_each_seed_chooses_on_pairs_of_its_own(flags: list[str], tmp_path: Path) -> None:
+def test_each_seed_chooses_on_pairs_of_its_own(
+    flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     chosen = [*flags, "--selection_fraction", "0.3", "--load_best_model_at_end"]
     chosen += ["--metric_for_best_model", "loss", "--threshold", "auto"]
-    main([*chosen, "--seeds", "1,2", "--output_dir", str(tmp_path / "both")])
+    with caplog.at_level("INFO", "peft_mrpc"):
+        main([*chosen, "--seeds", "1,2", "--output_dir", str(tmp_path / "both")])
+    assert caplog.text.count("pairs are held out to choose on") == 1
     main([*chosen, "--seed", "2", "--output_dir", str(tmp_path / "alone")])
     sub_run = tmp_path / "both" / "seeds" / "2"
     for name in FILES:

@@ -413,6 +413,7 @@ def test_the_best_threshold_is_chosen_on_held_out_pairs_and_stored(
         (["--early_stopping_patience", "0"], "--early_stopping_patience: got 0; expected at least"),
         (["--early_stopping_patience", "1", "--eval_strategy", "no"], "got --eval_strategy no"),
         (["--load_best_model_at_end", "--eval_strategy", "no"], "--load_best_model_at_end: got"),
+        (["--eval_steps", "0", "--eval_strategy", "steps"], "--eval_steps: got 0; expected a n"),
         (["--eval_steps", "5"], "--eval_steps: got 5, but --eval_strategy is no; add"),
         (["--eval_steps", "5", "--eval_strategy", "epoch"], "--eval_strategy is epoch; add"),
         (["--save_steps", "5"], "--save_steps: got 5, but --save_strategy is no; add"),

@@ -594,6 +594,20 @@ def test_an_interrupted_run_leaves_nothing_half_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("chosen", [[], ["--threshold", "auto"]])
+def test_a_training_that_diverged_leaves_nothing(
+    chosen: list[str],
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    fails: Callable[..., str],
+) -> None:
+    flags = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "run")]
+    said = fails(main, *flags, "--learning_rate", "1e30", *chosen)
+    assert said.splitlines()[-1].startswith("peft-mrpc: the model's scores are not finite")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_bar_is_drawn_where_none_is_wanted(
     tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,10 +8,10 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import Diverged, logger
 from peft_mrpc.metrics import compute_metrics
 from peft_mrpc.pairs import PairData
-from peft_mrpc.predictors import DIVERGED, PairClassifier
+from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.scoring import classifier_probabilities
 from peft_mrpc.selection import SELECTION, selection_seed
@@ -25,7 +25,7 @@ def score_logits(prediction: Any, classifier: PairClassifier) -> dict[str, float
     """What `--metric_for_best_model` can name beside the loss, of logits, [N, C]."""
     logits = torch.tensor(prediction.predictions)
     if not logits.isfinite().all():
-        raise UserError(DIVERGED)
+        raise Diverged
     probabilities = classifier_probabilities(logits)
     predictions = decide(probabilities, classifier.threshold)
     values = compute_metrics(

@@ -38,6 +38,16 @@ class Missed(UserError):
     """A bar that the user set was not met; all that was asked for was done."""
 
 
+class Diverged(UserError):
+    """A model whose scores are no numbers: nothing of it is worth keeping."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's scores are not finite: the training diverged. Lower --learning_rate (or "
+            "--sam_rho, if there is one)."
+        )
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, raised where the program stands."""
 

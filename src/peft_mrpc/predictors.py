@@ -15,17 +15,12 @@ from transformers import (
 )
 
 from peft_mrpc.encoded import EncodedPairs, encode_pairs
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import Diverged, logger
 from peft_mrpc.first_token import read_first_token
 from peft_mrpc.pair_model import SentencePairConfig, find_sentences
 from peft_mrpc.pairs import Pair
 from peft_mrpc.processes import process_state
 from peft_mrpc.scoring import classifier_probabilities, score_rows
-
-DIVERGED = (
-    "the model's scores are not finite: the training diverged. Lower --learning_rate "
-    "(or --sam_rho, if there is one)."
-)
 
 
 class Predictor(Protocol):
@@ -85,7 +80,7 @@ class PairClassifier:
 
         probabilities = score_rows(features.lengths, batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
-            raise UserError(DIVERGED)
+            raise Diverged
         return probabilities
 
 

@@ -82,6 +82,8 @@ def parse_command(
         recipe_path=path,
     )
     keep_off(arguments, asked)
+    if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
+        arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps
     keeper = keeps_gradients_from_us(arguments)
     if config.sam_rho and "sam_rho" not in asked and keeper:
         logger.info("%s: its --sam_rho %g is left out under %s", name, config.sam_rho, keeper)

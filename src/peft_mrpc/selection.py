@@ -60,8 +60,6 @@ def hold_out_selection(
     if "train" not in data.splits:
         return data
     if arguments.eval_strategy == "no" and config.threshold != "auto":
-        count = len(data.splits["train"])
-        logger.info("all %d training pairs train: nothing is chosen on a part of them", count)
         return data
     return split_selection(config, arguments, splits, data)
 
@@ -79,8 +77,16 @@ def split_selection(
     pairs = data.splits["train"]
     raise_faults(_data_faults(arguments, splits, data))
     kept, held = hold_out(pairs, config.selection_fraction, selection_seed(arguments))
-    logger.info("%d of %d training pairs are held out to choose on", len(held), len(pairs))
     return PairData(data.name, data.label_names, {**data.splits, "train": kept, SELECTION: held})
+
+
+def say_held_out(data: PairData) -> None:
+    """Say how many training pairs are chosen on, and how many train."""
+    kept, held = (len(data.splits.get(split, ())) for split in ("train", SELECTION))
+    if held:
+        logger.info("%d of %d training pairs are held out to choose on", held, kept + held)
+    else:
+        logger.info("all %d training pairs train: nothing is chosen on a part of them", kept)
 
 
 def _data_faults(arguments: TrainingArguments, splits: Sequence[str], data: PairData) -> list[str]:

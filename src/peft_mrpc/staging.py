@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import Diverged, UserError
 from peft_mrpc.runs import RUN_CONTENTS
 
 
@@ -68,8 +68,9 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
 
     Yields:
         A directory on the same file system. When the block ends well it becomes `output_dir` (one
-        that was there goes then, and not before). When it fails it is removed, unless it
-        holds training checkpoints: those are kept, and the error says where.
+        that was there goes then, and not before). When it fails it is removed, unless it holds
+        training checkpoints, or a model that did not diverge: those are kept, and the error says
+        where.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
@@ -85,9 +86,9 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
                 f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
                 f"{staging} when it is done."
             )
-        elif trained := [
-            staging / name for name in ("adapter", "model") if (staging / name).is_dir()
-        ]:
+        elif not isinstance(error, Diverged) and (
+            trained := [p for name in ("adapter", "model") if (p := staging / name).is_dir()]
+        ):
             error.add_note(
                 f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
             )

@@ -36,7 +36,7 @@ from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.resuming import check_resumed
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.seeds import train_seeds
-from peft_mrpc.selection import hold_out_selection
+from peft_mrpc.selection import hold_out_selection, say_held_out
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir, staged_directory
 from peft_mrpc.training import (
@@ -73,6 +73,7 @@ def train(request: TrainRequest) -> Run | None:
     splits = reported_splits(pairs, request.data.split)
     data = hold_out_selection(request.config, request.arguments, splits, pairs)
     check_against_data(request.config, request.arguments, data)
+    say_held_out(data)
     warn_of_trained(data, splits)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)

@@ -27,7 +27,7 @@ from peft_mrpc.reading import settle_reading
 from peft_mrpc.reporting import describe_data
 from peft_mrpc.requests import TrainRequest, parse_command
 from peft_mrpc.search_space import Parameter, load_space
-from peft_mrpc.selection import SELECTION, split_selection
+from peft_mrpc.selection import SELECTION, say_held_out, split_selection
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir
 from peft_mrpc.train import build_classifier, check_fit, fit_rates
@@ -168,6 +168,7 @@ def _held_out_data(request: TrainRequest) -> PairData:
     splits = reported_splits(data, request.data.split)
     check_against_data(request.config, request.arguments, data)
     parted = split_selection(request.config, request.arguments, splits, data)
+    say_held_out(parted)
     own = {name: parted.splits[name] for name in ("train", SELECTION)}
     return PairData(data.name, data.label_names, own)
 
