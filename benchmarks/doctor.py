@@ -139,7 +139,7 @@ def foretell(flags: list[str], epochs: int) -> dict[str, float]:
     about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))
     found = rehearse(request, load_config(source), tokenizer, about)
     assert isinstance(found, Estimate), found
-    seconds = found.trunk_seconds + epochs * found.epoch_seconds
+    seconds = found.start_seconds + found.trunk_seconds + epochs * found.epoch_seconds
     return {"seconds": seconds, "peak": found.peak_bytes, "kept": found.trunk_bytes}
 
 

@@ -129,7 +129,7 @@ def test_what_it_will_take_is_tried_and_leaves_nothing(
         for count in ("1000", "100000")
     )
     pattern = r"1,000 pairs of 53 tokens: about [\d.]+ (s|min|h) an epoch"
-    kept = r", after [\d.]+ (s|min|h) for the frozen layers, once \(%s kept\)"
+    kept = r", after [\d.]+ s to start and [\d.]+ (s|min|h) for the frozen layers, once \(%s kept\)"
     # Both orders of a pair, 16 numbers of 4 bytes a token.
     sizes = ("6.78 MB", "678 MB") if method == "layer_freeze" else ("", "")
     for said, size in zip((few, many), sizes, strict=True):
@@ -182,7 +182,7 @@ def test_a_recipe_and_every_flag_of_train_are_foretold(
     )
     main(["--config", str(recipe), "--gradient_accumulation_steps", "2"])
     said = capsys.readouterr().out.splitlines()
-    assert said[1].startswith("lora: works; ") and "an epoch; peak memory about" in said[2]
+    assert said[1].startswith("lora: works; ") and " to start; peak memory about" in said[2]
     main(["--config", str(recipe), "--r", "4", "--estimate", "false"])
     more = capsys.readouterr().out.splitlines()
     assert len(more) == 2 and more[1] != said[1]
@@ -354,7 +354,7 @@ def test_flags_of_train_leave_an_estimate(
     flags: str, tiny_bert: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = _estimate(["--model", tiny_bert, "--method", "lora", "--r", "2", *flags.split()], capsys)
-    assert re.search(r"an epoch; peak memory about [\d.]+ [MG]B$", said)
+    assert re.search(r"an epoch, after [\d.]+ s to start; peak memory about [\d.]+ [MG]B$", said)
 
 
 def test_what_serves_several_seeds_is_weighed_so(

@@ -63,6 +63,7 @@ class Estimate:
     Attributes:
         epoch_seconds: One pass over the pairs.
         peak_bytes: Peak memory: the GPU's, or this process's.
+        start_seconds: What comes before the first step and makes it longer than the others.
         trunk_pairs: How many pairs run once through frozen layers; 0 where they run every time.
         trunk_seconds: That this takes.
         trunk_bytes: What is kept of it.
@@ -74,6 +75,7 @@ class Estimate:
 
     epoch_seconds: float
     peak_bytes: int
+    start_seconds: float = 0
     trunk_pairs: int = 0
     trunk_seconds: float = 0
     trunk_bytes: int = 0
@@ -83,9 +85,10 @@ class Estimate:
 
     def __str__(self) -> str:
         text = f"about {in_time(self.epoch_seconds)} an epoch"
+        text += f", after {in_time(self.start_seconds)} to start"
         if self.trunk_pairs:
             text += (
-                f", after {in_time(self.trunk_seconds)} for the frozen layers, once "
+                f" and {in_time(self.trunk_seconds)} for the frozen layers, once "
                 f"({in_bytes(self.trunk_bytes)} kept{' in memory' if self.in_memory else ''})"
             )
         note = f"; frozen layers run every time: {self.note}" if self.note else ""
@@ -209,6 +212,7 @@ def _time_steps(
         trainer, _ = build_trainer(request, data, classifier, folder)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(clock)
+        started = time.perf_counter()
         trainer.train()
     if (batches := trainer.batches) is not None:
         size = len(next(iter(batches))) * arguments.gradient_accumulation_steps
@@ -217,9 +221,12 @@ def _time_steps(
     tokens = sum(features.lengths) / len(features)
     pairs = about.number * about.mean_tokens / tokens
     peak = peak_memory()
-    estimate = Estimate(steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]))
     callbacks = trainer.callback_handler.callbacks
     cache = next((c for c in callbacks if isinstance(c, CacheTrunk) and c.token_bytes), None)
+    start = clock.times[0] - started - steps - (cache.seconds if cache else 0)
+    estimate = Estimate(
+        steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]), max(0, start)
+    )
     if cache is None:
         return estimate
     orders = len(cache.rows) / len(features)

@@ -8,7 +8,6 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from peft_mrpc import config as cfg
 from peft_mrpc.argument_faults import MAX_SEED, argument_faults, idle_faults
 from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
@@ -63,7 +62,7 @@ def parse_command(
     recipe = load_recipe(path) if path is not None else {}
     dropped = {key for key, value in recipe.items() if value is None}
     asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
-    name = asked.get("method", cfg.TrainConfig.method)
+    name = asked.get("method", TrainConfig.method)
     if not isinstance(name, str):
         raise UserError("--method: expected one name, such as lora.")
     method = find_method(name)
@@ -74,21 +73,67 @@ def parse_command(
     (*mine, config, data, arguments), given = parse_flags(
         verb,
         description,
-        (*own, cfg.TrainConfig, cfg.DataConfig, TrainingArguments),
+        (*own, TrainConfig, DataConfig, TrainingArguments),
         argv,
         [{**default, **implied}, recipe],
         method.option_types(),
         method_flags(),
         recipe_path=path,
     )
+    _settle(name, config, arguments, asked)
+    faults = settle_seeds(config, arguments, argv, recipe)
+    options = _check(verb, method, config, arguments, given, asked, faults)
+    publish_it = arguments.push_to_hub
+    # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
+    arguments.push_to_hub = False
+    if not method.is_peft:  # PEFT saves all of its config beside the adapter
+        given = dict(vars(options))
+    return TrainRequest(
+        *(config, data, arguments, method, options, given),
+        output_dir=_output_dir(verb, argv, recipe, config, data),
+        publish=publish_it,
+        keep_checkpoints=is_saving_asked,
+        recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
+        asked=frozenset(asked),
+    ), mine
+
+
+def _settle(
+    method: str, config: TrainConfig, arguments: TrainingArguments, asked: Mapping[str, Any]
+) -> None:
+    """Undo what TrainingArguments and the recipe make of flags that were, or were not, given."""
     keep_off(arguments, asked)
     if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
         arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps
     keeper = keeps_gradients_from_us(arguments)
     if config.sam_rho and "sam_rho" not in asked and keeper:
-        logger.info("%s: its --sam_rho %g is left out under %s", name, config.sam_rho, keeper)
+        logger.info("%s: its --sam_rho %g is left out under %s", method, config.sam_rho, keeper)
         config.sam_rho = 0.0
-    faults = settle_seeds(config, arguments, argv, recipe) + argument_faults(config, arguments)
+
+
+def _check(
+    verb: str,
+    method: Method,
+    config: TrainConfig,
+    arguments: TrainingArguments,
+    given: Mapping[str, Any],
+    asked: Mapping[str, Any],
+    faults: Sequence[str],
+) -> Any:
+    """The method's options, where these and all other flags are right and have an effect.
+
+    Args:
+        verb: The command.
+        method: What trains.
+        config: What the flags and recipes say.
+        arguments: What they say of the Trainer.
+        given: The method's own options.
+        asked: What the user gave.
+        faults: What is known to be wrong.
+    Raises:
+        UserError: With these faults and all others.
+    """
+    faults = [*faults, *argument_faults(config, arguments)]
     try:
         options = method.build_options(given)
     except UserError as error:  # said together with what is wrong with all other flags
@@ -98,27 +143,28 @@ def parse_command(
     raise_faults(faults + [fault for fault in idle if fault.partition(":")[0] not in wrong])
     unfreeze_every = getattr(options, "unfreeze_every", None)
     raise_faults(schedule_faults(arguments, unfreeze_every, config.sam_rho))
-    publish_it = arguments.push_to_hub
-    # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
-    arguments.push_to_hub = False
-    if not method.is_peft:  # PEFT saves all of its config beside the adapter
-        given = dict(vars(options))
-    # TrainingArguments fills in a name of its own, so what was typed is asked for.
-    typed_dir = flag_value(argv, "output_dir")
-    given_dir = recipe.get("output_dir") if typed_dir is None else typed_dir
-    default_dir = default_output_dir(config.method, config.model, data)
+    return options
+
+
+def _output_dir(
+    verb: str,
+    argv: Sequence[str],
+    recipe: Mapping[str, Any],
+    config: TrainConfig,
+    data: DataConfig,
+) -> Path:
+    """Where the outcome goes: TrainingArguments fill in a name, so what was typed is asked for."""
+    typed = flag_value(argv, "output_dir")
+    given = recipe.get("output_dir") if typed is None else typed
+    if given is not None:
+        return Path(str(given)).expanduser()
+    default = default_output_dir(config.method, config.model, data)
     if verb != "train":
-        default_dir = default_dir.replace("runs/", f"runs/{verb}-", 1)
-    output_dir = Path(default_dir if given_dir is None else str(given_dir)).expanduser()
-    return TrainRequest(
-        *(config, data, arguments, method, options, given, output_dir, publish_it),
-        keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
-        asked=frozenset(asked),
-    ), mine
+        default = default.replace("runs/", f"runs/{verb}-", 1)
+    return Path(default)
 
 
-def default_output_dir(method: str, model: str, data: cfg.DataConfig) -> str:
+def default_output_dir(method: str, model: str, data: DataConfig) -> str:
     """`runs/DATASET-MODEL-METHOD`, in letters that any file system takes."""
     dataset = "files" if data.train_file or data.validation_file or data.test_file else data.dataset
     parts = [Path(dataset).name, Path(model).name, method]

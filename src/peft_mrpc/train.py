@@ -231,12 +231,12 @@ def _train_into(
         shutil.rmtree(staging / "checkpoints", ignore_errors=True)
     with contextlib.suppress(OSError):
         (staging / "checkpoints").rmdir()  # empty with --save_strategy no
-    seen = (trainer.state.epoch or 0) * len(data.splits["train"])
+    # The Trainer's own rate takes every batch to have --per_device_train_batch_size pairs.
+    num_seen = (trainer.state.epoch or 0) * len(data.splits["train"])
     num_scored = sum(len(rows) for rows in probabilities.values())
     timing = {
         "train_seconds": train_seconds,
-        # The Trainer's own takes every batch to have --per_device_train_batch_size pairs.
-        "train_pairs_per_second": seen / train_seconds,
+        "train_pairs_per_second": num_seen / train_seconds,
         "score_seconds": score_seconds,
         "score_pairs_per_second": num_scored / score_seconds,
     }

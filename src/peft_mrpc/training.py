@@ -130,16 +130,11 @@ def build_trainer(
         request.config.focal_gamma,
         arguments.label_smoothing_factor,
     )
-    step = request.config.pad_to_multiple_of or padding_step(trainer_precision(arguments))
-    collate = PairCollator(
-        *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
-        added=virtual_tokens(classifier.model),
-    )
-    collator = TrunkCollator(collate)
+    collator = TrunkCollator(_pair_collator(request, classifier))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
     callbacks = _callbacks(request, collator, train_rows, held_out)
-    if batches := _token_batches(request, train_rows, collate.added):
+    if batches := _token_batches(request, train_rows, virtual_tokens(classifier.model)):
         callbacks.append(TellEpoch(batches))
     callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
@@ -161,6 +156,15 @@ def build_trainer(
     if not request.method.freezes(request.options):
         logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
     return trainer, num_cut
+
+
+def _pair_collator(request: TrainRequest, classifier: PairClassifier) -> PairCollator:
+    """What pads a batch, as far as its precision or the user wants it padded."""
+    step = request.config.pad_to_multiple_of or padding_step(trainer_precision(request.arguments))
+    return PairCollator(
+        *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
+        added=virtual_tokens(classifier.model),
+    )
 
 
 def _token_batches(
