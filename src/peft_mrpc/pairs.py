@@ -44,13 +44,16 @@ class PairData:
         What is held out of train to choose on counts as train. Case and white space make no pair
         another, nor does its label.
         """
-        own = [split for split in self.splits if split not in SPLITS[1:]]
-        trained = {_same(pair) for split in own for pair in self.splits[split]}
-        return {
-            split: sum(_same(pair) in trained for pair in pairs)
+        reported = {
+            split: [_same(pair) for pair in pairs]
             for split, pairs in self.splits.items()
-            if split not in own
+            if split in SPLITS[1:]
         }
+        sought = {key for keys in reported.values() for key in keys}
+        # Of train, which may be large, no more is held than what is sought.
+        own = (pairs for split, pairs in self.splits.items() if split not in reported)
+        trained = {key for pairs in own for key in map(_same, pairs) if key in sought}
+        return {split: sum(key in trained for key in keys) for split, keys in reported.items()}
 
 
 def _same(pair: Pair) -> frozenset[str]:
