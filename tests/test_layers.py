@@ -67,6 +67,7 @@ LAYERS = [
         "layer_freeze",
         "learning_rates",
         "left_out",
+        "length_groups",
         "losses",
         "models",
         "module_names",

@@ -18,14 +18,17 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.dropout import fast_dropout
+from peft_mrpc.epochs import TellEpoch
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
 from peft_mrpc.left_out import LeftOut
+from peft_mrpc.length_groups import LengthGroups
 from peft_mrpc.optimizer_faults import parts_layers
 from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.sharpness import fresh_gradients, uphill
@@ -175,6 +178,17 @@ class PairTrainer(Trainer):
 
     def _load_trained(self, folder: str) -> None:
         load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As ever, but that one by length is the same again when a training goes on."""
+        sampler = super()._get_train_sampler(train_dataset)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = self.args.data_seed
+            if seed is None and self.args.world_size > 1:
+                seed = self.args.seed  # their streams may have come apart
+            sampler = LengthGroups(sampler.batch_size, sampler.lengths, seed)
+            self.add_callback(TellEpoch(sampler))
+        return sampler
 
     def get_train_dataloader(self) -> Any:
         """As ever, or batches by tokens."""

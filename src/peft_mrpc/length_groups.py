@@ -1,0 +1,46 @@
+"""Training rows in groups of like length, the same again however an epoch comes to be trained."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+
+class LengthGroups(LengthGroupedSampler):
+    """The Trainer's sampler by length, whose order follows from where it began and the epoch alone.
+
+    transformers' own draws from torch's global stream as each epoch begins. So does whatever else
+    draws from that: dropout, evaluations, the batches of other shapes that another process has. A
+    training that went on within its second epoch saw some rows twice and others never, and so did
+    one of several processes. This one draws from a copy of the stream as it stands when the sampler
+    is built; while nothing else draws, the order is that of transformers.
+
+    Args:
+        batch_size: Rows in a step of one process.
+        lengths: Tokens of each row, [N].
+        seed: Fixes the order in place of the global stream, if given.
+    """
+
+    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int | None = None) -> None:
+        super().__init__(batch_size, lengths=[*lengths], generator=torch.Generator())
+        self.epoch = 0
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        self._start = torch.get_rng_state() if seed is None else self.generator.get_state()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Say which epoch begins, from 0."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.set_state(self._start)
+        for _ in range(self.epoch):  # those before
+            self._draw_as_a_loader()
+            torch.randperm(len(self), generator=self.generator)
+        self._draw_as_a_loader()
+        order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
+        return order
+
+    def _draw_as_a_loader(self) -> None:
+        """What it draws for its workers as each epoch begins."""
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)

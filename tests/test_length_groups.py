@@ -1,0 +1,136 @@
+"""The order of training rows: each once an epoch, however the epoch comes to be trained."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import launcher
+from torch.utils.data import DataLoader
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from peft_mrpc.length_groups import LengthGroups
+from peft_mrpc.runs import Run, load_run
+from peft_mrpc.train import main
+
+LENGTHS = np.random.default_rng(0).integers(3, 60, 200).tolist()
+
+
+def orders(sampler: LengthGroupedSampler, between: Callable[[], object]) -> list[list[int]]:
+    """What a loader gives in each of three epochs."""
+    loader: DataLoader[int] = DataLoader(range(200), batch_size=8, sampler=sampler)  # type: ignore
+    found = []
+    for epoch in range(3):
+        if isinstance(sampler, LengthGroups):
+            sampler.set_epoch(epoch)
+        found.append([int(row) for batch in loader for row in batch])
+        between()
+    return found
+
+
+def build(seed: int | None = None) -> LengthGroups:
+    torch.manual_seed(1)
+    return LengthGroups(8, LENGTHS, seed)
+
+
+def test_the_order_is_the_trainers_own_and_nothing_else_moves_it() -> None:
+    ours = orders(build(), lambda: None)
+    torch.manual_seed(1)
+    assert ours == orders(LengthGroupedSampler(8, lengths=LENGTHS), lambda: None)
+    assert ours == orders(build(), lambda: torch.rand(3))
+    assert all(sorted(order) == [*range(200)] for order in ours)
+    assert ours[0] != ours[1] != ours[2]
+    sampler = build()
+    sampler.set_epoch(2)
+    assert [*sampler] == ours[2] == [*sampler]
+
+
+def test_a_seed_fixes_it_whatever_the_stream() -> None:
+    torch.manual_seed(1)
+    first = [*LengthGroups(8, LENGTHS, 5)]
+    torch.manual_seed(2)
+    assert [*LengthGroups(8, LENGTHS, 5)] == first != [*LengthGroups(8, LENGTHS, 6)]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--method", "full", "--dropout", "0.1"],
+        ["--method", "lora", "--r", "2", "--gradient_accumulation_steps", "2"],
+        ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--swap_sentences", "true"],
+        ["--method", "full", "--eval_strategy", "epoch", "--selection_fraction", "0.3"],
+    ],
+    ids=["dropout", "accumulation", "swapped", "evaluated"],
+)
+def test_a_training_goes_on_in_the_midst_of_a_later_epoch(
+    more: list[str], tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    def fit(name: str, *flags: str) -> Run:
+        common = ["--model", tiny_bert, *data_flags, *more, "--num_train_epochs", "3"]
+        common += ["--per_device_train_batch_size", "2", "--logging_steps", "1"]
+        common += ["--save_strategy", "steps", "--save_steps", "1"]
+        main([*common, "--output_dir", str(tmp_path / name), *flags])
+        return load_run(tmp_path / name)
+
+    whole = fit("whole")
+    losses = [row["loss"] for row in whole.record["log_history"] if "loss" in row]
+    per_epoch = len(losses) // 3
+    assert per_epoch > 2 and np.ptp(losses) > 1e-3
+    for step in (per_epoch + 1, 2 * per_epoch, 2 * per_epoch + 2):
+        checkpoint = whole.path / "checkpoints" / f"checkpoint-{step}"
+        rest = fit(f"from-{step}", "--resume_from_checkpoint", str(checkpoint))
+        assert [row["loss"] for row in rest.record["log_history"] if "loss" in row] == losses
+        probabilities = [run.predictions("validation").probabilities for run in (whole, rest)]
+        assert np.array_equal(*probabilities)
+
+
+UNDER_DDP = """
+import json, sys
+import torch.distributed as dist
+import peft_mrpc.train as train
+from peft_mrpc.errors import run_verb
+from peft_mrpc.trainer import PairTrainer
+
+rows = {}
+step = PairTrainer.training_step
+
+def watch(self, model, inputs, *args):
+    texts = [json.dumps(ids[ids != 0].tolist()) for ids in inputs["input_ids"]]
+    rows.setdefault(int(self.state.epoch), []).extend(texts)
+    return step(self, model, inputs, *args)
+
+PairTrainer.training_step = watch
+assert run_verb(train.main, sys.argv[2:]) == 0
+everyone = [None] * dist.get_world_size()
+dist.all_gather_object(everyone, rows)
+if dist.get_rank() == 0:
+    open(sys.argv[1], "w").write(json.dumps(everyone))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_share_the_rows_of_every_epoch(
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
+) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(UNDER_DDP)
+    # Dropout draws by the shape of the batch, which is another in each process.
+    flags = ["--model", tiny_bert, *data_flags, "--method", "full", "--dropout", "0.1"]
+    flags += ["--bf16", "false", "--swap_sentences", "false", "--num_train_epochs", "3"]
+    flags += ["--per_device_train_batch_size", "3", "--output_dir", str(tmp_path / "run")]
+    done = subprocess.run(
+        [*launcher(2), str(script), str(tmp_path / "rows.json"), *flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    ranks = json.loads((tmp_path / "rows.json").read_text())
+    for epoch in ("0", "1", "2"):
+        first, second = (rank[epoch] for rank in ranks)
+        assert len(first) == len(second) == 9 and len({*first, *second}) == 9
+        assert sorted([*first, *second]) == sorted(2 * [*{*first, *second}])
