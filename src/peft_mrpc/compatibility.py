@@ -67,10 +67,11 @@ def _peft_faults(
 ) -> list[str]:
     faults = []
     if options.peft_type == PeftType.PREFIX_TUNING:
-        if not _takes_keys_and_values(config):
+        if not _takes_keys_and_values(config, pooling):
+            head = " under its own head (--pooling native)" if pooling == "native" else ""
             faults.append(
                 f"--method: got prefix_tuning, but {model_type} takes no keys and values from "
-                "outside; use lora, or prompt_tuning for virtual tokens."
+                f"outside{head}; use lora, or prompt_tuning for virtual tokens."
             )
         if gradient_checkpointing:
             faults.append(
@@ -132,12 +133,14 @@ def _quantization_faults(method: str, options: Any, quantization: str) -> list[s
     return []
 
 
-def _takes_keys_and_values(config: PretrainedConfig) -> bool:
+def _takes_keys_and_values(config: PretrainedConfig, pooling: str) -> bool:
     """Whether the encoder's forward has a place for a prefix; an unknown encoder may have."""
     model_class = MODEL_MAPPING.get(type(config), None)
     if not inspect.isclass(model_class):
         return True
-    return "past_key_values" in inspect.signature(model_class.forward).parameters
+    taken = inspect.signature(model_class.forward).parameters
+    # `cache` from transformers 5.24 on, which PEFT does not look for in a model of transformers.
+    return "past_key_values" in taken or (pooling != "native" and "cache" in taken)
 
 
 def _is_decoder(config: PretrainedConfig) -> bool:

@@ -7,6 +7,7 @@ layer goes anywhere.
 Shapes: B batch, T tokens, H hidden.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -40,21 +41,18 @@ class FirstTokenLayer(nn.Module):
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
         past_key_values: Any = None,
+        cache: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """As BERT's layer."""
+        """As BERT's layer, which has keys and values of before by either name."""
         layer: Any = self
         inner = layer.attention.self
         attention = inner.config._attn_implementation or "eager"
-        if past_key_values is not None or attention not in ATTENTIONS:
-            whole: torch.Tensor = super().forward(
-                hidden_states,
-                attention_mask,
-                encoder_hidden_states,
-                encoder_attention_mask,
-                past_key_values,
-                **kwargs,
-            )
+        before = {"past_key_values": past_key_values, "cache": cache}
+        before = {name: value for name, value in before.items() if value is not None}
+        if before or attention not in ATTENTIONS:
+            inputs = (hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask)
+            whole: torch.Tensor = super().forward(*inputs, **before, **kwargs)
             return whole
         here = slice(self.first_token, self.first_token + 1)
         own = hidden_states[:, here]  # [B, 1, H]
@@ -79,6 +77,10 @@ class FirstTokenLayer(nn.Module):
         return torch.as_tensor(layer.feed_forward_chunk(output)).expand(hidden_states.shape)
 
 
+# What layers are given that is either for FirstTokenLayer to see or no matter to it.
+KNOWN = {*inspect.signature(FirstTokenLayer.forward).parameters, "cache_position"}
+
+
 def read_first_token(model: Any) -> bool:
     """Run the last layer for the token that the head reads, where it reads only one.
 
@@ -92,8 +94,10 @@ def read_first_token(model: Any) -> bool:
         return False
     layer: Any = encoder_layers(classifier)[-1]
     if not isinstance(layer, FirstTokenLayer):
-        # A class of the same name, as wrapping policies and messages have it.
         kind = type(layer)
+        if not KNOWN.issuperset(inspect.signature(kind.forward).parameters):
+            return False  # another release of transformers gives it something that may matter
+        # A class of the same name, as wrapping policies and messages have it.
         layer.__class__ = type(kind.__name__, (FirstTokenLayer, kind), {"__doc__": kind.__doc__})
     layer.first_token = position
     return True

@@ -122,6 +122,8 @@ def build_trainer(
         )
     arguments = request.arguments
     arguments.output_dir = f"{staging}/checkpoints"
+    # Rows are known by their token types, though the model may name none; scoring has them too.
+    arguments.remove_unused_columns = False
     arguments.dataloader_pin_memory &= torch.cuda.is_available()  # only a warning without one
     if getattr(request.options, "is_prompt_learning", False):
         _warn_of_low_rate(arguments.learning_rate, request.config.method)
