@@ -242,7 +242,7 @@ def test_what_cannot_be_tried_is_said(
 ) -> None:
     flags = ["--model", tiny_bert, "--method", "lora", "--r", "4"]
     assert "weights that are not quantized" in _estimate([*flags, "--quantization", "nf4"], capsys)
-    monkeypatch.setattr("peft_mrpc.rehearsal.available_memory", lambda: 1000)
+    monkeypatch.setattr("peft_mrpc.rehearsal.available_memory", lambda on_gpu: 1000)
     assert "and more, and 1 KB are free" in _estimate(flags, capsys)
     main([*flags, "--estimate", "false"])
     assert "epoch" not in capsys.readouterr().out

@@ -155,12 +155,14 @@ def test_layers_that_wait_stay_and_do_not_count(
         assert torch.allclose(one, other, atol=1e-6), name
 
 
+@pytest.mark.parametrize("batches", [1, 2])
 def test_two_processes_go_the_same_way(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
+    batches: int, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     words = ["--method", "full", "--model", tiny_bert, *data_flags, *SGD, *PLAIN]
-    words += ["--swap_sentences", "false", "--sam_rho", str(RHO), "--max_steps", "3"]
-    words += ["--pooling", "cls", "--seed", "7"]
+    words += ["--swap_sentences", "false", "--sam_rho", str(RHO), "--max_steps", "2"]
+    words += ["--pooling", "cls", "--seed", "7", "--gradient_accumulation_steps", str(batches)]
+    words += ["--train_sampling_strategy", "sequential"]
     one, two = tmp_path / "one", tmp_path / "two"
     main([*words, "--per_device_train_batch_size", "4", "--output_dir", str(one)])
     words += ["--per_device_train_batch_size", "2", "--output_dir", str(two)]

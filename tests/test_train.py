@@ -23,7 +23,7 @@ from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.requests import parse_request
+from peft_mrpc.requests import _settle, parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import build_classifier, fit_rates, main
@@ -606,6 +606,16 @@ def test_a_training_that_diverged_leaves_nothing(
     said = fails(main, *flags, "--learning_rate", "1e30", *chosen)
     assert said.splitlines()[-1].startswith("peft-mrpc: the model's scores are not finite")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_trains_on_one_gpu(
+    tiny_bert: str, data_flags: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    request = parse_request(["--model", tiny_bert, *data_flags])
+    request.arguments._n_gpu = 4  # as on a machine that has them
+    with caplog.at_level("INFO", "peft_mrpc"):
+        _settle("lora", request.config, request.arguments, {})
+    assert request.arguments.n_gpu == 1 and "one of 4 GPUs trains" in caplog.text
 
 
 def test_no_bar_is_drawn_where_none_is_wanted(

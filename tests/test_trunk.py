@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from peft_mrpc.cache import main as cache
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.kept_trunks import disk_refusal, kept_trunks
+from peft_mrpc.left_out import LeftOut
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
@@ -36,7 +38,7 @@ from peft_mrpc.trunk_fill import _is_common, fill_store, missing_rows
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import in_bytes, parse_bytes
 from peft_mrpc.trunk_rows import KEY, DiskWriter, KeyedRows, RowIndex, row_key, split_keys
-from peft_mrpc.trunk_store import TrunkStore, pad_states
+from peft_mrpc.trunk_store import STATES, TrunkStore, pad_states
 from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"
@@ -69,6 +71,20 @@ def fit(tmp_path: Path, trunks: Path, data_flags: list[str]) -> Callable[..., Ru
     return run
 
 
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Whether each batch that a model without its layers met had activations."""
+    found: list[bool] = []
+    take = LeftOut._take
+
+    def listen(self: LeftOut, module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        found.append(STATES in kwargs)
+        return take(self, module, args, kwargs)
+
+    monkeypatch.setattr(LeftOut, "_take", listen)
+    return found
+
+
 def losses(run: Run) -> list[float]:
     return [row["loss"] for row in run.record["log_history"] if "loss" in row]
 
@@ -93,15 +109,31 @@ def test_cached_training_is_the_same_training(
     models: dict[str, str],
     fit: Callable[..., Run],
     caplog: pytest.LogCaptureFixture,
+    taken: list[bool],
 ) -> None:
     pooling = poolings(architecture)[number]
     flags = ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--pooling", pooling]
     plain = fit("plain", models[architecture], *flags, "--trunk_cache", "off")
     assert USED not in caplog.text
     cached = fit("cached", models[architecture], *flags, "--trunk_cache", "disk")
-    assert USED in caplog.text
+    assert USED in caplog.text and all(taken) and len(taken) > len(losses(plain))
     assert drift(plain, cached) < 2e-4
     assert np.std(losses(plain)) > 1e-3, "nothing was learned"
+
+
+@pytest.mark.parametrize("pooling", ["native", "aligned"])
+def test_a_tokenizer_that_gives_more_than_the_model_reads(
+    pooling: str, models: dict[str, str], fit: Callable[..., Run], taken: list[bool], tmp_path: Path
+) -> None:
+    model = str(shutil.copytree(models["distilbert"], tmp_path / "distilbert"))
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.save_pretrained(model)
+    flags = ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--pooling", pooling]
+    plain = fit("plain", model, *flags, "--trunk_cache", "off")
+    cached = fit("cached", model, *flags, "--trunk_cache", "disk")
+    assert all(taken) and len(taken) > len(losses(plain))
+    assert drift(plain, cached) < 2e-4
 
 
 def test_real_weights_train_alike(

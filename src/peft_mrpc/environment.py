@@ -61,11 +61,11 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def available_memory() -> int:
-    """Memory that could be had now, in bytes: the GPU's where there is one."""
+def available_memory(on_gpu: bool) -> int:
+    """Memory that could be had now, in bytes: the GPU's, or the machine's."""
     import torch
 
-    if torch.cuda.is_available():
+    if on_gpu:
         return torch.cuda.mem_get_info()[0]
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import torch
+from accelerate.utils import broadcast_object_list
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
@@ -13,7 +14,7 @@ class LengthGroups(LengthGroupedSampler):
     draws from that: dropout, evaluations, the batches of other shapes that another process has. A
     training that went on within its second epoch saw some rows twice and others never, and so did
     one of several processes. This one draws from a copy of the stream as it stands when the sampler
-    is built; while nothing else draws, the order is that of transformers.
+    is built, the first process's copy; while nothing else draws, the order is that of transformers.
 
     Args:
         batch_size: Rows in a step of one process.
@@ -24,9 +25,13 @@ class LengthGroups(LengthGroupedSampler):
     def __init__(self, batch_size: int, lengths: Sequence[int], seed: int | None = None) -> None:
         super().__init__(batch_size, lengths=[*lengths], generator=torch.Generator())
         self.epoch = 0
-        if seed is not None:
+        if seed is None:
+            self.generator.set_state(torch.get_rng_state())
+        else:
             self.generator.manual_seed(seed)
-        self._start = torch.get_rng_state() if seed is None else self.generator.get_state()
+        start = [self.generator.get_state()]
+        broadcast_object_list(start)
+        self._start = start[0]
 
     def set_epoch(self, epoch: int) -> None:
         """Say which epoch begins, from 0."""

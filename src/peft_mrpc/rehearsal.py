@@ -21,7 +21,7 @@ from transformers import (
 from peft_mrpc.adapters import without_weights
 from peft_mrpc.columns import PARAPHRASE_NAMES
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import logger
 from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.kept_trunks import fill_refusal, find_room
 from peft_mrpc.models import load_empty_classifier
@@ -29,7 +29,7 @@ from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
-from peft_mrpc.trainer import CacheTrunk, refused_trunk, unfit_for_trunk
+from peft_mrpc.trainer import CacheTrunk, TrunkRefused, unfit_for_trunk
 from peft_mrpc.training import build_trainer, pair_length
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes
@@ -135,7 +135,7 @@ def rehearse(
     trained, total = parameter_counts(empty)
     sam = BYTES_OF_SAM if request.config.sam_rho else 0
     needed = trained * (BYTES_OF_TRAINED + sam) + (total - trained) * BYTES_OF_FROZEN
-    if needed > (free := available_memory()):
+    if needed > (free := available_memory(_on_gpu(request))):
         return f"no estimate: it takes {in_bytes(needed)} and more, and {in_bytes(free)} are free"
     cut = min(about.mean_tokens, pair_length(request, config, tokenizer))
     about, before = replace(about, mean_tokens=cut), logger.level
@@ -156,16 +156,16 @@ def _as_planned(
     if arguments.max_steps > 0:
         visits = arguments.max_steps * pairs_a_batch(request, about.mean_tokens)
         visits *= arguments.gradient_accumulation_steps
-    visits *= len(request.config.seeds or "1")
+    visits *= len(request.config.seeds or [arguments.seed])
     freezes, note = request.method.freezes(request.options), ""
     if freezes and plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
         request.config.trunk_cache = "off"
     try:
         estimate = _time_steps(request, config, tokenizer, about)
-    except UserError as error:  # what a trunk that is asked for cannot be
+    except TrunkRefused as error:
         if plan.mode != "auto" or request.config.trunk_cache == "off":
             raise
-        note = str(error).partition(", but ")[2].rstrip(".")
+        note = error.reason
         request.config.trunk_cache = "off"
         estimate = _time_steps(request, config, tokenizer, about)
     if not estimate.trunk_pairs:
@@ -175,13 +175,13 @@ def _as_planned(
     if plan.mode == "auto":
         refusal = fill_refusal(estimate.trunk_pairs, visits) or refusal
     if not refusal:
-        if torch.cuda.is_available():  # whose memory is meant
+        if _on_gpu(request):  # whose memory is meant
             return estimate
         held = min(estimate.trunk_bytes, plan.memory_bytes)
         peak = estimate.peak_bytes + held
         return replace(estimate, peak_bytes=peak, mapped_bytes=estimate.trunk_bytes - held)
     if plan.mode != "auto":
-        raise refused_trunk(plan.mode, refusal)
+        raise TrunkRefused(plan.mode, refusal)
     request.config.trunk_cache = "off"
     return replace(_time_steps(request, config, tokenizer, about), note=refusal)
 
@@ -220,13 +220,11 @@ def _time_steps(
     features, _ = classifier.encode(data.splits["train"])
     tokens = sum(features.lengths) / len(features)
     pairs = about.number * about.mean_tokens / tokens
-    peak = peak_memory()
+    peak = peak_memory()["gpu_bytes" if _on_gpu(request) else "resident_bytes"]
     callbacks = trainer.callback_handler.callbacks
     cache = next((c for c in callbacks if isinstance(c, CacheTrunk) and c.token_bytes), None)
     start = clock.times[0] - started - steps - (cache.seconds if cache else 0)
-    estimate = Estimate(
-        steps * pairs / size, peak.get("gpu_bytes", peak["resident_bytes"]), max(0, start)
-    )
+    estimate = Estimate(steps * pairs / size, peak, max(0, start))
     if cache is None:
         return estimate
     orders = len(cache.rows) / len(features)
@@ -236,6 +234,11 @@ def _time_steps(
         trunk_seconds=cache.seconds / len(features) * pairs,
         trunk_bytes=round(cache.token_bytes * about.mean_tokens * about.number * orders),
     )
+
+
+def _on_gpu(request: TrainRequest) -> bool:
+    """Whether it trains on one; `--use_cpu` leaves it alone."""
+    return bool(request.arguments.device.type == "cuda")
 
 
 def pairs_a_batch(request: TrainRequest, tokens: int) -> int:

@@ -105,6 +105,9 @@ def _settle(
     keep_off(arguments, asked)
     if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
         arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps
+    if arguments.n_gpu > 1:  # DataParallel is slow, and sums the losses of its copies
+        logger.info("one of %d GPUs trains: `accelerate launch` takes all", arguments.n_gpu)
+        arguments._n_gpu = 1
     keeper = keeps_gradients_from_us(arguments)
     if config.sam_rho and "sam_rho" not in asked and keeper:
         logger.info("%s: its --sam_rho %g is left out under %s", method, config.sam_rho, keeper)

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from accelerate.utils.memory import clear_device_cache
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
@@ -144,8 +145,7 @@ def in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[
         if len(batch) == 1:
             raise
     # Out of the handler, so that what the failed pass held on to is free again.
-    if torch.accelerator.is_available():
-        torch.accelerator.empty_cache()
+    clear_device_cache()
     half = len(batch) // 2
     logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
     return [found for part in (batch[:half], batch[half:]) for found in in_halves(part, compute)]

@@ -78,10 +78,12 @@ def train(request: TrainRequest) -> Run | None:
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     settle_order(request.config, data)
+    trains = request.method.freeze(classifier.model, request.options)
+    check_trunk(request.config, request.arguments, classifier.model)
     warn_of_unreached(request.options, request.arguments)
     check_resumed(request, data)
     if request.config.dry_run:
-        _print_plan(request, data, splits, classifier)
+        _print_plan(request, data, splits, classifier, trains)
         return None
     state = process_state()
     if request.config.seeds:
@@ -272,12 +274,14 @@ def describe_training(
 
 
 def _print_plan(
-    request: TrainRequest, data: PairData, splits: Sequence[str], classifier: PairClassifier
+    request: TrainRequest,
+    data: PairData,
+    splits: Sequence[str],
+    classifier: PairClassifier,
+    trains: str,
 ) -> None:
     decay = request.config.layer_decay
     reads = describe_reading(request.config.pooling, request.config.head_layer)
-    trains = request.method.freeze(classifier.model, request.options)
-    check_trunk(request.config, request.arguments, classifier.model)
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     lines = [
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "

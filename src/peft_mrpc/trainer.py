@@ -135,7 +135,8 @@ class PairTrainer(Trainer):
 
         After every process has the same gradients, and before they are clipped: by a norm that
         counts only what trains. The loss is that of the weights as they are, wherever the gradients
-        are taken.
+        are taken. Uphill is where the batches of all processes together have it, as for one process
+        that has all of their rows.
         """
         if not self.sam_rho:
             return self._step(*args, **kwargs)
@@ -143,9 +144,16 @@ class PairTrainer(Trainer):
         with contextlib.ExitStack() as moved:
             with fresh_gradients(trained):
                 loss = self._step(*args, **kwargs)
+                self._share_gradients(trained)
                 moved.enter_context(uphill(trained, self.sam_rho))
             self._step(*args, **kwargs)
         return loss
+
+    def _share_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Have everywhere their mean, where DDP leaves it to a later batch of the step."""
+        if self.args.world_size > 1 and not self.accelerator.sync_gradients:
+            for gradient in (p.grad for p in parameters if p.grad is not None):
+                gradient.copy_(cast("torch.Tensor", self.accelerator.reduce(gradient, "mean")))
 
     def _step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -183,10 +191,7 @@ class PairTrainer(Trainer):
         """As ever, but that one by length is the same again when a training goes on."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            seed = self.args.data_seed
-            if seed is None and self.args.world_size > 1:
-                seed = self.args.seed  # their streams may have come apart
-            sampler = LengthGroups(sampler.batch_size, sampler.lengths, seed)
+            sampler = LengthGroups(sampler.batch_size, sampler.lengths, self.args.data_seed)
             self.add_callback(TellEpoch(sampler))
         return sampler
 
@@ -277,7 +282,7 @@ class CacheTrunk(TrainerCallback):
             self.num_new = trunk.num_new
             return
         if is_asked:
-            raise refused_trunk(self.plan.mode, reason)
+            raise TrunkRefused(self.plan.mode, reason)
         logger.info("frozen layers run every time: %s", reason)
         self.collator.store = None
 
@@ -294,9 +299,12 @@ class CacheTrunk(TrainerCallback):
         self.collator.store = None
 
 
-def refused_trunk(mode: str, reason: str) -> UserError:
-    """The error where a trunk that was asked for cannot be."""
-    return UserError(f"--trunk_cache: got {mode!r}, but {reason}.")
+class TrunkRefused(UserError):
+    """A trunk that was asked for cannot be; the reason as a part of a sentence."""
+
+    def __init__(self, mode: str, reason: str) -> None:
+        super().__init__(f"--trunk_cache: got {mode!r}, but {reason}.")
+        self.reason = reason
 
 
 def trunk_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
@@ -309,6 +317,4 @@ def unfit_for_trunk(args: TrainingArguments) -> str:
     """What about the way of training lets no layer be left out; nothing if all is well."""
     if parts_layers(args):
         return "FSDP and DeepSpeed part the layers among the processes"
-    if args.n_gpu > 1:
-        return "one process on several GPUs copies the model; use `accelerate launch`"
     return "--torch_compile has compiled them" if args.torch_compile else ""

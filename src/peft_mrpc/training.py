@@ -38,7 +38,7 @@ from peft_mrpc.selection import SELECTION, selection_seed
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trackers import tensorboard_logs
-from peft_mrpc.trainer import CacheTrunk, PairTrainer, refused_trunk, trunk_refusal
+from peft_mrpc.trainer import CacheTrunk, PairTrainer, TrunkRefused, trunk_refusal
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
@@ -80,11 +80,12 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
     if "train" not in data.splits:
         faults.append(f"{data.name}: has no train split; give --train_file.")
     elif arguments.dataloader_drop_last:
-        size = len(data.splits["train"])
-        if size < arguments.per_device_train_batch_size:
+        size, count = len(data.splits["train"]), arguments.world_size
+        if size < arguments.train_batch_size * count:
+            each = "" if count == 1 else f" on each of {count} processes"
             faults.append(
                 f"--dataloader_drop_last: {size} training pairs fill no batch of "
-                f"{arguments.per_device_train_batch_size}; lower --per_device_train_batch_size."
+                f"{arguments.train_batch_size}{each}; lower --per_device_train_batch_size."
             )
     raise_faults(faults)
     _class_weights(config, data)
@@ -102,7 +103,7 @@ def check_trunk(config: TrainConfig, arguments: TrainingArguments, model: Any) -
         UserError: If there are none that are frozen.
     """
     if config.trunk_cache in ("disk", "memory") and (refusal := trunk_refusal(model, arguments)):
-        raise refused_trunk(config.trunk_cache, refusal)
+        raise TrunkRefused(config.trunk_cache, refusal)
 
 
 def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
