@@ -112,6 +112,20 @@ def test_runs_on_other_rows_are_refused_with_the_reason(
     assert not (tmp_path / "o").exists()
 
 
+def test_runs_with_other_labels_are_refused_with_both(
+    two_runs: list[Run], tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    one, other = (run.path for run in two_runs)
+    for name in ("run.json", "metrics.json", "predictions/test.jsonl"):
+        text = (other / name).read_text()
+        (other / name).write_text(text.replace('"equivalent"', '"same"'))
+    said = fails(main, str(one), str(other), "--output_dir", str(tmp_path / "o"))
+    assert (
+        f"{other}: has the labels not_equivalent, same; expected those of {one}, not_equivalent, "
+        "equivalent. Compare Runs of one data set." in said
+    )
+
+
 def test_bad_arguments_are_refused(
     two_runs: list[Run], tmp_path: Path, fails: Callable[..., str]
 ) -> None:

@@ -6,7 +6,12 @@ import pytest
 from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs, reported_splits
+from peft_mrpc.data import (
+    load_pairs,
+    reported_splits,
+    warn_of_contradictions,
+    warn_of_labels,
+)
 from peft_mrpc.errors import UserError
 from peft_mrpc.pairs import SPLITS
 from peft_mrpc.reporting import describe_data
@@ -137,6 +142,63 @@ def test_another_delimiter_is_guessed_at(tmp_path: Path) -> None:
     (fault,) = faults_of(DataConfig(train_file=str(semicolons), sentence1_column="sentence1"))
     assert fault.startswith("--sentence1_column: got 'sentence1'")
     assert "parted by commas in .csv" in fault
+
+
+def test_another_delimiter_among_commas_is_said_once(tmp_path: Path) -> None:
+    path = tmp_path / "semicolons.csv"
+    path.write_text("sentence1;sentence2;label\na, b;c;1\nd;e, f, g;0\nh;i;0\n")
+    (fault,) = faults_of(DataConfig(train_file=str(path)))
+    assert "got one column, 'sentence1;sentence2;label'" in fault and "not by ';'" in fault
+
+
+def test_usual_columns_are_found_whatever_their_case(tmp_path: Path) -> None:
+    for header in (("Sentence1", " sentence2", "LABEL"), ("text_a", "text_b", "label")):
+        train = str(write_csv(tmp_path / "train.csv", ROWS, header))
+        assert [
+            (p.sentence1, p.sentence2)
+            for p in load_pairs(DataConfig(train_file=train)).splits["train"]
+        ] == [row[:2] for row in ROWS]
+    both = ("Sentence1", "sentence1", "sentence2", "label")
+    rows = [("no", *row) for row in ROWS]
+    train = str(write_csv(tmp_path / "train.csv", rows, both))
+    assert load_pairs(DataConfig(train_file=train)).splits["train"][0].sentence1 == ROWS[0][0]
+
+
+def test_labels_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+    rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", "Yes")]
+    train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
+    (fault,) = faults_of(DataConfig(train_file=train))
+    assert "column 'label' holds 'Yes' and 'yes', which differ in case alone" in fault
+    named = DataConfig(train_file=train, class_names="no,yes,Yes")
+    assert [pair.label for pair in load_pairs(named).splits["train"]] == [1, 0, 2]
+
+
+@pytest.mark.parametrize("missing", ["NaN", "nan"])
+def test_a_label_that_is_missing_is_named_with_its_row(missing: str, tmp_path: Path) -> None:
+    rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", missing)]
+    train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
+    (fault,) = faults_of(DataConfig(train_file=train))
+    assert fault.endswith("train.csv row 3: got no label; every training pair needs one.")
+
+
+def test_what_labels_leave_a_figure_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [("a", "b", "yes"), ("c", "d", "no"), ("A", " b", "no"), ("b", "a", "no")]
+    train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
+    held = str(write_csv(tmp_path / "dev.csv", [("a", "b", "yes"), ("c", "d", "")], HEADER))
+    data = load_pairs(DataConfig(train_file=train, validation_file=held))
+    warn_of_labels(data, ["train"])
+    assert not caplog.messages
+    warn_of_labels(data, ["validation"])
+    warn_of_contradictions(data.splits["train"])
+    assert caplog.messages == [
+        "validation: 1 of its 2 pairs have no label: its figures are of the others",
+        "validation: every labelled pair is 'yes': its accuracy says little, and there is no "
+        "ROC-AUC",
+        "train: 1 of its 4 pairs stand there with another label as well, such as 'A': neither can "
+        "be learned",
+    ]
 
 
 @pytest.mark.parametrize(

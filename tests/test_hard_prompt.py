@@ -351,6 +351,17 @@ def test_flags_that_do_not_stand_together_are_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_data_and_templates_are_checked_before_the_model_is_fetched(
+    tiny_llama: str, tmp_path: Path, fails: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hard_prompt, "find_source", None)  # it may convert for a minute
+    rows = [(*row[:2], "yes" if row[2] == "equivalent" else "no") for row in ROWS]
+    path = write_csv(tmp_path / "words.csv", rows, ("sentence1", "sentence2", "label"))
+    said = fails(main, *run_flags(tiny_llama, {"validation": str(path)}, tmp_path))
+    assert "the data's labels are no, yes; expected a template whose label_words have" in said
+    assert "--class_names" not in said  # which names numbers
+
+
 @pytest.mark.parametrize(
     "flags",
     [

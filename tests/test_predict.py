@@ -14,6 +14,7 @@ from tiny_models import write_tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from peft_mrpc.predict import main
+from peft_mrpc.train import main as train_main
 
 ADDED = ["prediction", "probability_not_equivalent", "probability_equivalent"]
 
@@ -32,6 +33,21 @@ def test_rows_keep_their_order_and_their_other_columns(trained_run: Path, tmp_pa
         assert float(row["probability_equivalent"]) == pytest.approx(
             line["probabilities"]["equivalent"], abs=1e-5
         )
+
+
+def test_columns_that_training_named_are_found_again(
+    tiny_bert: str, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    train = str(write_csv(tmp_path / "train.csv", ROWS, ("one", "two", "label")))
+    flags = ["--method", "linear_probe", "--model", tiny_bert, "--train_file", train]
+    flags += ["--validation_file", train, "--sentence1_column", "one", "--sentence2_column", "two"]
+    train_main([*flags, "--max_steps", "1", "--output_dir", str(tmp_path / "run")])
+    output = tmp_path / "out.csv"
+    main([str(tmp_path / "run"), "--input", train, "--output", str(output)])
+    with output.open(newline="") as file:
+        assert [row["one"] for row in csv.DictReader(file)] == [row[0] for row in ROWS]
+    other = str(write_csv(tmp_path / "other.csv", ROWS, ("three", "two", "label")))
+    assert "found no sentence columns" in fails(main, str(tmp_path / "run"), "--input", other)
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "tsv", "parquet"])

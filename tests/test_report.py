@@ -118,6 +118,27 @@ def test_the_verdict_names_what_is_cheaper_and_not_shown_worse(tmp_path: Path) -
     assert "Trained once: full · model-x and lora · model-x; another seed may" in verdict.text
 
 
+def test_the_verdict_says_what_was_trained_on_other_pairs(tmp_path: Path) -> None:
+    def said(*runs: Run) -> str:
+        comparison = load_comparison(list(runs), None)
+        return build_verdict(comparison, describe_evidence(comparison)).text
+
+    runs = [build_run(tmp_path / m, SCORES["a"], m) for m in ("full", "lora", "ia3")]
+    assert "same" not in said(*runs)
+    record = json.loads((runs[1].path / "run.json").read_text())
+    record["data"]["splits"]["train"]["fingerprint"] = "0" * 64
+    (runs[1].path / "run.json").write_text(json.dumps(record))
+    runs[1] = load_run(runs[1].path)
+    assert "They were trained on as many pairs, but not on the same." in said(*runs)
+    record["data"]["splits"]["train"]["num_examples"] = 3
+    (runs[1].path / "run.json").write_text(json.dumps(record))
+    runs[1] = load_run(runs[1].path)
+    assert (
+        "They were not trained on the same pairs: lora · model-x on 3, full · model-x and ia3 · "
+        "model-x on 5." in said(*runs)
+    )
+
+
 def test_labels_keep_their_capitals_in_the_verdict(tmp_path: Path) -> None:
     run = build_run(tmp_path / "a", SCORES["a"])
     for path in (run.path / "run.json", run.path / "metrics.json"):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from peft_mrpc.metrics import compute_metrics
-from peft_mrpc.reporting import seed_line, summary
+from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.reporting import describe_data, seed_line, summary, write_run
 from peft_mrpc.runs import METRICS_FILE, Run, write_json
 from peft_mrpc.thresholds import decide
 
@@ -52,6 +53,19 @@ def test_one_answer_to_all_pairs_is_said(
     _, said, _ = summary(run).splitlines()
     assert said.startswith(f"validation: every labelled pair is predicted 'yes'; try {advice}")
     assert "accuracy 0.500 (every pair is predicted 'yes')" in seed_line(run)
+
+
+def test_no_threshold_is_advised_for_three_labels(tmp_path: Path) -> None:
+    names = ("a", "b", "c")
+    data = PairData("toy", names, {"validation": tuple(Pair(i, "x", "y", i) for i in range(3))})
+    record = {
+        **{"method": "full", "model": "m", "base_model_id": None, "seed": 1, "config": {}},
+        **{"strategy": "train", "threshold": 0.5, "data": describe_data(data, ["validation"])},
+        "timing": {"score_pairs_per_second": 1.0},
+    }
+    (tmp_path / "model").mkdir()
+    run = write_run(tmp_path, record, data, {"validation": np.tile([0.8, 0.1, 0.1], (3, 1))})
+    assert "try more epochs, or another --learning_rate" in summary(run)
 
 
 @pytest.mark.parametrize(("yes", "references"), [(SPREAD, [0, 0, 1, 1]), (HIGH, [1, 1, 1, 1])])

@@ -1,7 +1,7 @@
 """From a table's columns to pairs: which hold the sentences, and what their labels are called."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from peft_mrpc.config import DataConfig
@@ -18,6 +18,8 @@ SENTENCE_COLUMNS = (
     ("premise", "hypothesis"),
     ("question", "sentence"),
     ("text1", "text2"),
+    ("text_a", "text_b"),
+    ("sentence_a", "sentence_b"),
 )
 LABEL_COLUMNS = ("label", "Quality", "is_duplicate", "gold_label")
 
@@ -39,16 +41,23 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
                 f"{closest(name, table.columns)}{parted}"
             )
     raise_faults(faults)
-    usual = next(
-        (pair for pair in SENTENCE_COLUMNS if set(pair) <= set(table.columns)), (None, None)
+    known = {column.strip().lower(): column for column in table.columns}
+    known |= {column: column for column in table.columns}  # which come before names of other case
+    usual = (
+        tuple(known.get(name, known.get(name.lower())) for name in pair)
+        for pair in SENTENCE_COLUMNS
     )
-    first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
+    found = next((pair for pair in usual if None not in pair), (None, None))
+    first, second = config.sentence1_column or found[0], config.sentence2_column or found[1]
     if first is None or second is None:
         raise UserError(
             f"{table.where}: found no sentence columns among {', '.join(table.columns)}; "
-            f"name them with --sentence1_column and --sentence2_column.{parted}"
+            f"name them with --sentence1_column and --sentence2_column (found by themselves are "
+            f"{'; '.join(', '.join(pair) for pair in SENTENCE_COLUMNS)}).{parted}"
         )
-    label = config.label_column or next((c for c in LABEL_COLUMNS if c in table.columns), None)
+    label = config.label_column or next(
+        filter(None, (known.get(name, known.get(name.lower())) for name in LABEL_COLUMNS)), None
+    )
     if len({first, second, label}) < 3:
         raise UserError(
             f"{table.where}: got {first!r}, {second!r} and {label!r} for the sentences and the "
@@ -123,6 +132,12 @@ def _infer_label_names(
             f"{tables[split].where}: column {label_column!r} holds {len(values)} different values "
             f"({some}, ...); expected the names of a few classes. Name another with --label_column."
         )
+    if alike := _differ_in_case(values):
+        raise UserError(
+            f"{tables[split].where}: column {label_column!r} holds {' and '.join(map(repr, alike))}"
+            ", which differ in case alone; write them as one, or name every class with "
+            "--class_names."
+        )
     if len(values) < 2:
         raise UserError(
             f"{tables[split].where}: column {label_column!r} holds "
@@ -133,6 +148,14 @@ def _infer_label_names(
     if len(ordered) == 2 and _denies(ordered[1], ordered[0]):
         ordered.reverse()  # the positive class, of which ROC and precision speak, stands last
     return tuple(ordered)
+
+
+def _differ_in_case(values: Iterable[str]) -> list[str]:
+    """Some labels that are one but for their case; none where there are none."""
+    by_text: dict[str, list[str]] = {}
+    for value in sorted(values):
+        by_text.setdefault(value.casefold(), []).append(value)
+    return next((alike for alike in by_text.values() if len(alike) > 1), [])
 
 
 def _denies(name: str, other: str) -> bool:
@@ -146,6 +169,8 @@ def _label_text(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = "" if value is None or value != value else str(value).strip()
+    if text.lower() == "nan":  # as other programs write that there is none
+        return ""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 
 

@@ -86,14 +86,17 @@ def load_comparison(
     first = runs[0]
     for run in runs[1:]:
         mine, theirs = (_fingerprint(r, split) for r in (first, run))
-        if mine != theirs:
+        if set(run.label_names) != set(first.label_names):
+            faults.append(
+                f"{run.path}: has the labels {', '.join(run.label_names)}; expected those of "
+                f"{first.path}, {', '.join(first.label_names)}. Compare Runs of one data set."
+            )
+        elif mine != theirs:
             faults.append(
                 f"{run.path}: was scored on other rows of {split!r} than {first.path} "
                 f"({_rows_text(run, split)} against {_rows_text(first, split)}); "
                 "expected the same data set and limits."
             )
-        elif set(run.label_names) != set(first.label_names):
-            faults.append(f"{run.path}: has labels {run.label_names}, {first.path} others.")
     raise_faults(faults)
     answers = [
         [_align(one.predictions(split), one, first.label_names) for one in run.seed_runs]

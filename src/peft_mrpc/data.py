@@ -14,7 +14,7 @@ import numpy as np
 from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
-from peft_mrpc.pairs import SPLITS, PairData
+from peft_mrpc.pairs import SPLITS, UNKNOWN_LABEL, Pair, PairData
 from peft_mrpc.tables import Table, parse_jsonl, read_table
 
 BUILTIN_DATASETS = ("builtin:pairs",)
@@ -168,6 +168,23 @@ def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
     return PairData(data.name, data.label_names, splits)
 
 
+def warn_of_labels(data: PairData, splits: Sequence[str]) -> None:
+    """Say of which splits a figure is of some pairs, or of one label."""
+    for split in splits:
+        pairs = data.splits[split]
+        labels = [pair.label for pair in pairs if pair.label != UNKNOWN_LABEL]
+        if labels and len(labels) < len(pairs):
+            logger.warning(
+                "%s: %d of its %d pairs have no label: its figures are of the others",
+                *(split, len(pairs) - len(labels), len(pairs)),
+            )
+        if len({*labels}) == 1:
+            logger.warning(
+                "%s: every labelled pair is %r: its accuracy says little, and there is no ROC-AUC",
+                *(split, data.label_names[labels[0]]),
+            )
+
+
 def warn_of_trained(data: PairData, splits: Sequence[str]) -> None:
     """Say of which splits a figure is in part, or all, of pairs that were learned by heart."""
     for split in splits:
@@ -176,6 +193,22 @@ def warn_of_trained(data: PairData, splits: Sequence[str]) -> None:
                 "%s: %d of its %d pairs are training pairs too: its figures say the less of others",
                 *(split, count, len(data.splits[split])),
             )
+
+
+def warn_of_contradictions(pairs: Sequence[Pair]) -> None:
+    """Say how many training pairs stand there once more with another label."""
+    first: dict[int, Pair] = {}
+    found = []
+    for pair in pairs:
+        sentences = (" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
+        if first.setdefault(hash((*sentences,)), pair).label != pair.label:
+            found.append(pair)
+    if found:
+        logger.warning(
+            "train: %d of its %d pairs stand there with another label as well, such as %r: neither "
+            "can be learned",
+            *(len(found), len(pairs), found[0].sentence1[:60]),
+        )
 
 
 def reported_splits(data: PairData, wanted: str | None) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_mrpc import config as cfg
 from peft_mrpc.asking import OF_A_LOADED_MODEL, Asker
 from peft_mrpc.calibration import KINDS
-from peft_mrpc.data import load_pairs, reported_splits, warn_of_trained
+from peft_mrpc.data import load_pairs, reported_splits, warn_of_labels, warn_of_trained
 from peft_mrpc.demonstrations import CHOICES, build_show
 from peft_mrpc.endpoint import EndpointEngine, address_faults
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
@@ -113,15 +113,16 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     check_output_dir(output_dir, config.overwrite)
     if config.push_to_hub:
         check_access(str(config.hub_model_id))
-    source = find_source(config)
-    if config.push_to_hub:
-        check_base(source.name, source.hub_id)
     data = load_pairs(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     templates = load_templates(config.template, data.label_names)
+    source = find_source(config)  # which may have to be converted first
+    if config.push_to_hub:
+        check_base(source.name, source.hub_id)
     raise_faults(prompt_faults(config, templates, data, splits))
     drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
     held, shown = drawn
+    warn_of_labels(data, splits)
     if held or shown:
         warn_of_trained(data, splits)
     show = build_show(

@@ -5,6 +5,7 @@ Each metric is an `evaluate.Metric` that can be used alone, loaded by its path, 
 split.
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ class MatthewsCorrelation(LabelMetric):
     """Matthews correlation coefficient: 0 for a constant answer, whatever the class balance."""
 
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, Any]:
-        return {"mcc": float(sk.matthews_corrcoef(references, predictions))}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="A single label was found")
+            return {"mcc": float(sk.matthews_corrcoef(references, predictions))}
 
 
 class ConfusionMatrix(LabelMetric):

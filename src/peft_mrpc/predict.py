@@ -20,6 +20,7 @@ from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import parse_flags
 from peft_mrpc.json_lines import format_json_lines
 from peft_mrpc.processes import process_state
+from peft_mrpc.runs import RUN_FILE, read_json
 from peft_mrpc.staging import check_writable
 from peft_mrpc.tables import Table, read_table
 from peft_mrpc.thresholds import decide
@@ -65,7 +66,7 @@ def predict(name: str, config: PredictConfig) -> None:
     """
     _check(config)
     table = _read_input(str(config.input))
-    columns = _data_config(config)
+    columns = _data_config(name, config, table)
     pairs = pairs_from_table(table, columns)
     predictor = load_predictor(name, config.class_names, config.endpoint)
     added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
@@ -104,10 +105,18 @@ def _check(config: PredictConfig) -> None:
         check_writable(output.absolute().parent, f"--output: got {config.output!r}")
 
 
-def _data_config(config: PredictConfig) -> cfg.DataConfig:
-    return cfg.DataConfig(
+def _data_config(name: str, config: PredictConfig, table: Table) -> cfg.DataConfig:
+    """The columns that were named, now or when the Run was trained on a table that had them."""
+    named = cfg.DataConfig(
         sentence1_column=config.sentence1_column, sentence2_column=config.sentence2_column
     )
+    record = Path(name).expanduser() / RUN_FILE
+    if record.is_file() and not (named.sentence1_column or named.sentence2_column):
+        trained = dict(read_json(record)).get("config") or {}
+        columns = [trained.get(f"sentence{number}_column") for number in (1, 2)]
+        if set(columns) <= {*table.columns}:
+            named.sentence1_column, named.sentence2_column = columns
+    return named
 
 
 def _read_input(name: str) -> Table:

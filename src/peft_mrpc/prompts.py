@@ -104,10 +104,12 @@ class Template:
             UserError: If the template's labels are not the data's.
         """
         if set(label_names) != set(self.label_words):
+            are_numbers = all(name.isdigit() for name in label_names)
             raise UserError(
                 f"--template: {self.name!r} answers {', '.join(sorted(self.label_words))}, but the "
-                f"data's labels are {', '.join(label_names)}; use a template with these labels, "
-                "or name the data's with --class_names."
+                f"data's labels are {', '.join(label_names)}; expected a template whose "
+                "label_words have these names (docs/hard-prompts.md says how to write one)"
+                + (", or --class_names, which names 0, 1 and so on." if are_numbers else ".")
             )
         return [self.label_words[name] for name in label_names]
 

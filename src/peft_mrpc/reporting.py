@@ -171,7 +171,8 @@ def _one_answer_lines(run: Run, split: str) -> list[str]:
     elif threshold != 0.5:
         advice = f"another --threshold than {threshold:g}, or auto"
     else:
-        advice = "--threshold auto, more epochs, or another --learning_rate"
+        threshold_too = "--threshold auto, " if len(run.label_names) == 2 else ""
+        advice = f"{threshold_too}more epochs, or another --learning_rate"
     return [f"{split}: every labelled pair is predicted {label!r}; try {advice}"]
 
 

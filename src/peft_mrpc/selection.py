@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import logger, raise_faults, unknown_name
 from peft_mrpc.option_values import is_true
-from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.pairs import Pair, PairData, label_counts
 from peft_mrpc.thresholds import threshold_faults
 
 SELECTION = "selection"  # the held-out part, as a split beside the others
@@ -81,12 +81,14 @@ def split_selection(
 
 
 def say_held_out(data: PairData) -> None:
-    """Say how many training pairs are chosen on, and how many train."""
+    """Say how many training pairs are chosen on, and how many of each label train."""
     kept, held = (len(data.splits.get(split, ())) for split in ("train", SELECTION))
     if held:
         logger.info("%d of %d training pairs are held out to choose on", held, kept + held)
     else:
         logger.info("all %d training pairs train: nothing is chosen on a part of them", kept)
+    counts = label_counts(data.splits["train"], data.label_names)
+    logger.info("training pairs: %s", ", ".join(f"{n:,} {name}" for name, n in counts.items()))
 
 
 def _data_faults(arguments: TrainingArguments, splits: Sequence[str], data: PairData) -> list[str]:

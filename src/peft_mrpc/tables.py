@@ -107,6 +107,12 @@ def _parse_delimited(text: str, where: str) -> Table:
     if not records:
         return Table(where, [], [])
     header, *body = records
+    other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
+    if other and any(len(row) != 1 for row in body):
+        raise UserError(
+            f"{where}: got one column, {header[0]!r}; expected fields parted by commas in .csv and "
+            f"by tabs in .tsv. Part them so, and not by {other!r}."
+        )
     faults = [
         f"{where}: got column {name!r} twice; rename one."
         for name in dict.fromkeys(header)

@@ -17,7 +17,7 @@ from peft_mrpc.adapters import use_tokenizer, without_weights
 from peft_mrpc.artifacts import save_classifier, save_threshold
 from peft_mrpc.choosing import choose_threshold, describe_selection, say_chosen
 from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.data import load_pairs, reported_splits, warn_of_trained
+from peft_mrpc.data import load_pairs, reported_splits, warn_of_labels, warn_of_trained
 from peft_mrpc.errors import UserError, raise_faults, run_verb
 from peft_mrpc.flags import config_record
 from peft_mrpc.freezing import describe_parameters, has_layers
@@ -74,6 +74,7 @@ def train(request: TrainRequest) -> Run | None:
     data = hold_out_selection(request.config, request.arguments, splits, pairs)
     check_against_data(request.config, request.arguments, data)
     say_held_out(data)
+    warn_of_labels(data, splits)
     warn_of_trained(data, splits)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)

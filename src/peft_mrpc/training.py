@@ -19,6 +19,7 @@ from transformers import (
 from peft_mrpc.checkpoints import DescribeCheckpoint, FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
+from peft_mrpc.data import warn_of_contradictions
 from peft_mrpc.either_order import EitherOrder
 from peft_mrpc.encoded import EncodedPairs
 from peft_mrpc.epochs import TellEpoch
@@ -90,6 +91,7 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
     raise_faults(faults)
     _class_weights(config, data)
     counts = label_counts(data.splits["train"], data.label_names)
+    warn_of_contradictions(data.splits["train"])
     if absent := [name for name, count in counts.items() if not count]:
         logger.warning(
             "%s: no training pair is %s, which is never learned", data.name, " or ".join(absent)

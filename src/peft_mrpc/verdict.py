@@ -72,8 +72,25 @@ def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdic
         less = f"{_training(cheaper)} against {_training(best)}"
         said.append(f"{name} takes less ({less}) and is not shown to be worse ({reached}).")
         cards.append(Card("Cheaper, not shown worse", reached, f"{name}: {_training(cheaper)}"))
-    said += _learned(comparison)
+    said += _trained_on(comparison) + _learned(comparison)
     return Verdict(headline, " ".join(said), tuple(cards))
+
+
+def _trained_on(comparison: Comparison) -> list[str]:
+    """Whether what trained did so on the same pairs: a lead may be theirs."""
+    found: dict[int, list[str]] = {}
+    fingerprints = set()
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        train = run.record["data"]["splits"].get("train")
+        if "trainable" in run.record and train:
+            found.setdefault(train["num_examples"], []).append(name)
+            fingerprints.add(train["fingerprint"])
+    if len(fingerprints) < 2:
+        return []
+    if len(found) == 1:
+        return ["They were trained on as many pairs, but not on the same."]
+    counts = [f"{' and '.join(found[count])} on {count:,}" for count in sorted(found)]
+    return [f"They were not trained on the same pairs: {', '.join(counts)}."]
 
 
 def _learned(comparison: Comparison) -> list[str]:
