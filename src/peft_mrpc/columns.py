@@ -41,14 +41,8 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
                 f"{closest(name, table.columns)}{parted}"
             )
     raise_faults(faults)
-    known = {column.strip().lower(): column for column in table.columns}
-    known |= {column: column for column in table.columns}  # which come before names of other case
-    usual = (
-        tuple(known.get(name, known.get(name.lower())) for name in pair)
-        for pair in SENTENCE_COLUMNS
-    )
-    found = next((pair for pair in usual if None not in pair), (None, None))
-    first, second = config.sentence1_column or found[0], config.sentence2_column or found[1]
+    usual = next(filter(None, (_find(table, *pair) for pair in SENTENCE_COLUMNS)), [None, None])
+    first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
     if first is None or second is None:
         raise UserError(
             f"{table.where}: found no sentence columns among {', '.join(table.columns)}; "
@@ -56,7 +50,7 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
             f"{'; '.join(', '.join(pair) for pair in SENTENCE_COLUMNS)}).{parted}"
         )
     label = config.label_column or next(
-        filter(None, (known.get(name, known.get(name.lower())) for name in LABEL_COLUMNS)), None
+        (column for name in LABEL_COLUMNS for column in _find(table, name)), None
     )
     if len({first, second, label}) < 3:
         raise UserError(
@@ -65,6 +59,13 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
             "--sentence2_column and --label_column."
         )
     return first, second, label
+
+
+def _find(table: Table, *names: str) -> list[str]:
+    """The columns of these names, as they are or in another case; none unless all are there."""
+    alike = {column.strip().lower(): column for column in table.columns}
+    found = [name if name in table.columns else alike.get(name.lower()) for name in names]
+    return [column for column in found if column] if all(found) else []
 
 
 def build_pairs(
