@@ -187,7 +187,7 @@ def test_a_trial_that_fails_is_recorded_and_the_search_goes_on(
 def test_an_interrupted_search_goes_on(flags: list[str], tmp_path: Path) -> None:
     out = ["--output_dir", str(tmp_path / "search"), "--num_trials", "3"]
     # The seconds to interrupt the second trial in: many epochs, for this command alone.
-    given = [*flags, "--num_train_epochs", "100"]
+    given = [*flags, "--num_train_epochs", "30"]
     process = subprocess.Popen(
         [sys.executable, "-m", "peft_mrpc.tune", *given, *out],
         stdout=subprocess.DEVNULL,
@@ -203,6 +203,7 @@ def test_an_interrupted_search_goes_on(flags: list[str], tmp_path: Path) -> None
     again = run_command("tune", *given, *out)
     assert again.returncode == 0, again.stderr[-2000:]
     assert "1 of 3 trials are there" in again.stderr
+    assert "\ntrial 2: epoch 29 of 30, accuracy " in again.stderr
     rows = read_trials(tmp_path / "search")
     assert [row["trial"] for row in rows] == ["0", "2", "3"]  # 1 was interrupted
 

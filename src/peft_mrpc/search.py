@@ -15,7 +15,13 @@ from typing import Any, Literal
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
-from transformers import Trainer
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.runs import read_json, write_json
@@ -182,6 +188,7 @@ def run_trials(
         fresh = build(values, plan.num_trials - len(counted_trials(trial.study)) + 1)
         vars(trainer.args).update(vars(fresh.args))
         vars(trainer).update({k: v for k, v in vars(fresh).items() if k not in OF_THE_SEARCH})
+        trainer.add_callback(SayEpoch(trial.number, plan.objective))
         return fresh.model
 
     trainer.model_init = model_init
@@ -194,6 +201,29 @@ def run_trials(
             _run_one(plan, trainer, study, begun)
     finally:
         os.close(turn)
+
+
+class SayEpoch(TrainerCallback):
+    """Say where a trial stands after each epoch but the last, whose figure is the trial's."""
+
+    def __init__(self, number: int, objective: str) -> None:
+        self.number = number
+        self.objective = objective
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        epoch, figure = state.epoch or 0, (metrics or {}).get(WATCHED[self.objective])
+        if figure is not None and epoch < state.num_train_epochs:
+            _say(
+                f"trial {self.number}: epoch {epoch:g} of {state.num_train_epochs}, "
+                f"{self.objective} {figure:.4f}"
+            )
 
 
 def _run_one(
