@@ -162,7 +162,7 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         "config": {
             key: value
             for key, value in {**record["config"], **record["method_options"]}.items()
-            if key not in ("seed", "dataset", "split", "disable_tqdm")
+            if key not in ("seed", "dataset", "split", "disable_tqdm", "remove_unused_columns")
         },
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
