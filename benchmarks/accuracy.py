@@ -62,6 +62,10 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
     "lora, SmolLM2, NF4": (0.79, None),
 }
 DEFAULTS = vars(TrainConfig())
+# What differs by seed or machine, and what changes neither the training nor its figures.
+WITHOUT_EFFECT = ("seed", "dataset", "split", "disable_tqdm", "remove_unused_columns") + (
+    "save_strategy",  # a checkpoint is written, and nothing drawn
+)
 QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_epochs", "1"]
 
 
@@ -162,7 +166,7 @@ def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespac
         "config": {
             key: value
             for key, value in {**record["config"], **record["method_options"]}.items()
-            if key not in ("seed", "dataset", "split", "disable_tqdm", "remove_unused_columns")
+            if key not in WITHOUT_EFFECT
         },
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
