@@ -63,9 +63,9 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
 }
 DEFAULTS = vars(TrainConfig())
 # What differs by seed or machine, and what changes neither the training nor its figures.
-WITHOUT_EFFECT = ("seed", "dataset", "split", "disable_tqdm", "remove_unused_columns") + (
-    "save_strategy",  # a checkpoint is written, and nothing drawn
-)
+WITHOUT_EFFECT = {
+    *("seed", "dataset", "split", "disable_tqdm", "save_strategy", "remove_unused_columns"),
+}
 QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_epochs", "1"]
 
 

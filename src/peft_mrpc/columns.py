@@ -7,7 +7,7 @@ from typing import Any
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError, closest, raise_faults
 from peft_mrpc.pairs import SPLITS, UNKNOWN_LABEL, Pair, PairData
-from peft_mrpc.tables import Table
+from peft_mrpc.tables import PARTED, Table
 
 PARAPHRASE_NAMES = ("not_equivalent", "equivalent")
 # Column names that pair data sets use, tried in this order where no flag names one.
@@ -31,7 +31,7 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
         UserError: If a named column is missing, or no usual pair of names is there.
     """
     is_one = len(table.columns) == 1 and any(mark in table.columns[0] for mark in ",;|\t")
-    parted = " Fields are parted by commas in .csv and by tabs in .tsv." if is_one else ""
+    parted = f" {PARTED}." if is_one else ""
     faults = []
     for flag in ("sentence1_column", "sentence2_column", "label_column"):
         name = getattr(config, flag)

@@ -14,7 +14,7 @@ import numpy as np
 from peft_mrpc.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
-from peft_mrpc.pairs import SPLITS, UNKNOWN_LABEL, Pair, PairData
+from peft_mrpc.pairs import SPLITS, UNKNOWN_LABEL, Pair, PairData, folded
 from peft_mrpc.tables import Table, parse_jsonl, read_table
 
 BUILTIN_DATASETS = ("builtin:pairs",)
@@ -200,8 +200,8 @@ def warn_of_contradictions(pairs: Sequence[Pair]) -> None:
     first: dict[int, Pair] = {}
     found = []
     for pair in pairs:
-        sentences = (" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
-        if first.setdefault(hash((*sentences,)), pair).label != pair.label:
+        # By their hash: of many pairs the sentences would be held twice.
+        if first.setdefault(hash(folded(pair)), pair).label != pair.label:
             found.append(pair)
     if found:
         logger.warning(

@@ -116,9 +116,6 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     data = load_pairs(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     templates = load_templates(config.template, data.label_names)
-    source = find_source(config)  # which may have to be converted first
-    if config.push_to_hub:
-        check_base(source.name, source.hub_id)
     raise_faults(prompt_faults(config, templates, data, splits))
     drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
     held, shown = drawn
@@ -128,6 +125,9 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     show = build_show(
         config.demonstrations, config.num_demonstrations, shown, list(data.label_names)
     )
+    source = find_source(config)  # which may have to be converted first
+    if config.push_to_hub:
+        check_base(source.name, source.hub_id)
     if not config.endpoint:
         asked = {**({"train": held} if held else {}), **{s: data.splits[s] for s in splits}}
         raise_faults(token_faults(config, templates, source, data.label_names, show, asked))

@@ -1,6 +1,6 @@
 """Training rows in groups of like length, the same again however an epoch comes to be trained."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -22,8 +22,8 @@ class LengthGroups(LengthGroupedSampler):
         seed: Fixes the order in place of the global stream, if given.
     """
 
-    def __init__(self, batch_size: int, lengths: Sequence[int], seed: int | None = None) -> None:
-        super().__init__(batch_size, lengths=[*lengths], generator=torch.Generator())
+    def __init__(self, batch_size: int, lengths: list[int], seed: int | None = None) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
         self.epoch = 0
         if seed is None:
             self.generator.set_state(torch.get_rng_state())

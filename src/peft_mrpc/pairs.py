@@ -56,8 +56,14 @@ class PairData:
         return {split: sum(key in trained for key in keys) for split, keys in reported.items()}
 
 
+def folded(pair: Pair) -> tuple[str, str]:
+    """Its sentences, by case and white space no other than those of a pair that says the same."""
+    first, second = (" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
+    return first, second
+
+
 def _same(pair: Pair) -> frozenset[str]:
-    return frozenset(" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
+    return frozenset(folded(pair))
 
 
 def label_counts(pairs: Iterable[Pair], label_names: Sequence[str]) -> dict[str, int]:

@@ -84,8 +84,8 @@ class Estimate:
     note: str = ""
 
     def __str__(self) -> str:
-        text = f"about {in_time(self.epoch_seconds)} an epoch"
-        text += f", after {in_time(self.start_seconds)} to start"
+        epoch, start = in_time(self.epoch_seconds), in_time(self.start_seconds)
+        text = f"about {epoch} an epoch, after {start} to start"
         if self.trunk_pairs:
             text += (
                 f" and {in_time(self.trunk_seconds)} for the frozen layers, once "

@@ -6,9 +6,7 @@ import dataclasses
 import fcntl
 import gc
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,7 +68,7 @@ def _train_seed(
     train_one: Callable[[TrainRequest, Path | None], None],
 ) -> None:
     """Train as `train --seed` would, with nothing left over from the seed before."""
-    _collect_garbage()
+    gc.collect()
     reset_peak_memory()
     arguments = copy.copy(request.arguments)
     arguments.seed = seed
@@ -87,23 +85,6 @@ def _train_seed(
     train_one(one, unfinished)
     if folder and unfinished:
         unfinished.rename(folder / "seeds" / str(seed))
-
-
-def _collect_garbage() -> None:
-    """Free the seed before, and keep a Ctrl-C for after: a finalizer would swallow it."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        gc.collect()
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda n, _: received.append(n)) for number in numbers]
-    try:
-        gc.collect()
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-    for missed in received:
-        signal.raise_signal(missed)
 
 
 def _command_key(request: TrainRequest, data: PairData) -> str:

@@ -81,14 +81,13 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
         kept = sorted(
             staging.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[-1])
         )
+        trained = [path for name in ("adapter", "model") if (path := staging / name).is_dir()]
         if kept:
             error.add_note(
                 f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
                 f"{staging} when it is done."
             )
-        elif not isinstance(error, Diverged) and (
-            trained := [p for name in ("adapter", "model") if (p := staging / name).is_dir()]
-        ):
+        elif trained and not isinstance(error, Diverged):
             error.add_note(
                 f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
             )

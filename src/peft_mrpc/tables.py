@@ -10,6 +10,7 @@ from typing import Any
 
 from peft_mrpc.errors import UserError, one_line, raise_faults
 
+PARTED = "Fields are parted by commas in .csv and by tabs in .tsv"
 FILE_TYPES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
 
 
@@ -109,10 +110,7 @@ def _parse_delimited(text: str, where: str) -> Table:
     header, *body = records
     other = next((mark for mark in ";|\t" if len(header) == 1 and mark in header[0]), None)
     if other and any(len(row) != 1 for row in body):
-        raise UserError(
-            f"{where}: got one column, {header[0]!r}; expected fields parted by commas in .csv and "
-            f"by tabs in .tsv. Part them so, and not by {other!r}."
-        )
+        raise UserError(f"{where}: got one column, {header[0]!r}. {PARTED}, not by {other!r}.")
     faults = [
         f"{where}: got column {name!r} twice; rename one."
         for name in dict.fromkeys(header)
