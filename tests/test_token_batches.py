@@ -9,6 +9,7 @@ import pytest
 from conftest import run_command
 
 from peft_mrpc.data import load_pairs
+from peft_mrpc.epochs import TellEpoch
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
@@ -101,6 +102,9 @@ def test_a_loader_has_the_flags_that_are_its_own(
     loader = trainer.get_train_dataloader()
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 7)
     assert sum(len(batch["labels"]) for batch in loader) == len(data.splits["train"])
+    # Rows and batches draw anew; transformers warns of two callbacks of one kind.
+    kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
+    assert len(kinds) == len({*kinds}) and TellEpoch in kinds
 
 
 def test_frozen_layers_run_once_in_such_batches_too(

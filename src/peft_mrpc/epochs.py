@@ -1,23 +1,25 @@
 """What is drawn anew in every epoch hears which one begins."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 
+@runtime_checkable
 class DrawsAnew(Protocol):
-    """Rows or batches that follow from a seed and the epoch."""
+    """Rows, their order or batches that follow from a seed and the epoch."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
 
 class TellEpoch(TrainerCallback):
-    """Tell rows or batches which epoch begins, from 0; a resumed training too."""
+    """Tell what draws anew which epoch begins, from 0; in a resumed training too."""
 
-    def __init__(self, drawn: DrawsAnew) -> None:
-        self.drawn = drawn
+    def __init__(self) -> None:
+        self.drawn: list[DrawsAnew] = []
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.drawn.set_epoch(int(state.epoch or 0))
+        for drawn in self.drawn:
+            drawn.set_epoch(int(state.epoch or 0))

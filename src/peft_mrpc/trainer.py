@@ -22,7 +22,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_mrpc.checkpoints import load_trained, save_trained
 from peft_mrpc.dropout import fast_dropout
-from peft_mrpc.epochs import TellEpoch
+from peft_mrpc.epochs import DrawsAnew, TellEpoch
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.heap import freed_memory_kept
@@ -68,6 +68,9 @@ class PairTrainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self.batches = batches
+        self._epochs = TellEpoch()
+        self._epochs.drawn += [d for d in (self.train_dataset, batches) if isinstance(d, DrawsAnew)]
+        self.add_callback(self._epochs)
         self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
         self.layer_decay = layer_decay
@@ -192,7 +195,7 @@ class PairTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
             sampler = LengthGroups(sampler.batch_size, sampler.lengths, self.args.data_seed)
-            self.add_callback(TellEpoch(sampler))
+            self._epochs.drawn.append(sampler)
         return sampler
 
     def get_train_dataloader(self) -> Any:

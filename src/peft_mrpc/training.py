@@ -22,7 +22,6 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.data import warn_of_contradictions
 from peft_mrpc.either_order import EitherOrder
 from peft_mrpc.encoded import EncodedPairs
-from peft_mrpc.epochs import TellEpoch
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.first_token import virtual_tokens
 from peft_mrpc.freezing import describe_trainable
@@ -138,9 +137,8 @@ def build_trainer(
     collator = TrunkCollator(_pair_collator(request, classifier))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
+    batches = _token_batches(request, train_rows, virtual_tokens(classifier.model))
     callbacks = _callbacks(request, collator, train_rows, held_out)
-    if batches := _token_batches(request, train_rows, virtual_tokens(classifier.model)):
-        callbacks.append(TellEpoch(batches))
     callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = PairTrainer(
@@ -259,8 +257,6 @@ def _callbacks(
 ) -> list[TrainerCallback]:
     """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
     callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
-    if isinstance(train_rows, EitherOrder):
-        callbacks.append(TellEpoch(train_rows))
     plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
     if plan.mode != "off" and request.method.freezes(request.options):
         parts = [*_orders(train_rows), *([held_out] if held_out is not None else [])]
