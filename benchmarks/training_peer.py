@@ -30,14 +30,14 @@ from transformers import (
     set_seed,
 )
 
+from peft_mrpc.building import build_classifier
+from peft_mrpc.cached_trunk import CacheTrunk
 from peft_mrpc.freezing import parameter_counts
 from peft_mrpc.methods import METHODS
 from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier
-from peft_mrpc.trainer import CacheTrunk
 from peft_mrpc.training import build_trainer, trained_model
 from peft_mrpc.trunk import _HELD
 

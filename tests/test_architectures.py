@@ -17,13 +17,13 @@ from tiny_models import (
 )
 from transformers import OPTConfig, OPTModel
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.data import load_pairs
 from peft_mrpc.doctor import build_options
 from peft_mrpc.methods import METHODS
 from peft_mrpc.requests import parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:

@@ -34,7 +34,7 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.is_peft]
 
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peft_mrpc.train.compatibility_faults", lambda *_, **__: [])
+    monkeypatch.setattr("peft_mrpc.building.compatibility_faults", lambda *_, **__: [])
 
 
 @pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
 from transformers import BertConfig, TrainerCallback, set_seed
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
@@ -23,7 +24,7 @@ from peft_mrpc.models import load_empty_classifier
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer
 
 H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are

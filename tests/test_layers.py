@@ -95,6 +95,7 @@ LAYERS = [
         "trunk_store",
     },
     {
+        "cached_trunk",
         "choosing",
         "evidence",
         "explorer",
@@ -111,7 +112,8 @@ LAYERS = [
     {"resuming"},
     {"answers", "artifacts", "bars", "plain_artifacts", "reading"},
     {"asking", "train_draws"},
-    {"joined", "rehearsal", "search", "search_outcome", "seeds", "training", "tune_flags"},
+    {"building", "joined", "rehearsal", "search", "search_outcome", "seeds"}
+    | {"training", "tune_flags"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},
     {"__main__"},
 ]

@@ -10,13 +10,13 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from torch.nn.functional import cross_entropy
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.losses import build_class_weights, classification_loss, loss_faults
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier
 from peft_mrpc.training import build_trainer
 
 NAMES = ["no", "yes"]

@@ -267,9 +267,9 @@ def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) ->
 def test_the_head_trains_at_its_own_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
+    from peft_mrpc.building import build_classifier
     from peft_mrpc.data import load_pairs
     from peft_mrpc.requests import parse_request
-    from peft_mrpc.train import build_classifier
     from peft_mrpc.training import build_trainer
 
     request = parse_request(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.precision import (
     compute_dtype,
@@ -18,7 +19,7 @@ from peft_mrpc.predictors import PairCollator
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no_units"])

@@ -15,6 +15,7 @@ from conftest import ROWS, run_command, write_csv
 from transformers import set_seed
 
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.building import build_classifier
 from peft_mrpc.cards import build_card
 from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
@@ -26,7 +27,7 @@ from peft_mrpc.runs import Run, load_run
 from peft_mrpc.selection import hold_out, hold_out_selection
 from peft_mrpc.sources import find_model
 from peft_mrpc.thresholds import best_threshold, decide
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer
 
 # The encoders of the last two are more than the prompt they compute, which is all that PEFT saves.

@@ -13,12 +13,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sharpness import fresh_gradients, uphill
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 from peft_mrpc.trainer import PairTrainer
 from peft_mrpc.training import build_trainer
 from peft_mrpc.tune_flags import common_recipe

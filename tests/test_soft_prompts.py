@@ -16,6 +16,7 @@ from transformers import AutoModel, set_seed
 
 from peft_mrpc import doctor
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pair_model import POOLINGS
@@ -24,7 +25,7 @@ from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import load_run, read_json
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 
 PAIRS = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]
@@ -188,7 +189,7 @@ def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
     monkeypatch: pytest.MonkeyPatch,
     fails: Callable[..., str],
 ) -> None:
-    monkeypatch.setattr("peft_mrpc.train.load_classifier", None)  # calling it would fail
+    monkeypatch.setattr("peft_mrpc.building.load_classifier", None)  # calling it would fail
     flags = ["--method", method, "--model", models[architecture], *AFTER, pooling]
     message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))
     assert message.startswith("peft-mrpc: --prompt_position: got after, but") and said in message

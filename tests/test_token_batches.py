@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from conftest import run_command
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.epochs import TellEpoch
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.token_batches import TokenBatches
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer
 
 Fit = Callable[..., Run]

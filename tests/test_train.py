@@ -16,6 +16,7 @@ from tiny_models import FLAGS
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
 
 from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.building import build_classifier, fit_rates
 from peft_mrpc.data import load_pairs
 from peft_mrpc.encoded import EncodedPairs, encode_pairs
 from peft_mrpc.errors import UserError
@@ -26,7 +27,7 @@ from peft_mrpc.pairs import Pair
 from peft_mrpc.requests import _settle, parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, fit_rates, main
+from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer, is_symmetric
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT

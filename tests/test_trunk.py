@@ -23,6 +23,7 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from peft_mrpc.building import build_classifier
 from peft_mrpc.cache import main as cache
 from peft_mrpc.data import load_pairs
 from peft_mrpc.errors import UserError
@@ -31,7 +32,7 @@ from peft_mrpc.left_out import LeftOut
 from peft_mrpc.requests import parse_request
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier, main
+from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer
 from peft_mrpc.trunk import _HELD, Trunk
 from peft_mrpc.trunk_fill import _is_common, fill_store, missing_rows

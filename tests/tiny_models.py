@@ -15,12 +15,12 @@ from transformers import (
 )
 
 from peft_mrpc.artifacts import load_predictor, save_classifier
+from peft_mrpc.building import build_classifier
 from peft_mrpc.data import load_pairs
 from peft_mrpc.freezing import head_parameter_ids, trainable_names
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import parse_request
 from peft_mrpc.sources import find_model
-from peft_mrpc.train import build_classifier
 from peft_mrpc.training import build_trainer
 
 # Weights so large that a mistake in a mask or a position shows in the logits.

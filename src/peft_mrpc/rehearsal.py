@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from peft_mrpc.adapters import without_weights
+from peft_mrpc.cached_trunk import CacheTrunk, TrunkRefused, unfit_for_trunk
 from peft_mrpc.columns import PARAPHRASE_NAMES
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
@@ -29,7 +30,6 @@ from peft_mrpc.pairs import Pair, PairData
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.predictors import PairClassifier
 from peft_mrpc.requests import TrainRequest
-from peft_mrpc.trainer import CacheTrunk, TrunkRefused, unfit_for_trunk
 from peft_mrpc.training import build_trainer, pair_length
 from peft_mrpc.trunk_name import trunk_depth
 from peft_mrpc.trunk_plan import build_trunk_plan, in_bytes

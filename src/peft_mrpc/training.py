@@ -16,6 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peft_mrpc.cached_trunk import CacheTrunk, TrunkRefused, trunk_refusal
 from peft_mrpc.checkpoints import DescribeCheckpoint, FindBestAgain
 from peft_mrpc.choosing import score_logits
 from peft_mrpc.config import TrainConfig
@@ -38,7 +39,7 @@ from peft_mrpc.selection import SELECTION, selection_seed
 from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trackers import tensorboard_logs
-from peft_mrpc.trainer import CacheTrunk, PairTrainer, TrunkRefused, trunk_refusal
+from peft_mrpc.trainer import PairTrainer
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, Trainer, set_seed
 
 from peft_mrpc import config as cfg
+from peft_mrpc.building import build_classifier, check_fit, fit_rates
 from peft_mrpc.data import load_pairs, reported_splits
 from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
 from peft_mrpc.flags import (
@@ -30,7 +31,6 @@ from peft_mrpc.search_space import Parameter, load_space
 from peft_mrpc.selection import SELECTION, say_held_out, split_selection
 from peft_mrpc.sources import ModelSource, find_model
 from peft_mrpc.staging import check_output_dir
-from peft_mrpc.train import build_classifier, check_fit, fit_rates
 from peft_mrpc.training import build_trainer, check_against_data
 from peft_mrpc.trunk_plan import count_trunks
 from peft_mrpc.tune_flags import (
