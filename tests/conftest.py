@@ -183,6 +183,22 @@ def run_command(
     command = [sys.executable, "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
     if processes is not None:
         command = [*launcher(processes), "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
+    return _run(command, env, stdin)
+
+
+def run_script(
+    source: str, folder: Path, *arguments: str, processes: int
+) -> subprocess.CompletedProcess[str]:
+    """Run Python that is written into this folder, and can import tests, in several processes."""
+    script = folder / "script.py"
+    here = str(Path(__file__).parent)
+    script.write_text(f"import sys; sys.path.insert(0, {here!r})\n{source}", encoding="utf-8")
+    return _run([*launcher(processes), str(script), *arguments])
+
+
+def _run(
+    command: list[str], env: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
         capture_output=True,

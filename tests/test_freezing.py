@@ -1,14 +1,13 @@
 import json
 import re
 import shlex
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import launcher
+from conftest import run_script
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
 from transformers import BertConfig, TrainerCallback, set_seed
@@ -441,20 +440,10 @@ dist.destroy_process_group()
 def test_two_processes_unfreeze_at_the_same_step(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{UNDER_DDP}"
-    )
     flags = ["--model", tiny_bert, *data_flags, *GRADUAL, "--pooling", "native"]
     flags += ["--per_device_train_batch_size", "3", "--warmup_steps", "0"]
-    done = subprocess.run(
-        [*launcher(2), str(script), str(tmp_path / "found.json"), *flags]
-        + ["--output_dir", str(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    flags += ["--output_dir", str(tmp_path / "run")]
+    done = run_script(UNDER_DDP, tmp_path, str(tmp_path / "found.json"), *flags, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads((tmp_path / "found.json").read_text()) == {
         "ranks": 2,

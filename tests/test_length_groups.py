@@ -1,14 +1,13 @@
 """The order of training rows: each once an epoch, however the epoch comes to be trained."""
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import launcher
+from conftest import run_script
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -115,19 +114,11 @@ dist.destroy_process_group()
 def test_two_processes_share_the_rows_of_every_epoch(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    script = tmp_path / "script.py"
-    script.write_text(UNDER_DDP)
     # Dropout draws by the shape of the batch, which is another in each process.
     flags = ["--model", tiny_bert, *data_flags, "--method", "full", "--dropout", "0.1"]
     flags += ["--bf16", "false", "--swap_sentences", "false", "--num_train_epochs", "3"]
     flags += ["--per_device_train_batch_size", "3", "--output_dir", str(tmp_path / "run")]
-    done = subprocess.run(
-        [*launcher(2), str(script), str(tmp_path / "rows.json"), *flags],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    done = run_script(UNDER_DDP, tmp_path, str(tmp_path / "rows.json"), *flags, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     ranks = json.loads((tmp_path / "rows.json").read_text())
     for epoch in ("0", "1", "2"):

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, WORDS, build_tokenizer, launcher, run_command, write_csv
+from conftest import ROWS, WORDS, build_tokenizer, run_command, run_script, write_csv
 from tiny_models import ARCHITECTURES, SIZES, poolings, write_tiny_model
 from transformers import (
     AutoConfig,
@@ -436,15 +435,8 @@ def test_machines_without_a_common_disk_train_as_one_process(
     flags += ["--output_dir", "run"]
     alone = [*flags[:-1], str(tmp_path / "alone"), "--per_device_train_batch_size", "8"]
     main(alone)
-    (tmp_path / "machine.py").write_text(MACHINE)
-    done = subprocess.run(
-        [*launcher(2), str(tmp_path / "machine.py"), str(tmp_path), *flags]
-        + ["--per_device_train_batch_size", "4"],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    flags += ["--per_device_train_batch_size", "4"]
+    done = run_script(MACHINE, tmp_path, str(tmp_path), *flags, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
     run = load_run(tmp_path / "0" / "run")
     assert drift(load_run(tmp_path / "alone"), run) < 2e-4
