@@ -13,7 +13,16 @@ import torch
 from conftest import ROWS, requires_mrpc, run_command, write_csv
 from peft import PeftModel
 from tiny_models import FLAGS
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    PretrainedConfig,
+    TrainerCallback,
+)
 
 from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.building import build_classifier, fit_rates
@@ -24,6 +33,7 @@ from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pairs import Pair
+from peft_mrpc.plain_attention import drops_attention
 from peft_mrpc.requests import _settle, parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
@@ -232,14 +242,15 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     assert np.abs(again - saved).max() < 1e-6
 
 
-@pytest.mark.parametrize("is_bf16", [True, False])
-def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
-    is_bf16: bool, tiny_bert: str, data_flags: list[str], tmp_path: Path
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [(["--bf16"], "eager"), (["--dropout", "0.1"], "eager"), ([], "sdpa")],
+)
+def test_attention_is_plain_where_a_cpu_trains_it_faster_so_and_as_it_was_afterwards(
+    flags: list[str], expected: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = ["--use_cpu", "--max_steps", "1", "--method", "lora"]
-    request = parse_request(
-        ["--model", tiny_bert, *data_flags, *flags, *(["--bf16"] if is_bf16 else [])]
-    )
+    flags = ["--use_cpu", "--max_steps", "1", "--method", "lora", *flags]
+    request = parse_request(["--model", tiny_bert, *data_flags, *flags])
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
     encoder = classifier.model.base_model.model.encoder
@@ -254,7 +265,23 @@ def test_attention_is_plain_while_a_cpu_trains_in_bf16_and_as_it_was_afterwards(
     trainer.add_callback(Watch())
     trainer.train()
     assert before == encoder.config._attn_implementation == "sdpa"
-    assert seen == (["eager"] if is_bf16 else ["sdpa"])
+    assert seen == [expected]
+
+
+@pytest.mark.parametrize(
+    ("config", "is_dropped"),
+    [
+        (BertConfig(), True),
+        (BertConfig(attention_probs_dropout_prob=0.0), False),  # hidden_dropout_prob stays
+        (GPT2Config(attn_pdrop=0.1, resid_pdrop=0.0), True),
+        (DistilBertConfig(attention_dropout=0.0), False),
+        (LlamaConfig(), False),
+    ],
+)
+def test_attention_that_drops_out_is_known_by_any_name(
+    config: PretrainedConfig, is_dropped: bool
+) -> None:
+    assert drops_attention(config) == is_dropped
 
 
 def test_a_split_of_training_pairs_is_warned_of(

@@ -270,7 +270,6 @@ def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
     patience = request.config.early_stopping_patience
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))
-    is_bf16 = trainer_precision(request.arguments) == "bf16"
-    if is_bf16 and request.arguments.device.type == "cpu":
-        callbacks.append(PlainAttention())
+    if request.arguments.device.type == "cpu":
+        callbacks.append(PlainAttention(trainer_precision(request.arguments) == "bf16"))
     return callbacks
