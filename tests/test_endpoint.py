@@ -133,6 +133,15 @@ def _plain(pair: Any) -> str:
     return load_template("paraphrase_rewrite").plain(pair.sentence1, pair.sentence2)
 
 
+def test_dry_run_asks_a_served_model_nothing(
+    server: Server, pair_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*flags(server, pair_files, tmp_path), "--dry_run"])
+    said = capsys.readouterr().out
+    assert f"model: served, served at {server.url}" in said and "templates: paraphrase" in said
+    assert not server.asked and not (tmp_path / "run").exists()
+
+
 def test_what_keeps_a_served_model_from_answering_is_one_line(
     server: Server,
     pair_files: dict[str, str],

@@ -258,6 +258,43 @@ def test_what_the_tokens_do_not_allow_is_said_before_the_model_is_loaded(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_dry_run_shows_what_the_model_would_read_and_loads_no_weights(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(
+        "peft_mrpc.hard_prompt.load_causal_lm", lambda *_: pytest.fail("the model was loaded")
+    )
+    direct, channel = tmp_path / "direct.yaml", tmp_path / "channel.yaml"
+    words = "label_words: {equivalent: [Yes, 'yes'], not_equivalent: 'No'}\n"
+    direct.write_text("text: '{sentence1} ? {sentence2}'\nanswer_prefix: ' :'\n" + words)
+    channel.write_text(
+        "text: '{sentence1} .'\ndirection: channel\nboth_orders: true\n"
+        "label_words: {equivalent: 'is it', not_equivalent: []}\n"
+    )
+    (tmp_path / "out").mkdir()
+    flags = run_flags(tiny_llama, pair_files, tmp_path / "out")
+    flags += ["--template", f"{direct},{channel}", "--calibration", "batch"]
+    flags += ["--max_length", "40", "--dry_run"]
+    main(flags)
+    said = capsys.readouterr().out
+    first, second, _ = ROWS[0]
+    assert f"    <s> {first} ? {second} :\n" in said
+    assert "  then 'No' (not_equivalent) or 'Yes' (equivalent) or 'yes' (equivalent)" in said
+    for one, other in ((first, second), (second, first)):
+        assert f"    <s> {one} . is it\n  then '{other}' (equivalent)" in said
+        assert f"    <s>\n  then '{other}' (not_equivalent)" in said
+    assert f"prompts: validation {2 * len(ROWS)}, " in said and "nothing was written" in said
+    longest = int(said.split("at most ")[1].split()[0])
+    assert list((tmp_path / "out").iterdir()) == []
+    main([*flags[:-3], "--max_length", str(longest), "--dry_run"])
+    with pytest.raises(UserError, match=f"has {longest} tokens; expected at most {longest - 1}"):
+        main([*flags[:-3], "--max_length", str(longest - 1), "--dry_run"])
+
+
 def test_a_template_for_other_labels_is_refused(
     tiny_llama: str, tmp_path: Path, fails: Callable[..., str]
 ) -> None:

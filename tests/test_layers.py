@@ -111,7 +111,7 @@ LAYERS = [
     {"requests"},
     {"resuming"},
     {"answers", "artifacts", "bars", "plain_artifacts", "reading"},
-    {"asking", "train_draws"},
+    {"asking", "prompt_plan", "train_draws"},
     {"building", "joined", "rehearsal", "search", "search_outcome", "seeds"}
     | {"training", "tune_flags"},
     {"cache", "compare", "doctor", "hard_prompt", "predict", "push", "quickstart", "train", "tune"},

@@ -47,6 +47,11 @@ class Continuation:
     tokens: tuple[int, ...]
 
     @property
+    def num_tokens(self) -> int:
+        """Of both together."""
+        return len(self.context) + len(self.tokens)
+
+    @property
     def read(self) -> tuple[int, ...]:
         """What the model reads: of the last token only the probability matters."""
         return self.context + self.tokens[:-1]

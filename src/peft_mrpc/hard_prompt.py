@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
@@ -14,12 +14,11 @@ from peft_mrpc.endpoint import EndpointEngine, address_faults
 from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_verb
 from peft_mrpc.flags import flag_value, load_recipe, parse_flags
-from peft_mrpc.models import load_causal_lm, load_config, load_tokenizer
-from peft_mrpc.pairs import Pair
+from peft_mrpc.models import load_causal_lm, load_tokenizer
+from peft_mrpc.pairs import PairData
 from peft_mrpc.processes import process_state
 from peft_mrpc.prompt_faults import prompt_faults
-from peft_mrpc.prompting import PromptEncoder, Show, prompt_limit
-from peft_mrpc.prompts import Template
+from peft_mrpc.prompt_plan import build_plan
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.quantization import QUANTIZATIONS
 from peft_mrpc.reporting import summary
@@ -105,7 +104,7 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     """Score the wanted splits and write the Run.
 
     Returns:
-        The Run, on the main process, whose machine alone may hold it.
+        The Run, on the main process, whose machine alone may hold it; None after `--dry_run`.
     """
     output_dir = Path(
         config.output_dir or default_output_dir("hard_prompt", config.model, data_config)
@@ -128,9 +127,15 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     source = find_source(config)  # which may have to be converted first
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
-    if not config.endpoint:
+    prompts = [f"templates: {', '.join(template.name for template in templates)}"]
+    if not config.endpoint:  # which writes its prompts itself
         asked = {**({"train": held} if held else {}), **{s: data.splits[s] for s in splits}}
-        raise_faults(token_faults(config, templates, source, data.label_names, show, asked))
+        plan = build_plan(config, templates, source, data.label_names, show, asked)
+        first = data.splits[splits[0]][0]
+        prompts = plan.lines(first, show([first])[0])
+    if config.dry_run:
+        print_plan(config, data, splits, prompts, output_dir)
+        return None
     engine = build_engine(config, source)
     classifier = PromptClassifier(engine, templates, list(data.label_names), show)
     scratch = output_dir.with_name(f".{output_dir.name}.scores")
@@ -157,36 +162,26 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     return run
 
 
-def token_faults(
+def print_plan(
     config: cfg.HardPromptConfig,
-    templates: Sequence[Template],
-    source: ModelSource,
-    label_names: Sequence[str],
-    show: Show,
-    asked: Mapping[str, Sequence[Pair]],
-) -> list[str]:
-    """What of the prompts this model's tokens do not allow, before its weights are loaded.
-
-    Args:
-        config: The flags of the prompt.
-        templates: The questions.
-        source: The model.
-        label_names: Names of the C labels.
-        show: Gives each pair the demonstrations before it.
-        asked: The pairs by the split that they are of.
-    """
-    tokenizer = load_tokenizer(source)
-    limit = prompt_limit(load_config(source), config.max_length)
-    faults: list[str] = []
-    for split, pairs in asked.items():
-        shown = show(pairs)
-        for template in templates:
-            try:
-                PromptEncoder(tokenizer, template, label_names, limit).encode(pairs, shown)
-            except UserError as error:
-                own = [f"{split}, {one}" if one.startswith("row ") else one for one in error.faults]
-                faults += [fault for fault in own if fault not in faults]
-    return faults
+    data: PairData,
+    splits: Sequence[str],
+    prompts: Sequence[str],
+    output_dir: Path,
+) -> None:
+    """Say what would be asked."""
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
+    held = f"served at {config.endpoint}" if config.endpoint else f"weights: {config.quantization}"
+    lines = [
+        f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
+        f"{', '.join(splits)})",
+        f"model: {config.model}, {held}",
+        *prompts,
+        f"output: {output_dir}",
+        "dry run: no weights were loaded, nothing was asked, nothing was written",
+    ]
+    if process_state().is_main_process:
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 def find_source(config: cfg.HardPromptConfig) -> ModelSource:

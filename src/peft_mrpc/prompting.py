@@ -101,7 +101,7 @@ class PromptEncoder:
         else:
             rows = self._answer_rows(pairs, shown)
             self._check_answers(rows[0])
-        lengths = [max(len(one.context) + len(one.tokens) for one in row) for row in rows]
+        lengths = [max(one.num_tokens for one in row) for row in rows]
         raise_faults(
             [
                 f"row {pair.idx + 1}, {self.template.name}: its prompt has {length} tokens; "
@@ -179,6 +179,14 @@ class PromptEncoder:
         whole = self._chat([*messages, {"role": "assistant", "content": word}])
         begins, _, _ = whole[len(prompt) :].partition(word)
         return begins if whole.startswith(prompt) and not begins.strip() else ""
+
+    @property
+    def answered_labels(self) -> list[str]:
+        """The label that each continuation of a row speaks for; a second order has them again."""
+        if self.template.direction == "channel":
+            return list(self.label_names)
+        both = zip(self.label_names, self._words(), strict=True)
+        return [name for name, words in both for _ in words]
 
     def _words(self) -> list[tuple[str, ...]]:
         return self.template.words(self.label_names)
