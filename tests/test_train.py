@@ -33,12 +33,12 @@ from peft_mrpc.freezing import trainable_names
 from peft_mrpc.methods import METHODS
 from peft_mrpc.models import load_tokenizer
 from peft_mrpc.pairs import Pair
-from peft_mrpc.plain_attention import drops_attention
 from peft_mrpc.requests import _settle, parse_request
 from peft_mrpc.runs import load_run
 from peft_mrpc.sources import find_model
 from peft_mrpc.train import main
 from peft_mrpc.training import build_trainer, is_symmetric
+from peft_mrpc.training_attention import drops_attention
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
@@ -244,9 +244,15 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
 
 @pytest.mark.parametrize(
     ("flags", "expected"),
-    [(["--bf16"], "eager"), (["--dropout", "0.1"], "eager"), ([], "sdpa")],
+    [
+        (["--bf16"], "eager"),
+        (["--dropout", "0.1"], "eager"),
+        ([], "sdpa"),
+        (["--bf16", "--attention", "sdpa"], "sdpa"),
+        (["--attention", "eager"], "eager"),
+    ],
 )
-def test_attention_is_plain_where_a_cpu_trains_it_faster_so_and_as_it_was_afterwards(
+def test_attention_is_plain_where_a_cpu_trains_faster_so_or_as_asked_and_as_it_was_afterwards(
     flags: list[str], expected: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     flags = ["--use_cpu", "--max_steps", "1", "--method", "lora", *flags]
@@ -278,10 +284,21 @@ def test_attention_is_plain_where_a_cpu_trains_it_faster_so_and_as_it_was_afterw
         (LlamaConfig(), False),
     ],
 )
-def test_attention_that_drops_out_is_known_by_any_name(
+def test_attention_that_drops_out_is_known_by_many_names(
     config: PretrainedConfig, is_dropped: bool
 ) -> None:
     assert drops_attention(config) == is_dropped
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"), [("spda", "supported are"), ("flash_attention_2", "package")]
+)
+def test_an_attention_that_cannot_be_is_refused(
+    asked: str, said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+) -> None:
+    message = fails(main, "--model", tiny_bert, *data_flags, "--attention", asked, "--dry_run")
+    assert f"--attention: got '{asked}', which this model cannot have: " in message
+    assert said in message
 
 
 def test_a_split_of_training_pairs_is_warned_of(

@@ -16,6 +16,7 @@ from peft_mrpc.reading import settle_reading
 from peft_mrpc.requests import TrainRequest
 from peft_mrpc.sources import ModelSource
 from peft_mrpc.training import pair_length
+from peft_mrpc.training_attention import check_attention
 
 
 def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
@@ -37,6 +38,7 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
         request.config.layer_decay = None  # ALBERT's layers are one
     use_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
+    check_attention(adapted, request.config.attention)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)

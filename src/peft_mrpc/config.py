@@ -106,6 +106,11 @@ class TrainConfig:
     dropout: float | None = option(
         None, "dropout in encoder and head while training (the checkpoint's own if not given)"
     )
+    attention: str = option(
+        "auto",
+        "attention's implementation while training: eager, sdpa, or another of transformers'; auto "
+        "is the model's own, but on a CPU eager in bf16 or with dropout",
+    )
     swap_sentences: str = option(
         "auto",
         "train on each pair in either order, by chance: true, false, or auto, which is true where "

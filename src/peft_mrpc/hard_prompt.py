@@ -127,13 +127,13 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     source = find_source(config)  # which may have to be converted first
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
-    prompts = [f"templates: {', '.join(template.name for template in templates)}"]
+    plan = None
     if not config.endpoint:  # which writes its prompts itself
         asked = {**({"train": held} if held else {}), **{s: data.splits[s] for s in splits}}
         plan = build_plan(config, templates, source, data.label_names, show, asked)
-        first = data.splits[splits[0]][0]
-        prompts = plan.lines(first, show([first])[0])
     if config.dry_run:
+        names = ", ".join(template.name for template in templates)
+        prompts = plan.lines(splits[0]) if plan else [f"templates: {names}"]
         print_plan(config, data, splits, prompts, output_dir)
         return None
     engine = build_engine(config, source)
@@ -171,14 +171,15 @@ def print_plan(
 ) -> None:
     """Say what would be asked."""
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
-    held = f"served at {config.endpoint}" if config.endpoint else f"weights: {config.quantization}"
+    is_here = f"quantization {config.quantization}"
+    held = f"served at {config.endpoint}" if config.endpoint else is_here
     lines = [
         f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
         f"{', '.join(splits)})",
         f"model: {config.model}, {held}",
         *prompts,
         f"output: {output_dir}",
-        "dry run: no weights were loaded, nothing was asked, nothing was written",
+        "dry run: no weights of it were loaded, nothing was asked, no Run was written",
     ]
     if process_state().is_main_process:
         sys.stdout.write("\n".join(lines) + "\n")

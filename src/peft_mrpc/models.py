@@ -246,12 +246,7 @@ def load_causal_lm(
     """
     if quantization not in QUANTIZATIONS:
         raise unknown_name("--quantization", quantization, QUANTIZATIONS)
-    config = load_config(source)
-    architectures = getattr(config, "architectures", None) or []
-    if architectures and not any("LM" in name or "Generation" in name for name in architectures):
-        raise UserError(
-            f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
-        )
+    config = check_causal_lm(source)
     device = process_state().device
     if own := getattr(config, "quantization_config", None):
         kind = own.get("quant_method") if isinstance(own, dict) else own.quant_method
@@ -262,6 +257,21 @@ def load_causal_lm(
     options["device_map"] = "auto" if device_map == "auto" else {"": device}
     model: PreTrainedModel = _load(AutoModelForCausalLM, source, **options)
     return model.eval()
+
+
+def check_causal_lm(source: ModelSource) -> PretrainedConfig:
+    """The configuration of a model that continues texts.
+
+    Raises:
+        UserError: If it names architectures that do not.
+    """
+    config = load_config(source)
+    architectures = getattr(config, "architectures", None) or []
+    if architectures and not any("LM" in name or "Generation" in name for name in architectures):
+        raise UserError(
+            f"--model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
+        )
+    return config
 
 
 def _load(loader: Any, source: ModelSource, **options: Any) -> Any:

@@ -7,7 +7,7 @@ from textwrap import indent
 
 from peft_mrpc.config import HardPromptConfig
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.models import load_config, load_tokenizer
+from peft_mrpc.models import check_causal_lm, load_config, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompting import PromptEncoder, Show, prompt_limit
 from peft_mrpc.prompts import Demonstration, Template
@@ -21,20 +21,25 @@ class PromptPlan:
     Attributes:
         encoders: One for each wording.
         lengths: By split, the tokens of every prompt with its longest answer.
+        first: By split, its first pair and the demonstrations before it.
     """
 
     encoders: Sequence[PromptEncoder]
     lengths: Mapping[str, Sequence[int]]
+    first: Mapping[str, tuple[Pair, Sequence[Demonstration]]]
 
-    def lines(self, pair: Pair, shown: Sequence[Demonstration]) -> list[str]:
-        """How long prompts are, and what each wording makes of a pair."""
+    def lines(self, split: str) -> list[str]:
+        """How long prompts are, and what each wording makes of the first pair of a split."""
+        wordings = len(self.encoders)
+        by = f" in {wordings} wordings" if wordings > 1 else ""
         lines = [
-            f"prompts: {split} {len(own):,}, {sum(own) / len(own):.0f} tokens on average, "
-            f"at most {max(own):,}"
-            for split, own in self.lengths.items()
+            f"prompts: {name} {len(own) // wordings:,} pairs{by}, {sum(own):,} tokens, "
+            f"{sum(own) / len(own):.0f} a prompt, at most {max(own):,}"
+            for name, own in self.lengths.items()
         ]
         for encoder in self.encoders:
-            lines += ["", f"{encoder.template.name}, first pair:", *_first(encoder, pair, shown)]
+            title = f"{encoder.template.name}, first pair of {split}:"
+            lines += ["", title, *_first(encoder, *self.first[split])]
         return [*lines, ""]
 
 
@@ -56,15 +61,18 @@ def build_plan(
         show: Gives each pair the demonstrations before it.
         asked: The pairs by the split that they are of.
     Raises:
-        UserError: Naming whatever the model's tokens do not allow.
+        UserError: Naming whatever the model's tokens do not allow, or if it is no causal LM.
     """
+    check_causal_lm(source)
     tokenizer = load_tokenizer(source)
     limit = prompt_limit(load_config(source), config.max_length)
     encoders = [PromptEncoder(tokenizer, one, label_names, limit) for one in templates]
     faults: list[str] = []
     lengths: dict[str, list[int]] = {split: [] for split in asked}
+    first = {}
     for split, pairs in asked.items():
         shown = show(pairs)
+        first[split] = pairs[0], shown[0]
         for encoder in encoders:
             try:
                 rows = encoder.encode(pairs, shown)
@@ -74,14 +82,14 @@ def build_plan(
             else:
                 lengths[split] += [max(one.num_tokens for one in row) for row in rows]
     raise_faults(faults)
-    return PromptPlan(encoders, lengths)
+    return PromptPlan(encoders, lengths, first)
 
 
 def _first(encoder: PromptEncoder, pair: Pair, shown: Sequence[Demonstration]) -> list[str]:
     """Each text of a pair as the model reads it, and the words whose probabilities are read."""
 
     def decode(ids: Sequence[int]) -> str:
-        return str(encoder.tokenizer.decode(list(ids)))
+        return str(encoder.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
 
     names = encoder.answered_labels
     (row,) = encoder.encode([pair], [shown])

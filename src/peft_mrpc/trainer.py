@@ -21,9 +21,9 @@ from peft_mrpc.freezing import FreezeCallback, trainable_names
 from peft_mrpc.heap import freed_memory_kept
 from peft_mrpc.learning_rates import learning_rates
 from peft_mrpc.length_groups import LengthGroups
-from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.sharpness import fresh_gradients, uphill
 from peft_mrpc.token_batches import TokenBatches
+from peft_mrpc.training_attention import TrainingAttention
 
 # Of a loader: how batches are made, whatever is in them.
 LOADER_OPTIONS = ("collate_fn", "num_workers", "pin_memory", "persistent_workers") + (
@@ -81,7 +81,7 @@ class PairTrainer(Trainer):
             return output
         finally:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, CacheTrunk | PlainAttention):
+                if isinstance(callback, CacheTrunk | TrainingAttention):
                     callback.leave()
 
     @contextlib.contextmanager

@@ -29,7 +29,6 @@ from peft_mrpc.freezing import describe_trainable
 from peft_mrpc.losses import build_class_weights, build_loss
 from peft_mrpc.models import position_limit
 from peft_mrpc.pairs import PairData, label_counts
-from peft_mrpc.plain_attention import PlainAttention
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.predictors import PairClassifier, PairCollator
 from peft_mrpc.processes import process_state
@@ -40,6 +39,7 @@ from peft_mrpc.thresholds import threshold_faults
 from peft_mrpc.token_batches import TokenBatches
 from peft_mrpc.trackers import tensorboard_logs
 from peft_mrpc.trainer import PairTrainer
+from peft_mrpc.training_attention import TrainingAttention
 from peft_mrpc.trunk_plan import build_trunk_plan
 from peft_mrpc.trunk_store import TrunkCollator
 
@@ -270,6 +270,7 @@ def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
     patience = request.config.early_stopping_patience
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))
-    if request.arguments.device.type == "cpu":
-        callbacks.append(PlainAttention(trainer_precision(request.arguments) == "bf16"))
+    is_bf16 = trainer_precision(request.arguments) == "bf16"
+    device = request.arguments.device.type
+    callbacks.append(TrainingAttention(request.config.attention, device, is_bf16))
     return callbacks

@@ -14,7 +14,7 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 # Flags of which each value has activations of its own.
 PARTING = {
     *("num_unfrozen_layers", "frozen_modules", "unfrozen_modules", "pooling", "head_layer"),
-    *("trunk_cache_dtype", "bf16", "fp16", "tf32"),
+    *("trunk_cache_dtype", "bf16", "fp16", "tf32", "attention"),
 }
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
