@@ -291,7 +291,7 @@ def test_attention_that_drops_out_is_known_by_many_names(
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [("spda", "supported are"), ("flash_attention_2", "package")]
+    ("asked", "said"), [("spda", "not supported"), ("flash_attention_2", "package")]
 )
 def test_an_attention_that_cannot_be_is_refused(
     asked: str, said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
