@@ -320,6 +320,24 @@ def with_train(flags: list[str], train: str) -> list[str]:
     return [*flags, "--train_file", train, "--max_length", "2048"]
 
 
+def test_dry_run_counts_what_is_fitted_and_shows_demonstrations(
+    tiny_llama: str,
+    pair_files: dict[str, str],
+    other_train: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    flags = with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train)
+    flags += ["--calibration", "affine", "--num_calibration_pairs", "4", "--dry_run"]
+    main([*flags, "--num_demonstrations", "1", "--demonstrations", "first"])
+    said = capsys.readouterr().out
+    assert "prompts: train 4 pairs, " in said
+    assert f"prompts: validation {len(ROWS)} pairs, " in said
+    (first, second, _), (own, _, _) = OTHERS[0], ROWS[0]
+    assert said.index(first) < said.index(second) < said.rindex(f"{own} ")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
