@@ -207,6 +207,9 @@ class PairTrainer(Trainer):
 
         The Trainer's own counts the rows twice that fill up the last batch of several processes.
         """
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TrainingAttention):
+                callback.rest()
         output = super().evaluation_loop(*args, **kwargs)
         if self.compute_loss_func is not None and output.label_ids is not None:
             logits, labels = torch.tensor(output.predictions), torch.tensor(output.label_ids)

@@ -16,7 +16,10 @@ from peft_mrpc.errors import UserError, one_line
 
 
 class TrainingAttention(TrainerCallback):
-    """Another attention than the model's own, for as long as the training lasts.
+    """Another attention than the model's own while it trains.
+
+    One that is there for its dropout alone is left to training steps: what runs frozen layers once,
+    and evaluates, has no dropout, and gives what the saved model gives.
 
     Args:
         asked: An implementation of transformers' (`eager`, `sdpa`, ...), or `auto`: on a CPU plain
@@ -30,6 +33,8 @@ class TrainingAttention(TrainerCallback):
 
     def __init__(self, asked: str, device: str, is_bf16: bool) -> None:
         self._asked, self._device, self._is_bf16 = asked, device, is_bf16
+        self._is_throughout = asked != "auto" or is_bf16
+        self._is_entered = False
         self._before: dict[PreTrainedModel, str] = {}
 
     def on_train_begin(
@@ -41,12 +46,10 @@ class TrainingAttention(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         self.leave()  # the Trainer may begin again with smaller batches
-        # What is there by dropout alone must not part what frozen layers give, which have none:
-        # they are run once as training begins.
-        if self._asked != "auto" or self._is_bf16:
+        if self._is_throughout:
             self._enter(model)
 
-    def on_epoch_begin(
+    def on_step_begin(
         self,
         args: TrainingArguments,
         state: TrainerState,
@@ -54,7 +57,7 @@ class TrainingAttention(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        if not self._before:
+        if not self._is_entered:
             self._enter(model)
 
     def on_train_end(
@@ -62,14 +65,21 @@ class TrainingAttention(TrainerCallback):
     ) -> None:
         self.leave()
 
+    def rest(self) -> None:
+        """Until the next step, have the attention that there was, unless this one is throughout."""
+        if not self._is_throughout:
+            self.leave()
+
     def leave(self) -> None:
         """Have the attention that there was."""
+        self._is_entered = False
         for part, implementation in self._before.items():
             part.set_attn_implementation(implementation)
         self._before.clear()
 
     def _enter(self, model: nn.Module | None) -> None:
         assert model is not None
+        self._is_entered = True
         found = [(part, self._chosen(part.config)) for part in _pretrained(model)]
         # All of them first: each hands on to those inside it.
         self._before = {part: str(part.config._attn_implementation) for part, new in found if new}
