@@ -21,7 +21,7 @@ from peft_mrpc.prompt_faults import prompt_faults
 from peft_mrpc.prompt_plan import build_plan
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.quantization import QUANTIZATIONS
-from peft_mrpc.reporting import summary
+from peft_mrpc.reporting import data_line, summary
 from peft_mrpc.requests import default_output_dir
 from peft_mrpc.runs import Run, load_run
 from peft_mrpc.sources import ModelSource, find_model
@@ -170,12 +170,10 @@ def print_plan(
     output_dir: Path,
 ) -> None:
     """Say what would be asked."""
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     is_here = f"quantization {config.quantization}"
     held = f"served at {config.endpoint}" if config.endpoint else is_here
     lines = [
-        f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
-        f"{', '.join(splits)})",
+        data_line(data, splits),
         f"model: {config.model}, {held}",
         *prompts,
         f"output: {output_dir}",

@@ -7,7 +7,7 @@ from textwrap import indent
 
 from peft_mrpc.config import HardPromptConfig
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.models import check_causal_lm, load_config, load_tokenizer
+from peft_mrpc.models import check_causal_lm, load_tokenizer
 from peft_mrpc.pairs import Pair
 from peft_mrpc.prompting import PromptEncoder, Show, prompt_limit
 from peft_mrpc.prompts import Demonstration, Template
@@ -63,9 +63,8 @@ def build_plan(
     Raises:
         UserError: Naming whatever the model's tokens do not allow, or if it is no causal LM.
     """
-    check_causal_lm(source)
+    limit = prompt_limit(check_causal_lm(source), config.max_length)
     tokenizer = load_tokenizer(source)
-    limit = prompt_limit(load_config(source), config.max_length)
     encoders = [PromptEncoder(tokenizer, one, label_names, limit) for one in templates]
     faults: list[str] = []
     lengths: dict[str, list[int]] = {split: [] for split in asked}

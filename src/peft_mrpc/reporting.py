@@ -47,6 +47,13 @@ def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def data_line(data: PairData, splits: Sequence[str]) -> str:
+    """What a dry run says of the data, of which these splits would be reported."""
+    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
+    labels = ", ".join(data.label_names)
+    return f"data: {data.name} ({sizes}; labels {labels}; reports {', '.join(splits)})"
+
+
 def write_run(
     folder: Path,
     record: Mapping[str, Any],

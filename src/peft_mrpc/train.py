@@ -28,7 +28,7 @@ from peft_mrpc.processes import prepare_processes, process_state
 from peft_mrpc.progress import progress_bars
 from peft_mrpc.publishing import check_access, check_base, publish
 from peft_mrpc.reading import describe_reading
-from peft_mrpc.reporting import describe_data, summary, write_run
+from peft_mrpc.reporting import data_line, describe_data, summary, write_run
 from peft_mrpc.requests import TrainRequest, parse_request
 from peft_mrpc.resuming import check_resumed
 from peft_mrpc.runs import Run, load_run
@@ -196,10 +196,8 @@ def _print_plan(
 ) -> None:
     decay = request.config.layer_decay
     reads = describe_reading(request.config.pooling, request.config.head_layer)
-    sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     lines = [
-        f"data: {data.name} ({sizes}; labels {', '.join(data.label_names)}; reports "
-        f"{', '.join(splits)})",
+        data_line(data, splits),
         f"model: {request.config.model}, {request.config.method}, "
         f"at most {classifier.max_length} tokens a pair, {reads}",
         f"learning rate: {request.arguments.learning_rate:g}, "

@@ -1,16 +1,11 @@
 """The attention that a training computes with."""
 
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
-from transformers import (
-    PretrainedConfig,
-    PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PretrainedConfig, PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line
 
@@ -34,35 +29,19 @@ class TrainingAttention(TrainerCallback):
     def __init__(self, asked: str, device: str, is_bf16: bool) -> None:
         self._asked, self._device, self._is_bf16 = asked, device, is_bf16
         self._is_throughout = asked != "auto" or is_bf16
-        self._is_entered = False
-        self._before: dict[PreTrainedModel, str] = {}
+        self._used: contextlib.ExitStack | None = None
 
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.leave()  # the Trainer may begin again with smaller batches
         if self._is_throughout:
-            self._enter(model)
+            self.on_step_begin(*args, **kwargs)
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: nn.Module | None = None,
-        **kwargs: Any,
-    ) -> None:
-        if not self._is_entered:
-            self._enter(model)
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        if self._used is None:
+            self._used = contextlib.ExitStack()
+            self._used.enter_context(attention_of(kwargs["model"], self._chosen))
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.leave()
 
     def rest(self) -> None:
@@ -72,20 +51,9 @@ class TrainingAttention(TrainerCallback):
 
     def leave(self) -> None:
         """Have the attention that there was."""
-        self._is_entered = False
-        for part, implementation in self._before.items():
-            part.set_attn_implementation(implementation)
-        self._before.clear()
-
-    def _enter(self, model: nn.Module | None) -> None:
-        assert model is not None
-        self._is_entered = True
-        found = [(part, self._chosen(part.config)) for part in _pretrained(model)]
-        # All of them first: each hands on to those inside it.
-        self._before = {part: str(part.config._attn_implementation) for part, new in found if new}
-        for part, implementation in found:
-            if implementation:
-                part.set_attn_implementation(implementation)
+        if self._used is not None:
+            self._used.close()
+            self._used = None
 
     def _chosen(self, config: PretrainedConfig) -> str | None:
         if self._asked != "auto":
@@ -108,19 +76,39 @@ def check_attention(model: nn.Module, asked: str) -> None:
     """
     if asked == "auto":
         return
-    parts = {part: str(part.config._attn_implementation) for part in _pretrained(model)}
+    reason = ""
     try:
-        for part in parts:
-            part.set_attn_implementation(asked)
-        reason = "" if all(p.config._attn_implementation == asked for p in parts) else "not its own"
+        with attention_of(model, lambda _: asked) as parts:
+            if any(part.config._attn_implementation != asked for part in parts):
+                reason = "not its own"
     except (ValueError, ImportError, OSError) as error:
         reason = one_line(error)[:300]
-    finally:
-        for part, before in parts.items():
-            part.set_attn_implementation(before)
     if reason:
         raise UserError(f"--attention: got {asked!r}, which this model cannot have: {reason}")
 
 
-def _pretrained(model: nn.Module) -> list[PreTrainedModel]:
-    return [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+@contextlib.contextmanager
+def attention_of(
+    model: nn.Module, choose: Callable[[PretrainedConfig], str | None]
+) -> Iterator[list[PreTrainedModel]]:
+    """Within the block a model's parts have the attention chosen by their configurations.
+
+    Args:
+        model: Holds models of transformers', or is one.
+        choose: Gives an implementation; None for a part's own.
+    Yields:
+        The parts that it was chosen for.
+    Raises:
+        ValueError, ImportError, OSError: If one cannot have it.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    # All of them first: each hands on to those inside it.
+    chosen = {part: name for part in parts if (name := choose(part.config)) is not None}
+    before = {part: str(part.config._attn_implementation) for part in chosen}
+    try:
+        for part, implementation in chosen.items():
+            part.set_attn_implementation(implementation)
+        yield list(chosen)
+    finally:
+        for part, implementation in before.items():
+            part.set_attn_implementation(implementation)
