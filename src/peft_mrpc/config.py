@@ -225,7 +225,7 @@ class HardPromptConfig:
     seed: int = option(42, "draws demonstrations and calibration pairs; scoring is deterministic")
     overwrite: bool = option(False, "replace the Run in --output_dir")
     dry_run: bool = option(
-        False, "check everything, show the first pair's prompts, load no weights, write nothing"
+        False, "check everything, show the first pair's prompts, ask nothing, write nothing"
     )
     push_to_hub: bool = option(False, "publish the Run when it is written")
     hub_model_id: str | None = option(None, "owner/name for --push_to_hub")
