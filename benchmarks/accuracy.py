@@ -27,11 +27,11 @@ from bench import Row, build_parser, build_report, markdown, run
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.cost_plots import RunPoint, plot_accuracy_against_parameters
-from peft_mrpc.data import load_pairs
-from peft_mrpc.methods import METHODS
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.styles import on_page
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.evaluation.plot_style import on_page
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.report.cost_plots import RunPoint, plot_accuracy_against_parameters
+from peft_mrpc.runs.run import Run, load_run
 
 MINILM = ["--model", "builtin:minilm"]
 

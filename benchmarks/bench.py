@@ -24,11 +24,11 @@ import transformers
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.errors import EXIT_USER_ERROR, UserError
-from peft_mrpc.pairs import Pair, PairData
-from peft_mrpc.styles import save_picture
+from peft_mrpc.evaluation.plot_style import save_picture
 
 HERE = Path(__file__).parent
 BESIDE = HERE.parent.parent / "shared" / "data" / "glue" / "MRPC"

@@ -23,7 +23,7 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from peft_mrpc.resampling import DRAWS, bootstrap
+from peft_mrpc.evaluation.bootstrap import DRAWS, bootstrap
 
 NUM_RUNS, NUM_ROWS, PEER_DRAWS = 5, 1725, 100
 GOAL_SECONDS = 2.0

@@ -31,14 +31,14 @@ from bench import (
 )
 from training_peer import write_bert_base
 
-from peft_mrpc.data import load_pairs
-from peft_mrpc.models import load_config
-from peft_mrpc.pairs import PairData
-from peft_mrpc.processes import prepare_processes
-from peft_mrpc.reading import settle_reading
-from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.distributed import prepare_processes
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_config
+from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
+from peft_mrpc.training.head_layer import settle_reading
+from peft_mrpc.training.job import parse_request
 
 GOAL = 0.7  # within 30 %
 DEV_PAIRS = 40

@@ -29,7 +29,14 @@ from hard_prompt_tables import (
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from peft_mrpc.calibration import (
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.distributed import process_state
+from peft_mrpc.evaluation.metrics import compute_metrics
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.prompting.calibration import (
     CONTENT_FREE,
     Calibration,
     Scores,
@@ -41,18 +48,11 @@ from peft_mrpc.calibration import (
     labels_of,
     no_calibration,
 )
-from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
-from peft_mrpc.engines import LocalEngine, PromptClassifier
-from peft_mrpc.metrics import compute_metrics
-from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.pairs import Pair
-from peft_mrpc.partial_scores import PartialScores
-from peft_mrpc.processes import process_state
-from peft_mrpc.prompts import Template, as_demonstration
-from peft_mrpc.sources import find_model
-from peft_mrpc.template_files import load_template, load_templates
+from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
+from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
+from peft_mrpc.prompting.score_cache import PartialScores
+from peft_mrpc.prompting.template_files import load_template, load_templates
+from peft_mrpc.prompting.templates import Template, as_demonstration
 
 LABELS = ("not_equivalent", "equivalent")
 NUM_TRAIN, NUM_MORE, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 800, 42, 16, 8192

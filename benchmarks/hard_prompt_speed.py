@@ -16,13 +16,13 @@ from bench import markdown
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.demonstrations import choose_demonstrations, fixed
-from peft_mrpc.engines import LocalEngine, PromptClassifier
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.environment import peak_memory, reset_peak_memory
-from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.sources import find_model
-from peft_mrpc.template_files import load_template
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
+from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
+from peft_mrpc.prompting.template_files import load_template
 
 # Pairs that --quick asks about: of dev for the speed; of dev and of train for the accuracy.
 QUICK_TIMED, QUICK_PAIRS = 20, 16

@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from peft_mrpc.wording import p_text
+from peft_mrpc.formatting import p_text
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from peft_mrpc.pairs import Pair
-from peft_mrpc.prompts import Template
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.prompting.templates import Template
 
 TASK = "pairs"
 # The harness shares nothing between our run and its own: no hub, no cache of another task.

@@ -46,9 +46,9 @@ from training_peer import (
     write_bert_base,
 )
 
+from peft_mrpc.data.examples import PairData
+from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.environment import peak_memory
-from peft_mrpc.pairs import PairData
-from peft_mrpc.processes import prepare_processes
 
 WARM_UP_PAIRS, QUICK_PAIRS = 32, 160
 PLAIN, BY_BATCH, BY_BATCH_BF16, FIRST, NEXT, OURS, *IN_FP32 = CONTENDERS

@@ -40,10 +40,10 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.pairs import Pair
-from peft_mrpc.sources import find_model
-from peft_mrpc.thresholds import decide
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.hub import find_model
 from peft_mrpc.train import main as train
 
 MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4

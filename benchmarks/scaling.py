@@ -40,7 +40,7 @@ from bench import (
     write_pairs,
 )
 
-from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.data.examples import Pair, PairData
 
 MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"

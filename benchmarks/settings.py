@@ -18,8 +18,8 @@ from accuracy import run_all
 from bench import HERE, build_parser, put_table, run, write_pairs
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.runs import load_run
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.runs.run import load_run
 
 RESULTS = HERE / "settings.json"
 NUM_TRAIN = 3000

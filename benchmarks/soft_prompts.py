@@ -27,14 +27,14 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 from transformers import set_seed
 
-from peft_mrpc.building import build_classifier
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.freezing import parameter_counts
-from peft_mrpc.processes import prepare_processes
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
-from peft_mrpc.training import build_trainer
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.distributed import prepare_processes
+from peft_mrpc.methods.freezing import parameter_counts
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
 
 NUM_HELD_OUT = 668
 SPLIT_SEED = 0

@@ -30,16 +30,16 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.cached_trunk import CacheTrunk
-from peft_mrpc.freezing import parameter_counts
-from peft_mrpc.methods import METHODS
-from peft_mrpc.pairs import Pair, PairData
+from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.methods.freezing import parameter_counts
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
 from peft_mrpc.precision import trainer_precision
-from peft_mrpc.requests import TrainRequest, parse_request
-from peft_mrpc.sources import find_model
-from peft_mrpc.training import build_trainer, trained_model
-from peft_mrpc.trunk import _HELD
+from peft_mrpc.training.activation_cache.cache import _HELD
+from peft_mrpc.training.activation_cache.callback import CacheTrunk
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer, trained_model
+from peft_mrpc.training.job import TrainRequest, parse_request
 
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}

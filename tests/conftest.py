@@ -50,8 +50,8 @@ def own_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test finds the activations that another one has kept."""
     folder = tempfile.mkdtemp(dir=os.environ["PEFT_MRPC_TRUNKS"])
     monkeypatch.setenv("PEFT_MRPC_TRUNKS", folder)
-    if "peft_mrpc.trunk" in sys.modules:
-        sys.modules["peft_mrpc.trunk"]._HELD.clear()
+    if "peft_mrpc.training.activation_cache.cache" in sys.modules:
+        sys.modules["peft_mrpc.training.activation_cache.cache"]._HELD.clear()
 
 
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")

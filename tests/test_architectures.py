@@ -17,13 +17,13 @@ from tiny_models import (
 )
 from transformers import OPTConfig, OPTModel
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.doctor import build_options
-from peft_mrpc.methods import METHODS
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
+from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.job import parse_request
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:

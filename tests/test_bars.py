@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from test_compare import SCORES, build_run
 
-from peft_mrpc.bars import check_labels, find_baseline, missed_bars, parse_bars
 from peft_mrpc.compare import CompareConfig
-from peft_mrpc.comparison import Comparison, load_comparison
 from peft_mrpc.errors import UserError
+from peft_mrpc.report.comparison import Comparison, load_comparison
+from peft_mrpc.report.quality_gate import check_labels, find_baseline, missed_bars, parse_bars
 
 # Truth 1 1 1 0 0. `a` has one false positive, `c` says always the same and is as sure as can be.
 CONSTANT = [0.99, 0.98, 0.97, 0.96, 0.95]

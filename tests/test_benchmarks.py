@@ -16,7 +16,7 @@ import pytest
 from conftest import MRPC
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"

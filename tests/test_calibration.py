@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from peft_mrpc.calibration import (
+from peft_mrpc.prompting.calibration import (
     Calibration,
     Scores,
     affine,

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peft_mrpc.cards import build_card
 from peft_mrpc.compare import compare, main
-from peft_mrpc.comparison import load_comparison
+from peft_mrpc.data.examples import Pair, PairData
 from peft_mrpc.errors import run_verb
-from peft_mrpc.pairs import Pair, PairData
-from peft_mrpc.reporting import describe_data, write_run
-from peft_mrpc.runs import Run, load_run
+from peft_mrpc.report.comparison import load_comparison
+from peft_mrpc.runs.model_card import build_card
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.writer import describe_data, write_run
 
 NAMES = ("not_equivalent", "equivalent")
 TRUTH = [1, 1, 1, 0, 0]

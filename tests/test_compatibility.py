@@ -15,11 +15,11 @@ from tiny_models import (
     train_two_steps,
 )
 
-from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.errors import UserError
-from peft_mrpc.freezing import parameter_counts
-from peft_mrpc.methods import METHODS
-from peft_mrpc.runs import load_run, read_json
+from peft_mrpc.methods.freezing import parameter_counts
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.runs.run import load_run, read_json
 from peft_mrpc.train import main
 
 REFUSED = [
@@ -34,7 +34,7 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.is_peft]
 
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peft_mrpc.building.compatibility_faults", lambda *_, **__: [])
+    monkeypatch.setattr("peft_mrpc.training.build_model.compatibility_faults", lambda *_, **__: [])
 
 
 @pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)
@@ -155,7 +155,7 @@ def test_quantized_weights_are_not_taken_apart(
     flags = ["--quantization", "nf4", "--init_lora_weights", init]
     base = ["--model", models["llama"], *data_flags, "--method", "lora"]
     assert f"--init_lora_weights: got {init}, which takes" in fails(main, *base, *flags)
-    monkeypatch.setattr("peft_mrpc.compatibility.ON_QUANTIZED", (init,))
+    monkeypatch.setattr("peft_mrpc.methods.compatibility.ON_QUANTIZED", (init,))
     with pytest.raises((UserError, RuntimeError)):
         train_two_steps("lora", models["llama"], data_flags, tmp_path, *flags)
 
@@ -229,7 +229,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     models: dict[str, str], data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
-    from peft_mrpc.data import load_pairs
+    from peft_mrpc.data.loading import load_pairs
 
     folder = tmp_path / "run"
     main(

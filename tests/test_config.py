@@ -3,15 +3,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from peft_mrpc.building import build_classifier
+from peft_mrpc.cli.parser import recipe_to_flags
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
-from peft_mrpc.flags import recipe_to_flags
-from peft_mrpc.methods import METHODS, fitted_rates, load_default_recipe
-from peft_mrpc.option_values import parse_scalar
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
+from peft_mrpc.methods.option_types import parse_scalar
+from peft_mrpc.methods.registry import METHODS, fitted_rates, load_default_recipe
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.job import parse_request
 
 
 def test_recipe_is_the_methods_default_and_flags_override_it(tmp_path: Path) -> None:

@@ -23,8 +23,8 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from peft_mrpc.continuations import Continuation, ContinuationScorer, longest_reads
-from peft_mrpc.shared_prefix import common_prefix
+from peft_mrpc.prompting.loglikelihood import Continuation, ContinuationScorer, longest_reads
+from peft_mrpc.prompting.prefix_cache import common_prefix
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_continuations_score_as_each_does_alone(
 def test_sequences_in_one_line_score_as_each_does_alone(
     line: int, model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("peft_mrpc.continuations.WORTH_PACKING", 8)
-    monkeypatch.setattr("peft_mrpc.continuations.PACKED_TOKENS", line)
+    monkeypatch.setattr("peft_mrpc.prompting.loglikelihood.WORTH_PACKING", 8)
+    monkeypatch.setattr("peft_mrpc.prompting.loglikelihood.PACKED_TOKENS", line)
     rows = rows_of(range(10, 22))
     scorer = ContinuationScorer(model, 0)
     packed = []

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from test_compare import SCORES, build_run
 
-from peft_mrpc.comparison import load_comparison
 from peft_mrpc.errors import UserError
-from peft_mrpc.joined import join_seeds
-from peft_mrpc.run_shape import shape_faults
-from peft_mrpc.runs import load_run
+from peft_mrpc.report.comparison import load_comparison
+from peft_mrpc.report.seed_groups import join_seeds
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.runs.schema import shape_faults
 
 
 def compare_with(other: Path, path: Path) -> str:

@@ -6,16 +6,16 @@ import pytest
 from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import (
+from peft_mrpc.data.examples import SPLITS
+from peft_mrpc.data.files import read_table
+from peft_mrpc.data.loading import (
     load_pairs,
     reported_splits,
     warn_of_contradictions,
     warn_of_labels,
 )
 from peft_mrpc.errors import UserError
-from peft_mrpc.pairs import SPLITS
-from peft_mrpc.reporting import describe_data
-from peft_mrpc.tables import read_table
+from peft_mrpc.runs.writer import describe_data
 
 HEADER = ("sentence1", "sentence2", "label")
 

@@ -8,15 +8,15 @@ from tiny_models import ARCHITECTURES as TINY
 from tiny_models import tiny_config
 
 from peft_mrpc import doctor
-from peft_mrpc.compatibility import compatibility_faults
 from peft_mrpc.doctor import ARCHITECTURES, build_options, main
-from peft_mrpc.methods import METHODS
-from peft_mrpc.models import load_config, load_tokenizer
-from peft_mrpc.rehearsal import Estimate, Pairs, rehearse
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
-from peft_mrpc.token_batches import TokenBatches
-from peft_mrpc.trunk_plan import parse_bytes
+from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_config, load_tokenizer
+from peft_mrpc.training.activation_cache.plan import parse_bytes
+from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.token_batches import TokenBatches
 
 
 def test_the_table_shows_every_method_and_the_environment(
@@ -242,7 +242,7 @@ def test_what_cannot_be_tried_is_said(
 ) -> None:
     flags = ["--model", tiny_bert, "--method", "lora", "--r", "4"]
     assert "weights that are not quantized" in _estimate([*flags, "--quantization", "nf4"], capsys)
-    monkeypatch.setattr("peft_mrpc.rehearsal.available_memory", lambda on_gpu: 1000)
+    monkeypatch.setattr("peft_mrpc.training.cost_estimate.available_memory", lambda on_gpu: 1000)
     assert "and more, and 1 KB are free" in _estimate(flags, capsys)
     main([*flags, "--estimate", "false"])
     assert "epoch" not in capsys.readouterr().out

@@ -10,14 +10,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.dropout import dropout, fast_dropout
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.dropout import dropout, fast_dropout
+from peft_mrpc.training.job import parse_request
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])

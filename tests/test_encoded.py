@@ -1,6 +1,6 @@
 import pytest
 
-from peft_mrpc.encoded import EncodedPairs
+from peft_mrpc.data.encoding import EncodedPairs
 
 
 def test_numbers_are_kept_in_as_few_bytes_as_hold_them() -> None:

@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 from conftest import ROWS, run_command
 
-from peft_mrpc import endpoint
-from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.endpoint import match_tokens
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.pairs import Pair
+from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.predict import main as predict
-from peft_mrpc.prompting import Questions
-from peft_mrpc.runs import load_run
-from peft_mrpc.template_files import load_template
+from peft_mrpc.prompting.endpoint import match_tokens
+from peft_mrpc.prompting.prompt_encoder import Questions, endpoint
+from peft_mrpc.prompting.template_files import load_template
+from peft_mrpc.runs.run import load_run
 
 WORDS = [("No", "no"), ("Yes",)]
 LABELS = ["not_equivalent", "equivalent"]

@@ -7,13 +7,13 @@ import pytest
 import torch
 from tiny_models import batch_drift, reload_drift, train_two_steps, write_tiny_model
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.first_token import BERT_LIKE, FirstTokenLayer, read_first_token
-from peft_mrpc.freezing import encoder_layers
-from peft_mrpc.predictors import PairClassifier, PairCollator
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.methods.freezing import encoder_layers
+from peft_mrpc.models.classifier import PairClassifier, PairCollator
+from peft_mrpc.models.first_token import BERT_LIKE, FirstTokenLayer, read_first_token
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.job import parse_request
 
 
 @pytest.fixture(scope="module")

@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
 from transformers import BertConfig, TrainerCallback, set_seed
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
-from peft_mrpc.freezing import FreezeCallback, trainable_names
-from peft_mrpc.layer_freeze import LayerFreezeOptions, find_modules
-from peft_mrpc.methods import METHODS
-from peft_mrpc.models import load_empty_classifier
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.methods.freezing import FreezeCallback, trainable_names
+from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, find_modules
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_empty_classifier
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
 
 H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are
 NORM = 2 * H  # weight and bias

@@ -13,23 +13,23 @@ from conftest import ROWS, write_csv
 from tokenizers.processors import TemplateProcessing
 
 from peft_mrpc import hard_prompt
-from peft_mrpc.artifacts import load_predictor
 from peft_mrpc.config import DataConfig
-from peft_mrpc.continuations import Continuation, ContinuationScorer
-from peft_mrpc.data import load_pairs
-from peft_mrpc.demonstrations import NearestDemonstrations, choose_demonstrations
-from peft_mrpc.engines import LocalEngine, PromptClassifier
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.pairs import Pair
-from peft_mrpc.partial_scores import PartialScores
-from peft_mrpc.prompting import PromptEncoder, _num_same, _split, channel_scores
-from peft_mrpc.prompts import Demonstration, Template
-from peft_mrpc.publishing import collect_files
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.template_files import load_template
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations
+from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
+from peft_mrpc.prompting.loglikelihood import Continuation, ContinuationScorer
+from peft_mrpc.prompting.prompt_encoder import PromptEncoder, _num_same, _split, channel_scores
+from peft_mrpc.prompting.score_cache import PartialScores
+from peft_mrpc.prompting.template_files import load_template
+from peft_mrpc.prompting.templates import Demonstration, Template
+from peft_mrpc.runs.publishing import collect_files
+from peft_mrpc.runs.run import load_run
 
 LABELS = ["not_equivalent", "equivalent"]
 

@@ -9,13 +9,13 @@ from conftest import MRPC
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.demonstrations import choose_demonstrations, fixed
-from peft_mrpc.engines import LocalEngine, PromptClassifier
-from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.prompts import Template
-from peft_mrpc.sources import find_model
-from peft_mrpc.template_files import load_template
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
+from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
+from peft_mrpc.prompting.template_files import load_template
+from peft_mrpc.prompting.templates import Template
 
 LONG = {"equivalent": ("yes, they do",), "not_equivalent": ("no, they do not",)}
 

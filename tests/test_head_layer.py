@@ -15,17 +15,17 @@ from transformers import (
     PretrainedConfig,
 )
 
-from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.data.examples import Pair
 from peft_mrpc.errors import UserError, run_verb
-from peft_mrpc.json_lines import read_json_lines
-from peft_mrpc.methods import METHODS, load_default_recipe
-from peft_mrpc.models import load_classifier, load_config, load_tokenizer
-from peft_mrpc.pairs import Pair
-from peft_mrpc.reading import read_head_layer
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.methods.registry import METHODS, load_default_recipe
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_classifier, load_config, load_tokenizer
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.serialization import read_json_lines
 from peft_mrpc.train import main
+from peft_mrpc.training.head_layer import read_head_layer
+from peft_mrpc.training.job import parse_request
 
 LABELS = ["not_equivalent", "equivalent"]
 

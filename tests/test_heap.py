@@ -10,7 +10,7 @@ import pytest
 SCRIPT = """
 import contextlib, resource, sys
 import torch
-from peft_mrpc.heap import freed_memory_kept
+from peft_mrpc.training.heap import freed_memory_kept
 
 torch.set_num_threads(1)
 

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.freezing import head_parameter_ids
-from peft_mrpc.methods import METHODS
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.methods.freezing import head_parameter_ids
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
 
 RATE, HEAD_RATE, DECAY = 1e-3, 7e-3, 0.5
 IN_NO_LAYER = ["linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"]

@@ -11,9 +11,9 @@ from conftest import run_script
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from peft_mrpc.length_groups import LengthGroups
-from peft_mrpc.runs import Run, load_run
+from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
+from peft_mrpc.training.samplers import LengthGroups
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 200).tolist()
 
@@ -91,7 +91,7 @@ import json, sys
 import torch.distributed as dist
 import peft_mrpc.train as train
 from peft_mrpc.errors import run_verb
-from peft_mrpc.trainer import PairTrainer
+from peft_mrpc.training.trainer import PairTrainer
 
 rows = {}
 step = PairTrainer.training_step

@@ -10,14 +10,14 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from torch.nn.functional import cross_entropy
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
-from peft_mrpc.losses import build_class_weights, classification_loss, loss_faults
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
-from peft_mrpc.training import build_trainer
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.losses import build_class_weights, classification_loss, loss_faults
 
 NAMES = ["no", "yes"]
 

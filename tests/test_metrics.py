@@ -2,9 +2,8 @@ import evaluate
 import numpy as np
 import pytest
 
-from peft_mrpc.confidence import bin_numbers
 from peft_mrpc.errors import UserError
-from peft_mrpc.metrics import (
+from peft_mrpc.evaluation.metrics import (
     METRICS,
     Accuracy,
     LabelMetric,
@@ -12,6 +11,7 @@ from peft_mrpc.metrics import (
     compute_metrics,
     module_path,
 )
+from peft_mrpc.evaluation.reliability import bin_numbers
 
 NAMES = ["no", "yes"]
 # Five rows worked by hand: four right, one false positive.

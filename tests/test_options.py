@@ -7,13 +7,13 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
 from tiny_models import reload_drift, train_two_steps
 
+from peft_mrpc.cli.parser import recipe_to_flags
 from peft_mrpc.errors import UserError
-from peft_mrpc.flags import recipe_to_flags
-from peft_mrpc.methods import METHODS, RESERVED_PEFT_FIELDS
-from peft_mrpc.option_values import option_types, parse_option
-from peft_mrpc.requests import parse_request
+from peft_mrpc.methods.option_types import option_types, parse_option
+from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS
 from peft_mrpc.train import main
-from peft_mrpc.tune_flags import common_recipe
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.tuning.config import common_recipe
 
 
 @pytest.mark.parametrize(

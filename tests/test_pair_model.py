@@ -22,23 +22,23 @@ from transformers import (
     RobertaConfig,
 )
 
-from peft_mrpc.artifacts import load_predictor
+from peft_mrpc.data.examples import Pair
 from peft_mrpc.errors import UserError
-from peft_mrpc.freezing import trainable_names
-from peft_mrpc.layer_freeze import LayerFreezeOptions
-from peft_mrpc.methods import METHODS
-from peft_mrpc.models import load_classifier, load_tokenizer
-from peft_mrpc.pair_model import (
+from peft_mrpc.methods.freezing import trainable_names
+from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.classifier import PairClassifier
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_classifier, load_tokenizer
+from peft_mrpc.models.modeling_sentence_pair import (
     ALIGNS,
     POOLINGS,
     SentencePairConfig,
     SentencePairModel,
     find_sentences,
 )
-from peft_mrpc.pairs import Pair
-from peft_mrpc.predictors import PairClassifier
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 
 LABELS = ["not_equivalent", "equivalent"]
@@ -267,10 +267,10 @@ def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) ->
 def test_the_head_trains_at_its_own_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    from peft_mrpc.building import build_classifier
-    from peft_mrpc.data import load_pairs
-    from peft_mrpc.requests import parse_request
-    from peft_mrpc.training import build_trainer
+    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.training.build_model import build_classifier
+    from peft_mrpc.training.build_trainer import build_trainer
+    from peft_mrpc.training.job import parse_request
 
     request = parse_request(
         ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]

@@ -6,27 +6,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from peft_mrpc.cost_plots import (
-    RunPoint,
-    plot_accuracy_against_parameters,
-    plot_costs,
-    side_by_side,
-)
-from peft_mrpc.methods import METHODS
-from peft_mrpc.plots import (
-    plot_confusion_matrices,
-    plot_precision_recall,
-    plot_reliability,
-    plot_roc_curves,
-)
-from peft_mrpc.run_plots import (
-    Whisker,
-    plot_accuracies,
-    plot_disagreements,
-    plot_learning_curves,
-    plot_seed_spread,
-)
-from peft_mrpc.styles import (
+from peft_mrpc.evaluation.plot_style import (
     CONTRAST,
     METHOD_COLORS,
     PAGES,
@@ -35,6 +15,26 @@ from peft_mrpc.styles import (
     paper,
     run_styles,
     save_picture,
+)
+from peft_mrpc.evaluation.plots import (
+    plot_confusion_matrices,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc_curves,
+)
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.report.cost_plots import (
+    RunPoint,
+    plot_accuracy_against_parameters,
+    plot_costs,
+    side_by_side,
+)
+from peft_mrpc.report.run_plots import (
+    Whisker,
+    plot_accuracies,
+    plot_disagreements,
+    plot_learning_curves,
+    plot_seed_spread,
 )
 
 REFERENCES = np.array([1, 1, 1, 0, 0, 1, 0, 1])

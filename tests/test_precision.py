@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.classifier import PairCollator
+from peft_mrpc.models.hub import find_model
 from peft_mrpc.precision import (
     compute_dtype,
     cpu_bf16_units,
     precision_defaults,
     trainer_precision,
 )
-from peft_mrpc.predictors import PairCollator
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.job import parse_request
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no_units"])

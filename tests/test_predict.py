@@ -54,7 +54,7 @@ def test_columns_that_training_named_are_found_again(
 def test_every_output_type_holds_the_same(
     suffix: str, trained_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
-    from peft_mrpc.tables import read_table
+    from peft_mrpc.data.files import read_table
 
     output = tmp_path / f"out.{suffix}"
     main([str(trained_run), "--input", pair_files["unlabelled"], "--output", str(output)])

@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.prompts import parse_answer
-from peft_mrpc.template_files import (
+from peft_mrpc.prompting.template_files import (
     load_template,
     load_templates,
     packaged_templates,
     parse_template,
 )
+from peft_mrpc.prompting.templates import parse_answer
 
 LABELS = ["not_equivalent", "equivalent"]
 

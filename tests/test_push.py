@@ -7,7 +7,7 @@ import pytest
 from conftest import ROWS, run_command
 from hub_server import HubServer
 
-from peft_mrpc.runs import load_run
+from peft_mrpc.runs.run import load_run
 
 BASE = "tiny-org/tiny-bert"
 

@@ -8,18 +8,18 @@ import pytest
 from test_compare import SCORES, TRUTH, build_run
 
 from peft_mrpc.compare import CompareConfig, compare, main, open_comparison
-from peft_mrpc.comparison import load_comparison
-from peft_mrpc.data import load_pairs
-from peft_mrpc.evidence import describe_evidence
-from peft_mrpc.explorer import MAX_CHARACTERS, explorer_data
-from peft_mrpc.joined import join_seeds
-from peft_mrpc.pairs import Pair, PairData
-from peft_mrpc.pictures import build_pictures
-from peft_mrpc.report import markdown_text
-from peft_mrpc.reporting import describe_data, write_run
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.sentences import find_sentences
-from peft_mrpc.verdict import build_verdict
+from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.report.analysis import describe_evidence
+from peft_mrpc.report.comparison import load_comparison
+from peft_mrpc.report.examples import MAX_CHARACTERS, explorer_data
+from peft_mrpc.report.plots import build_pictures
+from peft_mrpc.report.seed_groups import join_seeds
+from peft_mrpc.report.sentences import find_sentences
+from peft_mrpc.report.summary import build_verdict
+from peft_mrpc.report.text import markdown_text
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.writer import describe_data, write_run
 
 THREE_SEEDS = (SCORES["a"], SCORES["b"], [0.9, 0.8, 0.6, 0.2, 0.1])  # right: 4, 4, 5 of 5
 
@@ -361,7 +361,7 @@ def test_without_examples_the_page_says_nothing_of_them(tmp_path: Path) -> None:
 
 
 def test_a_run_over_seeds_is_read_seed_by_seed(seed_runs: list[Run], tmp_path: Path) -> None:
-    from peft_mrpc.seeds import write_seeds_run
+    from peft_mrpc.training.seeds import write_seeds_run
 
     folder = tmp_path / "run"
     (folder / "seeds").mkdir(parents=True)

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peft_mrpc.metrics import compute_metrics
-from peft_mrpc.pairs import Pair, PairData
-from peft_mrpc.reporting import describe_data, seed_line, summary, write_run
-from peft_mrpc.runs import METRICS_FILE, Run, write_json
-from peft_mrpc.thresholds import decide
+from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.evaluation.metrics import compute_metrics
+from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.runs.run import METRICS_FILE, Run, write_json
+from peft_mrpc.runs.writer import describe_data, seed_line, summary, write_run
 
 TWO = ["no", "yes"]
 SPREAD, HIGH = [0.1, 0.2, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9]

@@ -10,15 +10,15 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from peft_mrpc.confidence import bin_numbers
-from peft_mrpc.resampling import (
+from peft_mrpc.evaluation.bootstrap import (
     Sweep,
     bootstrap,
     percentile_interval,
     reflected_interval,
     roc_band,
 )
-from peft_mrpc.statistics import wilson_interval
+from peft_mrpc.evaluation.reliability import bin_numbers
+from peft_mrpc.evaluation.significance import wilson_interval
 
 
 def answers(count: int, seed: int = 0) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:

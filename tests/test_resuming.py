@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from peft_mrpc.checkpoints import ABOUT_FILE, STATE_FILE, TRAINED_FILE
-from peft_mrpc.resuming import DECIDING
-from peft_mrpc.runs import load_run
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
+from peft_mrpc.training.checkpoints import ABOUT_FILE, STATE_FILE, TRAINED_FILE
+from peft_mrpc.training.resuming import DECIDING
 
 Fails = Callable[..., str]
 STEP = 3  # of six: the end of the first of two epochs

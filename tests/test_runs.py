@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from peft_mrpc.data.examples import Pair
 from peft_mrpc.errors import UserError
-from peft_mrpc.json_lines import read_json_lines
-from peft_mrpc.pairs import Pair
-from peft_mrpc.runs import load_run, write_predictions
-from peft_mrpc.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.run import load_run, write_predictions
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.serialization import read_json_lines
 
 
 def fake_run(path: Path, content: str = "old") -> Path:

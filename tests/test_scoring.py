@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import ROWS, launcher, run_command
 
-from peft_mrpc import scoring
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs import load_run
-from peft_mrpc.scoring import length_sorted_batches, score_or_halve, score_rows
+from peft_mrpc.models.batched_inference import length_sorted_batches, score_or_halve, score_rows
+from peft_mrpc.models import batched_inference as scoring
+from peft_mrpc.runs.run import load_run
 
 SHARD_SCRIPT = r"""
 import sys, numpy as np
-from peft_mrpc.processes import process_state
-from peft_mrpc.scoring import score_rows
+from peft_mrpc.distributed import process_state
+from peft_mrpc.models.batched_inference import score_rows
 rows = int(sys.argv[1])
 state = process_state()
 seen = []

@@ -14,11 +14,11 @@ import pytest
 from conftest import run_command
 
 from peft_mrpc import compare, predict
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.averages import combine_metrics
-from peft_mrpc.cards import build_card
-from peft_mrpc.publishing import collect_files
-from peft_mrpc.runs import load_run
+from peft_mrpc.evaluation.seed_aggregation import combine_metrics
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.runs.model_card import build_card
+from peft_mrpc.runs.publishing import collect_files
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 
 FLAGS = ["--method", "lora", "--num_train_epochs", "2", "--learning_rate", "3e-2"]
@@ -269,7 +269,7 @@ def test_seeds_do_not_resume_a_checkpoint(flags: list[str], fails: Callable[...,
 
 
 def test_a_recipe_lists_seeds_and_a_flag_is_stronger(flags: list[str], tmp_path: Path) -> None:
-    from peft_mrpc.requests import parse_request
+    from peft_mrpc.training.job import parse_request
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seeds: [4, 5]\n")

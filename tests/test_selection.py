@@ -14,21 +14,21 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from transformers import set_seed
 
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.building import build_classifier
-from peft_mrpc.cards import build_card
-from peft_mrpc.checkpoints import TRAINED_FILE, load_trained
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs, reported_splits
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs, reported_splits
 from peft_mrpc.errors import UserError
-from peft_mrpc.pairs import Pair
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.selection import hold_out, hold_out_selection
-from peft_mrpc.sources import find_model
-from peft_mrpc.thresholds import best_threshold, decide
+from peft_mrpc.evaluation.thresholds import best_threshold, decide
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.model_card import build_card
+from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.checkpoints import TRAINED_FILE, load_trained
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.selection import hold_out, hold_out_selection
 
 # The encoders of the last two are more than the prompt they compute, which is all that PEFT saves.
 FLAGS = {
@@ -479,7 +479,7 @@ def test_the_documented_commands_parse() -> None:
 
 
 def test_a_resumed_training_needs_every_parameter(tmp_path: Path) -> None:
-    from peft_mrpc.checkpoints import save_trained
+    from peft_mrpc.training.checkpoints import save_trained
 
     model = torch.nn.Linear(2, 3)
     save_trained(model, ["weight"], tmp_path)

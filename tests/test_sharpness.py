@@ -13,16 +13,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sharpness import fresh_gradients, uphill
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.trainer import PairTrainer
-from peft_mrpc.training import build_trainer
-from peft_mrpc.tune_flags import common_recipe
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.sam import fresh_gradients, uphill
+from peft_mrpc.training.trainer import PairTrainer
+from peft_mrpc.training.tuning.config import common_recipe
 
 RHO, RATE = 0.2, 0.1
 SGD = ["--optim", "sgd", "--lr_scheduler_type", "constant", "--warmup_steps", "0"]

@@ -15,17 +15,17 @@ from tiny_models import ENCODERS, FLAGS, batch_drift, reload_drift, train_two_st
 from transformers import AutoModel, set_seed
 
 from peft_mrpc import doctor
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.models import load_tokenizer
-from peft_mrpc.pair_model import POOLINGS
-from peft_mrpc.pairs import Pair
-from peft_mrpc.predictors import PairClassifier, PairCollator
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import load_run, read_json
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.classifier import PairClassifier, PairCollator
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_tokenizer
+from peft_mrpc.models.modeling_sentence_pair import POOLINGS
+from peft_mrpc.runs.run import load_run, read_json
 from peft_mrpc.train import main
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.job import parse_request
 
 PAIRS = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]
@@ -136,8 +136,8 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
     info = after_run / "adapter" / "peft_mrpc.json"
     assert read_json(info)["prompt_position"] == "after"
     script = (
-        "import sys, json; from peft_mrpc.artifacts import load_predictor;"
-        "from peft_mrpc.data import load_pairs; from peft_mrpc.config import DataConfig;"
+        "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
+        "from peft_mrpc.data.loading import load_pairs; from peft_mrpc.config import DataConfig;"
         "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
         "print(json.dumps(load_predictor(sys.argv[2]).score(pairs, 32).tolist()))"
     )
@@ -189,7 +189,9 @@ def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
     monkeypatch: pytest.MonkeyPatch,
     fails: Callable[..., str],
 ) -> None:
-    monkeypatch.setattr("peft_mrpc.building.load_classifier", None)  # calling it would fail
+    monkeypatch.setattr(
+        "peft_mrpc.training.build_model.load_classifier", None
+    )  # calling it would fail
     flags = ["--method", method, "--model", models[architecture], *AFTER, pooling]
     message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))
     assert message.startswith("peft-mrpc: --prompt_position: got after, but") and said in message
@@ -211,7 +213,7 @@ def test_a_tokenizer_that_begins_otherwise_is_refused(
             setattr(tokenizer, name, value)
         return tokenizer
 
-    monkeypatch.setattr("peft_mrpc.reading.load_tokenizer", load_changed)
+    monkeypatch.setattr("peft_mrpc.training.head_layer.load_tokenizer", load_changed)
     flags = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
     assert "does not begin with [CLS]" in fails(main, *flags, *AFTER, "aligned")
 

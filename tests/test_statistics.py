@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from peft_mrpc.statistics import (
+from peft_mrpc.evaluation.significance import (
     almost_stochastic_order,
     detectable_difference,
     equivalence,

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.epochs import TellEpoch
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.sources import find_model
-from peft_mrpc.token_batches import TokenBatches
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.epochs import TellEpoch
+from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.token_batches import TokenBatches
 
 Fit = Callable[..., Run]
 

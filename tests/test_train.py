@@ -24,21 +24,21 @@ from transformers import (
     TrainerCallback,
 )
 
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.building import build_classifier, fit_rates
-from peft_mrpc.data import load_pairs
-from peft_mrpc.encoded import EncodedPairs, encode_pairs
+from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
+from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
-from peft_mrpc.freezing import trainable_names
-from peft_mrpc.methods import METHODS
-from peft_mrpc.models import load_tokenizer
-from peft_mrpc.pairs import Pair
-from peft_mrpc.requests import _settle, parse_request
-from peft_mrpc.runs import load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.methods.freezing import trainable_names
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import load_tokenizer
+from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer, is_symmetric
-from peft_mrpc.training_attention import drops_attention
+from peft_mrpc.training.attention import drops_attention
+from peft_mrpc.training.build_model import build_classifier, fit_rates
+from peft_mrpc.training.build_trainer import build_trainer, is_symmetric
+from peft_mrpc.training.job import _settle, parse_request
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H
@@ -89,7 +89,7 @@ def prepare(
 ) -> Any:
     from transformers import set_seed
 
-    from peft_mrpc.data import load_pairs
+    from peft_mrpc.data.loading import load_pairs
 
     request = parse_request(
         ["--method", method, "--model", tiny_bert, *FLAGS[method], *data_flags]
@@ -172,8 +172,8 @@ def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
     runs: dict[str, Path], pair_files: dict[str, str]
 ) -> None:
     script = (
-        "import sys, json; from peft_mrpc.artifacts import load_predictor;"
-        "from peft_mrpc.data import load_pairs; from peft_mrpc.config import DataConfig;"
+        "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
+        "from peft_mrpc.data.loading import load_pairs; from peft_mrpc.config import DataConfig;"
         "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
         "print(json.dumps([load_predictor(p).score(pairs, 32).tolist() for p in sys.argv[2:]]))"
     )
@@ -232,7 +232,7 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     tiny_bert: str, data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
-    from peft_mrpc.data import load_pairs
+    from peft_mrpc.data.loading import load_pairs
 
     flags = ["--bf16", "--output_dir", str(tmp_path / "run")]
     main(["--model", tiny_bert, *data_flags, *flags])
@@ -373,7 +373,7 @@ def test_virtual_tokens_count_against_the_positions(
     assert "--num_virtual_tokens: got 60; the model has 64 positions" in said
     # As long a pair as the positions allow, cut to fit, and counted.
     request = parse_request([*flags, "--num_virtual_tokens", "50"])
-    from peft_mrpc.data import load_pairs
+    from peft_mrpc.data.loading import load_pairs
 
     data = load_pairs(request.data)
     classifier = build_classifier(request, find_model(tiny_bert), data)
@@ -517,7 +517,7 @@ def test_encoded_pairs_are_what_the_tokenizer_gives(
     pairs = [Pair(row, a, b) for row, (a, b, _) in enumerate(ROWS)]
     firsts, seconds = [p.sentence1 for p in pairs], [p.sentence2 for p in pairs]
     for at_once in (3, 1000):
-        monkeypatch.setattr("peft_mrpc.encoded.AT_ONCE", at_once)
+        monkeypatch.setattr("peft_mrpc.data.encoding.AT_ONCE", at_once)
         for length in (12, 64):
             plain = tokenizer(firsts, seconds, truncation=True, max_length=length)
             encoded, num_cut = encode_pairs(tokenizer, pairs, length)

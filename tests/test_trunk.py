@@ -22,23 +22,30 @@ from transformers import (
 )
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
-from peft_mrpc.building import build_classifier
 from peft_mrpc.cache import main as cache
-from peft_mrpc.data import load_pairs
+from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
-from peft_mrpc.kept_trunks import disk_refusal, kept_trunks
-from peft_mrpc.left_out import LeftOut
-from peft_mrpc.requests import parse_request
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.sources import find_model
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.training import build_trainer
-from peft_mrpc.trunk import _HELD, Trunk
-from peft_mrpc.trunk_fill import _is_common, fill_store, missing_rows
-from peft_mrpc.trunk_name import trunk_depth
-from peft_mrpc.trunk_plan import in_bytes, parse_bytes
-from peft_mrpc.trunk_rows import KEY, DiskWriter, KeyedRows, RowIndex, row_key, split_keys
-from peft_mrpc.trunk_store import STATES, TrunkStore, pad_states
+from peft_mrpc.training.activation_cache.bypass import LeftOut
+from peft_mrpc.training.activation_cache.cache import _HELD, Trunk
+from peft_mrpc.training.activation_cache.disk import disk_refusal, kept_trunks
+from peft_mrpc.training.activation_cache.fill import _is_common, fill_store, missing_rows
+from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
+from peft_mrpc.training.activation_cache.plan import in_bytes, parse_bytes
+from peft_mrpc.training.activation_cache.rows import (
+    KEY,
+    DiskWriter,
+    KeyedRows,
+    RowIndex,
+    row_key,
+    split_keys,
+)
+from peft_mrpc.training.activation_cache.store import STATES, TrunkStore, pad_states
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
 from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"
@@ -455,9 +462,9 @@ def test_machines_without_a_common_disk_train_as_one_process(
 def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) -> None:
     from tiny_models import tiny_config
 
-    from peft_mrpc.layer_freeze import LayerFreezeOptions
-    from peft_mrpc.methods import METHODS
-    from peft_mrpc.models import load_empty_classifier
+    from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
+    from peft_mrpc.methods.registry import METHODS
+    from peft_mrpc.models.loading import load_empty_classifier
 
     def depth(architecture: str, **options: Any) -> int:
         model = load_empty_classifier(tiny_config(architecture, 64), "mean")
@@ -792,7 +799,7 @@ def test_a_full_disk_ends_in_one_line_or_in_memory(
     def fail(self: Any, key: bytes, states: torch.Tensor) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("peft_mrpc.trunk_store.DiskWriter.add", fail)
+    monkeypatch.setattr("peft_mrpc.training.activation_cache.store.DiskWriter.add", fail)
     flags = [*PROBE[:2], "--trunk_cache", mode]
     if mode == "disk":
         with pytest.raises(UserError, match="cannot be written: .*No space left"):
@@ -816,8 +823,10 @@ def test_what_a_killed_fill_had_finished_is_found_and_memory_is_filled_to_its_li
     caplog: pytest.LogCaptureFixture,
     trunks: Path,
 ) -> None:
-    monkeypatch.setattr("peft_mrpc.trunk_fill.FILE_BYTES", 1)  # a file for each batch
-    monkeypatch.setattr("peft_mrpc.trunk_fill.FILL_BATCH", 2)
+    monkeypatch.setattr(
+        "peft_mrpc.training.activation_cache.fill.FILE_BYTES", 1
+    )  # a file for each batch
+    monkeypatch.setattr("peft_mrpc.training.activation_cache.fill.FILL_BATCH", 2)
     whole, add = [], DiskWriter.add
 
     def fail(self: DiskWriter, key: bytes, states: torch.Tensor) -> None:
@@ -962,8 +971,10 @@ def test_a_fill_whose_trunk_is_cleared_and_limit_is_reached_ends_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PEFT_MRPC_TRUNKS", str(tmp_path))
-    monkeypatch.setattr("peft_mrpc.trunk_fill.FILE_BYTES", 1)  # a file for each batch
-    monkeypatch.setattr("peft_mrpc.trunk_fill.FILL_BATCH", 1)
+    monkeypatch.setattr(
+        "peft_mrpc.training.activation_cache.fill.FILE_BYTES", 1
+    )  # a file for each batch
+    monkeypatch.setattr("peft_mrpc.training.activation_cache.fill.FILL_BATCH", 1)
     rows = KeyedRows.of([{"input_ids": [n], "attention_mask": [1]} for n in range(6)])
 
     def fill(number: int, limit: int, after_each: Callable[[], object]) -> tuple[TrunkStore, str]:

@@ -17,13 +17,13 @@ from conftest import ROWS, run_command, write_csv
 
 from peft_mrpc import train
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data import load_pairs
-from peft_mrpc.methods import METHODS
-from peft_mrpc.requests import parse_command
-from peft_mrpc.runs import load_run
-from peft_mrpc.search_space import load_space
-from peft_mrpc.selection import hold_out
-from peft_mrpc.sources import find_model
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.training.job import parse_command
+from peft_mrpc.training.selection import hold_out
+from peft_mrpc.training.tuning.search_space import load_space
 from peft_mrpc.tune import OWN, _check_ends, flag_values, main
 
 SPACE = """
@@ -444,7 +444,7 @@ def test_without_optuna_the_hint_is_one_line(flags: list[str]) -> None:
 
 
 def test_a_password_is_not_shown() -> None:
-    from peft_mrpc.search import without_login
+    from peft_mrpc.training.tuning.study import without_login
 
     assert without_login("postgresql://me:se@cret@host/db") == "postgresql://host/db"
     assert without_login("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"

@@ -1,7 +1,6 @@
 import pytest
 
-from peft_mrpc.methods import METHODS
-from peft_mrpc.wording import (
+from peft_mrpc.formatting import (
     METHOD_WORDS,
     duration,
     p_text,
@@ -10,6 +9,7 @@ from peft_mrpc.wording import (
     short_count,
     shorten,
 )
+from peft_mrpc.methods.registry import METHODS
 
 
 def test_numbers_are_said_in_few_digits() -> None:

@@ -14,14 +14,14 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.artifacts import load_predictor, save_classifier
-from peft_mrpc.building import build_classifier
-from peft_mrpc.data import load_pairs
-from peft_mrpc.freezing import head_parameter_ids, trainable_names
-from peft_mrpc.predictors import PairClassifier
-from peft_mrpc.requests import parse_request
-from peft_mrpc.sources import find_model
-from peft_mrpc.training import build_trainer
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.methods.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.models.artifact import load_predictor, save_classifier
+from peft_mrpc.models.classifier import PairClassifier
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import build_trainer
+from peft_mrpc.training.job import parse_request
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
 RANGE = {"initializer_range": 0.3}

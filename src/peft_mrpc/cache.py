@@ -6,10 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.errors import UserError, one_line, run_verb
-from peft_mrpc.flags import parse_flags
-from peft_mrpc.kept_trunks import KeptTrunk, kept_trunks, remove_trunk, trunks_dir
-from peft_mrpc.trunk_plan import in_bytes, parse_bytes
+from peft_mrpc.training.activation_cache.disk import (
+    KeptTrunk,
+    kept_trunks,
+    remove_trunk,
+    trunks_dir,
+)
+from peft_mrpc.training.activation_cache.plan import in_bytes, parse_bytes
 
 DESCRIPTION = "List what --trunk_cache keeps on disk; with --clear or --keep, remove it."
 

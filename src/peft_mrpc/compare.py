@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc import config as cfg
-from peft_mrpc.bars import check_labels, find_baseline, missed_bars, parse_bars
-from peft_mrpc.comparison import Comparison, load_comparison
+from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.errors import Missed, UserError, run_verb
-from peft_mrpc.evidence import MARGIN, describe_evidence
-from peft_mrpc.explorer import MAX_EXAMPLES, explorer_data
-from peft_mrpc.flags import parse_flags
-from peft_mrpc.html_report import write_html
-from peft_mrpc.joined import join_seeds
-from peft_mrpc.pictures import build_pictures
-from peft_mrpc.report import Report, write_texts
-from peft_mrpc.runs import load_run
-from peft_mrpc.sentences import find_sentences
-from peft_mrpc.staging import check_output_dir, staged_directory
-from peft_mrpc.styles import on_page, save_picture
-from peft_mrpc.verdict import build_verdict
+from peft_mrpc.evaluation.plot_style import on_page, save_picture
+from peft_mrpc.report.analysis import MARGIN, describe_evidence
+from peft_mrpc.report.comparison import Comparison, load_comparison
+from peft_mrpc.report.examples import MAX_EXAMPLES, explorer_data
+from peft_mrpc.report.html import write_html
+from peft_mrpc.report.plots import build_pictures
+from peft_mrpc.report.quality_gate import check_labels, find_baseline, missed_bars, parse_bars
+from peft_mrpc.report.seed_groups import join_seeds
+from peft_mrpc.report.sentences import find_sentences
+from peft_mrpc.report.summary import build_verdict
+from peft_mrpc.report.text import Report, write_texts
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
 
 logger = logging.getLogger(__name__)
 

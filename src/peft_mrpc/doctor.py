@@ -15,33 +15,33 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
-from peft_mrpc.adapters import use_tokenizer, without_weights
-from peft_mrpc.columns import PARAPHRASE_NAMES, split_class_names
-from peft_mrpc.compatibility import compatibility_faults
-from peft_mrpc.data import load_pairs
-from peft_mrpc.encoded import encode_pairs
+from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
+from peft_mrpc.data.encoding import encode_pairs
+from peft_mrpc.data.examples import SPLITS
+from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError, raise_faults, run_verb
-from peft_mrpc.freezing import head_parameter_ids, parameter_counts
-from peft_mrpc.methods import (
+from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.freezing import head_parameter_ids, parameter_counts
+from peft_mrpc.methods.peft_adapters import use_tokenizer, without_weights
+from peft_mrpc.methods.registry import (
     METHODS,
     find_method,
     load_default_recipe,
 )
-from peft_mrpc.models import (
+from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.loading import (
     auto_pooling,
     load_config,
     load_empty_classifier,
     load_tokenizer,
 )
-from peft_mrpc.pairs import SPLITS
 from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
-from peft_mrpc.processes import prepare_processes
-from peft_mrpc.reading import describe_reading, read_head_layer, settle_reading
-from peft_mrpc.rehearsal import Pairs, rehearse
-from peft_mrpc.requests import TrainRequest, parse_command
-from peft_mrpc.selection import hold_out_selection
-from peft_mrpc.sources import find_model
-from peft_mrpc.training import check_against_data, pair_length
+from peft_mrpc.training.build_trainer import check_against_data, pair_length
+from peft_mrpc.training.cost_estimate import Pairs, rehearse
+from peft_mrpc.training.head_layer import describe_reading, read_head_layer, settle_reading
+from peft_mrpc.training.job import TrainRequest, parse_command
+from peft_mrpc.training.selection import hold_out_selection
 
 DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "

@@ -6,28 +6,28 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
-from peft_mrpc.asking import OF_A_LOADED_MODEL, Asker
-from peft_mrpc.calibration import KINDS
-from peft_mrpc.data import load_pairs, reported_splits, warn_of_labels, warn_of_trained
-from peft_mrpc.demonstrations import CHOICES, build_show
-from peft_mrpc.endpoint import EndpointEngine, address_faults
-from peft_mrpc.engines import Engine, LocalEngine, PromptClassifier
+from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags
+from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.loading import load_pairs, reported_splits, warn_of_labels, warn_of_trained
+from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_verb
-from peft_mrpc.flags import flag_value, load_recipe, parse_flags
-from peft_mrpc.models import load_causal_lm, load_tokenizer
-from peft_mrpc.pairs import PairData
-from peft_mrpc.processes import process_state
-from peft_mrpc.prompt_faults import prompt_faults
-from peft_mrpc.prompt_plan import build_plan
-from peft_mrpc.publishing import check_access, check_base, publish
-from peft_mrpc.quantization import QUANTIZATIONS
-from peft_mrpc.reporting import data_line, summary
-from peft_mrpc.requests import default_output_dir
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.staging import check_output_dir, staged_directory
-from peft_mrpc.template_files import load_templates
-from peft_mrpc.train_draws import draw_from_train
+from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.models.quantization import QUANTIZATIONS
+from peft_mrpc.prompting.calibration import KINDS
+from peft_mrpc.prompting.demonstrations import CHOICES, build_show
+from peft_mrpc.prompting.endpoint import EndpointEngine, address_faults
+from peft_mrpc.prompting.local_model import Engine, LocalEngine, PromptClassifier
+from peft_mrpc.prompting.preview import build_plan
+from peft_mrpc.prompting.run import OF_A_LOADED_MODEL, Asker
+from peft_mrpc.prompting.template_files import load_templates
+from peft_mrpc.prompting.train_sampling import draw_from_train
+from peft_mrpc.prompting.validation import prompt_faults
+from peft_mrpc.runs.publishing import check_access, check_base, publish
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.writer import data_line, summary
+from peft_mrpc.training.job import default_output_dir
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 NAMES = {

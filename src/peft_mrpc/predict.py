@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
-from peft_mrpc.artifacts import load_predictor
-from peft_mrpc.columns import class_name_faults, pairs_from_table
-from peft_mrpc.endpoint import address_faults
+from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.data.columns import class_name_faults, pairs_from_table
+from peft_mrpc.data.files import Table, read_table
+from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults, run_verb
-from peft_mrpc.flags import parse_flags
-from peft_mrpc.json_lines import format_json_lines
-from peft_mrpc.processes import process_state
-from peft_mrpc.runs import RUN_FILE, read_json
-from peft_mrpc.staging import check_writable
-from peft_mrpc.tables import Table, read_table
-from peft_mrpc.thresholds import decide
+from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.models.artifact import load_predictor
+from peft_mrpc.prompting.endpoint import address_faults
+from peft_mrpc.runs.run import RUN_FILE, read_json
+from peft_mrpc.runs.staging import check_writable
+from peft_mrpc.serialization import format_json_lines
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")

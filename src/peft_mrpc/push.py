@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.errors import UserError, run_verb
-from peft_mrpc.flags import parse_flags
-from peft_mrpc.publishing import (
+from peft_mrpc.runs.publishing import (
     check_access,
     check_publishable,
     check_repo_id,
     collect_files,
     publish,
 )
-from peft_mrpc.runs import load_run
+from peft_mrpc.runs.run import load_run
 
 DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name"
 

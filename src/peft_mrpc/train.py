@@ -13,36 +13,36 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from transformers import Trainer, set_seed
 
-from peft_mrpc.artifacts import save_classifier, save_threshold
-from peft_mrpc.building import build_classifier
-from peft_mrpc.choosing import choose_threshold, describe_selection, say_chosen
-from peft_mrpc.data import load_pairs, reported_splits, warn_of_labels, warn_of_trained
+from peft_mrpc.cli.parser import config_record
+from peft_mrpc.cli.progress import progress_bars
+from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.loading import load_pairs, reported_splits, warn_of_labels, warn_of_trained
+from peft_mrpc.distributed import prepare_processes, process_state
 from peft_mrpc.errors import run_verb
-from peft_mrpc.flags import config_record
-from peft_mrpc.freezing import describe_parameters
-from peft_mrpc.layer_freeze import warn_of_unreached
-from peft_mrpc.pairs import PairData
+from peft_mrpc.methods.freezing import describe_parameters
+from peft_mrpc.methods.layer_freeze import warn_of_unreached
+from peft_mrpc.models.artifact import save_classifier, save_threshold
+from peft_mrpc.models.classifier import PairClassifier
+from peft_mrpc.models.hub import ModelSource, find_model
 from peft_mrpc.precision import trainer_precision, warn_of_slow_bf16
-from peft_mrpc.predictors import PairClassifier
-from peft_mrpc.processes import prepare_processes, process_state
-from peft_mrpc.progress import progress_bars
-from peft_mrpc.publishing import check_access, check_base, publish
-from peft_mrpc.reading import describe_reading
-from peft_mrpc.reporting import data_line, describe_data, summary, write_run
-from peft_mrpc.requests import TrainRequest, parse_request
-from peft_mrpc.resuming import check_resumed
-from peft_mrpc.runs import Run, load_run
-from peft_mrpc.seeds import train_seeds
-from peft_mrpc.selection import hold_out_selection, say_held_out
-from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.staging import check_output_dir, staged_directory
-from peft_mrpc.training import (
+from peft_mrpc.runs.publishing import check_access, check_base, publish
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.writer import data_line, describe_data, summary, write_run
+from peft_mrpc.training.build_model import build_classifier
+from peft_mrpc.training.build_trainer import (
     build_trainer,
     check_against_data,
     check_trunk,
     settle_order,
     trained_model,
 )
+from peft_mrpc.training.head_layer import describe_reading
+from peft_mrpc.training.job import TrainRequest, parse_request
+from peft_mrpc.training.model_selection import choose_threshold, describe_selection, say_chosen
+from peft_mrpc.training.resuming import check_resumed
+from peft_mrpc.training.seeds import train_seeds
+from peft_mrpc.training.selection import hold_out_selection, say_held_out
 
 
 def main(argv: Sequence[str]) -> None:

@@ -10,30 +10,29 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, Trainer, set_seed
 
 from peft_mrpc import config as cfg
-from peft_mrpc.building import build_classifier, check_fit, fit_rates
-from peft_mrpc.data import load_pairs, reported_splits
-from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
-from peft_mrpc.flags import (
+from peft_mrpc.cli.parser import (
     config_record,
     flag_names,
     recipe_to_flags,
     record_key,
 )
-from peft_mrpc.layer_freeze import warn_of_unreached
-from peft_mrpc.models import load_config
-from peft_mrpc.pairs import PairData
+from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.loading import load_pairs, reported_splits
+from peft_mrpc.distributed import prepare_processes
+from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
+from peft_mrpc.methods.layer_freeze import warn_of_unreached
+from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.loading import load_config
 from peft_mrpc.precision import is_by_rule, trainer_precision, warn_of_slow_bf16
-from peft_mrpc.processes import prepare_processes
-from peft_mrpc.reading import settle_reading
-from peft_mrpc.reporting import describe_data
-from peft_mrpc.requests import TrainRequest, parse_command
-from peft_mrpc.search_space import Parameter, load_space
-from peft_mrpc.selection import SELECTION, say_held_out, split_selection
-from peft_mrpc.sources import ModelSource, find_model
-from peft_mrpc.staging import check_output_dir
-from peft_mrpc.training import build_trainer, check_against_data
-from peft_mrpc.trunk_plan import count_trunks
-from peft_mrpc.tune_flags import (
+from peft_mrpc.runs.staging import check_output_dir
+from peft_mrpc.runs.writer import describe_data
+from peft_mrpc.training.activation_cache.plan import count_trunks
+from peft_mrpc.training.build_model import build_classifier, check_fit, fit_rates
+from peft_mrpc.training.build_trainer import build_trainer, check_against_data
+from peft_mrpc.training.head_layer import settle_reading
+from peft_mrpc.training.job import TrainRequest, parse_command
+from peft_mrpc.training.selection import SELECTION, say_held_out, split_selection
+from peft_mrpc.training.tuning.config import (
     FIXED,
     OF_A_TRIAL,
     REFUSED,
@@ -44,10 +43,11 @@ from peft_mrpc.tune_flags import (
     objective_faults,
     tune_faults,
 )
-from peft_mrpc.workers import run_workers, worker_count
+from peft_mrpc.training.tuning.search_space import Parameter, load_space
+from peft_mrpc.training.tuning.workers import run_workers, worker_count
 
 if TYPE_CHECKING:
-    from peft_mrpc.search import Plan
+    from peft_mrpc.training.tuning.study import Plan
 
 DESCRIPTION = "Search a method's settings with Optuna, and write the best as a recipe for train."
 STUDY_FILE = "study.db"
@@ -80,8 +80,8 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
         UserError: Before the first trial for all that is wrong with the command, after the last
             if none came to its end.
     """
-    from peft_mrpc.search import begin_search, open_study, without_login
-    from peft_mrpc.search_outcome import write_outcome
+    from peft_mrpc.training.tuning.outcome import write_outcome
+    from peft_mrpc.training.tuning.study import begin_search, open_study, without_login
 
     given = given_flags(argv)
     raise_faults(tune_faults(request, config, given))
@@ -202,7 +202,7 @@ def _plan(
     data: PairData,
 ) -> "Plan":
     """The search, named by all that its trials have in common on whatever machine."""
-    from peft_mrpc.search import Plan
+    from peft_mrpc.training.tuning.study import Plan
 
     record = config_record(request.config, request.data, request.arguments)
     if is_by_rule(given):
@@ -232,7 +232,7 @@ def _plan(
 def _run_here(
     plan: "Plan", trainer: Trainer, build: Callable[[Mapping[str, Any], int], Trainer]
 ) -> None:
-    from peft_mrpc.search import run_trials
+    from peft_mrpc.training.tuning.study import run_trials
 
     # The first model said what trains and what was cut; each trial would say it again.
     level = logger.level

@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import Accuracy
+from peft_mrpc.evaluation.metrics import Accuracy
 
 __all__ = ["Accuracy"]

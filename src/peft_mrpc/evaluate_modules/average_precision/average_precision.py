@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import AveragePrecision
+from peft_mrpc.evaluation.metrics import AveragePrecision
 
 __all__ = ["AveragePrecision"]

@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import Brier
+from peft_mrpc.evaluation.metrics import Brier
 
 __all__ = ["Brier"]

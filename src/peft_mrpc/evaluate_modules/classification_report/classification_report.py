@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import ClassificationReport
+from peft_mrpc.evaluation.metrics import ClassificationReport
 
 __all__ = ["ClassificationReport"]

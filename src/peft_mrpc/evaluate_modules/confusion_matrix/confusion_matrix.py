@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import ConfusionMatrix
+from peft_mrpc.evaluation.metrics import ConfusionMatrix
 
 __all__ = ["ConfusionMatrix"]

@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import ExpectedCalibrationError
+from peft_mrpc.evaluation.metrics import ExpectedCalibrationError
 
 __all__ = ["ExpectedCalibrationError"]

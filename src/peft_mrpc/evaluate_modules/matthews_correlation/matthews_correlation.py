@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import MatthewsCorrelation
+from peft_mrpc.evaluation.metrics import MatthewsCorrelation
 
 __all__ = ["MatthewsCorrelation"]

@@ -1,5 +1,5 @@
 """What evaluate.load finds here."""
 
-from peft_mrpc.metrics import RocAuc
+from peft_mrpc.evaluation.metrics import RocAuc
 
 __all__ = ["RocAuc"]

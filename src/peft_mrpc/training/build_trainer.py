@@ -1,0 +1,276 @@
+"""The Hugging Face Trainer over encoded pairs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    EarlyStoppingCallback,
+    PretrainedConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from peft_mrpc.config import TrainConfig
+from peft_mrpc.data.augmentation import EitherOrder
+from peft_mrpc.data.encoding import EncodedPairs
+from peft_mrpc.data.examples import PairData, label_counts
+from peft_mrpc.data.loading import warn_of_contradictions
+from peft_mrpc.distributed import process_state
+from peft_mrpc.errors import UserError, logger, raise_faults
+from peft_mrpc.evaluation.thresholds import threshold_faults
+from peft_mrpc.methods.freezing import describe_trainable
+from peft_mrpc.models.classifier import PairClassifier, PairCollator
+from peft_mrpc.models.first_token import virtual_tokens
+from peft_mrpc.models.loading import position_limit
+from peft_mrpc.precision import padding_step, trainer_precision
+from peft_mrpc.training.activation_cache.callback import CacheTrunk, TrunkRefused, trunk_refusal
+from peft_mrpc.training.activation_cache.plan import build_trunk_plan
+from peft_mrpc.training.activation_cache.store import TrunkCollator
+from peft_mrpc.training.attention import TrainingAttention
+from peft_mrpc.training.callbacks import tensorboard_logs
+from peft_mrpc.training.checkpoints import DescribeCheckpoint, FindBestAgain
+from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.losses import build_class_weights, build_loss
+from peft_mrpc.training.model_selection import score_logits
+from peft_mrpc.training.resuming import about_training
+from peft_mrpc.training.selection import SELECTION, selection_seed
+from peft_mrpc.training.token_batches import TokenBatches
+from peft_mrpc.training.trainer import PairTrainer
+
+FINE_TUNING_RATE = 1e-3
+# What labels say of two sentences in either order.
+SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
+
+
+def pair_length(request: TrainRequest, model_config: PretrainedConfig, tokenizer: Any) -> int:
+    """The most tokens that a pair may have, beside virtual ones.
+
+    Raises:
+        UserError: If these leave the pair no room.
+    """
+    virtual = int(getattr(request.options, "num_virtual_tokens", None) or 0)
+    limit = position_limit(model_config, tokenizer)
+    if virtual + 8 > limit:
+        raise UserError(
+            f"--num_virtual_tokens: got {virtual}; the model has {limit} positions for these and "
+            "the pair together."
+        )
+    length = min(request.config.max_length, limit) - virtual
+    if length < 8:
+        raise UserError(
+            f"--max_length: got {request.config.max_length}, of which {virtual} are virtual "
+            "tokens; expected at least 8 more for the pair."
+        )
+    return length
+
+
+def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: PairData) -> None:
+    """Refuse what these pairs cannot give.
+
+    Raises:
+        UserError: If there is nothing to train on, too little for a batch, or the labels are not
+            as many as the threshold or the class weights are for.
+    """
+    faults = threshold_faults(config.threshold, len(data.label_names))
+    if "train" not in data.splits:
+        faults.append(f"{data.name}: has no train split; give --train_file.")
+    elif arguments.dataloader_drop_last:
+        size, count = len(data.splits["train"]), arguments.world_size
+        if size < arguments.train_batch_size * count:
+            each = "" if count == 1 else f" on each of {count} processes"
+            faults.append(
+                f"--dataloader_drop_last: {size} training pairs fill no batch of "
+                f"{arguments.train_batch_size}{each}; lower --per_device_train_batch_size."
+            )
+    raise_faults(faults)
+    _class_weights(config, data)
+    counts = label_counts(data.splits["train"], data.label_names)
+    warn_of_contradictions(data.splits["train"])
+    if absent := [name for name, count in counts.items() if not count]:
+        logger.warning(
+            "%s: no training pair is %s, which is never learned", data.name, " or ".join(absent)
+        )
+
+
+def check_trunk(config: TrainConfig, arguments: TrainingArguments, model: Any) -> None:
+    """Refuse to keep the activations of layers, where that was asked for, that train.
+
+    Raises:
+        UserError: If there are none that are frozen.
+    """
+    if config.trunk_cache in ("disk", "memory") and (refusal := trunk_refusal(model, arguments)):
+        raise TrunkRefused(config.trunk_cache, refusal)
+
+
+def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
+    labels = [pair.label for pair in data.splits["train"]]
+    return build_class_weights(config.class_weights, labels, data.label_names)
+
+
+def build_trainer(
+    request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
+) -> tuple[PairTrainer, int]:
+    """The Trainer over encoded pairs, and how many training pairs were cut."""
+    features, num_cut = classifier.encode(data.splits["train"])
+    if num_cut:
+        logger.info(
+            "%d of %d training pairs (%.1f%%) are longer than %d tokens and were cut",
+            *(num_cut, len(features), 100 * num_cut / len(features), classifier.max_length),
+        )
+    arguments = request.arguments
+    arguments.output_dir = f"{staging}/checkpoints"
+    # Rows are known by their token types, though the model may name none; scoring has them too.
+    arguments.remove_unused_columns = False
+    arguments.dataloader_pin_memory &= torch.cuda.is_available()  # only a warning without one
+    if getattr(request.options, "is_prompt_learning", False):
+        _warn_of_low_rate(arguments.learning_rate, request.config.method)
+    loss = build_loss(
+        _class_weights(request.config, data),
+        request.config.focal_gamma,
+        arguments.label_smoothing_factor,
+    )
+    collator = TrunkCollator(_pair_collator(request, classifier))
+    train_rows = _training_rows(request, data, classifier, features)
+    held_out = _evaluation_rows(data, classifier)
+    batches = _token_batches(request, train_rows, virtual_tokens(classifier.model))
+    callbacks = _callbacks(request, collator, train_rows, held_out)
+    callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
+    with tensorboard_logs(arguments, request.output_dir):
+        trainer = PairTrainer(
+            head_learning_rate=request.config.head_learning_rate,
+            layer_decay=request.config.layer_decay,
+            sam_rho=request.config.sam_rho,
+            batches=batches,
+            model=classifier.model,
+            args=arguments,
+            data_collator=collator,
+            train_dataset=train_rows,
+            eval_dataset=held_out,
+            processing_class=classifier.tokenizer,
+            compute_loss_func=loss,
+            compute_metrics=partial(score_logits, classifier=classifier),
+            callbacks=callbacks,
+        )
+    if not request.method.freezes(request.options):
+        logger.info("%s: %s", request.config.method, describe_trainable(classifier.model))
+    return trainer, num_cut
+
+
+def _pair_collator(request: TrainRequest, classifier: PairClassifier) -> PairCollator:
+    """What pads a batch, as far as its precision or the user wants it padded."""
+    step = request.config.pad_to_multiple_of or padding_step(trainer_precision(request.arguments))
+    return PairCollator(
+        *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
+        added=virtual_tokens(classifier.model),
+    )
+
+
+def _token_batches(
+    request: TrainRequest, train_rows: Any, num_virtual_tokens: int
+) -> TokenBatches | None:
+    """The batches of `--max_tokens_per_batch`, if there is one."""
+    budget, state = request.config.max_tokens_per_batch, process_state()
+    if budget is None:
+        return None
+    lengths = num_virtual_tokens + np.max([rows.lengths for rows in _orders(train_rows)], axis=0)
+    batches = TokenBatches(
+        *(lengths.tolist(), budget, selection_seed(request.arguments)),
+        *(state.process_index, state.num_processes),
+    )
+    logger.info(
+        "%d batches of at most %d tokens: %.1f pairs each on average",
+        *(batches.num_batches, max(budget, *lengths), len(lengths) / batches.num_batches),
+    )
+    return batches
+
+
+def trained_model(trainer: Trainer) -> Any:
+    """The model without what the Trainer put around it.
+
+    Mixed precision wraps its forward: what is scored must be what will be reloaded.
+    """
+    return trainer.accelerator.unwrap_model(
+        trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
+    )
+
+
+def is_symmetric(label_names: Sequence[str]) -> bool:
+    """Whether the last of two labels says what holds of the sentences in either order."""
+    return len(label_names) == 2 and any(
+        word in SYMMETRIC_WORDS for word in re.split(r"[\W_]+", label_names[-1].lower())
+    )
+
+
+def settle_order(config: TrainConfig, data: PairData) -> None:
+    """Make `--swap_sentences auto` what it comes to, which is recorded."""
+    if config.swap_sentences == "auto":
+        config.swap_sentences = str(is_symmetric(data.label_names)).lower()
+
+
+def _training_rows(
+    request: TrainRequest,
+    data: PairData,
+    classifier: PairClassifier,
+    features: EncodedPairs,
+) -> Any:
+    labels = [pair.label for pair in data.splits["train"]]
+    rows = features.labelled(labels)
+    settle_order(request.config, data)
+    if request.config.swap_sentences == "false":
+        return rows
+    logger.info("each pair trains in either order, by chance (--swap_sentences false: as it comes)")
+    pairs = data.splits["train"]
+    swapped, _ = classifier.encode(
+        [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
+    )
+    return EitherOrder(rows, swapped.labelled(labels), request.arguments.seed)
+
+
+def _orders(train_rows: EncodedPairs | EitherOrder) -> list[Any]:
+    """Training rows as they come, and with their sentences swapped if they train so too."""
+    return list(train_rows.orders) if isinstance(train_rows, EitherOrder) else [train_rows]
+
+
+def _warn_of_low_rate(learning_rate: float, method: str) -> None:
+    if learning_rate < FINE_TUNING_RATE:
+        logger.warning(
+            "--learning_rate: %g is a rate for fine-tuning; %s learns little below 1e-2",
+            *(learning_rate, method),
+        )
+
+
+def _evaluation_rows(data: PairData, classifier: PairClassifier) -> EncodedPairs | None:
+    """The held-out pairs for the Trainer's own evaluation; None where nothing is chosen."""
+    if SELECTION not in data.splits:
+        return None
+    features, _ = classifier.encode(data.splits[SELECTION])
+    return features.labelled(pair.label for pair in data.splits[SELECTION])
+
+
+def _callbacks(
+    request: TrainRequest, collator: TrunkCollator, train_rows: Any, held_out: EncodedPairs | None
+) -> list[TrainerCallback]:
+    """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
+    callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
+    plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
+    if plan.mode != "off" and request.method.freezes(request.options):
+        parts = [*_orders(train_rows), *([held_out] if held_out is not None else [])]
+        callbacks.append(CacheTrunk(plan, collator, parts, request.num_trainings))
+    return callbacks
+
+
+def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [FindBestAgain()]
+    patience = request.config.early_stopping_patience
+    if patience is not None:
+        callbacks.append(EarlyStoppingCallback(patience))
+    is_bf16 = trainer_precision(request.arguments) == "bf16"
+    device = request.arguments.device.type
+    callbacks.append(TrainingAttention(request.config.attention, device, is_bf16))
+    return callbacks
