@@ -19,7 +19,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
 ATTACK = "<script>document.title = 'owned'</script><img src=x onerror=\"document.title='owned'\">"
-DATASET = Path(__file__).parents[1] / "src" / "peft_mrpc" / "builtin_data" / "pairs"
+DATASET = Path(__file__).parents[2] / "src" / "peft_mrpc" / "builtin_data" / "pairs"
 
 
 @pytest.fixture(scope="module")

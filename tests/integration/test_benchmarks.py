@@ -19,7 +19,7 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.errors import UserError
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("accuracy", "layer_freeze", "hard_prompt", "scaling", "predict", "doctor")
 OTHERS = ("settings", "soft_prompts", "example_report")
 MEASURED = [name for name in NAMES if (FOLDER / f"{name}.json").is_file()]

@@ -8,8 +8,8 @@ import torch
 from conftest import ROWS, launcher, run_command
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.batched_inference import length_sorted_batches, score_or_halve, score_rows
 from peft_mrpc.models import batched_inference as scoring
+from peft_mrpc.models.batched_inference import length_sorted_batches, score_or_halve, score_rows
 from peft_mrpc.runs.run import load_run
 
 SHARD_SCRIPT = r"""

@@ -36,7 +36,7 @@ def test_every_method_has_a_recipe_that_parses(name: str) -> None:
 def test_methods_and_recipes_and_help_name_the_same_set() -> None:
     said = TrainConfig.__dataclass_fields__["method"].metadata["help"]
     assert set(said.removeprefix("strategy: ").replace(" or ", ", ").split(", ")) == set(METHODS)
-    folder = Path(__file__).parents[1] / "src" / "peft_mrpc" / "recipes"
+    folder = Path(__file__).parents[3] / "src" / "peft_mrpc" / "recipes"
     names = {path.stem for path in folder.glob("*.yaml")}
     assert names and names == set(METHODS)
 

@@ -104,7 +104,7 @@ def test_missing_packages_are_named(
 def test_the_documented_table_is_the_printed_one(capsys: pytest.CaptureFixture[str]) -> None:
     main([])
     printed = capsys.readouterr().out.splitlines()
-    text = (Path(__file__).parents[1] / "docs" / "methods.md").read_text().splitlines()
+    text = (Path(__file__).parents[2] / "docs" / "methods.md").read_text().splitlines()
     documented = [line.strip("| ").split(" | ") for line in text if line.startswith("| ")]
     header = next(number for number, line in enumerate(printed) if line.startswith("method"))
     for line in printed[header : header + 1 + len(METHODS)]:

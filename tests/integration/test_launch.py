@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import CONFIGS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

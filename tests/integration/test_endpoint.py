@@ -17,8 +17,9 @@ from peft_mrpc.data.loading import load_pairs
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.predict import main as predict
+from peft_mrpc.prompting import endpoint
 from peft_mrpc.prompting.endpoint import match_tokens
-from peft_mrpc.prompting.prompt_encoder import Questions, endpoint
+from peft_mrpc.prompting.prompt_encoder import Questions
 from peft_mrpc.prompting.template_files import load_template
 from peft_mrpc.runs.run import load_run
 
