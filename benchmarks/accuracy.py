@@ -27,7 +27,7 @@ from bench import Row, build_parser, build_report, markdown, run
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.evaluation.plot_style import on_page
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.report.cost_plots import RunPoint, plot_accuracy_against_parameters
@@ -72,7 +72,7 @@ QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_e
 def main() -> None:
     options = parse_options()
     report = build_report("accuracy", options)
-    load_pairs(DataConfig(dataset=options.dataset))  # to say now what is wrong with them
+    load_data(DataConfig(dataset=options.dataset))  # to say now what is wrong with them
     results = {row["name"]: row for row in report.read().get("results", ())}
     for name in options.rows if options.anew else ():
         results.pop(name, None)

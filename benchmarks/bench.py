@@ -24,8 +24,8 @@ import transformers
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import Pair, PairData
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.errors import EXIT_USER_ERROR, UserError
 from peft_mrpc.evaluation.plot_style import save_picture
@@ -277,20 +277,20 @@ def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
 # ---- data ----
 
 
-def write_pairs(pairs: Sequence[Pair], path: Path) -> None:
+def write_pairs(pairs: Sequence[Example], path: Path) -> None:
     """Write pairs as a file of GLUE's MRPC."""
     lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
     lines += [f"{p.label}\t{p.idx}\t{p.idx}\t{p.sentence1}\t{p.sentence2}" for p in pairs]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def load_both(dataset: str) -> PairData:
+def load_both(dataset: str) -> DataSplits:
     """Pairs of which some train and others are scored.
 
     Raises:
         UserError: If either are missing.
     """
-    data = load_pairs(DataConfig(dataset=dataset))
+    data = load_data(DataConfig(dataset=dataset))
     if missing := {"train", "validation"} - data.splits.keys():
         raise UserError(f"--dataset: {data.name} has no {missing.pop()} split; expected both.")
     return data

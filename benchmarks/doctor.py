@@ -31,10 +31,10 @@ from bench import (
 )
 from training_peer import write_bert_base
 
-from peft_mrpc.data.examples import PairData
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
 from peft_mrpc.training.head_layer import settle_reading
@@ -103,7 +103,7 @@ def parse_options() -> argparse.Namespace:
 # ---- measuring ----
 
 
-def compare(part: Part, data: PairData, count: int, scratch: Path) -> dict[str, Any]:
+def compare(part: Part, data: DataSplits, count: int, scratch: Path) -> dict[str, Any]:
     """What was foretold, and what was: seconds, peak bytes, kept bytes."""
     pairs = data.splits["train"][: max(1, round(count * part.share))]
     folder = Path(tempfile.mkdtemp(dir=scratch))
@@ -132,8 +132,8 @@ def foretell(flags: list[str], epochs: int) -> dict[str, float]:
     """What `peft-mrpc doctor` says of this training."""
     prepare_processes()
     request = parse_request(flags)
-    data = load_pairs(request.data)
-    source, tokenizer = settle_reading(request, find_model(str(request.config.model)))
+    data = load_data(request.data)
+    source, tokenizer = settle_reading(request, resolve_model(str(request.config.model)))
     train = data.splits["train"]
     tokens = tokenizer([p.sentence1 for p in train], [p.sentence2 for p in train])["input_ids"]
     about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))

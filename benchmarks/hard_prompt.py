@@ -30,11 +30,11 @@ from numpy.typing import NDArray
 from scipy.stats import binomtest
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import process_state
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE,
@@ -50,7 +50,7 @@ from peft_mrpc.prompting.calibration import (
 )
 from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
 from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
-from peft_mrpc.prompting.score_cache import PartialScores
+from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.template_files import load_template, load_templates
 from peft_mrpc.prompting.templates import Template, as_demonstration
 
@@ -68,7 +68,7 @@ class Study:
     def __init__(
         self, dataset: str, folder: Path, num_dev: int | None = None, num_train: int = NUM_TRAIN
     ) -> None:
-        data = load_pairs(DataConfig(dataset=dataset))
+        data = load_data(DataConfig(dataset=dataset))
         self.pool = list(data.splits["train"])
         rows = np.random.default_rng([SEED, 1]).permutation(len(self.pool))[:num_train]
         self.train = [self.pool[row] for row in sorted(rows)]
@@ -84,14 +84,14 @@ class Study:
     def scores(
         self,
         templates: Sequence[Template],
-        pairs: Sequence[Pair],
+        pairs: Sequence[Example],
         name: str,
         quantization: str = "none",
         show: Any = None,
     ) -> list[Scores]:
         """What T wordings say of N pairs, kept under a name."""
         if quantization not in self._models:
-            source = find_model("builtin:smollm2")
+            source = resolve_model("builtin:smollm2")
             model = load_causal_lm(source, quantization)
             self._models = {quantization: (model, load_tokenizer(source))}
         model, tokenizer = self._models[quantization]
@@ -104,11 +104,11 @@ class Study:
         texts = [(pair.sentence1, pair.sentence2) for pair in pairs]
         shown = [[asdict(one) for one in row] for row in classifier.show(pairs)]
 
-        def keep(template: str) -> PartialScores:
+        def keep(template: str) -> FileScoreCache:
             one = next(t for t in templates if t.name == template)
             asked = {"name": name, "template": one.record(), "quantization": quantization}
             asked |= {"pairs": texts, "shown": shown, "model": engine.identity()}
-            return PartialScores(self.folder, index, asked)
+            return FileScoreCache(self.folder, index, asked)
 
         return classifier.ask(pairs, BATCH_SIZE, keep)
 
@@ -128,7 +128,7 @@ class Study:
         }
 
 
-def references_of(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def references_of(pairs: Sequence[Example]) -> NDArray[np.int64]:
     return np.array([pair.label for pair in pairs])
 
 
@@ -154,7 +154,7 @@ def wordings(study: Study) -> list[Row]:
         row = {"wording": template.name} | study.calibrated([own], [on_train])
         if template.direction == "direct":
             row["mass"] = float(np.exp(own.labels).sum(axis=1).mean())
-            empty = [Pair(n, text, text) for n, text in enumerate(CONTENT_FREE)]
+            empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE)]
             free = labels_of(study.scores([template], empty, "content-free"))
             row["contextual"] = study.reached(contextual(own.labels[None], free), [own])
         labels = on_train.labels[None]
@@ -207,7 +207,7 @@ def fits(study: Study) -> list[Row]:
     return rows
 
 
-def both(study: Study) -> list[tuple[str, list[Pair]]]:
+def both(study: Study) -> list[tuple[str, list[Example]]]:
     return [("dev", study.dev), ("train", study.train)]
 
 

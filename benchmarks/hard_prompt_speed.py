@@ -16,9 +16,9 @@ from bench import markdown
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import peak_memory, reset_peak_memory
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
@@ -44,8 +44,8 @@ def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 def compare_speed(options: Any) -> dict[str, Any]:
     """The comparison at each number of demonstrations, by that number."""
-    data = load_pairs(DataConfig(dataset=options.dataset))
-    source = find_model("builtin:smollm2")
+    data = load_data(DataConfig(dataset=options.dataset))
+    source = resolve_model("builtin:smollm2")
     model, tokenizer = load_causal_lm(source, "none"), load_tokenizer(source)
     rows = {}
     for count in options.demonstrations:

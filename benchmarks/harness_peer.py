@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.prompting.templates import Template
 
 TASK = "pairs"
@@ -39,8 +39,8 @@ def run_harness(
     tokenizer: Any,
     template: Template,
     label_names: Sequence[str],
-    pairs: Sequence[Pair],
-    train: Sequence[Pair],
+    pairs: Sequence[Example],
+    train: Sequence[Example],
     num_demonstrations: int,
     batch_size: int = 1,
 ) -> HarnessOutcome:
@@ -93,7 +93,7 @@ def run_harness(
     return HarnessOutcome(np.array(scores), sum(spent))
 
 
-def _line(pair: Pair) -> str:
+def _line(pair: Example) -> str:
     row = {"sentence1": pair.sentence1, "sentence2": pair.sentence2, "label": pair.label}
     return json.dumps(row) + "\n"
 

@@ -46,7 +46,7 @@ from training_peer import (
     write_bert_base,
 )
 
-from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.environment import peak_memory
 
@@ -141,7 +141,7 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def take(data: PairData, count: int) -> PairData:
+def take(data: DataSplits, count: int) -> DataSplits:
     """So many training pairs, and as large a share of the dev pairs."""
     train, dev = data.splits["train"], data.splits["validation"]
     count = min(count, len(train)) or len(train)

@@ -40,16 +40,16 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.data.examples import Example
+from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.train import main as train
 
 MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4
 PIPELINE_GOAL = 1.3
 METHODS = ("full", "lora")
-Label = Callable[[Sequence[Pair]], NDArray[np.float64]]
+Label = Callable[[Sequence[Example]], NDArray[np.float64]]
 
 
 # ---- contenders: each loads a Run, and gives what labels pairs: [N] -> [N, C] ----
@@ -68,7 +68,7 @@ def load_peer(folder: Path) -> tuple[Any, Any]:
         model = AutoModelForSequenceClassification.from_pretrained(saved)
     else:
         saved = folder / "adapter"
-        base = find_model(MODEL).location
+        base = resolve_model(MODEL).location
         base_model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=2)
         model = PeftModel.from_pretrained(base_model, saved)
     return model.eval(), AutoTokenizer.from_pretrained(saved)
@@ -80,7 +80,7 @@ def load_pipeline(folder: Path) -> Label:
     classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
     names = list(model.config.id2label.values())
 
-    def label(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
         texts = [{"text": pair.sentence1, "text_pair": pair.sentence2} for pair in pairs]
         options = {"truncation": True, "max_length": MAX_LENGTH, "top_k": None}
         answers = classify(texts, batch_size=BATCH_SIZE, **options)
@@ -96,7 +96,7 @@ def load_loop(folder: Path) -> Label:
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
-    def label(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+    def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
         found = []
         for start in range(0, len(pairs), BATCH_SIZE):
             own = pairs[start : start + BATCH_SIZE]
@@ -161,7 +161,7 @@ def train_some(method: str, options: argparse.Namespace, folder: Path) -> None:
     train([*flags, "--output_dir", str(folder)])
 
 
-def compare(folder: Path, pairs: Sequence[Pair], repeats: int) -> dict[str, Any]:
+def compare(folder: Path, pairs: Sequence[Example], repeats: int) -> dict[str, Any]:
     """The speed of every contender on one Run; all must give the same."""
     labels = {name: load(folder) for name, load in CONTENDERS.items()}
     found = {name: label(pairs[: 2 * BATCH_SIZE]) for name, label in labels.items()}  # warm-up
@@ -185,17 +185,17 @@ def compare_answers(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> f
     """The largest difference of a probability; the labels must be the same."""
     difference = float(np.abs(ours - theirs).max())
     assert difference <= TOLERANCE, f"probabilities differ by {difference:.1e}"
-    assert (decide(ours, 0.5) == theirs.argmax(axis=1)).all(), "labels differ"
+    assert (predict_labels(ours, 0.5) == theirs.argmax(axis=1)).all(), "labels differ"
     return difference
 
 
-def peak_memory_of(name: str, folder: Path, pairs: Sequence[Pair]) -> int:
+def peak_memory_of(name: str, folder: Path, pairs: Sequence[Example]) -> int:
     """Peak memory of a new process that loads the Run and labels the pairs, in bytes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_watched, (name, folder, pairs, torch.get_num_threads()))
 
 
-def _watched(name: str, folder: Path, pairs: Sequence[Pair], threads: int) -> int:
+def _watched(name: str, folder: Path, pairs: Sequence[Example], threads: int) -> int:
     torch.set_num_threads(threads)
     with PeakMemory() as watched, open(os.devnull, "w") as nowhere:  # noqa: PTH123
         os.dup2(nowhere.fileno(), 2)  # its progress has been seen once

@@ -40,7 +40,7 @@ from bench import (
     write_pairs,
 )
 
-from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.examples import DataSplits, Example
 
 MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
@@ -98,7 +98,7 @@ def sizes_of(text: str) -> list[int]:
 # ---- measuring ----
 
 
-def train_size(data: PairData, size: int, scratch: Path) -> Row:
+def train_size(data: DataSplits, size: int, scratch: Path) -> Row:
     """One epoch over so many pairs, frozen layers included."""
     words = [*write_repeated(data, scratch / f"data-{size}", size), "--num_train_epochs", "1"]
     words += ["--trunk_cache_memory", f"{MEMORY_MB}MB"]
@@ -114,7 +114,7 @@ def train_size(data: PairData, size: int, scratch: Path) -> Row:
     }
 
 
-def write_repeated(data: PairData, folder: Path, size: int) -> list[str]:
+def write_repeated(data: DataSplits, folder: Path, size: int) -> list[str]:
     """So many different training pairs, and a few dev pairs; the flags that name them."""
     folder.mkdir()
     write_pairs(repeat(data.splits["train"], size), folder / "train.tsv")
@@ -122,14 +122,14 @@ def write_repeated(data: PairData, folder: Path, size: int) -> list[str]:
     return ["--dataset", str(folder)]
 
 
-def repeat(pairs: Sequence[Pair], size: int) -> list[Pair]:
+def repeat(pairs: Sequence[Example], size: int) -> list[Example]:
     """The pairs again and again, numbered, until they are so many."""
     rounds = ((n // len(pairs), pairs[n % len(pairs)]) for n in range(size))
     return [replace(pair, sentence1=f"{number} {pair.sentence1}") for number, pair in rounds]
 
 
 def compare_processes(
-    data: PairData, options: argparse.Namespace, scratch: Path
+    data: DataSplits, options: argparse.Namespace, scratch: Path
 ) -> dict[str, dict[str, Any]]:
     """Three epochs on one process and on two, in turns: seconds, and the best in pairs a second."""
     words = [*write_repeated(data, scratch / "processes", options.pairs), "--num_train_epochs", "3"]

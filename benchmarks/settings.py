@@ -18,7 +18,7 @@ from accuracy import run_all
 from bench import HERE, build_parser, put_table, run, write_pairs
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.runs.run import load_run
 
 RESULTS = HERE / "settings.json"
@@ -146,7 +146,7 @@ def is_about_heads(setting: str) -> bool:
 
 def hold_out(dataset: str, folder: Path) -> None:
     """Write the training pairs as a directory in GLUE's layout, parted by chance."""
-    pairs = list(load_pairs(DataConfig(dataset=dataset)).splits["train"])
+    pairs = list(load_data(DataConfig(dataset=dataset)).splits["train"])
     random.Random(0).shuffle(pairs)
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in (("train", pairs[:NUM_TRAIN]), ("dev", pairs[NUM_TRAIN:])):

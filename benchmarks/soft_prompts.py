@@ -28,10 +28,10 @@ from torch import nn
 from transformers import set_seed
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.methods.freezing import parameter_counts
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
 from peft_mrpc.training.job import parse_request
@@ -164,7 +164,7 @@ ROWS |= AS_SHIPPED
 
 def hold_out(dataset: str, folder: Path) -> list[str]:
     """Part the training pairs in two files; the flags that name them."""
-    data = load_pairs(DataConfig(dataset=dataset, split="validation"))
+    data = load_data(DataConfig(dataset=dataset, split="validation"))
     pairs = list(data.splits["train"])
     random.Random(SPLIT_SEED).shuffle(pairs)
     parts = {"validation": pairs[:NUM_HELD_OUT], "train": pairs[NUM_HELD_OUT:]}
@@ -179,9 +179,9 @@ def hold_out(dataset: str, folder: Path) -> list[str]:
 def run_row(row: Row, flags: Sequence[str]) -> dict[str, float]:
     """Train one row and score the held-out pairs."""
     request = parse_request([*flags, *row.flags])
-    data = load_pairs(request.data, request.arguments.seed)
+    data = load_data(request.data, request.arguments.seed)
     set_seed(request.arguments.seed)
-    classifier = build_classifier(request, find_model(request.config.model), data)
+    classifier = build_classifier(request, resolve_model(request.config.model), data)
     row.change(classifier.model, classifier.max_length)
     with tempfile.TemporaryDirectory() as staging:
         trainer, _ = build_trainer(request, data, classifier, staging)

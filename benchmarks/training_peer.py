@@ -30,16 +30,16 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.methods.freezing import parameter_counts
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.cache import _HELD
 from peft_mrpc.training.activation_cache.callback import CacheTrunk
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer, trained_model
-from peft_mrpc.training.job import TrainRequest, parse_request
+from peft_mrpc.training.job import TrainJob, parse_request
 
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}
@@ -50,7 +50,7 @@ class Task:
     """What every contender of a comparison is given."""
 
     model: str
-    data: PairData
+    data: DataSplits
     epochs: int
     method: str = "layer_freeze"
 
@@ -88,7 +88,7 @@ def write_bert_base(folder: Path) -> str:
     if not folder.is_dir():
         set_seed(SEED)
         BertForSequenceClassification(BertConfig()).save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(find_model("builtin:minilm").location)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model("builtin:minilm").location)
         tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -116,7 +116,7 @@ class EpochsMeter(TrainerCallback):
 
 def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outcome:
     """What users write: tokenize, freeze, Trainer, predict."""
-    location = find_model(task.model).location
+    location = resolve_model(task.model).location
     tokenizer = AutoTokenizer.from_pretrained(location)
     set_seed(SEED)
     model: Any = AutoModelForSequenceClassification.from_pretrained(location, num_labels=2)
@@ -130,7 +130,7 @@ def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outco
         model = method.apply(model, method.build_options(peer_options(task.method)))
     padding = {} if pads_by_batch else {"padding": "max_length"}
 
-    def encode(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    def encode(pairs: Sequence[Example]) -> list[dict[str, Any]]:
         texts = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
         encoded = tokenizer(*texts, truncation=True, max_length=MAX_LENGTH, **padding)
         rows = (dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True))
@@ -181,7 +181,7 @@ def peer_options(method: str) -> dict[str, Any]:
 
 def our_request(
     task: Task, seed: int = SEED, in_fp32: bool = False, like: Sequence[str] = ALIKE
-) -> TrainRequest:
+) -> TrainJob:
     """`peft-mrpc train` with the batch sizes and epochs of the peer, and with these flags."""
     flags = ["--method", task.method, "--model", task.model, "--seed", str(seed), *like]
     flags += ["--num_train_epochs", str(task.epochs)]
@@ -208,7 +208,7 @@ def train_ours(
     """What `peft-mrpc train` does."""
     request = our_request(task, seed, in_fp32, like)
     set_seed(seed)
-    classifier = build_classifier(request, find_model(task.model), task.data)
+    classifier = build_classifier(request, resolve_model(task.model), task.data)
     meter, started = EpochsMeter(counts_flops), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = build_trainer(request, task.data, classifier, folder)

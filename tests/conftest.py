@@ -191,8 +191,9 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run Python that is written into this folder, and can import tests, in several processes."""
     script = folder / "script.py"
-    here = str(Path(__file__).parent)
-    script.write_text(f"import sys; sys.path.insert(0, {here!r})\n{source}", encoding="utf-8")
+    here = Path(__file__).parent
+    paths = [str(here), str(here / "integration")]
+    script.write_text(f"import sys; sys.path[:0] = {paths!r}\n{source}", encoding="utf-8")
     return _run([*launcher(processes), str(script), *arguments])
 
 
@@ -213,10 +214,10 @@ def _run(
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a verb that must end with exit code 2, and give what it said."""
-    from peft_mrpc.errors import run_verb
+    from peft_mrpc.errors import run_cli
 
     def run(main: Callable[[list[str]], None], *argv: str) -> str:
-        assert run_verb(main, list(argv)) == 2
+        assert run_cli(main, list(argv)) == 2
         said = capsys.readouterr().err
         assert "Traceback" not in said
         return "\n".join(line for line in said.splitlines() if line.startswith("peft-mrpc:"))

@@ -14,11 +14,14 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.doctor import build_options
+from peft_mrpc.methods.compatibility import compatibility_faults
 from peft_mrpc.methods.freezing import head_parameter_ids, trainable_names
+from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.artifact import load_predictor, save_classifier
-from peft_mrpc.models.classifier import PairClassifier
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
 from peft_mrpc.training.job import parse_request
@@ -129,7 +132,7 @@ def train_two_steps(
     folder: Path,
     *flags: str,
     score_first: bool = False,
-) -> tuple[PairClassifier, Any]:
+) -> tuple[Classifier, Any]:
     """Train through the toolkit's own path; what classifies, and the pairs.
 
     What trains must change, some of it beside the head, and nothing else may.
@@ -140,8 +143,8 @@ def train_two_steps(
         + list(flags)
     )
     set_seed(1)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(model), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(model), data)
     trainer, _ = build_trainer(request, data, classifier, str(folder))
     parameters = dict(classifier.model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
@@ -160,15 +163,29 @@ def train_two_steps(
     return classifier, data.splits["validation"]
 
 
-def batch_drift(classifier: PairClassifier, pairs: Any) -> float:
+def batch_drift(classifier: Classifier, pairs: Any) -> float:
     """How far padding moves probabilities; 0 where masks, positions and pooling are right."""
     return float(np.abs(classifier.score(pairs, 9) - classifier.score(pairs, 1)).max())
 
 
 def reload_drift(
-    classifier: PairClassifier, pairs: Any, model: str, method: str, folder: Path
+    classifier: Classifier, pairs: Any, model: str, method: str, folder: Path
 ) -> float:
     """How far probabilities are from those of what was saved and loaded again."""
-    save_classifier(folder, classifier, find_model(model), method)
+    save_classifier(folder, classifier, resolve_model(model), method)
     again = load_predictor(str(folder)).score(pairs, 9)
     return float(np.abs(classifier.score(pairs, 9) - again).max())
+
+
+def works(method: str, architecture: str, pooling: str) -> bool:
+    options = build_options(method)
+    return not compatibility_faults(tiny_config(architecture), method, options, pooling=pooling)
+
+
+COMBINATIONS = [
+    (method, architecture, pooling)
+    for method in METHODS
+    for architecture in ARCHITECTURES
+    for pooling in poolings(architecture)
+    if works(method, architecture, pooling)
+]

@@ -4,7 +4,7 @@ import importlib
 import sys
 
 from peft_mrpc import __version__
-from peft_mrpc.errors import run_verb, unknown_name
+from peft_mrpc.errors import run_cli, unknown_name
 
 VERBS = {
     "train": "adapt a model to pairs, evaluate it, write a Run",
@@ -20,8 +20,8 @@ VERBS = {
 
 
 def main() -> int:
-    """Run one verb; see `run_verb` for the exit codes."""
-    return run_verb(dispatch)
+    """Run one verb; see `run_cli` for the exit codes."""
+    return run_cli(dispatch)
 
 
 def dispatch(argv: list[str]) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import UserError, one_line, run_verb
+from peft_mrpc.errors import UserError, one_line, run_cli
 from peft_mrpc.training.activation_cache.disk import (
     KeptTrunk,
     kept_trunks,
@@ -64,4 +64,4 @@ def _line(trunk: KeptTrunk) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import Missed, UserError, run_verb
+from peft_mrpc.errors import QualityGateFailed, UserError, run_cli
 from peft_mrpc.evaluation.plot_style import on_page, save_picture
 from peft_mrpc.report.analysis import MARGIN, describe_evidence
 from peft_mrpc.report.comparison import Comparison, load_comparison
@@ -89,7 +89,7 @@ def main(argv: Sequence[str]) -> None:
     sys.stdout.write(f"{write_comparison(comparison, config)}\n")
     missed = missed_bars(comparison, bars, baseline, slack)
     if missed:
-        raise Missed(*missed)
+        raise QualityGateFailed(*missed)
 
 
 def compare(
@@ -149,4 +149,4 @@ def _draw(comparison: Comparison, evidence: Mapping[str, Any], folder: Path) -> 
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

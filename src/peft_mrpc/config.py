@@ -166,7 +166,7 @@ class TrainConfig:
 
 
 @dataclass
-class HardPromptConfig:
+class PromptConfig:
     """How a causal LM is asked."""
 
     _argument_group_name = "hard prompt"

@@ -18,9 +18,9 @@ from peft_mrpc import config as cfg
 from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
 from peft_mrpc.data.encoding import encode_pairs
 from peft_mrpc.data.examples import SPLITS
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.errors import UserError, raise_faults, run_verb
+from peft_mrpc.errors import UserError, raise_faults, run_cli
 from peft_mrpc.methods.compatibility import compatibility_faults
 from peft_mrpc.methods.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods.peft_adapters import use_tokenizer, without_weights
@@ -29,18 +29,18 @@ from peft_mrpc.methods.registry import (
     find_method,
     load_default_recipe,
 )
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import (
     auto_pooling,
+    init_classifier,
     load_config,
-    load_empty_classifier,
     load_tokenizer,
 )
 from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
 from peft_mrpc.training.build_trainer import check_against_data, pair_length
 from peft_mrpc.training.cost_estimate import Pairs, rehearse
 from peft_mrpc.training.head_layer import describe_reading, read_head_layer, settle_reading
-from peft_mrpc.training.job import TrainRequest, parse_command
+from peft_mrpc.training.job import TrainJob, parse_command
 from peft_mrpc.training.selection import hold_out_selection
 
 DESCRIPTION = (
@@ -102,7 +102,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _flag_faults(
-    config: DoctorConfig, request: TrainRequest, has_method: bool, has_model: bool
+    config: DoctorConfig, request: TrainJob, has_method: bool, has_model: bool
 ) -> list[str]:
     faults = [
         f"--{name}: got {getattr(config, name)}; expected at least 1."
@@ -124,9 +124,9 @@ def _flag_faults(
     return faults
 
 
-def estimate(config: DoctorConfig, request: TrainRequest) -> str:
+def estimate(config: DoctorConfig, request: TrainJob) -> str:
     """What this training would take here, from some steps of it."""
-    source, tokenizer = settle_reading(request, find_model(request.config.model))
+    source, tokenizer = settle_reading(request, resolve_model(request.config.model))
     use_tokenizer(request.options, source.location)
     model_config = load_config(source)
     longest = pair_length(request, model_config, tokenizer)
@@ -142,15 +142,13 @@ def estimate(config: DoctorConfig, request: TrainRequest) -> str:
     return f"{about.number:,} pairs of {about.mean_tokens} tokens{cut}: {said}"
 
 
-def _known_pairs(
-    config: DoctorConfig, request: TrainRequest, tokenizer: Any, max_length: int
-) -> Pairs:
+def _known_pairs(config: DoctorConfig, request: TrainJob, tokenizer: Any, max_length: int) -> Pairs:
     """The training pairs that were named, or as many as was said, each of so many tokens."""
     number, tokens, names = config.num_pairs, config.mean_tokens, request.data.class_names
     about = Pairs(number, tokens, tuple(split_class_names(names)) if names else PARAPHRASE_NAMES)
     if request.asked.isdisjoint({"dataset", *(f"{split}_file" for split in SPLITS)}):
         return about
-    data = load_pairs(request.data, request.arguments.seed)
+    data = load_data(request.data, request.arguments.seed)
     data = hold_out_selection(request.config, request.arguments, [], data)
     check_against_data(request.config, request.arguments, data)
     features, _ = encode_pairs(tokenizer, data.splits["train"], max_length)
@@ -223,7 +221,7 @@ def matrix_lines(options: Mapping[str, Any]) -> list[str]:
     return [*table, "", legend, *dict.fromkeys(reasons)]
 
 
-def examine(request: TrainRequest, options: Mapping[str, Any], is_layer_asked: bool) -> list[str]:
+def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool) -> list[str]:
     """Whether each method works on the model, and what would train.
 
     Args:
@@ -234,7 +232,7 @@ def examine(request: TrainRequest, options: Mapping[str, Any], is_layer_asked: b
         UserError: If it is one method, and it does not work.
     """
     config = request.config
-    whole = find_model(config.model)
+    whole = resolve_model(config.model)
     pooling = config.pooling
     tokenizer = load_tokenizer(whole) if pooling == "auto" else None
     lines = [f"{whole.name}: {load_config(whole).model_type}"]
@@ -274,7 +272,7 @@ def examine(request: TrainRequest, options: Mapping[str, Any], is_layer_asked: b
 def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling: str) -> str:
     """What would train, by building the model without its weights."""
     chosen = find_method(method)
-    model = chosen.apply(load_empty_classifier(config, pooling), without_weights(options))
+    model = chosen.apply(init_classifier(config, pooling), without_weights(options))
     chosen.freeze(model, options)
     trainable, total = parameter_counts(model)
     head = head_parameter_ids(model)
@@ -286,4 +284,4 @@ def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 logger = logging.getLogger("peft_mrpc")
 
 EXIT_USER_ERROR = 2
-EXIT_MISSED = 3
+EXIT_QUALITY_GATE = 3
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 MAX_FAULTS_SHOWN = 10
@@ -34,11 +34,11 @@ class UserError(Exception):
         return [*shown, f"... and {rest} more faults of this kind."] if rest else shown
 
 
-class Missed(UserError):
+class QualityGateFailed(UserError):
     """A bar that the user set was not met; all that was asked for was done."""
 
 
-class Diverged(UserError):
+class TrainingDiverged(UserError):
     """A model whose scores are no numbers: nothing of it is worth keeping."""
 
     def __init__(self) -> None:
@@ -116,7 +116,7 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
+def run_cli(main: Callable[[list[str]], None], argv: list[str] | None = None) -> int:
     """Run one command and turn what it raises into the exit code the user is promised.
 
     Returns:
@@ -144,7 +144,7 @@ def run_verb(main: Callable[[list[str]], None], argv: list[str] | None = None) -
             where = "" if error.rank is None else f"rank {error.rank}: "
             for line in [*error.lines(), *getattr(error, "__notes__", [])]:
                 sys.stderr.write(f"{begin}peft-mrpc: {where}{line}\n")
-        return EXIT_MISSED if isinstance(error, Missed) else EXIT_USER_ERROR
+        return EXIT_QUALITY_GATE if isinstance(error, QualityGateFailed) else EXIT_USER_ERROR
     except KeyboardInterrupt as error:
         notes = " ".join(getattr(error, "__notes__", []))
         sys.stderr.write(f"\npeft-mrpc: interrupted. {notes or 'Nothing was written.'}\n")

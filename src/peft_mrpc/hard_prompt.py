@@ -7,11 +7,16 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags
-from peft_mrpc.data.examples import PairData
-from peft_mrpc.data.loading import load_pairs, reported_splits, warn_of_labels, warn_of_trained
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.loading import (
+    load_data,
+    reported_splits,
+    warn_train_test_overlap,
+    warn_unknown_labels,
+)
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_verb
-from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_cli
+from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.quantization import QUANTIZATIONS
 from peft_mrpc.prompting.calibration import KINDS
@@ -41,7 +46,7 @@ NAMES = {
 }
 
 
-def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataConfig]:
+def parse_request(argv: Sequence[str]) -> tuple[cfg.PromptConfig, cfg.DataConfig]:
     """Parse flags over the user's recipe.
 
     Raises:
@@ -52,7 +57,7 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     (config, data), _ = parse_flags(
         "hard_prompt",
         DESCRIPTION,
-        (cfg.HardPromptConfig, cfg.DataConfig),
+        (cfg.PromptConfig, cfg.DataConfig),
         argv,
         recipes,
         recipe_path=path,
@@ -83,7 +88,7 @@ def parse_request(argv: Sequence[str]) -> tuple[cfg.HardPromptConfig, cfg.DataCo
     return config, data
 
 
-def endpoint_faults(config: cfg.HardPromptConfig) -> list[str]:
+def endpoint_faults(config: cfg.PromptConfig) -> list[str]:
     """What is wrong with a served model's address, or means nothing to it."""
     if config.endpoint is None:
         return []
@@ -91,7 +96,7 @@ def endpoint_faults(config: cfg.HardPromptConfig) -> list[str]:
         f"--{name}: got {getattr(config, name)}, but --endpoint leaves to the server how the model "
         "is held and run; drop it."
         for name in OF_A_LOADED_MODEL
-        if getattr(config, name) != getattr(cfg.HardPromptConfig, name)
+        if getattr(config, name) != getattr(cfg.PromptConfig, name)
     ]
 
 
@@ -100,7 +105,7 @@ def main(argv: Sequence[str]) -> None:
     ask(config, data_config)
 
 
-def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None:
+def ask(config: cfg.PromptConfig, data_config: cfg.DataConfig) -> Run | None:
     """Score the wanted splits and write the Run.
 
     Returns:
@@ -112,15 +117,15 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
     check_output_dir(output_dir, config.overwrite)
     if config.push_to_hub:
         check_access(str(config.hub_model_id))
-    data = load_pairs(data_config, config.seed)
+    data = load_data(data_config, config.seed)
     splits = reported_splits(data, data_config.split)
     templates = load_templates(config.template, data.label_names)
     raise_faults(prompt_faults(config, templates, data, splits))
     drawn = draw_from_train(config, data, splits)  # what train lacks is said before a model loads
     held, shown = drawn
-    warn_of_labels(data, splits)
+    warn_unknown_labels(data, splits)
     if held or shown:
-        warn_of_trained(data, splits)
+        warn_train_test_overlap(data, splits)
     show = build_show(
         config.demonstrations, config.num_demonstrations, shown, list(data.label_names)
     )
@@ -163,8 +168,8 @@ def ask(config: cfg.HardPromptConfig, data_config: cfg.DataConfig) -> Run | None
 
 
 def print_plan(
-    config: cfg.HardPromptConfig,
-    data: PairData,
+    config: cfg.PromptConfig,
+    data: DataSplits,
     splits: Sequence[str],
     prompts: Sequence[str],
     output_dir: Path,
@@ -183,14 +188,14 @@ def print_plan(
         sys.stdout.write("\n".join(lines) + "\n")
 
 
-def find_source(config: cfg.HardPromptConfig) -> ModelSource:
+def find_source(config: cfg.PromptConfig) -> ModelSource:
     """The model; one that an endpoint serves is known by its name alone."""
     if config.endpoint:
         return ModelSource(config.model, config.model, config.base_model_id)
-    return find_model(config.model, config.base_model_id)
+    return resolve_model(config.model, config.base_model_id)
 
 
-def build_engine(config: cfg.HardPromptConfig, source: ModelSource) -> Engine:
+def build_engine(config: cfg.PromptConfig, source: ModelSource) -> Engine:
     """The model here, or the one that is served elsewhere."""
     if config.endpoint:
         logger.info("hard_prompt: asking %s at %s", config.model, config.endpoint)
@@ -206,4 +211,4 @@ def build_engine(config: cfg.HardPromptConfig, source: ModelSource) -> Engine:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -82,7 +82,7 @@ def keep_off(arguments: TrainingArguments, asked: Mapping[str, Any]) -> None:
         arguments.mixed_precision = "no"
 
 
-def warn_of_slow_bf16(arguments: TrainingArguments) -> None:
+def warn_slow_bf16(arguments: TrainingArguments) -> None:
     """Say so where bf16 was asked for and is emulated."""
     is_bf16 = trainer_precision(arguments) == "bf16"
     if is_bf16 and arguments.device.type == "cpu" and cpu_bf16_units() is None:

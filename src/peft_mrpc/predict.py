@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.data.columns import class_name_faults, pairs_from_table
+from peft_mrpc.data.columns import class_name_faults, examples_from_table
 from peft_mrpc.data.files import Table, read_table
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, raise_faults, run_verb
-from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.errors import UserError, raise_faults, run_cli
+from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.prompting.endpoint import address_faults
 from peft_mrpc.runs.run import RUN_FILE, read_json
@@ -67,7 +67,7 @@ def predict(name: str, config: PredictConfig) -> None:
     _check(config)
     table = _read_input(str(config.input))
     columns = _data_config(name, config, table)
-    pairs = pairs_from_table(table, columns)
+    pairs = examples_from_table(table, columns)
     predictor = load_predictor(name, config.class_names, config.endpoint)
     added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
     clash = [column for column in added if column in table.columns]
@@ -146,7 +146,7 @@ def _labelled_rows(
             },
         }
         for row, label, scores in zip(
-            table.rows, decide(probabilities, threshold), probabilities, strict=True
+            table.rows, predict_labels(probabilities, threshold), probabilities, strict=True
         )
     ]
 
@@ -205,4 +205,4 @@ def _flat(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.errors import UserError, run_cli
 from peft_mrpc.runs.publishing import (
     check_access,
     check_publishable,
@@ -62,4 +62,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

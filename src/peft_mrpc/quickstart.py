@@ -10,7 +10,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc import hard_prompt, train
 from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.compare import compare
-from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.errors import UserError, run_cli
 from peft_mrpc.runs.run import RUN_FILE
 
 DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no network, no GPU."
@@ -62,4 +62,4 @@ def _heading(text: str, flags: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

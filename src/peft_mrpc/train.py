@@ -15,16 +15,21 @@ from transformers import Trainer, set_seed
 
 from peft_mrpc.cli.parser import config_record
 from peft_mrpc.cli.progress import progress_bars
-from peft_mrpc.data.examples import PairData
-from peft_mrpc.data.loading import load_pairs, reported_splits, warn_of_labels, warn_of_trained
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.loading import (
+    load_data,
+    reported_splits,
+    warn_train_test_overlap,
+    warn_unknown_labels,
+)
 from peft_mrpc.distributed import prepare_processes, process_state
-from peft_mrpc.errors import run_verb
+from peft_mrpc.errors import run_cli
 from peft_mrpc.methods.freezing import describe_parameters
 from peft_mrpc.methods.layer_freeze import warn_of_unreached
 from peft_mrpc.models.artifact import save_classifier, save_threshold
-from peft_mrpc.models.classifier import PairClassifier
-from peft_mrpc.models.hub import ModelSource, find_model
-from peft_mrpc.precision import trainer_precision, warn_of_slow_bf16
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.hub import ModelSource, resolve_model
+from peft_mrpc.precision import trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
@@ -38,7 +43,7 @@ from peft_mrpc.training.build_trainer import (
     trained_model,
 )
 from peft_mrpc.training.head_layer import describe_reading
-from peft_mrpc.training.job import TrainRequest, parse_request
+from peft_mrpc.training.job import TrainJob, parse_request
 from peft_mrpc.training.model_selection import choose_threshold, describe_selection, say_chosen
 from peft_mrpc.training.resuming import check_resumed
 from peft_mrpc.training.seeds import train_seeds
@@ -48,12 +53,12 @@ from peft_mrpc.training.selection import hold_out_selection, say_held_out
 def main(argv: Sequence[str]) -> None:
     prepare_processes()  # before TrainingArguments, which look for devices
     request = parse_request(argv)
-    warn_of_slow_bf16(request.arguments)
+    warn_slow_bf16(request.arguments)
     with progress_bars(not request.arguments.disable_tqdm):
         train(request)
 
 
-def train(request: TrainRequest) -> Run | None:
+def train(request: TrainJob) -> Run | None:
     """Train, evaluate and write the Run; every check that can fail comes before the training.
 
     Returns:
@@ -62,16 +67,16 @@ def train(request: TrainRequest) -> Run | None:
     check_output_dir(request.output_dir, request.config.overwrite)
     if request.publish:
         check_access(str(request.arguments.hub_model_id))
-    source = find_model(request.config.model, request.config.base_model_id)
+    source = resolve_model(request.config.model, request.config.base_model_id)
     if request.publish and request.method.is_peft:
         check_base(source.name, source.hub_id)
-    pairs = load_pairs(request.data, request.arguments.seed)
+    pairs = load_data(request.data, request.arguments.seed)
     splits = reported_splits(pairs, request.data.split)
     data = hold_out_selection(request.config, request.arguments, splits, pairs)
     check_against_data(request.config, request.arguments, data)
     say_held_out(data)
-    warn_of_labels(data, splits)
-    warn_of_trained(data, splits)
+    warn_unknown_labels(data, splits)
+    warn_train_test_overlap(data, splits)
     set_seed(request.arguments.seed)
     classifier = build_classifier(request, source, data)
     settle_order(request.config, data)
@@ -86,7 +91,7 @@ def train(request: TrainRequest) -> Run | None:
     if request.config.seeds:
         del classifier  # it was a check: each seed begins with its own
 
-        def train_one(one: TrainRequest, staging: Path | None) -> None:
+        def train_one(one: TrainJob, staging: Path | None) -> None:
             own = hold_out_selection(one.config, one.arguments, splits, pairs)
             set_seed(one.arguments.seed)
             fresh = build_classifier(one, source, own)
@@ -111,11 +116,11 @@ def train(request: TrainRequest) -> Run | None:
 
 def _train_into(
     staging: Path | None,
-    request: TrainRequest,
+    request: TrainJob,
     source: ModelSource,
-    data: PairData,
+    data: DataSplits,
     splits: Sequence[str],
-    classifier: PairClassifier,
+    classifier: Classifier,
 ) -> None:
     """Train and score on every process; the one that has a staging directory writes."""
     holder = [str(staging) if staging else None]
@@ -162,11 +167,11 @@ def _train_into(
 
 
 def describe_training(
-    request: TrainRequest,
+    request: TrainJob,
     source: ModelSource,
-    data: PairData,
+    data: DataSplits,
     splits: Sequence[str],
-    classifier: PairClassifier,
+    classifier: Classifier,
     trainer: Trainer,
 ) -> dict[str, Any]:
     """What was trained, on what and how, for `run.json`."""
@@ -188,10 +193,10 @@ def describe_training(
 
 
 def _print_plan(
-    request: TrainRequest,
-    data: PairData,
+    request: TrainJob,
+    data: DataSplits,
     splits: Sequence[str],
-    classifier: PairClassifier,
+    classifier: Classifier,
     trains: str,
 ) -> None:
     decay = request.config.layer_decay
@@ -212,4 +217,4 @@ def _print_plan(
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -16,21 +16,21 @@ from peft_mrpc.cli.parser import (
     recipe_to_flags,
     record_key,
 )
-from peft_mrpc.data.examples import PairData
-from peft_mrpc.data.loading import load_pairs, reported_splits
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.loading import load_data, reported_splits
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.errors import UserError, logger, raise_faults, run_verb
+from peft_mrpc.errors import UserError, logger, raise_faults, run_cli
 from peft_mrpc.methods.layer_freeze import warn_of_unreached
-from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_config
-from peft_mrpc.precision import is_by_rule, trainer_precision, warn_of_slow_bf16
+from peft_mrpc.precision import is_by_rule, trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.training.activation_cache.plan import count_trunks
 from peft_mrpc.training.build_model import build_classifier, check_fit, fit_rates
 from peft_mrpc.training.build_trainer import build_trainer, check_against_data
 from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.job import TrainRequest, parse_command
+from peft_mrpc.training.job import TrainJob, parse_command
 from peft_mrpc.training.selection import SELECTION, say_held_out, split_selection
 from peft_mrpc.training.tuning.config import (
     FIXED,
@@ -63,7 +63,7 @@ COUNTS_LAYERS = ("head_layer", "num_unfrozen_layers")
 def main(argv: Sequence[str]) -> None:
     prepare_processes()
     request, (config,) = parse_command(argv, "tune", DESCRIPTION, OWN)
-    warn_of_slow_bf16(request.arguments)
+    warn_slow_bf16(request.arguments)
     try:
         import optuna  # noqa: F401
     except ImportError as error:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     tune(list(argv), request, config)
 
 
-def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
+def tune(argv: list[str], request: TrainJob, config: TuneConfig) -> None:
     """Search, by this process or by several, and write the outcome.
 
     Raises:
@@ -86,7 +86,7 @@ def tune(argv: list[str], request: TrainRequest, config: TuneConfig) -> None:
     given = given_flags(argv)
     raise_faults(tune_faults(request, config, given))
     check_output_dir(request.output_dir, True, SEARCH_CONTENTS, "search")
-    source = find_model(request.config.model, request.config.base_model_id)
+    source = resolve_model(request.config.model, request.config.base_model_id)
     read, _ = settle_reading(replace(request, config=replace(request.config)), source)
     sizes = load_config(read)
     fit_rates(request, sizes)
@@ -162,19 +162,19 @@ def _trial_flags(values: Mapping[str, Any]) -> list[str]:
     return recipe_to_flags({**OF_A_TRIAL, **values})
 
 
-def _held_out_data(request: TrainRequest) -> PairData:
+def _held_out_data(request: TrainJob) -> DataSplits:
     """The training pairs in two parts; the splits that are reported are not looked at."""
-    data = load_pairs(request.data, request.arguments.seed)
+    data = load_data(request.data, request.arguments.seed)
     splits = reported_splits(data, request.data.split)
     check_against_data(request.config, request.arguments, data)
     parted = split_selection(request.config, request.arguments, splits, data)
     say_held_out(parted)
     own = {name: parted.splits[name] for name in ("train", SELECTION)}
-    return PairData(data.name, data.label_names, own)
+    return DataSplits(data.name, data.label_names, own)
 
 
 def _trainer_builder(
-    argv: Sequence[str], data: PairData, scratch: str, shares: int
+    argv: Sequence[str], data: DataSplits, scratch: str, shares: int
 ) -> Callable[[Mapping[str, Any], int], Trainer]:
     """What builds the Trainer of one trial, as `train` would with the same values as flags.
 
@@ -184,7 +184,7 @@ def _trainer_builder(
     def build(values: Mapping[str, Any], num_left: int) -> Trainer:
         request, _ = parse_command([*argv, *_trial_flags(values)], "tune", DESCRIPTION, OWN)
         request = replace(request, num_trainings=1 + (num_left - 1) // shares)
-        source = find_model(request.config.model, request.config.base_model_id)
+        source = resolve_model(request.config.model, request.config.base_model_id)
         set_seed(request.arguments.seed)
         classifier = build_classifier(request, source, data)
         trainer, _ = build_trainer(request, data, classifier, scratch)
@@ -195,11 +195,11 @@ def _trainer_builder(
 
 
 def _plan(
-    request: TrainRequest,
+    request: TrainJob,
     config: TuneConfig,
     given: Mapping[str, Any],
     space: Sequence[Parameter],
-    data: PairData,
+    data: DataSplits,
 ) -> "Plan":
     """The search, named by all that its trials have in common on whatever machine."""
     from peft_mrpc.training.tuning.study import Plan
@@ -243,7 +243,7 @@ def _run_here(
         logger.setLevel(level)
 
 
-def _print_plan(plan: "Plan", data: PairData) -> None:
+def _print_plan(plan: "Plan", data: DataSplits) -> None:
     kept, held = (len(data.splits[split]) for split in ("train", SELECTION))
     lines = [
         f"data: {data.name}, training on {kept:,} pairs, {plan.objective} on {held:,} held out",
@@ -255,4 +255,4 @@ def _print_plan(plan: "Plan", data: PairData) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_verb(main))
+    sys.exit(run_cli(main))

@@ -23,9 +23,9 @@ from transformers import (
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
 from peft_mrpc.cache import main as cache
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.activation_cache.bypass import LeftOut
@@ -419,9 +419,9 @@ machine.mkdir()
 os.chdir(machine)
 os.environ |= {"PEFT_MRPC_TRUNKS": str(machine / "trunks")}
 os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-from peft_mrpc.errors import run_verb
+from peft_mrpc.errors import run_cli
 from peft_mrpc.train import main
-sys.exit(run_verb(main, sys.argv[2:]))
+sys.exit(run_cli(main, sys.argv[2:]))
 """
 
 
@@ -464,10 +464,10 @@ def test_depth_counts_only_what_nothing_trained_feeds(models: dict[str, str]) ->
 
     from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
     from peft_mrpc.methods.registry import METHODS
-    from peft_mrpc.models.loading import load_empty_classifier
+    from peft_mrpc.models.loading import init_classifier
 
     def depth(architecture: str, **options: Any) -> int:
-        model = load_empty_classifier(tiny_config(architecture, 64), "mean")
+        model = init_classifier(tiny_config(architecture, 64), "mean")
         METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(**options))
         return trunk_depth(model)
 
@@ -890,8 +890,8 @@ def test_however_a_training_ends_its_layers_run_again(
 ) -> None:
     flags = ["--model", tiny_bert, *data_flags, *PROBE, "--max_steps", "3", "--bf16"]
     request = parse_request(flags)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     encoder = classifier.model.base_model
     before = encoder.config._attn_implementation

@@ -9,35 +9,19 @@ import pytest
 from conftest import build_tokenizer
 from tiny_models import (
     ARCHITECTURES,
+    COMBINATIONS,
     batch_drift,
     poolings,
     reload_drift,
-    tiny_config,
     train_two_steps,
 )
 from transformers import OPTConfig, OPTModel
 
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.doctor import build_options
-from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.job import parse_request
-
-
-def works(method: str, architecture: str, pooling: str) -> bool:
-    options = build_options(method)
-    return not compatibility_faults(tiny_config(architecture), method, options, pooling=pooling)
-
-
-COMBINATIONS = [
-    (method, architecture, pooling)
-    for method in METHODS
-    for architecture in ARCHITECTURES
-    for pooling in poolings(architecture)
-    if works(method, architecture, pooling)
-]
 
 
 def test_only_the_known_combinations_are_refused() -> None:
@@ -102,8 +86,8 @@ def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
     request = parse_request(["--model", str(folder), *data_flags, "--method", method])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(str(folder)), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(str(folder)), data)
     pairs = data.splits["validation"]
     alone, together = classifier.score(pairs, 1), classifier.score(pairs, len(pairs))
     assert np.abs(alone - together).max() < 1e-5

@@ -16,7 +16,7 @@ import pytest
 from conftest import MRPC
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -198,10 +198,10 @@ def test_every_benchmark_has_its_page_and_marks(name: str) -> None:
 def test_mrpc_is_repeated_without_a_pair_twice(tmp_path: Path) -> None:
     from scaling import write_repeated
 
-    data = load_pairs(DataConfig(dataset="builtin:pairs"))
+    data = load_data(DataConfig(dataset="builtin:pairs"))
     size = 2 * len(data.splits["train"]) + 5
     flags = write_repeated(data, tmp_path / "repeated", size)
-    again = load_pairs(DataConfig(dataset=flags[1])).splits["train"]
+    again = load_data(DataConfig(dataset=flags[1])).splits["train"]
     assert len({pair.sentence1 for pair in again}) == len(again) == size
     first = data.splits["train"][0]
     assert [pair.sentence1 for pair in again[:: len(data.splits["train"])]] == [
@@ -214,7 +214,7 @@ def test_contenders_train_alike(tiny_bert: str, data_flags: list[str]) -> None:
     from layer_freeze import PARTS, measure, result_rows
     from training_peer import Task
 
-    data = load_pairs(DataConfig("files", train_file=data_flags[1], validation_file=data_flags[3]))
+    data = load_data(DataConfig("files", train_file=data_flags[1], validation_file=data_flags[3]))
     found = measure(Task(tiny_bert, data, 2, "lora"), PARTS["lora"], 1)
     assert found["train_pairs"] == 18 and set(found["seconds"]) == {
         "plain, padded by batch",
@@ -230,7 +230,7 @@ def test_what_was_foretold_stands_beside_what_was(
     from doctor import Part, compare, result_rows
 
     file = data_flags[3]  # no pair twice
-    data = load_pairs(DataConfig("files", train_file=file, validation_file=file))
+    data = load_data(DataConfig("files", train_file=file, validation_file=file))
     found = compare(Part("linear_probe", tiny_bert, epochs=2), data, 18, tmp_path)
     seconds, peak, kept = result_rows({"one": found})
     assert (found["pairs"], found["epochs"]) == (9, 2)
@@ -241,7 +241,7 @@ def test_what_was_foretold_stands_beside_what_was(
 def test_a_saved_run_labels_as_the_pipeline_does(trained_run: Path, data_flags: list[str]) -> None:
     from predict import compare, result_rows
 
-    data = load_pairs(DataConfig("files", validation_file=data_flags[3]))
+    data = load_data(DataConfig("files", validation_file=data_flags[3]))
     found = compare(trained_run, data.splits["validation"], 1)
     assert found["largest_difference"] < 1e-5
     rows = result_rows({"full": found | {"peak_memory": dict.fromkeys(found["seconds"], 1)}})

@@ -2,63 +2,21 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from example_runs import SCORES, build_run
 
 from peft_mrpc.compare import compare, main
-from peft_mrpc.data.examples import Pair, PairData
-from peft_mrpc.errors import run_verb
+from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.errors import run_cli
 from peft_mrpc.report.comparison import load_comparison
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.writer import describe_data, write_run
-
-NAMES = ("not_equivalent", "equivalent")
-TRUTH = [1, 1, 1, 0, 0]
-SCORES = {"a": [0.9, 0.8, 0.6, 0.7, 0.1], "b": [0.9, 0.2, 0.6, 0.3, 0.1]}
-
-
-def build_run(
-    path: Path,
-    positive: list[float],
-    method: str = "full",
-    names: tuple[str, ...] = NAMES,
-    sentence: str = "sentence",
-    seed: int = 1,
-    config: dict[str, Any] | None = None,
-    train_seconds: float = 3.0,
-    truth: Sequence[int] = TRUTH,
-    learned: int = 0,
-) -> Run:
-    """A Run written by the real code from given answers; so many of its pairs it was trained on."""
-    labels = [names.index(NAMES[t]) for t in truth]
-    pairs = tuple(Pair(i, f"{sentence} {i}", f"other {i}", t) for i, t in enumerate(labels))
-    train = tuple(Pair(i, f"trained {i}", "on", t) for i, t in enumerate(labels[learned:]))
-    data = PairData("toy", names, {"train": pairs[:learned] + train, "test": pairs})
-    columns = {"equivalent": np.array(positive), "not_equivalent": 1 - np.array(positive)}
-    path.mkdir(parents=True)
-    (path / "model").mkdir()
-    record = {
-        "method": method,
-        "model": "some/model-x",
-        "base_model_id": "some/model-x",
-        "seed": seed,
-        "data": describe_data(data, ["train", "test"]),
-        "trainable": {"trained": 10, "total": 100},
-        "timing": {
-            "score_pairs_per_second": 12.0,
-            "score_seconds": 0.4,
-            "train_seconds": train_seconds,
-        },
-        "log_history": [{"loss": 0.7, "epoch": 0.5}, {"loss": 0.5, "epoch": 1.0}],
-        "config": config or {},
-    }
-    return write_run(path, record, data, {"test": np.stack([columns[n] for n in names], axis=1)})
 
 
 @pytest.fixture
@@ -184,8 +142,8 @@ def test_the_report_needs_nothing_else_and_escapes_what_it_is_given(tmp_path: Pa
 
 def test_three_classes_compare_too(tmp_path: Path) -> None:
     names = ("contradiction", "entailment", "neutral")
-    pairs = tuple(Pair(i, f"s{i}", f"t{i}", i % 3) for i in range(9))
-    data = PairData("nli", names, {"test": pairs})
+    pairs = tuple(Example(i, f"s{i}", f"t{i}", i % 3) for i in range(9))
+    data = DataSplits("nli", names, {"test": pairs})
     rng = np.random.default_rng(0)
     (tmp_path / "r" / "model").mkdir(parents=True)
     record = {
@@ -257,16 +215,16 @@ def test_a_bar_that_is_missed_ends_in_exit_code_3(
     split = next(iter(two_runs[0].metrics))
     flags = [*paths, "--output_dir", str(tmp_path / "report"), "--overwrite", "--split", split]
     accuracies = [run.metrics[split]["accuracy"] for run in two_runs]
-    assert run_verb(main, [*flags, "--fail_under", f"accuracy={min(accuracies)}"]) == 0
-    assert run_verb(main, [*flags, "--fail_under", f"accuracy={min(accuracies) + 0.01}"]) == 3
+    assert run_cli(main, [*flags, "--fail_under", f"accuracy={min(accuracies)}"]) == 0
+    assert run_cli(main, [*flags, "--fail_under", f"accuracy={min(accuracies) + 0.01}"]) == 3
     assert f"is under {min(accuracies) + 0.01:g}" in capsys.readouterr().err
     assert (tmp_path / "report" / "report.html").is_file()
     better, worse = (paths[accuracies.index(pick(accuracies))] for pick in (max, min))
     gap = max(accuracies) - min(accuracies)
-    assert run_verb(main, [*flags, "--baseline", worse]) == 0
-    assert run_verb(main, [*flags, "--baseline", better, "--no_worse_than", str(gap)]) == 0
+    assert run_cli(main, [*flags, "--baseline", worse]) == 0
+    assert run_cli(main, [*flags, "--baseline", better, "--no_worse_than", str(gap)]) == 0
     if gap:
-        assert run_verb(main, [*flags, "--baseline", better, "--no_worse_than", str(gap / 2)]) == 3
+        assert run_cli(main, [*flags, "--baseline", better, "--no_worse_than", str(gap / 2)]) == 3
     for bad, said in (
         (["--fail_under", "acuracy=1"], "--fail_under: got 'acuracy'; expected one of accuracy"),
         (
@@ -277,5 +235,5 @@ def test_a_bar_that_is_missed_ends_in_exit_code_3(
         (["--no_worse_than", "0.1"], "--no_worse_than: got no --baseline"),
     ):
         capsys.readouterr()
-        assert run_verb(main, [*flags, *bad]) == 2
+        assert run_cli(main, [*flags, *bad]) == 2
         assert said in capsys.readouterr().err

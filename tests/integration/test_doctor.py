@@ -11,7 +11,7 @@ from peft_mrpc import doctor
 from peft_mrpc.doctor import ARCHITECTURES, build_options, main
 from peft_mrpc.methods.compatibility import compatibility_faults
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config, load_tokenizer
 from peft_mrpc.training.activation_cache.plan import parse_bytes
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
@@ -196,7 +196,7 @@ def test_the_forecast_weighs_a_fill_as_train_does(tiny_bert: str) -> None:
             + [*flags, "--pooling", "mean", "--num_train_epochs", "1"]
             + ["--report_to", "none", "--save_strategy", "no"]
         )
-        source = find_model(tiny_bert)
+        source = resolve_model(tiny_bert)
         tokenizer = load_tokenizer(source)
         found = rehearse(request, load_config(source), tokenizer, Pairs(100, 20))
         assert isinstance(found, Estimate)

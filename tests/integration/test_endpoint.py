@@ -12,8 +12,8 @@ import pytest
 from conftest import ROWS, run_command
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.predict import main as predict
@@ -104,7 +104,7 @@ def test_a_served_model_is_asked_in_chat_and_in_plain_text(
     wordings = ["--template", "paraphrase,paraphrase_rewrite", "--scoring", "generate"]
     main([*flags(server, pair_files, tmp_path), *wordings])
     run = load_run(tmp_path / "run")
-    data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
+    data = load_data(DataConfig(validation_file=pair_files["validation"]))
     pairs = data.splits["validation"]
     for pair, found in zip(pairs, run.predictions("validation").probabilities, strict=True):
         logits = np.zeros(2)
@@ -230,7 +230,7 @@ def test_an_answer_of_another_form_is_one_line(
 def test_a_model_that_says_nothing_answers_nothing(choice: Any, text: str, server: Server) -> None:
     server.choice = {"choices": [choice]}
     engine = endpoint.EndpointEngine(server.url, "served")
-    asked = Questions(load_template("paraphrase"), LABELS, [Pair(0, "a", "b")], [[]])
+    asked = Questions(load_template("paraphrase"), LABELS, [Example(0, "a", "b")], [[]])
     assert engine.generate(asked, 1) == [text]
 
 

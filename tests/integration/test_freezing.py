@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
 from transformers import BertConfig, TrainerCallback, set_seed
 
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.freezing import FreezeCallback, trainable_names
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, find_modules
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
-from peft_mrpc.models.loading import load_empty_classifier
+from peft_mrpc.models.hub import resolve_model
+from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
@@ -45,7 +45,7 @@ AFTER = {"modernbert": H, "llama": H}
 
 def empty(architecture: str, **options: Any) -> Any:
     """A tiny model without weights, frozen as the options say."""
-    model = load_empty_classifier(tiny_config(architecture, V), "mean")
+    model = init_classifier(tiny_config(architecture, V), "mean")
     METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(**options))
     return model
 
@@ -86,7 +86,7 @@ def paths(names: list[str], layers: int = 2) -> set[str]:
     config = BertConfig(
         vocab_size=V, hidden_size=H, num_hidden_layers=layers, num_attention_heads=2
     )
-    model = load_empty_classifier(config, "native")
+    model = init_classifier(config, "native")
     path_of = {id(module): path for path, module in model.base_model.named_modules()}
     return {path_of[id(module)] for module in find_modules(model, names, "--flag")}
 
@@ -185,8 +185,8 @@ def prepare(model: str, data_flags: list[str], folder: Path, *flags: str) -> Any
         + ["--per_device_train_batch_size", "6", *flags]
     )
     set_seed(1)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(model), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(model), data)
     trainer, _ = build_trainer(request, data, classifier, str(folder))
     return trainer
 
@@ -408,7 +408,7 @@ UNDER_DDP = """
 import json, sys
 import torch.distributed as dist
 import peft_mrpc.train as train
-from peft_mrpc.errors import run_verb
+from peft_mrpc.errors import run_cli
 from test_freezing import Watch
 
 build = train.build_trainer
@@ -422,7 +422,7 @@ def build_watched(*args):
 
 watched = []
 train.build_trainer = build_watched
-assert run_verb(train.main, sys.argv[2:]) == 0
+assert run_cli(train.main, sys.argv[2:]) == 0
 ((trainer, watch),) = watched
 kind = type(trainer.model_wrapped).__name__
 weights = [p.tolist() for p in trainer.model.parameters()]

@@ -14,18 +14,18 @@ from tokenizers.processors import TemplateProcessing
 
 from peft_mrpc import hard_prompt
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations
 from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
 from peft_mrpc.prompting.loglikelihood import Continuation, ContinuationScorer
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder, _num_same, _split, channel_scores
-from peft_mrpc.prompting.score_cache import PartialScores
+from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.template_files import load_template
 from peft_mrpc.prompting.templates import Demonstration, Template
 from peft_mrpc.runs.publishing import collect_files
@@ -36,11 +36,11 @@ LABELS = ["not_equivalent", "equivalent"]
 
 @pytest.fixture(scope="module")
 def smollm2() -> ModelSource:
-    return find_model("builtin:smollm2")
+    return resolve_model("builtin:smollm2")
 
 
 def encode(
-    model: ModelSource, template: Template, pairs: Sequence[Pair], shown: Any = None
+    model: ModelSource, template: Template, pairs: Sequence[Example], shown: Any = None
 ) -> list[list[Continuation]]:
     encoder = PromptEncoder(load_tokenizer(model), template, LABELS, 2048)
     return encoder.encode(pairs, shown or [[] for _ in pairs])
@@ -51,7 +51,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
     model = load_causal_lm(smollm2, "none")
     template = load_template("paraphrase")
     classifier = PromptClassifier(LocalEngine(model, tokenizer, 512), [template], LABELS)
-    pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:5]
+    pairs = load_data(DataConfig(dataset="builtin:pairs")).splits["test"][:5]
     rows = encode(smollm2, template, pairs)
     text = tokenizer.decode(rows[0][0].context)
     assert text.count("<|im_start|>system") == 1
@@ -75,7 +75,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
 def test_demonstrations_stand_before_the_question(smollm2: ModelSource) -> None:
     tokenizer = load_tokenizer(smollm2)
     shown = [[Demonstration("A b.", "B a.", "equivalent"), Demonstration("C.", "D.", LABELS[0])]]
-    pairs = [Pair(0, "One.", "Two.")]
+    pairs = [Example(0, "One.", "Two.")]
     rows = encode(smollm2, load_template("paraphrase_harness"), pairs, shown)
     assert tokenizer.decode(rows[0][0].context) == (
         "Sentence 1: A b.\nSentence 2: B a.\nQuestion: Do both sentences mean the same thing?\n"
@@ -97,7 +97,7 @@ def test_demonstrations_stand_before_the_question(smollm2: ModelSource) -> None:
 
 def test_the_channel_reads_sentence_2_after_sentence_1_in_both_orders(smollm2: ModelSource) -> None:
     tokenizer = load_tokenizer(smollm2)
-    rows = encode(smollm2, load_template("channel_that_is"), [Pair(0, "One is.", "Two are.")])
+    rows = encode(smollm2, load_template("channel_that_is"), [Example(0, "One is.", "Two are.")])
     said = [tuple(map(tokenizer.decode, (one.context, one.tokens))) for one in rows[0]]
     start = tokenizer.bos_token
     assert said == [
@@ -130,7 +130,7 @@ def test_a_fit_reads_the_channel_alike_whichever_sentence_stands_first() -> None
 
 def test_a_label_is_as_likely_as_all_of_its_words(smollm2: ModelSource) -> None:
     template = load_template("paraphrase_true")
-    rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
+    rows = encode(smollm2, template, [Example(0, "One.", "Two.")])
     assert len(rows[0]) == 4
     encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
     scores = encoder.scores(np.log([[0.1, 0.2, 0.3, 0.1]]), rows).labels
@@ -144,7 +144,7 @@ def test_words_of_several_tokens_add_up_or_are_averaged(smollm2: ModelSource) ->
         template = replace(
             load_template("paraphrase"), label_words=words, length_normalized=is_normalized
         )
-        rows = encode(smollm2, template, [Pair(0, "One.", "Two.")])
+        rows = encode(smollm2, template, [Example(0, "One.", "Two.")])
         lengths = [len(one.tokens) for one in rows[0]]
         encoder = PromptEncoder(load_tokenizer(smollm2), template, LABELS, 2048)
         found[is_normalized] = encoder.scores(np.array([[-1.0, -6.0, -3.0]]), rows).labels
@@ -164,7 +164,7 @@ def test_a_word_that_changes_the_token_before_it_is_scored_with_that_token() -> 
 
 def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSource) -> None:
     tokenizer = load_tokenizer(smollm2)
-    pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:4]
+    pairs = load_data(DataConfig(dataset="builtin:pairs")).splits["test"][:4]
     full, packed = load_causal_lm(smollm2, "none"), load_causal_lm(smollm2, "nf4")
     assert packed.get_memory_footprint() < 0.5 * full.get_memory_footprint()
     template = load_template("paraphrase")
@@ -195,7 +195,7 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     info = json.loads((run.artifact / "peft_mrpc.json").read_text())
     assert info["quantization"] == "none" and info["templates"][0]["name"] == "paraphrase"
     # What was saved asks the same question and gets the same answer.
-    pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
+    pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(run.path)).score(pairs, 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
 
@@ -446,7 +446,7 @@ def test_what_was_saved_answers_as_it_did(
     main([*with_train(run_flags(tiny_llama, pair_files, tmp_path), other_train), *flags])
     run = load_run(tmp_path / "run")
     rows = run.predictions("validation")
-    data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
+    data = load_data(DataConfig(validation_file=pair_files["validation"]))
     again = load_predictor(str(run.path)).score(data.splits["validation"], 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == ("batch" not in flags)
@@ -522,8 +522,10 @@ def test_demonstrations_are_never_of_the_pair_asked_about() -> None:
     show = NearestDemonstrations(pool, LABELS, 2)
     cats, same = show(
         [
-            Pair(0, "A cat sat on the mat.", "A cat lay on the mat."),
-            Pair(1, "A cat was sitting on a mat.", "The cat sat on the mat."),  # in the other order
+            Example(0, "A cat sat on the mat.", "A cat lay on the mat."),
+            Example(
+                1, "A cat was sitting on a mat.", "The cat sat on the mat."
+            ),  # in the other order
         ]
     )
     assert {one.label for one in cats} == set(LABELS) and set(cats) == set(pool[:2])
@@ -531,7 +533,7 @@ def test_demonstrations_are_never_of_the_pair_asked_about() -> None:
 
 
 def test_demonstrations_are_drawn_by_the_seed_as_many_of_each_label() -> None:
-    pool = [Pair(n, f"a {n}", f"b {n}", int(n % 3 == 0)) for n in range(30)]
+    pool = [Example(n, f"a {n}", f"b {n}", int(n % 3 == 0)) for n in range(30)]
     chosen = choose_demonstrations(pool, LABELS, 6, "balanced", 1)
     assert sorted(one.label for one in chosen) == ["equivalent"] * 3 + ["not_equivalent"] * 3
     assert chosen == choose_demonstrations(pool, LABELS, 6, "balanced", 1)
@@ -545,12 +547,12 @@ def test_a_checkpoint_that_is_quantized_already_is_loaded_as_it_is(
     smollm2: ModelSource, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = load_tokenizer(smollm2)
-    pairs = load_pairs(DataConfig(dataset="builtin:pairs")).splits["test"][:4]
+    pairs = load_data(DataConfig(dataset="builtin:pairs")).splits["test"][:4]
     model = load_causal_lm(smollm2, "fp4")
     model.save_pretrained(tmp_path / "packed")
     tokenizer.save_pretrained(tmp_path / "packed")
     with caplog.at_level("INFO", "peft_mrpc"):
-        again = load_causal_lm(find_model(str(tmp_path / "packed")), "nf4")
+        again = load_causal_lm(resolve_model(str(tmp_path / "packed")), "nf4")
     assert "is quantized already (bitsandbytes) and loaded as it is" in caplog.text
     assert again.get_memory_footprint() == model.get_memory_footprint()
     first, second = (
@@ -602,7 +604,7 @@ def test_new_pairs_are_answered_as_the_first_split_was(
     run = load_run(tmp_path / "run")
     info = json.loads((run.artifact / "peft_mrpc.json").read_text())
     assert info["calibration"]["split"] == "validation"
-    data = load_pairs(DataConfig(validation_file=pair_files["validation"], test_file=other_train))
+    data = load_data(DataConfig(validation_file=pair_files["validation"], test_file=other_train))
     predictor = load_predictor(str(run.path))
     drifts = {
         split: np.abs(
@@ -630,14 +632,14 @@ def test_scores_of_other_labels_or_weights_are_not_found_again(
         main([*flags, "--overwrite", *more])
         return "were scored before" in caplog.text
 
-    forward = PartialScores.add
+    forward = FileScoreCache.add
 
-    def keep(self: PartialScores, *args: Any) -> None:
+    def keep(self: FileScoreCache, *args: Any) -> None:
         self.path = kept / "0.jsonl"
         forward(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PartialScores, "add", keep)
+        patch.setattr(FileScoreCache, "add", keep)
         assert not run("--class_names", "not_equivalent,equivalent")
     assert run("--class_names", "not_equivalent,equivalent")
     assert run("--class_names", "not_equivalent,equivalent", "--batch_size", "3")
@@ -676,14 +678,14 @@ def test_an_answer_stands_where_the_chat_template_puts_it(
     shown = [[Demonstration("A.", "B.", "equivalent")]]
     for name in ("paraphrase", "paraphrase_expert"):  # the second with a system text
         encoder = PromptEncoder(tokenizer, load_template(name), LABELS, 2048)
-        rows = encoder.encode([Pair(0, "One.", "Two.")], shown)
+        rows = encoder.encode([Example(0, "One.", "Two.")], shown)
         assert [tokenizer.decode(one.tokens) for one in rows[0]] == [" No", " Yes"]
         text = tokenizer.decode(rows[0][0].context)
         assert "[/INST] Yes</s>" in text and text.endswith("[/INST]")
         assert ("expert annotator" in text) == (name == "paraphrase_expert")
     tokenizer.chat_template = "{{ raise_exception('no chats today') }}"
     with pytest.raises(UserError, match="this model's chat template refuses it: no chats today"):
-        encoder.encode([Pair(0, "One.", "Two.")], [[]])
+        encoder.encode([Example(0, "One.", "Two.")], [[]])
     tokenizer.chat_template = "{{ messages[0].content }}"  # leaves the BOS to the tokenizer
     with monkeypatch.context() as patch:
         begun = TemplateProcessing(
@@ -691,11 +693,11 @@ def test_an_answer_stands_where_the_chat_template_puts_it(
         )
         patch.setattr(tokenizer.backend_tokenizer, "post_processor", begun)
         encoder = PromptEncoder(tokenizer, load_template("paraphrase"), LABELS, 2048)
-        (row,) = encoder.encode([Pair(0, "One.", "Two.")], [[]])
+        (row,) = encoder.encode([Example(0, "One.", "Two.")], [[]])
         assert [one.context.count(tokenizer.bos_token_id) for one in row] == [1, 1]
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"
     with pytest.raises(UserError, match="the prompt begins with two BOS tokens"):
-        encoder.encode([Pair(0, "One.", "Two.")], [[]])
+        encoder.encode([Example(0, "One.", "Two.")], [[]])
 
 
 @pytest.mark.parametrize("words", [("Yes", "Yes indeed"), ("Yes", "Yes")])
@@ -707,7 +709,7 @@ def test_words_of_which_one_begins_the_other_are_refused(
         label_words={"equivalent": words[:1], "not_equivalent": words[1:]},
     )
     with pytest.raises(UserError, match="of which one is or begins the other"):
-        encode(smollm2, template, [Pair(0, "One.", "Two.")])
+        encode(smollm2, template, [Example(0, "One.", "Two.")])
 
 
 def test_an_odd_number_of_nearest_goes_on_with_the_nearest() -> None:
@@ -715,5 +717,7 @@ def test_an_odd_number_of_nearest_goes_on_with_the_nearest() -> None:
         Demonstration("A cat sat on the mat.", "A cat was sitting on a mat.", "equivalent"),
         Demonstration("The markets fell.", "Shares rose in London.", "not_equivalent"),
     ]
-    (one,) = NearestDemonstrations(pool, LABELS, 1)([Pair(0, "The cat sat.", "A cat sat there.")])
+    (one,) = NearestDemonstrations(pool, LABELS, 1)(
+        [Example(0, "The cat sat.", "A cat sat there.")]
+    )
     assert one == pool[:1]

@@ -9,8 +9,8 @@ from conftest import MRPC
 from harness_peer import run_harness
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
 from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
@@ -36,9 +36,9 @@ def test_all_of_mrpcs_dev_scores_as_in_the_harness(count: int) -> None:
 
 
 def compare(dataset: str, split: str, num_pairs: int, template: Template, count: int) -> None:
-    source = find_model("builtin:smollm2")
+    source = resolve_model("builtin:smollm2")
     model, tokenizer = load_causal_lm(source, "none"), load_tokenizer(source)
-    data = load_pairs(DataConfig(dataset=dataset))
+    data = load_data(DataConfig(dataset=dataset))
     pairs, train = data.splits[split][:num_pairs], data.splits["train"]
     assert len(pairs) == num_pairs
     labels = list(data.label_names)

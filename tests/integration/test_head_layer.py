@@ -15,11 +15,11 @@ from transformers import (
     PretrainedConfig,
 )
 
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.errors import UserError, run_verb
+from peft_mrpc.data.examples import Example
+from peft_mrpc.errors import UserError, run_cli
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_classifier, load_config, load_tokenizer
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json_lines
@@ -34,7 +34,7 @@ LABELS = ["not_equivalent", "equivalent"]
 def test_the_head_reads_what_leaves_the_layer_that_is_named(
     architecture: str, models: dict[str, str]
 ) -> None:
-    source = find_model(models[architecture])
+    source = resolve_model(models[architecture])
     tokenizer = load_tokenizer(source)
     batch = tokenizer(["the cat"], ["a dog sat"], return_tensors="pt")
     whole = AutoModel.from_pretrained(source.location).eval()
@@ -52,7 +52,7 @@ def test_the_head_reads_what_leaves_the_layer_that_is_named(
 
 
 def test_auto_is_two_thirds_up_for_a_head_that_compares_tokens(tiny_bert: str) -> None:
-    minilm, two_layers = find_model("builtin:minilm"), find_model(tiny_bert)
+    minilm, two_layers = resolve_model("builtin:minilm"), resolve_model(tiny_bert)
     assert read_head_layer(minilm, "auto", "aligned").head_layer == 4  # of 6
     assert read_head_layer(two_layers, "auto", "aligned").head_layer is None  # 1.33, rounded up
     for pooling in ("cls", "last", "native"):
@@ -63,7 +63,7 @@ def test_auto_is_two_thirds_up_for_a_head_that_compares_tokens(tiny_bert: str) -
 
 def test_a_layer_that_is_not_there_is_refused(tiny_bert: str) -> None:
     with pytest.raises(UserError, match="--head_layer: got '3'; expected 1 to 2 .*last or auto"):
-        read_head_layer(find_model(tiny_bert), "3", "aligned")
+        read_head_layer(resolve_model(tiny_bert), "3", "aligned")
 
 
 @pytest.mark.parametrize("head_layer", ["0", "-1", "middle", "1.5", ""])
@@ -85,7 +85,7 @@ def test_what_names_no_layer_is_said_with_all_other_faults(head_layer: str) -> N
 )
 def test_what_is_no_plain_stack_keeps_its_layers(config: PretrainedConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
-    source = find_model(str(tmp_path))
+    source = resolve_model(str(tmp_path))
     assert read_head_layer(source, "auto", "aligned") is source
     with pytest.raises(UserError, match=f"a {config.model_type} is no plain stack"):
         read_head_layer(source, "1", "aligned")
@@ -93,7 +93,7 @@ def test_what_is_no_plain_stack_keeps_its_layers(config: PretrainedConfig, tmp_p
 
 def test_lists_with_an_entry_for_each_layer_are_cut(tmp_path: Path) -> None:
     LongformerConfig(num_hidden_layers=3, attention_window=[2, 4, 6]).save_pretrained(tmp_path)
-    config = load_config(replace(find_model(str(tmp_path)), head_layer=2))
+    config = load_config(replace(resolve_model(str(tmp_path)), head_layer=2))
     assert config.num_hidden_layers == 2 and config.attention_window == [2, 4]
 
 
@@ -102,10 +102,10 @@ def test_the_architectures_own_head_keeps_its_layer(
 ) -> None:
     flags = ["--method", "linear_probe", "--model", tiny_bert, *data_flags, "--pooling", "native"]
     flags += ["--output_dir", str(tmp_path / "run")]
-    assert run_verb(main, [*flags, "--head_layer", "1"]) == 2
+    assert run_cli(main, [*flags, "--head_layer", "1"]) == 2
     assert "own head reads the last; expected last" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert read_head_layer(find_model(tiny_bert), "2", "native").head_layer is None  # the last
+    assert read_head_layer(resolve_model(tiny_bert), "2", "native").head_layer is None  # the last
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -133,7 +133,7 @@ def test_a_run_records_the_layer_and_labels_with_it(
     again = load_predictor(str(folder))
     assert again.model.config.num_hidden_layers == 1
     predictions = read_json_lines(folder / "predictions" / "validation.jsonl")
-    pairs = [Pair(row["idx"], row["sentence1"], row["sentence2"]) for row in predictions]
+    pairs = [Example(row["idx"], row["sentence1"], row["sentence2"]) for row in predictions]
     expected = np.array([list(row["probabilities"].values()) for row in predictions])
     assert np.abs(again.score(pairs, 32) - expected).max() < 1e-5
 

@@ -87,7 +87,7 @@ def test_readme_commands_have_flags_that_exist(words: list[str]) -> None:
         train.parse_request(argv)
         return
     known = {
-        "hard_prompt": flag_names(hard_prompt.cfg.HardPromptConfig, DataConfig),
+        "hard_prompt": flag_names(hard_prompt.cfg.PromptConfig, DataConfig),
         "compare": flag_names(compare.CompareConfig),
         "predict": flag_names(predict.PredictConfig),
         "push": flag_names(push.PushConfig),

@@ -15,12 +15,12 @@ from conftest import ROWS, run_command, write_csv
 from transformers import set_seed
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs, reported_splits
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data, reported_splits
 from peft_mrpc.errors import UserError
-from peft_mrpc.evaluation.thresholds import best_threshold, decide
+from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
@@ -71,14 +71,14 @@ def train(tiny_bert: str, files: list[str], tmp_path: Path) -> Callable[..., Run
     return run
 
 
-def pairs_of(run: Run) -> tuple[Pair, ...]:
+def pairs_of(run: Run) -> tuple[Example, ...]:
     config = run.record["config"]
     data = DataConfig(**{f"{s}_file": config[f"{s}_file"] for s in ("train", "validation")})
-    return load_pairs(data).splits["validation"]
+    return load_data(data).splits["validation"]
 
 
 def test_the_part_is_apart_stratified_and_fixed_by_the_seed() -> None:
-    pairs = [Pair(row, "a", "b", int(row % 4 == 0)) for row in range(80)]
+    pairs = [Example(row, "a", "b", int(row % 4 == 0)) for row in range(80)]
     kept, held = hold_out(pairs, 0.25, 1)
     assert sorted([*kept, *held], key=lambda pair: pair.idx) == pairs
     assert Counter(pair.label for pair in held) == {0: 15, 1: 5}
@@ -101,7 +101,7 @@ def test_what_is_watched_is_held_out_of_train_and_recorded(
 ) -> None:
     run = train("lora", "--eval_strategy", "epoch", "--num_train_epochs", "2", "--seed", "3")
     record = run.record["selection"]
-    kept, held = hold_out(load_pairs(DataConfig(train_file=files[1])).splits["train"], 0.1, 3)
+    kept, held = hold_out(load_data(DataConfig(train_file=files[1])).splits["train"], 0.1, 3)
     assert record["num_examples"] == len(held) == 4
     assert record["labels"] == {"not_equivalent": 2, "equivalent": 2}
     assert record["fraction"] == 0.1 and record["seed"] == 3 and len(record["fingerprint"]) == 64
@@ -131,11 +131,11 @@ def prepare(method: str, model: str, files: list[str], folder: Path, *flags: str
     request = parse_request(
         ["--method", method, "--model", model, *files, *QUICK, *FLAGS[method], *flags]
     )
-    data = load_pairs(request.data)
+    data = load_data(request.data)
     splits = reported_splits(data, request.data.split)
     data = hold_out_selection(request.config, request.arguments, splits, data)
     set_seed(request.arguments.seed)
-    classifier = build_classifier(request, find_model(model), data)
+    classifier = build_classifier(request, resolve_model(model), data)
     trainer, _ = build_trainer(request, data, classifier, str(folder))
     return trainer, classifier, data
 
@@ -318,25 +318,25 @@ def test_two_processes_watch_each_row_once(
 
 def test_the_threshold_decides_the_positive_of_two_and_nothing_else() -> None:
     two = np.array([[0.5, 0.5], [0.4, 0.6], [0.7, 0.3]])
-    assert decide(two).tolist() == [0, 1, 0]
-    assert decide(two, 0.25).tolist() == [1, 1, 1]
-    assert decide(two, 0.6).tolist() == [0, 0, 0]
-    assert decide(np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]])).tolist() == [2, 0]
+    assert predict_labels(two).tolist() == [0, 1, 0]
+    assert predict_labels(two, 0.25).tolist() == [1, 1, 1]
+    assert predict_labels(two, 0.6).tolist() == [0, 0, 0]
+    assert predict_labels(np.array([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]])).tolist() == [2, 0]
 
 
 def test_the_best_threshold_by_hand() -> None:
     # Right at 0.3 < t < 0.7 for all: the middle.
-    assert best_threshold(np.array([0, 0, 1]), np.array([0.1, 0.3, 0.7])) == pytest.approx(0.5)
+    assert tune_threshold(np.array([0, 0, 1]), np.array([0.1, 0.3, 0.7])) == pytest.approx(0.5)
     # Three of four are right in (0.1, 0.2) and in (0.6, 0.9): the wider gap.
     truth, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.2, 0.6, 0.9])
-    assert best_threshold(truth, scores) == pytest.approx(0.75)
+    assert tune_threshold(truth, scores) == pytest.approx(0.75)
     # Equally wide gaps: (0.1, 0.3) and (0.5, 0.7), whose middle is nearer one half.
     truth, scores = np.array([0, 1, 0, 1]), np.array([0.1, 0.3, 0.5, 0.7])
-    assert best_threshold(truth, scores) == pytest.approx(0.6)
+    assert tune_threshold(truth, scores) == pytest.approx(0.6)
     # All of one label: what calls none positive, or all.
-    assert best_threshold(np.array([0, 0]), np.array([0.2, 0.8])) == pytest.approx(0.9)
-    assert best_threshold(np.array([1, 1]), np.array([0.2, 0.8])) == pytest.approx(0.1)
-    assert best_threshold(np.array([0, 1]), np.array([1.0, 1.0])) == pytest.approx(0.5)
+    assert tune_threshold(np.array([0, 0]), np.array([0.2, 0.8])) == pytest.approx(0.9)
+    assert tune_threshold(np.array([1, 1]), np.array([0.2, 0.8])) == pytest.approx(0.1)
+    assert tune_threshold(np.array([0, 1]), np.array([1.0, 1.0])) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
@@ -353,7 +353,7 @@ def test_no_threshold_is_better_than_the_best(metric: str) -> None:
     for _ in range(20):
         truth = (rng.random(30) < 0.8).astype(int)
         scores = np.round(np.clip(0.3 * truth + 0.7 * rng.random(30), 0, 1), 2)
-        best = best_threshold(truth, scores, metric)
+        best = tune_threshold(truth, scores, metric)
         others = [reached(truth, scores, t) for t in np.linspace(0, 1, 401)]
         assert reached(truth, scores, best) == pytest.approx(max(others))
 
@@ -390,10 +390,10 @@ def test_the_best_threshold_is_chosen_on_held_out_pairs_and_stored(
     metric: list[str], train: Callable[..., Run], files: list[str]
 ) -> None:
     run = train("layer_freeze", "--threshold", "auto", "--selection_fraction", "0.4", *metric)
-    _, held = hold_out(load_pairs(DataConfig(train_file=files[1])).splits["train"], 0.4, 42)
+    _, held = hold_out(load_data(DataConfig(train_file=files[1])).splits["train"], 0.4, 42)
     predictor = load_predictor(str(run.path))
     scores = predictor.score(held, 8)[:, 1]
-    expected = best_threshold(
+    expected = tune_threshold(
         np.array([pair.label for pair in held]), scores, "f1" if metric else "accuracy"
     )
     assert predictor.threshold == run.record["threshold"] == pytest.approx(expected, abs=1e-5)

@@ -15,11 +15,11 @@ from tiny_models import ENCODERS, FLAGS, batch_drift, reload_drift, train_two_st
 from transformers import AutoModel, set_seed
 
 from peft_mrpc import doctor
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.classifier import PairClassifier, PairCollator
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.classifier import ClassificationCollator, Classifier
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS
 from peft_mrpc.runs.run import load_run, read_json
@@ -27,22 +27,22 @@ from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.job import parse_request
 
-PAIRS = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+PAIRS = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]
 TEXT = ["--prompt_tuning_init", "TEXT", "--prompt_tuning_init_text"]
 
 
-def build(model: str, data_flags: list[str], *flags: str) -> PairClassifier:
+def build(model: str, data_flags: list[str], *flags: str) -> Classifier:
     """What would train, as `train` builds it."""
     request = parse_request(
         ["--method", "prompt_tuning", "--model", model, *data_flags, "--num_virtual_tokens", "5"]
         + list(flags)
     )
     set_seed(request.arguments.seed)
-    return build_classifier(request, find_model(model), load_pairs(request.data))
+    return build_classifier(request, resolve_model(model), load_data(request.data))
 
 
-def prompt_of(classifier: PairClassifier) -> torch.Tensor:
+def prompt_of(classifier: Classifier) -> torch.Tensor:
     """The virtual tokens, [P, H]."""
     prompt: torch.Tensor = classifier.model.get_prompt_embedding_to_save("default")
     return prompt
@@ -62,7 +62,7 @@ def test_the_encoder_sees_the_prompt_where_it_is_said_to_stand(
     head.register_forward_pre_hook(lambda _, args: read.append(args[0]))
     rows, _ = classifier.encode([PAIRS[2], PAIRS[3]])
     assert len(rows[0]["input_ids"]) < len(rows[1]["input_ids"])  # so that one is padded
-    model(**PairCollator(tokenizer, model.config)(rows))
+    model(**ClassificationCollator(tokenizer, model.config)(rows))
     # By hand: the bare encoder over one pair's word embeddings with the prompt laid among them.
     encoder = AutoModel.from_pretrained(path).eval()
     for features, row in zip(read[0], rows, strict=True):
@@ -137,8 +137,8 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
     assert read_json(info)["prompt_position"] == "after"
     script = (
         "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
-        "from peft_mrpc.data.loading import load_pairs; from peft_mrpc.config import DataConfig;"
-        "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
+        "from peft_mrpc.data.loading import load_data; from peft_mrpc.config import DataConfig;"
+        "pairs = load_data(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
         "print(json.dumps(load_predictor(sys.argv[2]).score(pairs, 32).tolist()))"
     )
     done = subprocess.run(

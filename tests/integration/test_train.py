@@ -25,13 +25,13 @@ from transformers import (
 )
 
 from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
-from peft_mrpc.data.examples import Pair
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.freezing import trainable_names
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
@@ -89,7 +89,7 @@ def prepare(
 ) -> Any:
     from transformers import set_seed
 
-    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.data.loading import load_data
 
     request = parse_request(
         ["--method", method, "--model", tiny_bert, *FLAGS[method], *data_flags]
@@ -105,8 +105,8 @@ def prepare(
         ]
     )
     set_seed(request.arguments.seed)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     return trainer
 
@@ -173,8 +173,8 @@ def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
 ) -> None:
     script = (
         "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
-        "from peft_mrpc.data.loading import load_pairs; from peft_mrpc.config import DataConfig;"
-        "pairs = load_pairs(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
+        "from peft_mrpc.data.loading import load_data; from peft_mrpc.config import DataConfig;"
+        "pairs = load_data(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
         "print(json.dumps([load_predictor(p).score(pairs, 32).tolist() for p in sys.argv[2:]]))"
     )
     done = subprocess.run(
@@ -232,12 +232,12 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     tiny_bert: str, data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
-    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.data.loading import load_data
 
     flags = ["--bf16", "--output_dir", str(tmp_path / "run")]
     main(["--model", tiny_bert, *data_flags, *flags])
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
-    pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
+    pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     again = load_predictor(str(tmp_path / "run")).score(pairs, 32)
     assert np.abs(again - saved).max() < 1e-6
 
@@ -257,8 +257,8 @@ def test_attention_is_plain_where_a_cpu_trains_faster_so_or_as_asked_and_as_it_w
 ) -> None:
     flags = ["--use_cpu", "--max_steps", "1", "--method", "lora", *flags]
     request = parse_request(["--model", tiny_bert, *data_flags, *flags])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     encoder = classifier.model.base_model.model.encoder
     before = encoder.config._attn_implementation
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
@@ -373,10 +373,10 @@ def test_virtual_tokens_count_against_the_positions(
     assert "--num_virtual_tokens: got 60; the model has 64 positions" in said
     # As long a pair as the positions allow, cut to fit, and counted.
     request = parse_request([*flags, "--num_virtual_tokens", "50"])
-    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.data.loading import load_data
 
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     assert classifier.max_length == 14
     features, num_cut = classifier.encode(data.splits["train"])
     assert max(len(feature["input_ids"]) for feature in features) == 14
@@ -502,8 +502,8 @@ def test_an_unlabelled_split_is_predicted_and_said_to_have_no_metrics(
 def test_a_separator_that_a_sentence_writes_parts_nothing(tiny_bert: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     for first in ("the cat [SEP] sat", "[CLS] the [PAD] cat"):
-        [plain], _ = encode_pairs(tokenizer, [Pair(0, first, "a dog")], 64)
-        [cut], _ = encode_pairs(tokenizer, [Pair(0, first, "a dog")], 8)
+        [plain], _ = encode_pairs(tokenizer, [Example(0, first, "a dog")], 64)
+        [cut], _ = encode_pairs(tokenizer, [Example(0, first, "a dog")], 8)
         for row in (plain, cut):
             ids = row["input_ids"]
             assert (ids.count(tokenizer.sep_token_id), ids.count(tokenizer.cls_token_id)) == (2, 1)
@@ -513,8 +513,8 @@ def test_a_separator_that_a_sentence_writes_parts_nothing(tiny_bert: str) -> Non
 def test_encoded_pairs_are_what_the_tokenizer_gives(
     tiny_bert: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = load_tokenizer(find_model(tiny_bert))
-    pairs = [Pair(row, a, b) for row, (a, b, _) in enumerate(ROWS)]
+    tokenizer = load_tokenizer(resolve_model(tiny_bert))
+    pairs = [Example(row, a, b) for row, (a, b, _) in enumerate(ROWS)]
     firsts, seconds = [p.sentence1 for p in pairs], [p.sentence2 for p in pairs]
     for at_once in (3, 1000):
         monkeypatch.setattr("peft_mrpc.data.encoding.AT_ONCE", at_once)
@@ -549,8 +549,8 @@ def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     request = parse_request(["--model", tiny_bert, *data_flags])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     rows = trainer.train_dataset
     assert len(rows) == len(data.splits["train"])
@@ -572,8 +572,8 @@ def test_every_epoch_draws_its_orders_anew(
 ) -> None:
     flags = ["--model", tiny_bert, *data_flags, "--trunk_cache", "off"]
     request = parse_request([*flags, "--num_train_epochs", "8", "--disable_tqdm", "true"])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     collate, epochs = trainer.data_collator, [set[tuple[int, ...]]() for _ in range(8)]
     rows: Any = trainer.train_dataset
@@ -592,8 +592,8 @@ def test_pairs_are_swapped_only_where_the_labels_say_that_order_does_not_matter(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     request = parse_request(["--model", tiny_bert, *data_flags, "--swap_sentences", "false"])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     rows = build_trainer(request, data, classifier, str(tmp_path))[0].train_dataset
     assert isinstance(rows, EncodedPairs)  # as they come
     assert is_symmetric(["not_equivalent", "equivalent"])

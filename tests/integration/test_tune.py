@@ -17,9 +17,9 @@ from conftest import ROWS, run_command, write_csv
 
 from peft_mrpc import train
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.training.job import parse_command
 from peft_mrpc.training.selection import hold_out
@@ -96,7 +96,7 @@ def test_a_trial_is_what_train_does_with_its_values(
     search = tmp_path / "search"
     search_flags = ["--num_trials", "3", "--objective", "loss", "--output_dir", str(search)]
     main([*flags, "--num_train_epochs", "1", *search_flags])
-    pairs = load_pairs(DataConfig(train_file=pair_files["train"]))
+    pairs = load_data(DataConfig(train_file=pair_files["train"]))
     parts = hold_out(pairs.splits["train"], 0.3, 42)
     header = ("sentence1", "sentence2", "label")
     for name, part in zip(("train", "held"), parts, strict=True):
@@ -232,7 +232,7 @@ def test_it_is_judged_on_training_pairs_alone(flags: list[str], pair_files: dict
     request, _ = parse_command(flags, "tune", "", OWN)
     data = _held_out_data(request)
     assert set(data.splits) == {"train", "selection"}
-    everything = load_pairs(request.data).splits["train"]
+    everything = load_data(request.data).splits["train"]
     assert sorted(p.idx for split in data.splits.values() for p in split) == list(range(18))
     assert set(data.splits["selection"]) < set(everything)
     assert len(data.splits["selection"]) == 5 and len(ROWS) * 2 == 18
@@ -248,7 +248,7 @@ def test_every_method_has_a_search_space_that_train_accepts(
     assert {"learning_rate", "num_train_epochs"} <= {p.name for p in space}
     low, high = next(p.ends() for p in space if p.name == "learning_rate")
     assert low < request.arguments.learning_rate < high
-    _check_ends(argv, space, find_model("builtin:minilm"))
+    _check_ends(argv, space, resolve_model("builtin:minilm"))
     fixed = load_space(None, method, flag_values(request), {"learning_rate"}, set(), {})
     assert [p.name for p in fixed] == [p.name for p in space if p.name != "learning_rate"]
 
@@ -261,7 +261,7 @@ def test_no_layers_are_counted_where_modules_are_frozen(
     for frozen in ([], ["--frozen_modules", "embeddings"]):
         request, _ = parse_command([*argv, *frozen], "tune", "", OWN)
         space = load_space(None, "layer_freeze", flag_values(request), set(), set(), {})
-        _check_ends([*argv, *frozen], space, find_model("builtin:minilm"))
+        _check_ends([*argv, *frozen], space, resolve_model("builtin:minilm"))
         names.append({parameter.name for parameter in space})
     assert names[0] - names[1] == {"num_unfrozen_layers"}
 
@@ -432,8 +432,8 @@ def test_dry_run_shows_the_search_and_writes_nothing(
 
 def test_without_optuna_the_hint_is_one_line(flags: list[str]) -> None:
     script = (
-        "import sys; sys.modules['optuna'] = None; from peft_mrpc.errors import run_verb;"
-        "from peft_mrpc.tune import main; sys.exit(run_verb(main))"
+        "import sys; sys.modules['optuna'] = None; from peft_mrpc.errors import run_cli;"
+        "from peft_mrpc.tune import main; sys.exit(run_cli(main))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, *flags], capture_output=True, text=True, check=False

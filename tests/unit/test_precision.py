@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.models.classifier import PairCollator
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.models.classifier import ClassificationCollator
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import (
     compute_dtype,
     cpu_bf16_units,
@@ -138,22 +138,28 @@ def test_padding_to_eights_leaves_logits_as_they_are(
     architecture: str, models: dict[str, str], data_flags: list[str]
 ) -> None:
     request = parse_request(["--model", models[architecture], *data_flags, "--method", "lora"])
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(models[architecture]), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(models[architecture]), data)
     features, _ = classifier.encode(data.splits["train"][:5])
     longest = max(len(feature["input_ids"]) for feature in features)
     assert longest % 8
     logits = {}
     for step in (1, 8):
-        batch = PairCollator(classifier.tokenizer, classifier.model.config, step)(features)
+        batch = ClassificationCollator(classifier.tokenizer, classifier.model.config, step)(
+            features
+        )
         length = batch["input_ids"].shape[1]
         assert length == longest if step == 1 else length % step == 0 < length - longest < step
         with torch.inference_mode():
             logits[step] = classifier.model.eval()(**batch).logits
     torch.testing.assert_close(logits[1], logits[8], atol=1e-5, rtol=0)
-    virtual = PairCollator(classifier.tokenizer, classifier.model.config, 8, None, 5)(features)
+    virtual = ClassificationCollator(classifier.tokenizer, classifier.model.config, 8, None, 5)(
+        features
+    )
     assert (virtual["input_ids"].shape[1] + 5) % 8 == 0
-    limited = PairCollator(classifier.tokenizer, classifier.model.config, 8, longest)(features)
+    limited = ClassificationCollator(classifier.tokenizer, classifier.model.config, 8, longest)(
+        features
+    )
     assert limited["input_ids"].shape[1] == longest
 
 
@@ -176,14 +182,14 @@ def test_batches_of_a_training_in_bf16_come_in_few_shapes(
 ) -> None:
     lengths = set()
 
-    def collate(self: PairCollator, features: Any) -> Any:
+    def collate(self: ClassificationCollator, features: Any) -> Any:
         batch = original(self, features)
         if "labels" in batch:  # of the training, not of the scoring after it
             lengths.add(batch["input_ids"].shape[1])
         return batch
 
-    original = PairCollator.__call__
-    monkeypatch.setattr(PairCollator, "__call__", collate)
+    original = ClassificationCollator.__call__
+    monkeypatch.setattr(ClassificationCollator, "__call__", collate)
     flags = ["--model", tiny_bert, *data_flags, *flags, "--max_length", "20"]
     main([*flags, "--per_device_train_batch_size", "2", "--output_dir", str(tmp_path / "run")])
     assert any(length % 8 for length in lengths - {20}) is (step == 1)

@@ -7,7 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 
-class EitherOrder(Dataset[dict[str, Any]]):
+class RandomSwapDataset(Dataset[dict[str, Any]]):
     """Training rows of which each comes in its own order or in the other, by chance.
 
     Which it is follows from the seed, the epoch and the row alone: so a training that goes on from

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.examples import SPLITS, UNKNOWN_LABEL, Pair, PairData
+from peft_mrpc.data.examples import SPLITS, UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.data.files import PARTED, Table
 from peft_mrpc.errors import UserError, closest, raise_faults
 
@@ -73,7 +73,7 @@ def build_pairs(
     tables: Mapping[str, Table],
     names: tuple[str, ...] | None,
     config: DataConfig,
-) -> PairData:
+) -> DataSplits:
     columns = {split: find_columns(table, config) for split, table in tables.items()}
     if "train" in columns and columns["train"][2] is None:
         raise UserError(_no_label_column(tables["train"]))
@@ -89,7 +89,7 @@ def build_pairs(
         if split in tables
     }
     raise_faults(faults)
-    return PairData(name, names, splits)
+    return DataSplits(name, names, splits)
 
 
 def split_class_names(text: str) -> list[str]:
@@ -189,7 +189,7 @@ def _rows_to_pairs(
     split: str,
     faults: list[str],
     given: bool = False,
-) -> Iterator[Pair]:
+) -> Iterator[Example]:
     index = {name: number for number, name in enumerate(names)}
     if (given or names == PARAPHRASE_NAMES) and not any(name.isdigit() for name in names):
         index |= {str(number): number for number in range(len(names))}
@@ -220,10 +220,10 @@ def _rows_to_pairs(
                 f"{where}: got label {text!r}; expected one of {', '.join(names)}."
                 f"{closest(text, names)}"
             )
-        yield Pair(number, sentences[0], sentences[1], label)
+        yield Example(number, sentences[0], sentences[1], label)
 
 
-def pairs_from_table(table: Table, config: DataConfig) -> list[Pair]:
+def examples_from_table(table: Table, config: DataConfig) -> list[Example]:
     """The pairs of a table whose labels, if it has any, do not matter.
 
     Raises:

@@ -6,7 +6,7 @@ from typing import Any, overload
 
 from transformers import PreTrainedTokenizerBase
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 
 # Pairs that are tokenized at once: a tokenizer's answer is many times as large as its numbers.
 AT_ONCE = 1000
@@ -81,7 +81,7 @@ class EncodedPairs(Sequence[dict[str, Any]]):
 
 
 def encode_pairs(
-    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], max_length: int
+    tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Example], max_length: int
 ) -> tuple[EncodedPairs, int]:
     """Tokenize pairs for a classifier.
 
@@ -107,7 +107,7 @@ def encode_pairs(
     return found, num_cut
 
 
-def _texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair]) -> tuple[list[str], ...]:
+def _texts(tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Example]) -> tuple[list[str], ...]:
     if tokenizer.sep_token is None:
         return ([f"Sentence 1: {p.sentence1}\nSentence 2: {p.sentence2}" for p in pairs],)
     return [p.sentence1 for p in pairs], [p.sentence2 for p in pairs]

@@ -11,7 +11,7 @@ UNKNOWN_LABEL = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class Example:
     """One row: two sentences and, where known, the index of their label."""
 
     idx: int
@@ -21,12 +21,12 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class PairData:
+class DataSplits:
     """The splits of one data set, under one list of label names."""
 
     name: str
     label_names: tuple[str, ...]
-    splits: Mapping[str, tuple[Pair, ...]]
+    splits: Mapping[str, tuple[Example, ...]]
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 over the rows of a split, label names included: equal only for equal rows."""
@@ -38,7 +38,7 @@ class PairData:
         return digest.hexdigest()
 
     @cached_property
-    def also_trained(self) -> dict[str, int]:
+    def num_leaked(self) -> dict[str, int]:
         """Of each split to report, how many pairs train holds as well, in either order.
 
         What is held out of train to choose on counts as train. Case and white space make no pair
@@ -56,17 +56,17 @@ class PairData:
         return {split: sum(key in trained for key in keys) for split, keys in reported.items()}
 
 
-def folded(pair: Pair) -> tuple[str, str]:
+def folded(pair: Example) -> tuple[str, str]:
     """Its sentences, by case and white space no other than those of a pair that says the same."""
     first, second = (" ".join(text.lower().split()) for text in (pair.sentence1, pair.sentence2))
     return first, second
 
 
-def _same(pair: Pair) -> frozenset[str]:
+def _same(pair: Example) -> frozenset[str]:
     return frozenset(folded(pair))
 
 
-def label_counts(pairs: Iterable[Pair], label_names: Sequence[str]) -> dict[str, int]:
+def label_counts(pairs: Iterable[Example], label_names: Sequence[str]) -> dict[str, int]:
     """How many pairs carry each label."""
     counts = dict.fromkeys(label_names, 0)
     for pair in pairs:

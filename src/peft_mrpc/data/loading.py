@@ -1,7 +1,7 @@
 """Sentence pairs: from the Hub, a GLUE directory, files of the user's own, or the built-in set.
 
 A pair is one row with `idx`, `sentence1`, `sentence2` and `label` (an index into the label names,
--1 when unknown). Sources differ in columns and label spelling; after `load_pairs` they do not.
+-1 when unknown). Sources differ in columns and label spelling; after `load_data` they do not.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import numpy as np
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
-from peft_mrpc.data.examples import SPLITS, UNKNOWN_LABEL, Pair, PairData, folded
+from peft_mrpc.data.examples import SPLITS, UNKNOWN_LABEL, DataSplits, Example, folded
 from peft_mrpc.data.files import Table, parse_jsonl, read_table
 from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
 
@@ -21,7 +21,7 @@ BUILTIN_DATASETS = ("builtin:pairs",)
 HUB_ALIASES = {"mrpc": "nyu-mll/glue:mrpc"}
 
 
-def load_pairs(config: DataConfig, seed: int = 42) -> PairData:
+def load_data(config: DataConfig, seed: int = 42) -> DataSplits:
     """Load every split that the data set has.
 
     Args:
@@ -152,7 +152,7 @@ def _ask_hub(repo_id: str) -> None:
         datasets.config.HF_HUB_OFFLINE = True
 
 
-def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
+def _limit(data: DataSplits, config: DataConfig, seed: int) -> DataSplits:
     splits = dict(data.splits)
     if config.max_train_samples and "train" in splits:
         order = np.random.default_rng(seed).permutation(len(splits["train"]))
@@ -165,10 +165,10 @@ def _limit(data: PairData, config: DataConfig, seed: int) -> PairData:
         for split in ("validation", "test"):
             if split in splits:
                 splits[split] = splits[split][: config.max_eval_samples]
-    return PairData(data.name, data.label_names, splits)
+    return DataSplits(data.name, data.label_names, splits)
 
 
-def warn_of_labels(data: PairData, splits: Sequence[str]) -> None:
+def warn_unknown_labels(data: DataSplits, splits: Sequence[str]) -> None:
     """Say of which splits a figure is of some pairs, or of one label."""
     for split in splits:
         pairs = data.splits[split]
@@ -185,19 +185,19 @@ def warn_of_labels(data: PairData, splits: Sequence[str]) -> None:
             )
 
 
-def warn_of_trained(data: PairData, splits: Sequence[str]) -> None:
+def warn_train_test_overlap(data: DataSplits, splits: Sequence[str]) -> None:
     """Say of which splits a figure is in part, or all, of pairs that were learned by heart."""
     for split in splits:
-        if count := data.also_trained.get(split):
+        if count := data.num_leaked.get(split):
             logger.warning(
                 "%s: %d of its %d pairs are training pairs too: its figures say the less of others",
                 *(split, count, len(data.splits[split])),
             )
 
 
-def warn_of_contradictions(pairs: Sequence[Pair]) -> None:
+def warn_conflicting_labels(pairs: Sequence[Example]) -> None:
     """Say how many training pairs stand there once more with another label."""
-    first: dict[int, Pair] = {}
+    first: dict[int, Example] = {}
     found = []
     for pair in pairs:
         # By their hash: of many pairs the sentences would be held twice.
@@ -211,7 +211,7 @@ def warn_of_contradictions(pairs: Sequence[Pair]) -> None:
         )
 
 
-def reported_splits(data: PairData, wanted: str | None) -> list[str]:
+def reported_splits(data: DataSplits, wanted: str | None) -> list[str]:
     """The splits to score: those asked for, or else all but train.
 
     Raises:

@@ -14,7 +14,7 @@ NARROWEST_GAP = 1e-9
 THRESHOLD_METRICS = ("accuracy", "f1")
 
 
-def decide(probabilities: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.int64]:
+def predict_labels(probabilities: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.int64]:
     """Predicted label indices, [N], of probabilities, [N, C].
 
     Of two classes the positive (last) one where its probability is above the threshold; of more
@@ -41,7 +41,7 @@ def threshold_faults(wanted: str, num_classes: int | None = None) -> list[str]:
     return []
 
 
-def best_threshold(
+def tune_threshold(
     references: NDArray[np.int64], scores: NDArray[np.float64], metric: str = "accuracy"
 ) -> float:
     """The threshold that is best on some pairs.

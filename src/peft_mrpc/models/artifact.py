@@ -6,9 +6,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.config import HardPromptConfig
+from peft_mrpc.config import PromptConfig
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.models.classifier import PairClassifier, Predictor
+from peft_mrpc.models.classifier import Classifier, Predictor
 from peft_mrpc.models.external import (
     ADAPTER_FILE,
     describe_plain_adapter,
@@ -16,7 +16,7 @@ from peft_mrpc.models.external import (
     rename_labels,
     tokenizer_source,
 )
-from peft_mrpc.models.hub import ModelSource, find_model, quiet_transformers
+from peft_mrpc.models.hub import ModelSource, quiet_transformers, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_classifier, load_tokenizer
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.demonstrations import build_show
@@ -46,9 +46,7 @@ def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
     write_json(folder / ARTIFACT_FILE, record)
 
 
-def save_classifier(
-    folder: Path, classifier: PairClassifier, source: ModelSource, method: str
-) -> None:
+def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, method: str) -> None:
     """Save a model or an adapter, its tokenizer, and what is needed to classify as trained."""
     with quiet_transformers():
         classifier.model.save_pretrained(folder)
@@ -81,7 +79,7 @@ def save_prompt(
     folder: Path,
     classifier: PromptClassifier,
     source: ModelSource,
-    config: HardPromptConfig,
+    config: PromptConfig,
     shown: Sequence[Demonstration],
     calibrated_on: str,
 ) -> None:
@@ -214,11 +212,11 @@ def _describe(folder: Path, name: str) -> dict[str, Any]:
 def _base_source(info: dict[str, Any]) -> ModelSource:
     """The base model under its local name if it is here, under its Hub id if not."""
     try:
-        return find_model(info["model"], info["base_model_id"])
+        return resolve_model(info["model"], info["base_model_id"])
     except UserError:
         if info["base_model_id"] in (None, info["model"]):
             raise
-        return find_model(info["base_model_id"])
+        return resolve_model(info["base_model_id"])
 
 
 def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
@@ -248,9 +246,9 @@ def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
     return _pair_classifier(model, tokenizer, info)
 
 
-def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> PairClassifier:
+def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> Classifier:
     threshold = float(info.get("threshold", 0.5))  # another tool's model has none
-    return PairClassifier(
+    return Classifier(
         model,
         tokenizer,
         info["label_names"],

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
 
 
-class KeptScores(Protocol):
+class ScoreCache(Protocol):
     """Scores of an earlier command that did not come to its end."""
 
     def find(self, rows: Sequence[int]) -> NDArray[np.float64] | None:
@@ -60,7 +60,7 @@ def score_rows(
     score_batch: ScoreBatch,
     description: str,
     max_tokens: int | None = None,
-    kept: KeptScores | None = None,
+    kept: ScoreCache | None = None,
 ) -> NDArray[np.float64]:
     """Score every row once, spread over the processes of the job.
 
@@ -112,14 +112,14 @@ def score_rows(
 def _score_own(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
     """Score a batch of this process's share; what it meets there the others do not say."""
     try:
-        return score_or_halve(batch, score_batch)
+        return score_with_retry(batch, score_batch)
     except UserError as error:
         if process_state().num_processes > 1:
             error.rank = process_state().process_index
         raise
 
 
-def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
+def score_with_retry(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
     """Score a batch, in halves where the device has no memory for the whole of it."""
 
     def score(part: list[int]) -> NDArray[np.float64]:
@@ -130,10 +130,10 @@ def score_or_halve(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.floa
                 raise
             raise out_of_memory(f"row {part[0] + 1} by itself") from error
 
-    return np.concatenate(in_halves(batch, score))
+    return np.concatenate(retry_in_halves(batch, score))
 
 
-def in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[Result]:
+def retry_in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[Result]:
     """What is computed of a batch, part by part where the device has no memory for the whole.
 
     Raises:
@@ -148,7 +148,9 @@ def in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[
     clear_device_cache()
     half = len(batch) // 2
     logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
-    return [found for part in (batch[:half], batch[half:]) for found in in_halves(part, compute)]
+    return [
+        found for part in (batch[:half], batch[half:]) for found in retry_in_halves(part, compute)
+    ]
 
 
 def out_of_memory(what: str) -> UserError:

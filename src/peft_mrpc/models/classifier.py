@@ -15,9 +15,9 @@ from transformers import (
 )
 
 from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import Diverged, logger
+from peft_mrpc.errors import TrainingDiverged, logger
 from peft_mrpc.models.batched_inference import classifier_probabilities, score_rows
 from peft_mrpc.models.first_token import read_first_token
 from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, find_sentences
@@ -29,12 +29,12 @@ class Predictor(Protocol):
     label_names: list[str]
     threshold: float
 
-    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
 
 
 @dataclass
-class PairClassifier:
+class Classifier:
     """A sequence classifier with its tokenizer.
 
     Attributes:
@@ -58,11 +58,11 @@ class PairClassifier:
     def __post_init__(self) -> None:
         read_first_token(self.model)
 
-    def encode(self, pairs: Sequence[Pair]) -> tuple[EncodedPairs, int]:
+    def encode(self, pairs: Sequence[Example]) -> tuple[EncodedPairs, int]:
         """The model inputs of each pair, and how many pairs had to be cut."""
         return encode_pairs(self.tokenizer, pairs, self.max_length)
 
-    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], in the order of the pairs."""
         features, num_cut = self.encode(pairs)
         if num_cut:
@@ -71,7 +71,7 @@ class PairClassifier:
                 *(num_cut, len(pairs), self.max_length),
             )
         model = self.model.to(process_state().device).eval()
-        collate = PairCollator(self.tokenizer, self.model.config)
+        collate = ClassificationCollator(self.tokenizer, self.model.config)
 
         @torch.inference_mode()
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
@@ -80,11 +80,11 @@ class PairClassifier:
 
         probabilities = score_rows(features.lengths, batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
-            raise Diverged
+            raise TrainingDiverged
         return probabilities
 
 
-class PairCollator:
+class ClassificationCollator:
     """Pads a batch, and marks the sentences where the model's head reads them apart.
 
     Virtual tokens hide the token ids from the model, so the marks are made before.

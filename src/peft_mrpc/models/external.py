@@ -11,10 +11,10 @@ from transformers import PretrainedConfig
 
 from peft_mrpc.data.columns import split_class_names
 from peft_mrpc.errors import UserError, logger, one_line, raise_faults
-from peft_mrpc.models.hub import ModelSource, find_model
+from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import (
+    init_classifier,
     load_config,
-    load_empty_classifier,
     load_tokenizer,
     position_limit,
 )
@@ -95,7 +95,7 @@ def _read_adapter(folder: Path) -> dict[str, Any]:
 
 def _find_base(folder: Path, adapter: Mapping[str, Any]) -> tuple[ModelSource, PretrainedConfig]:
     try:
-        source = find_model(str(adapter["base_model_name_or_path"]))
+        source = resolve_model(str(adapter["base_model_name_or_path"]))
         return source, load_config(source)
     except UserError as error:
         place = f"{folder / ADAPTER_FILE}: base_model_name_or_path:"
@@ -125,7 +125,7 @@ def _output_names(config: PretrainedConfig, source: ModelSource) -> list[str]:
     config = copy.deepcopy(config)
     config.num_labels = MANY_LABELS
     try:
-        model = load_empty_classifier(config, "native")
+        model = init_classifier(config, "native")
     except ValueError as error:
         raise UserError(
             f"{source.name}: a {config.model_type}, which has no sequence classifier."

@@ -60,7 +60,7 @@ class ModelSource:
     head_layer: int | None = None
 
 
-def find_model(name: str, base_model_id: str | None = None) -> ModelSource:
+def resolve_model(name: str, base_model_id: str | None = None) -> ModelSource:
     """Find a model without loading it.
 
     Args:
@@ -84,10 +84,10 @@ def find_model(name: str, base_model_id: str | None = None) -> ModelSource:
         return ModelSource(str(path.resolve()), str(path.resolve()), base_model_id)
     if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise UserError(f"--model: got {name!r}, which is no directory; expected a model there.")
-    return ModelSource(name, find_on_hub(name, "--model"), base_model_id or name)
+    return ModelSource(name, resolve_hub_id(name, "--model"), base_model_id or name)
 
 
-def find_on_hub(repo_id: str, where: str) -> str:
+def resolve_hub_id(repo_id: str, where: str) -> str:
     """Where a Hub model can be loaded from: its id when the Hub answers, else the local cache.
 
     Raises:

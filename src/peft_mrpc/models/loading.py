@@ -200,7 +200,7 @@ def _dropout_names(config: PretrainedConfig) -> list[str]:
     ]
 
 
-def load_empty_classifier(
+def init_classifier(
     config: PretrainedConfig, pooling: str, device: str = "meta", dropout: float | None = None
 ) -> PreTrainedModel:
     """A classifier of two labels without its weights: shapes only, or random on a real device."""

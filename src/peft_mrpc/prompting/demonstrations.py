@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from peft_mrpc.data.examples import UNKNOWN_LABEL, Pair
+from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.batched_inference import score_rows
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_encoder, load_tokenizer
 from peft_mrpc.prompting.prompt_encoder import Show, show_nothing
 from peft_mrpc.prompting.templates import Demonstration, as_demonstration
@@ -24,7 +24,7 @@ RETRIEVER_LENGTH = 128
 
 
 def choose_demonstrations(
-    pool: Sequence[Pair], label_names: Sequence[str], count: int, how: str, seed: int
+    pool: Sequence[Example], label_names: Sequence[str], count: int, how: str, seed: int
 ) -> list[Demonstration]:
     """The demonstrations that every pair is shown.
 
@@ -100,17 +100,17 @@ class NearestDemonstrations:
         alike = Counter(frozenset((one.sentence1, one.sentence2)) for one in self.pool)
         self._most_alike = max(alike.values(), default=0)
         self._embedded: NDArray[np.float64] | None = None
-        self._found: dict[tuple[Pair, ...], list[list[Demonstration]]] = {}
+        self._found: dict[tuple[Example, ...], list[list[Demonstration]]] = {}
 
-    def __call__(self, pairs: Sequence[Pair]) -> list[list[Demonstration]]:
+    def __call__(self, pairs: Sequence[Example]) -> list[list[Demonstration]]:
         key = tuple(pairs)
         if key not in self._found:
             self._found[key] = self._find(pairs)
         return self._found[key]
 
-    def _find(self, pairs: Sequence[Pair]) -> list[list[Demonstration]]:
+    def _find(self, pairs: Sequence[Example]) -> list[list[Demonstration]]:
         if self._embedded is None:
-            shown = [Pair(n, one.sentence1, one.sentence2) for n, one in enumerate(self.pool)]
+            shown = [Example(n, one.sentence1, one.sentence2) for n, one in enumerate(self.pool)]
             self._embedded = embed_pairs(shown, self.retriever)
         embedded = embed_pairs(pairs, self.retriever)
         # A pair at a time: of all with all would be gigabytes.
@@ -119,7 +119,7 @@ class NearestDemonstrations:
             for pair, one in zip(pairs, embedded, strict=True)
         ]
 
-    def _nearest(self, pair: Pair, likeness: NDArray[np.float64]) -> list[Demonstration]:
+    def _nearest(self, pair: Example, likeness: NDArray[np.float64]) -> list[Demonstration]:
         own = {pair.sentence1, pair.sentence2}
         ranked = [
             row
@@ -151,11 +151,11 @@ class NearestDemonstrations:
 @functools.cache
 def _load_retriever(name: str) -> tuple[Any, Any]:
     """Tokenizer and model, once: the pool and every split are embedded by them."""
-    source = find_model(name)
+    source = resolve_model(name)
     return load_tokenizer(source), load_encoder(source).to(process_state().device)
 
 
-def embed_pairs(pairs: Sequence[Pair], retriever: str) -> NDArray[np.float64]:
+def embed_pairs(pairs: Sequence[Example], retriever: str) -> NDArray[np.float64]:
     """Unit vectors of pairs: their sentences' mean token states one after the other, [N, 2 H]."""
     tokenizer, model = _load_retriever(retriever)
     texts = [text for pair in pairs for text in (pair.sentence1, pair.sentence2)]

@@ -20,10 +20,10 @@ from accelerate.utils import gather_object
 from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, one_line
-from peft_mrpc.models.batched_inference import KeptScores, score_rows
+from peft_mrpc.models.batched_inference import ScoreCache, score_rows
 from peft_mrpc.prompting.calibration import Scores
 from peft_mrpc.prompting.prompt_encoder import ANSWER_TOKENS, Questions
 from peft_mrpc.prompting.templates import Demonstration, Template
@@ -72,7 +72,7 @@ class EndpointEngine:
             return [{k: v for k, v in one.items() if k != "created"} for one in models]
         return None
 
-    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+    def score(self, asked: Questions, batch_size: int, kept: ScoreCache | None = None) -> Scores:
         """What a template says of the pairs; `batch_size` requests at a time."""
         requests = self._requests(asked)
         words, name = asked.template.words(asked.label_names), asked.template.name
@@ -128,7 +128,7 @@ class EndpointEngine:
         return [self._request(asked.template, pair, shown) for pair, shown in both]
 
     def _request(
-        self, template: Template, pair: Pair, shown: Sequence[Demonstration]
+        self, template: Template, pair: Example, shown: Sequence[Demonstration]
     ) -> tuple[str, dict[str, Any]]:
         """Path and body: a chat, or text to be continued where the template says plain."""
         body = {"model": self.model, "max_tokens": 1, "temperature": 0}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.data.examples import UNKNOWN_LABEL, Pair
+from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
 from peft_mrpc.errors import logger
 from peft_mrpc.prompting.local_model import PromptClassifier
 from peft_mrpc.prompting.prompt_encoder import Questions
@@ -16,7 +16,7 @@ Answers = dict[str, list[dict[str, Any]]]
 
 
 def generate_answers(
-    classifier: PromptClassifier, pairs: Sequence[Pair], batch_size: int
+    classifier: PromptClassifier, pairs: Sequence[Example], batch_size: int
 ) -> list[dict[str, Any]]:
     """What the model writes for each pair by each template that asks something."""
     shown = classifier.show(pairs)
@@ -32,7 +32,7 @@ def generate_answers(
 
 
 def describe_answers(
-    answers: Sequence[Mapping[str, Any]], pairs: Sequence[Pair], label_names: Sequence[str]
+    answers: Sequence[Mapping[str, Any]], pairs: Sequence[Example], label_names: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
     """By template how many answers could be read, and how many were right, of all of them."""
     labels = {pair.idx: pair.label for pair in pairs}

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.environment import describe_environment
-from peft_mrpc.models.batched_inference import KeptScores, score_rows
+from peft_mrpc.models.batched_inference import ScoreCache, score_rows
 from peft_mrpc.prompting.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.prompting.loglikelihood import ContinuationScorer
 from peft_mrpc.prompting.prompt_encoder import (
@@ -34,7 +34,7 @@ class Engine(Protocol):
     def identity(self) -> dict[str, Any]:
         """What of it a score depends on."""
 
-    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+    def score(self, asked: Questions, batch_size: int, kept: ScoreCache | None = None) -> Scores:
         """What a template says of the pairs."""
 
     def generate(self, asked: Questions, batch_size: int) -> list[str]:
@@ -73,7 +73,7 @@ class LocalEngine:
         limit = prompt_limit(self.model.config, self.max_length)
         return PromptEncoder(self.tokenizer, template, label_names, limit)
 
-    def score(self, asked: Questions, batch_size: int, kept: KeptScores | None = None) -> Scores:
+    def score(self, asked: Questions, batch_size: int, kept: ScoreCache | None = None) -> Scores:
         """What a template says of the pairs."""
         encoder = self.encoder(asked.template, asked.label_names)
         rows = encoder.encode(asked.pairs, asked.shown)
@@ -143,9 +143,9 @@ class PromptClassifier:
 
     def ask(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Example],
         batch_size: int,
-        keep: Callable[[str], KeptScores] | None = None,
+        keep: Callable[[str], ScoreCache] | None = None,
     ) -> list[Scores]:
         """What each template says of the pairs.
 
@@ -167,14 +167,14 @@ class PromptClassifier:
 
     def label_scores(
         self,
-        pairs: Sequence[Pair],
+        pairs: Sequence[Example],
         batch_size: int,
-        keep: Callable[[str], KeptScores] | None = None,
+        keep: Callable[[str], ScoreCache] | None = None,
     ) -> NDArray[np.float64]:
         """Of what `ask` gives, the label scores alone, [T, N, C]."""
         return labels_of(self.ask(pairs, batch_size, keep))
 
-    def score(self, pairs: Sequence[Pair], batch_size: int) -> NDArray[np.float64]:
+    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
         """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
         scores = self.ask(pairs, batch_size)
         return (self.calibration or no_calibration(labels_of(scores))).classify(scores)

@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from peft_mrpc.errors import logger
 from peft_mrpc.models.batched_inference import (
-    KeptScores,
+    ScoreCache,
     chosen_log_probabilities,
     out_of_memory,
     score_rows,
@@ -82,7 +82,7 @@ class ContinuationScorer:
         batch_size: int,
         max_tokens: int | None = None,
         description: str = "asking",
-        kept: KeptScores | None = None,
+        kept: ScoreCache | None = None,
     ) -> NDArray[np.float64]:
         """Log-probabilities of the continuations (arXiv:2005.14165, section 2.4).
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from textwrap import indent
 
-from peft_mrpc.config import HardPromptConfig
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.config import PromptConfig
+from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import check_causal_lm, load_tokenizer
@@ -26,7 +26,7 @@ class PromptPlan:
 
     encoders: Sequence[PromptEncoder]
     lengths: Mapping[str, Sequence[int]]
-    first: Mapping[str, tuple[Pair, Sequence[Demonstration]]]
+    first: Mapping[str, tuple[Example, Sequence[Demonstration]]]
 
     def lines(self, split: str) -> list[str]:
         """How long prompts are, and what each wording makes of the first pair of a split."""
@@ -44,12 +44,12 @@ class PromptPlan:
 
 
 def build_plan(
-    config: HardPromptConfig,
+    config: PromptConfig,
     templates: Sequence[Template],
     source: ModelSource,
     label_names: Sequence[str],
     show: Show,
-    asked: Mapping[str, Sequence[Pair]],
+    asked: Mapping[str, Sequence[Example]],
 ) -> PromptPlan:
     """Write every prompt in this model's tokens.
 
@@ -84,7 +84,7 @@ def build_plan(
     return PromptPlan(encoders, lengths, first)
 
 
-def _first(encoder: PromptEncoder, pair: Pair, shown: Sequence[Demonstration]) -> list[str]:
+def _first(encoder: PromptEncoder, pair: Example, shown: Sequence[Demonstration]) -> list[str]:
     """Each text of a pair as the model reads it, and the words whose probabilities are read."""
 
     def decode(ids: Sequence[int]) -> str:

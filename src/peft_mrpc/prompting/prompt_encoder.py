@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.prompting.calibration import Scores
 from peft_mrpc.prompting.loglikelihood import Continuation
@@ -23,7 +23,7 @@ CHAT_DATE = "26 Jul 2024"
 # How long an answer is that a model writes.
 ANSWER_TOKENS = 8
 # What demonstrations each pair is shown.
-Show = Callable[[Sequence[Pair]], list[list[Demonstration]]]
+Show = Callable[[Sequence[Example]], list[list[Demonstration]]]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Questions:
 
     template: Template
     label_names: Sequence[str]
-    pairs: Sequence[Pair]
+    pairs: Sequence[Example]
     shown: Sequence[Sequence[Demonstration]]
 
 
-def show_nothing(pairs: Sequence[Pair]) -> list[list[Demonstration]]:
+def show_nothing(pairs: Sequence[Example]) -> list[list[Demonstration]]:
     """No demonstrations, for any pair."""
     return [[] for _ in pairs]
 
@@ -81,7 +81,7 @@ class PromptEncoder:
         return ControlTokens(self.tokenizer)
 
     def encode(
-        self, pairs: Sequence[Pair], shown: Sequence[Sequence[Demonstration]]
+        self, pairs: Sequence[Example], shown: Sequence[Sequence[Demonstration]]
     ) -> list[list[Continuation]]:
         """K continuations for each pair: each label's words, or sentence 2 under each label.
 
@@ -146,7 +146,7 @@ class PromptEncoder:
         labels = [np.logaddexp.reduce(own, axis=1) for own in of_labels]
         return Scores.of_labels(np.stack(labels, axis=1))
 
-    def prompt(self, pair: Pair, shown: Sequence[Demonstration]) -> str:
+    def prompt(self, pair: Example, shown: Sequence[Demonstration]) -> str:
         """The text after which the answer comes."""
         if not self.is_chat:
             return self.template.plain(pair.sentence1, pair.sentence2, shown)
@@ -170,7 +170,7 @@ class PromptEncoder:
         content = f"{system['content']}\n\n{first['content']}"
         return self._chat([{**first, "content": content}, *rest], **options)
 
-    def _before_answer(self, prompt: str, pair: Pair, shown: Sequence[Demonstration]) -> str:
+    def _before_answer(self, prompt: str, pair: Example, shown: Sequence[Demonstration]) -> str:
         """What stands between prompt and answer: a space, or what the chat template writes."""
         if not self.is_chat:
             return " "
@@ -192,7 +192,7 @@ class PromptEncoder:
         return self.template.words(self.label_names)
 
     def _answer_rows(
-        self, pairs: Sequence[Pair], shown: Sequence[Sequence[Demonstration]]
+        self, pairs: Sequence[Example], shown: Sequence[Sequence[Demonstration]]
     ) -> list[list[Continuation]]:
         prompts = [self.prompt(*both) for both in zip(pairs, shown, strict=True)]
         contexts = self._tokenize(prompts)
@@ -211,7 +211,7 @@ class PromptEncoder:
             rows.append([_split(contexts[first], ids, context, same) for ids in own])
         return rows
 
-    def _channel_rows(self, pairs: Sequence[Pair]) -> list[list[Continuation]]:
+    def _channel_rows(self, pairs: Sequence[Example]) -> list[list[Continuation]]:
         orders = [[(p.sentence1, p.sentence2) for p in pairs]]
         if self.template.both_orders:
             orders.append([(p.sentence2, p.sentence1) for p in pairs])

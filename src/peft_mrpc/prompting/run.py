@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import config_record
-from peft_mrpc.data.examples import UNKNOWN_LABEL, Pair, PairData
+from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import logger
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.models.artifact import save_prompt
-from peft_mrpc.models.batched_inference import KeptScores
+from peft_mrpc.models.batched_inference import ScoreCache
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE,
@@ -39,7 +39,7 @@ from peft_mrpc.prompting.generation import (
     write_answers,
 )
 from peft_mrpc.prompting.local_model import PromptClassifier
-from peft_mrpc.prompting.score_cache import PartialScores
+from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.templates import Demonstration
 from peft_mrpc.prompting.train_sampling import label_prior
 from peft_mrpc.prompting.validation import train_uses
@@ -69,14 +69,14 @@ class Asker:
 
     def __init__(
         self,
-        config: cfg.HardPromptConfig,
+        config: cfg.PromptConfig,
         data_config: cfg.DataConfig,
         source: ModelSource,
-        data: PairData,
+        data: DataSplits,
         splits: Sequence[str],
         classifier: PromptClassifier,
         scratch: Path,
-        drawn: tuple[list[Pair], list[Demonstration]],
+        drawn: tuple[list[Example], list[Demonstration]],
     ) -> None:
         self.config = config
         self.data_config = data_config
@@ -141,14 +141,14 @@ class Asker:
                     )
         return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
 
-    def _score(self, split: str, pairs: Sequence[Pair]) -> list[Scores]:
+    def _score(self, split: str, pairs: Sequence[Example]) -> list[Scores]:
         """What each template says, found again where it was asked before."""
 
-        def keep(template: str) -> KeptScores:
+        def keep(template: str) -> ScoreCache:
             asked = self._asked(template) | {
                 "pairs": [[pair.sentence1, pair.sentence2] for pair in pairs]
             }
-            kept = PartialScores(self.scratch, process_state().process_index, asked)
+            kept = FileScoreCache(self.scratch, process_state().process_index, asked)
             if len(kept):
                 logger.info("%s: %d pairs of %s were scored before", template, len(kept), split)
             return kept
@@ -216,7 +216,7 @@ class Asker:
         kind, prior = self.config.calibration, label_prior(self.config, self.data)
         content_free = None
         if kind == "contextual":
-            empty = [Pair(row, text, text) for row, text in enumerate(CONTENT_FREE)]
+            empty = [Example(row, text, text) for row, text in enumerate(CONTENT_FREE)]
             content_free = labels_of(self.classifier.ask(empty, len(empty)))
 
         @functools.cache  # the same for every split
@@ -299,5 +299,5 @@ class Asker:
         return {name: value for name, value in record.items() if name not in unknown}
 
 
-def _labels(pairs: Sequence[Pair]) -> NDArray[np.int64]:
+def _labels(pairs: Sequence[Example]) -> NDArray[np.int64]:
     return np.array([pair.label for pair in pairs], dtype=np.int64)

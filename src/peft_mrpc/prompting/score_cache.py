@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from peft_mrpc.cli.parser import record_key
 
 
-class PartialScores:
+class FileScoreCache:
     """The scores of batches, one line each; a file for each process.
 
     Args:

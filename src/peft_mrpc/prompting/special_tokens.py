@@ -14,7 +14,7 @@ from functools import cached_property
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.prompting.templates import Demonstration
 
 # Around the number of a special token: the first where a sentence wrote it, the second where it is
@@ -42,7 +42,7 @@ class ControlTokens:
         """A sentence with marks in the place of the special tokens in it."""
         return self._marked(text.translate(UNREADABLE), WRITTEN) if self.names else text
 
-    def hide_in_pair(self, pair: Pair) -> Pair:
+    def hide_in_pair(self, pair: Example) -> Example:
         """A pair with marks in its sentences."""
         first, second = self.hide(pair.sentence1), self.hide(pair.sentence2)
         return replace(pair, sentence1=first, sentence2=second)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 
 TEMPLATE_KEYS = {
@@ -152,6 +152,6 @@ def _names(word: str, text: str, at_once: bool = False) -> bool:
     return re.search(pattern, text, re.NOFLAG if is_letter else re.IGNORECASE) is not None
 
 
-def as_demonstration(pair: Pair, label_names: Sequence[str]) -> Demonstration:
+def as_demonstration(pair: Example, label_names: Sequence[str]) -> Demonstration:
     """A labelled pair to show."""
     return Demonstration(pair.sentence1, pair.sentence2, label_names[pair.label])

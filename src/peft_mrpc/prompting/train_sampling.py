@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peft_mrpc.config import HardPromptConfig
-from peft_mrpc.data.examples import UNKNOWN_LABEL, Pair, PairData
+from peft_mrpc.config import PromptConfig
+from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.errors import UserError, logger
 from peft_mrpc.prompting.demonstrations import choose_demonstrations
 from peft_mrpc.prompting.templates import Demonstration, as_demonstration
@@ -13,8 +13,8 @@ from peft_mrpc.prompting.validation import train_uses
 
 
 def draw_from_train(
-    config: HardPromptConfig, data: PairData, splits: Sequence[str]
-) -> tuple[list[Pair], list[Demonstration]]:
+    config: PromptConfig, data: DataSplits, splits: Sequence[str]
+) -> tuple[list[Example], list[Demonstration]]:
     """Draw what the flags ask for; no pair that is scored, and none for both uses.
 
     Args:
@@ -28,7 +28,7 @@ def draw_from_train(
         UserError: If train has too few pairs for it.
     """
     pool = _pool(config, data, splits)
-    held: list[Pair] = []
+    held: list[Example] = []
     if config.calibration == "affine" or config.combine == "best":
         draw = np.random.default_rng([config.seed, 1])
         rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
@@ -47,7 +47,7 @@ def draw_from_train(
 
 
 def _check_shown(
-    config: HardPromptConfig, pool: Sequence[Pair], num_held: int, label_names: Sequence[str]
+    config: PromptConfig, pool: Sequence[Example], num_held: int, label_names: Sequence[str]
 ) -> None:
     """Refuse to show more than there are; `balanced` and `nearest` want so many of each label."""
     count = config.num_demonstrations
@@ -65,7 +65,7 @@ def _check_shown(
         )
 
 
-def label_prior(config: HardPromptConfig, data: PairData) -> list[float] | None:
+def label_prior(config: PromptConfig, data: DataSplits) -> list[float] | None:
     """How often each label is to be predicted, [C]; None for as it comes."""
     count = len(data.label_names)
     if config.label_prior == "train":
@@ -74,7 +74,7 @@ def label_prior(config: HardPromptConfig, data: PairData) -> list[float] | None:
     return [1 / count] * count if config.label_prior == "uniform" else None
 
 
-def _pool(config: HardPromptConfig, data: PairData, splits: Sequence[str]) -> list[Pair]:
+def _pool(config: PromptConfig, data: DataSplits, splits: Sequence[str]) -> list[Example]:
     """The labelled training pairs, without those that are scored, in either order."""
     labelled = [pair for pair in data.splits.get("train", ()) if pair.label != UNKNOWN_LABEL]
     if not train_uses(config):
@@ -93,7 +93,7 @@ def _pool(config: HardPromptConfig, data: PairData, splits: Sequence[str]) -> li
     return pool
 
 
-def _check_held(config: HardPromptConfig, held: Sequence[Pair], label_names: Sequence[str]) -> None:
+def _check_held(config: PromptConfig, held: Sequence[Example], label_names: Sequence[str]) -> None:
     labels = [pair.label for pair in held]
     counts = np.bincount(labels, minlength=len(label_names)).tolist()
     least = min(counts)
@@ -105,5 +105,5 @@ def _check_held(config: HardPromptConfig, held: Sequence[Pair], label_names: Seq
         )
 
 
-def _sentences(pair: Pair) -> frozenset[str]:
+def _sentences(pair: Example) -> frozenset[str]:
     return frozenset((pair.sentence1, pair.sentence2))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from peft_mrpc import config as cfg
-from peft_mrpc.data.examples import UNKNOWN_LABEL, PairData
+from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits
 from peft_mrpc.prompting.templates import Template
 
 # Fewer pairs than this have no shares to speak of.
@@ -11,9 +11,9 @@ FEWEST = 8
 
 
 def prompt_faults(
-    config: cfg.HardPromptConfig,
+    config: cfg.PromptConfig,
     templates: Sequence[Template],
-    data: PairData,
+    data: DataSplits,
     splits: Sequence[str],
 ) -> list[str]:
     """What of these flags does not stand together, or not with these pairs."""
@@ -28,7 +28,7 @@ def prompt_faults(
     ]
 
 
-def _channel_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+def _channel_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
     """What the noisy channel does not give."""
     faults = []
     channels = [one.name for one in templates if one.direction == "channel"]
@@ -58,7 +58,7 @@ def _channel_faults(config: cfg.HardPromptConfig, templates: Sequence[Template])
     return faults
 
 
-def _demonstration_faults(config: cfg.HardPromptConfig) -> list[str]:
+def _demonstration_faults(config: cfg.PromptConfig) -> list[str]:
     faults = []
     if config.calibration == "contextual" and config.demonstrations == "nearest":
         faults.append(
@@ -73,12 +73,12 @@ def _demonstration_faults(config: cfg.HardPromptConfig) -> list[str]:
     return faults
 
 
-def _calibration_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+def _calibration_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
     faults = []
     if config.combine == "best" and len(templates) < 2:
         faults.append("--combine: got best of one template; expected several in --template.")
     is_fitted = config.calibration == "affine" or config.combine == "best"
-    if config.num_calibration_pairs != cfg.HardPromptConfig.num_calibration_pairs and not is_fitted:
+    if config.num_calibration_pairs != cfg.PromptConfig.num_calibration_pairs and not is_fitted:
         faults.append(
             f"--num_calibration_pairs: got {config.num_calibration_pairs}, which nothing is fitted "
             "to; add --calibration affine or --combine best, or drop it."
@@ -91,7 +91,7 @@ def _calibration_faults(config: cfg.HardPromptConfig, templates: Sequence[Templa
     return faults
 
 
-def _endpoint_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]) -> list[str]:
+def _endpoint_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
     """What an API does not give."""
     faults = []
     channels = [one.name for one in templates if one.direction == "channel"]
@@ -109,7 +109,7 @@ def _endpoint_faults(config: cfg.HardPromptConfig, templates: Sequence[Template]
     return faults
 
 
-def _pair_faults(config: cfg.HardPromptConfig, data: PairData, splits: Sequence[str]) -> list[str]:
+def _pair_faults(config: cfg.PromptConfig, data: DataSplits, splits: Sequence[str]) -> list[str]:
     """What these pairs do not give."""
     faults = []
     if config.calibration == "batch" or config.label_prior != "none":
@@ -129,7 +129,7 @@ def _pair_faults(config: cfg.HardPromptConfig, data: PairData, splits: Sequence[
     return faults
 
 
-def train_uses(config: cfg.HardPromptConfig) -> list[str]:
+def train_uses(config: cfg.PromptConfig) -> list[str]:
     """Which flags make use of the labels of training pairs."""
     uses = {
         f"--num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.loading import BUILTIN_DATASETS, load_pairs
+from peft_mrpc.data.loading import BUILTIN_DATASETS, load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.run import Run
 from peft_mrpc.serialization import read_json_lines
@@ -38,7 +38,7 @@ def _read_again(run: Run, split: str) -> Sentences | None:
     if not has_files and not is_here:
         return None  # on the Hub: a comparison needs no network
     try:
-        data = load_pairs(config, run.record["seed"])
+        data = load_data(config, run.record["seed"])
     except UserError:
         return None
     wanted = run.record["data"]["splits"][split]["fingerprint"]

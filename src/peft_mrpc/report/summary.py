@@ -96,7 +96,7 @@ def _trained_on(comparison: Comparison) -> list[str]:
 def _learned(comparison: Comparison) -> list[str]:
     """Of whose figures a part was learned by heart: of pairs that stand in its training set too."""
     found = {
-        name: run.record["data"]["splits"][comparison.split].get("also_trained")
+        name: run.record["data"]["splits"][comparison.split].get("num_leaked")
         for name, run in zip(comparison.names, comparison.runs, strict=True)
         if "trainable" in run.record
     }

@@ -26,10 +26,10 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
 POOLED_LOADING = {
     "model": LOADING["model"].replace('("{repo_id}")', '("{repo_id}", trust_remote_code=True)'),
     "adapter": """from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 
 classifier = load_predictor("{repo_id}")
-classifier.score([Pair(0, "One sentence.", "Another.")], batch_size=1)  # [1, {num_labels}]""",
+classifier.score([Example(0, "One sentence.", "Another.")], batch_size=1)  # [1, {num_labels}]""",
 }
 
 
@@ -201,7 +201,7 @@ def _trained_note(run: Run) -> str:
     said = [
         f"{count} of the {splits[split]['num_examples']} {split} pairs are training pairs too."
         for split in run.metrics
-        if (count := splits[split].get("also_trained")) and "trainable" in run.record
+        if (count := splits[split].get("num_leaked")) and "trainable" in run.record
     ]
     return "\n\n" + " ".join(said) if said else ""
 

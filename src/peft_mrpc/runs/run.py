@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.data.examples import UNKNOWN_LABEL, Pair
+from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.runs import schema
 from peft_mrpc.serialization import read_json_lines, write_json_lines
@@ -208,7 +208,7 @@ def _check_shape(path: Path, content: Any, shape: Any) -> None:
 
 def write_predictions(
     path: Path,
-    pairs: Sequence[Pair],
+    pairs: Sequence[Example],
     predictions: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     label_names: Sequence[str],

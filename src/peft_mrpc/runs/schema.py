@@ -28,7 +28,7 @@ RECORD: Mapping[str, Any] = {
     "data": {
         "name": str,
         "label_names": [str],
-        "splits": {EACH: {"num_examples": int, "fingerprint": str, "also_trained?": int}},
+        "splits": {EACH: {"num_examples": int, "fingerprint": str, "num_leaked?": int}},
     },
     "timing": {"score_pairs_per_second": NUMBER, "train_seconds?": FIGURE},
     "peak_memory": {"resident_bytes": NUMBER},

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from peft_mrpc.errors import Diverged, UserError
+from peft_mrpc.errors import TrainingDiverged, UserError
 from peft_mrpc.runs.run import RUN_CONTENTS
 
 
@@ -87,7 +87,7 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
                 f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
                 f"{staging} when it is done."
             )
-        elif trained and not isinstance(error, Diverged):
+        elif trained and not isinstance(error, TrainingDiverged):
             error.add_note(
                 f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
             )

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.data.examples import UNKNOWN_LABEL, PairData, label_counts
+from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, label_counts
 from peft_mrpc.environment import describe_environment, peak_memory
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.plot_style import on_page, run_styles, save_picture
 from peft_mrpc.evaluation.plots import plot_confusion_matrix, plot_roc_curves
-from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.model_card import build_card, figure_texts
 from peft_mrpc.runs.run import (
     CARD_FILE,
@@ -27,7 +27,7 @@ from peft_mrpc.runs.run import (
 )
 
 
-def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
+def describe_data(data: DataSplits, splits: Sequence[str]) -> dict[str, Any]:
     """Name, label names, and of each split used its size, label counts and fingerprint.
 
     Of a split to report, also how many of its pairs are training pairs, if any.
@@ -40,14 +40,14 @@ def describe_data(data: PairData, splits: Sequence[str]) -> dict[str, Any]:
                 "num_examples": len(data.splits[split]),
                 "labels": label_counts(data.splits[split], data.label_names),
                 "fingerprint": data.fingerprint(split),
-                **({"also_trained": count} if (count := data.also_trained.get(split)) else {}),
+                **({"num_leaked": count} if (count := data.num_leaked.get(split)) else {}),
             }
             for split in splits
         },
     }
 
 
-def data_line(data: PairData, splits: Sequence[str]) -> str:
+def data_line(data: DataSplits, splits: Sequence[str]) -> str:
     """What a dry run says of the data, of which these splits would be reported."""
     sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in data.splits.items())
     labels = ", ".join(data.label_names)
@@ -57,7 +57,7 @@ def data_line(data: PairData, splits: Sequence[str]) -> str:
 def write_run(
     folder: Path,
     record: Mapping[str, Any],
-    data: PairData,
+    data: DataSplits,
     probabilities: Mapping[str, NDArray[np.float64]],
     threshold: float = 0.5,
 ) -> Run:
@@ -79,7 +79,7 @@ def write_run(
     metrics = {}
     for split, rows in probabilities.items():
         pairs = data.splits[split]
-        predicted = decide(rows, threshold)
+        predicted = predict_labels(rows, threshold)
         path = folder / "predictions" / f"{split}.jsonl"
         write_predictions(path, pairs, predicted, rows, data.label_names)
         known = [number for number, pair in enumerate(pairs) if pair.label != UNKNOWN_LABEL]

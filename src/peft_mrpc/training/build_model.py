@@ -4,22 +4,22 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.methods.compatibility import compatibility_faults
 from peft_mrpc.methods.freezing import has_layers
 from peft_mrpc.methods.peft_adapters import use_tokenizer, without_weights
 from peft_mrpc.methods.registry import fitted_rates
-from peft_mrpc.models.classifier import PairClassifier
+from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
-from peft_mrpc.models.loading import load_classifier, load_config, load_empty_classifier
+from peft_mrpc.models.loading import init_classifier, load_classifier, load_config
 from peft_mrpc.training.attention import check_attention
 from peft_mrpc.training.build_trainer import pair_length
 from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 
-def build_classifier(request: TrainRequest, source: ModelSource, data: PairData) -> PairClassifier:
+def build_classifier(request: TrainJob, source: ModelSource, data: DataSplits) -> Classifier:
     """Load model and tokenizer and make the model trainable by the method."""
     source, tokenizer = settle_reading(request, source)
     fit_rates(request, load_config(source))
@@ -42,12 +42,12 @@ def build_classifier(request: TrainRequest, source: ModelSource, data: PairData)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)
-    return PairClassifier(
+    return Classifier(
         adapted, tokenizer, labels, max_length, quantization, threshold, source.head_layer
     )
 
 
-def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) -> int:
+def check_request(request: TrainJob, source: ModelSource, tokenizer: Any) -> int:
     """Check the request against the model, before its weights are loaded.
 
     Returns:
@@ -71,7 +71,7 @@ def check_request(request: TrainRequest, source: ModelSource, tokenizer: Any) ->
     return max_length
 
 
-def check_fit(request: TrainRequest, source: ModelSource) -> None:
+def check_fit(request: TrainJob, source: ModelSource) -> None:
     """Adapt the model's shapes alone by the method: no weights, no training.
 
     Raises:
@@ -79,12 +79,12 @@ def check_fit(request: TrainRequest, source: ModelSource) -> None:
     """
     source, tokenizer = settle_reading(request, source)
     check_request(request, source, tokenizer)
-    empty = load_empty_classifier(load_config(source), request.config.pooling)
+    empty = init_classifier(load_config(source), request.config.pooling)
     use_tokenizer(request.options, source.location)
     request.method.apply(empty, without_weights(request.options))
 
 
-def fit_rates(request: TrainRequest, model_config: PretrainedConfig) -> None:
+def fit_rates(request: TrainJob, model_config: PretrainedConfig) -> None:
     """Set the learning rates that are the recipe's to what they are for this model's size.
 
     Raises:

@@ -17,15 +17,15 @@ from transformers import (
 )
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.augmentation import EitherOrder
+from peft_mrpc.data.augmentation import RandomSwapDataset
 from peft_mrpc.data.encoding import EncodedPairs
-from peft_mrpc.data.examples import PairData, label_counts
-from peft_mrpc.data.loading import warn_of_contradictions
+from peft_mrpc.data.examples import DataSplits, label_counts
+from peft_mrpc.data.loading import warn_conflicting_labels
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.freezing import describe_trainable
-from peft_mrpc.models.classifier import PairClassifier, PairCollator
+from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.first_token import virtual_tokens
 from peft_mrpc.models.loading import position_limit
 from peft_mrpc.precision import padding_step, trainer_precision
@@ -34,21 +34,21 @@ from peft_mrpc.training.activation_cache.plan import build_trunk_plan
 from peft_mrpc.training.activation_cache.store import TrunkCollator
 from peft_mrpc.training.attention import TrainingAttention
 from peft_mrpc.training.callbacks import tensorboard_logs
-from peft_mrpc.training.checkpoints import DescribeCheckpoint, FindBestAgain
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
+from peft_mrpc.training.job import TrainJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import score_logits
-from peft_mrpc.training.resuming import about_training
+from peft_mrpc.training.resuming import training_fingerprint
 from peft_mrpc.training.selection import SELECTION, selection_seed
 from peft_mrpc.training.token_batches import TokenBatches
-from peft_mrpc.training.trainer import PairTrainer
+from peft_mrpc.training.trainer import ClassificationTrainer
 
 FINE_TUNING_RATE = 1e-3
 # What labels say of two sentences in either order.
 SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
 
 
-def pair_length(request: TrainRequest, model_config: PretrainedConfig, tokenizer: Any) -> int:
+def pair_length(request: TrainJob, model_config: PretrainedConfig, tokenizer: Any) -> int:
     """The most tokens that a pair may have, beside virtual ones.
 
     Raises:
@@ -70,7 +70,7 @@ def pair_length(request: TrainRequest, model_config: PretrainedConfig, tokenizer
     return length
 
 
-def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: PairData) -> None:
+def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: DataSplits) -> None:
     """Refuse what these pairs cannot give.
 
     Raises:
@@ -91,7 +91,7 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
     raise_faults(faults)
     _class_weights(config, data)
     counts = label_counts(data.splits["train"], data.label_names)
-    warn_of_contradictions(data.splits["train"])
+    warn_conflicting_labels(data.splits["train"])
     if absent := [name for name, count in counts.items() if not count]:
         logger.warning(
             "%s: no training pair is %s, which is never learned", data.name, " or ".join(absent)
@@ -108,14 +108,14 @@ def check_trunk(config: TrainConfig, arguments: TrainingArguments, model: Any) -
         raise TrunkRefused(config.trunk_cache, refusal)
 
 
-def _class_weights(config: TrainConfig, data: PairData) -> torch.Tensor | None:
+def _class_weights(config: TrainConfig, data: DataSplits) -> torch.Tensor | None:
     labels = [pair.label for pair in data.splits["train"]]
     return build_class_weights(config.class_weights, labels, data.label_names)
 
 
 def build_trainer(
-    request: TrainRequest, data: PairData, classifier: PairClassifier, staging: str
-) -> tuple[PairTrainer, int]:
+    request: TrainJob, data: DataSplits, classifier: Classifier, staging: str
+) -> tuple[ClassificationTrainer, int]:
     """The Trainer over encoded pairs, and how many training pairs were cut."""
     features, num_cut = classifier.encode(data.splits["train"])
     if num_cut:
@@ -140,9 +140,9 @@ def build_trainer(
     held_out = _evaluation_rows(data, classifier)
     batches = _token_batches(request, train_rows, virtual_tokens(classifier.model))
     callbacks = _callbacks(request, collator, train_rows, held_out)
-    callbacks.append(DescribeCheckpoint(partial(about_training, request, data)))
+    callbacks.append(CheckpointMetadata(partial(training_fingerprint, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
-        trainer = PairTrainer(
+        trainer = ClassificationTrainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
             sam_rho=request.config.sam_rho,
@@ -162,17 +162,17 @@ def build_trainer(
     return trainer, num_cut
 
 
-def _pair_collator(request: TrainRequest, classifier: PairClassifier) -> PairCollator:
+def _pair_collator(request: TrainJob, classifier: Classifier) -> ClassificationCollator:
     """What pads a batch, as far as its precision or the user wants it padded."""
     step = request.config.pad_to_multiple_of or padding_step(trainer_precision(request.arguments))
-    return PairCollator(
+    return ClassificationCollator(
         *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
         added=virtual_tokens(classifier.model),
     )
 
 
 def _token_batches(
-    request: TrainRequest, train_rows: Any, num_virtual_tokens: int
+    request: TrainJob, train_rows: Any, num_virtual_tokens: int
 ) -> TokenBatches | None:
     """The batches of `--max_tokens_per_batch`, if there is one."""
     budget, state = request.config.max_tokens_per_batch, process_state()
@@ -207,16 +207,16 @@ def is_symmetric(label_names: Sequence[str]) -> bool:
     )
 
 
-def settle_order(config: TrainConfig, data: PairData) -> None:
+def settle_order(config: TrainConfig, data: DataSplits) -> None:
     """Make `--swap_sentences auto` what it comes to, which is recorded."""
     if config.swap_sentences == "auto":
         config.swap_sentences = str(is_symmetric(data.label_names)).lower()
 
 
 def _training_rows(
-    request: TrainRequest,
-    data: PairData,
-    classifier: PairClassifier,
+    request: TrainJob,
+    data: DataSplits,
+    classifier: Classifier,
     features: EncodedPairs,
 ) -> Any:
     labels = [pair.label for pair in data.splits["train"]]
@@ -229,12 +229,12 @@ def _training_rows(
     swapped, _ = classifier.encode(
         [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
     )
-    return EitherOrder(rows, swapped.labelled(labels), request.arguments.seed)
+    return RandomSwapDataset(rows, swapped.labelled(labels), request.arguments.seed)
 
 
-def _orders(train_rows: EncodedPairs | EitherOrder) -> list[Any]:
+def _orders(train_rows: EncodedPairs | RandomSwapDataset) -> list[Any]:
     """Training rows as they come, and with their sentences swapped if they train so too."""
-    return list(train_rows.orders) if isinstance(train_rows, EitherOrder) else [train_rows]
+    return list(train_rows.orders) if isinstance(train_rows, RandomSwapDataset) else [train_rows]
 
 
 def _warn_of_low_rate(learning_rate: float, method: str) -> None:
@@ -245,7 +245,7 @@ def _warn_of_low_rate(learning_rate: float, method: str) -> None:
         )
 
 
-def _evaluation_rows(data: PairData, classifier: PairClassifier) -> EncodedPairs | None:
+def _evaluation_rows(data: DataSplits, classifier: Classifier) -> EncodedPairs | None:
     """The held-out pairs for the Trainer's own evaluation; None where nothing is chosen."""
     if SELECTION not in data.splits:
         return None
@@ -254,7 +254,7 @@ def _evaluation_rows(data: PairData, classifier: PairClassifier) -> EncodedPairs
 
 
 def _callbacks(
-    request: TrainRequest, collator: TrunkCollator, train_rows: Any, held_out: EncodedPairs | None
+    request: TrainJob, collator: TrunkCollator, train_rows: Any, held_out: EncodedPairs | None
 ) -> list[TrainerCallback]:
     """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
     callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
@@ -265,8 +265,8 @@ def _callbacks(
     return callbacks
 
 
-def _own_callbacks(request: TrainRequest) -> list[TrainerCallback]:
-    callbacks: list[TrainerCallback] = [FindBestAgain()]
+def _own_callbacks(request: TrainJob) -> list[TrainerCallback]:
+    callbacks: list[TrainerCallback] = [RelocateBestCheckpoint()]
     patience = request.config.early_stopping_patience
     if patience is not None:
         callbacks.append(EarlyStoppingCallback(patience))

@@ -146,7 +146,7 @@ def _shape(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else (tensor.shape, tensor.dtype)
 
 
-class DescribeCheckpoint(TrainerCallback):
+class CheckpointMetadata(TrainerCallback):
     """Write down which training a checkpoint is of.
 
     Args:
@@ -166,7 +166,7 @@ class DescribeCheckpoint(TrainerCallback):
             (folder / ABOUT_FILE).write_text(text, encoding="utf-8")
 
 
-class FindBestAgain(TrainerCallback):
+class RelocateBestCheckpoint(TrainerCallback):
     """Find the best checkpoint so far when a training goes on from another one.
 
     Its path was written down while the Run was being built; a finished Run has moved since, and

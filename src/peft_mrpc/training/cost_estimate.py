@@ -19,20 +19,20 @@ from transformers import (
 )
 
 from peft_mrpc.data.columns import PARAPHRASE_NAMES
-from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
 from peft_mrpc.methods.freezing import parameter_counts
 from peft_mrpc.methods.peft_adapters import without_weights
-from peft_mrpc.models.classifier import PairClassifier
-from peft_mrpc.models.loading import load_empty_classifier
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import CacheTrunk, TrunkRefused, unfit_for_trunk
 from peft_mrpc.training.activation_cache.disk import fill_refusal, find_room
 from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
 from peft_mrpc.training.activation_cache.plan import build_trunk_plan, in_bytes
 from peft_mrpc.training.build_trainer import build_trainer, pair_length
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 WARM_UP, STEPS = 2, 4
 # Weights, their gradients and Adam's two moments, in fp32; under --sam_rho the weights once more.
@@ -111,7 +111,7 @@ class _Clock(TrainerCallback):
 
 
 def rehearse(
-    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
 ) -> Estimate | str:
     """Time some steps of a training, and say what all of it takes.
 
@@ -130,7 +130,7 @@ def rehearse(
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
     method, pooling = request.method, request.config.pooling
-    empty = method.apply(load_empty_classifier(config, pooling), without_weights(request.options))
+    empty = method.apply(init_classifier(config, pooling), without_weights(request.options))
     method.freeze(empty, request.options)
     trained, total = parameter_counts(empty)
     sam = BYTES_OF_SAM if request.config.sam_rho else 0
@@ -147,7 +147,7 @@ def rehearse(
 
 
 def _as_planned(
-    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
 ) -> Estimate:
     """The estimate with frozen layers run once, or every time, as the training will."""
     arguments = request.arguments
@@ -187,11 +187,11 @@ def _as_planned(
 
 
 def _time_steps(
-    request: TrainRequest, config: PretrainedConfig, tokenizer: Any, about: Pairs
+    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
 ) -> Estimate:
     reset_peak_memory()
     set_seed(request.arguments.seed)  # random weights, and what is said of them, are the same again
-    model = load_empty_classifier(
+    model = init_classifier(
         config, request.config.pooling, device="cpu", dropout=request.config.dropout
     )
     request.method.freeze(model, request.options)
@@ -206,7 +206,7 @@ def _time_steps(
     data = _write_pairs(request.arguments.max_steps * size, about)
     adapted = request.method.apply(model, request.options)
     length = pair_length(request, config, tokenizer)
-    classifier = PairClassifier(adapted, tokenizer, list(about.label_names), length)
+    classifier = Classifier(adapted, tokenizer, list(about.label_names), length)
     clock = _Clock()
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = build_trainer(request, data, classifier, folder)
@@ -236,26 +236,26 @@ def _time_steps(
     )
 
 
-def _on_gpu(request: TrainRequest) -> bool:
+def _on_gpu(request: TrainJob) -> bool:
     """Whether it trains on one; `--use_cpu` leaves it alone."""
     return bool(request.arguments.device.type == "cuda")
 
 
-def pairs_a_batch(request: TrainRequest, tokens: int) -> int:
+def pairs_a_batch(request: TrainJob, tokens: int) -> int:
     """How many pairs of so many tokens a batch has."""
     budget = request.config.max_tokens_per_batch
     return request.arguments.train_batch_size if budget is None else max(1, budget // tokens)
 
 
-def _write_pairs(count: int, about: Pairs) -> PairData:
+def _write_pairs(count: int, about: Pairs) -> DataSplits:
     """Pairs of about so many tokens, no two alike."""
     half = max(1, (about.mean_tokens - 3) // 2 - 1)
     words = [WORDS[number % len(WORDS)] for number in range(half)]
     pairs = [
-        Pair(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
+        Example(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
         for row in range(count)
     ]
-    return PairData("rehearsal", about.label_names, {"train": tuple(pairs)})
+    return DataSplits("rehearsal", about.label_names, {"train": tuple(pairs)})
 
 
 def in_time(seconds: float) -> str:

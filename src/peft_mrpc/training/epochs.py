@@ -6,17 +6,17 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 
 @runtime_checkable
-class DrawsAnew(Protocol):
+class EpochSeeded(Protocol):
     """Rows, their order or batches that follow from a seed and the epoch."""
 
     def set_epoch(self, epoch: int) -> None: ...
 
 
-class TellEpoch(TrainerCallback):
+class SetEpochCallback(TrainerCallback):
     """Tell what draws anew which epoch begins, from 0; in a resumed training too."""
 
     def __init__(self) -> None:
-        self.drawn: list[DrawsAnew] = []
+        self.drawn: list[EpochSeeded] = []
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

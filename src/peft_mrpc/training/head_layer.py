@@ -10,11 +10,11 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import auto_pooling, load_config, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import ALIGNS
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 
 def settle_reading(
-    request: TrainRequest, source: ModelSource
+    request: TrainJob, source: ModelSource
 ) -> tuple[ModelSource, PreTrainedTokenizerBase]:
     """Settle what the head reads, and record it as what it came to.
 

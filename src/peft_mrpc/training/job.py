@@ -22,7 +22,7 @@ FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainJob:
     """What was asked for, parsed and checked as far as flags go."""
 
     config: TrainConfig
@@ -39,7 +39,7 @@ class TrainRequest:
     num_trainings: int = 1  # on these pairs: this one, and those of the same process after it
 
 
-def parse_request(argv: Sequence[str]) -> TrainRequest:
+def parse_request(argv: Sequence[str]) -> TrainJob:
     """Parse flags over the user's recipe over the method's default recipe.
 
     Raises:
@@ -50,7 +50,7 @@ def parse_request(argv: Sequence[str]) -> TrainRequest:
 
 def parse_command(
     argv: Sequence[str], verb: str, description: str, own: Sequence[type]
-) -> tuple[TrainRequest, list[Any]]:
+) -> tuple[TrainJob, list[Any]]:
     """Parse the command line of a verb that trains, with flags of its own beside those of train.
 
     A `null` in the user's recipe takes the line of the method's recipe away.
@@ -88,7 +88,7 @@ def parse_command(
     arguments.push_to_hub = False
     if not method.is_peft:  # PEFT saves all of its config beside the adapter
         given = dict(vars(options))
-    return TrainRequest(
+    return TrainJob(
         *(config, data, arguments, method, options, given),
         output_dir=_output_dir(verb, argv, recipe, config, data),
         publish=publish_it,

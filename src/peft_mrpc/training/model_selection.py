@@ -8,12 +8,12 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.examples import PairData
-from peft_mrpc.errors import Diverged, logger
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.errors import TrainingDiverged, logger
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.evaluation.thresholds import best_threshold, decide
+from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.models.batched_inference import classifier_probabilities
-from peft_mrpc.models.classifier import PairClassifier
+from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.training.selection import SELECTION, selection_seed
 
@@ -21,13 +21,13 @@ from peft_mrpc.training.selection import SELECTION, selection_seed
 SCORED_METRICS = {"accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
 
 
-def score_logits(prediction: Any, classifier: PairClassifier) -> dict[str, float]:
+def score_logits(prediction: Any, classifier: Classifier) -> dict[str, float]:
     """What `--metric_for_best_model` can name beside the loss, of logits, [N, C]."""
     logits = torch.tensor(prediction.predictions)
     if not logits.isfinite().all():
-        raise Diverged
+        raise TrainingDiverged
     probabilities = classifier_probabilities(logits)
-    predictions = decide(probabilities, classifier.threshold)
+    predictions = predict_labels(probabilities, classifier.threshold)
     values = compute_metrics(
         prediction.label_ids, predictions, probabilities, classifier.label_names
     )
@@ -36,7 +36,7 @@ def score_logits(prediction: Any, classifier: PairClassifier) -> dict[str, float
 
 
 def describe_selection(
-    config: TrainConfig, arguments: TrainingArguments, data: PairData, state: TrainerState
+    config: TrainConfig, arguments: TrainingArguments, data: DataSplits, state: TrainerState
 ) -> dict[str, Any] | None:
     """What was chosen on which pairs, for `run.json`; None where all training pairs trained.
 
@@ -78,13 +78,13 @@ def say_chosen(found: Mapping[str, Any] | None) -> None:
 
 
 def choose_threshold(
-    arguments: TrainingArguments, data: PairData, classifier: PairClassifier
+    arguments: TrainingArguments, data: DataSplits, classifier: Classifier
 ) -> float:
     """The threshold that is best on the held-out part of train, for accuracy or, if asked, F1."""
     pairs = data.splits[SELECTION]
     scores = classifier.score(pairs, arguments.per_device_eval_batch_size)[:, 1]
     wanted = (arguments.metric_for_best_model or "").removeprefix("eval_")
     metric = "f1" if wanted == "f1" else "accuracy"
-    threshold = best_threshold(np.array([pair.label for pair in pairs]), scores, metric)
+    threshold = tune_threshold(np.array([pair.label for pair in pairs]), scores, metric)
     logger.info("threshold %.4f: the best %s on %d held-out pairs", threshold, metric, len(pairs))
     return threshold

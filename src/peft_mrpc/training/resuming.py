@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc.cli.parser import config_record
-from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.training.checkpoints import read_about
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 # What a step of training depends on, and what is chosen by, beside the method's own options. How
 # many steps there are, how they are computed, and what is kept and logged may be another.
@@ -28,7 +28,7 @@ DECIDING = (
 ELSEWHERE = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode", "_config")
 
 
-def about_training(request: TrainRequest, data: PairData) -> dict[str, Any]:
+def training_fingerprint(request: TrainJob, data: DataSplits) -> dict[str, Any]:
     """What each of its checkpoints says of a training, JSON-ready.
 
     Args:
@@ -49,7 +49,7 @@ def _plain(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def check_resumed(request: TrainRequest, data: PairData) -> None:
+def check_resumed(request: TrainJob, data: DataSplits) -> None:
     """Refuse a checkpoint that another training wrote.
 
     Optimizer and schedule are the checkpoint's: a rate that is given beside it would stand in the
@@ -67,7 +67,7 @@ def check_resumed(request: TrainRequest, data: PairData) -> None:
             f"--output_dir: got {str(request.output_dir)!r}, which --overwrite would replace, with "
             f"{folder}, which --resume_from_checkpoint goes on from; name another."
         )
-    wrote, asks = read_about(Path(folder)), about_training(request, data)
+    wrote, asks = read_about(Path(folder)), training_fingerprint(request, data)
     faults = [
         f"--{name}: got {_value(asks, name)}, but {folder} was trained with "
         f"{_value(wrote, name)}; expected the same, or no --resume_from_checkpoint."

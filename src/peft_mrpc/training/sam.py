@@ -8,7 +8,7 @@ from torch import nn
 
 
 @contextlib.contextmanager
-def fresh_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def isolated_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within the block there are no gradients yet; after it those that there were, and no others.
 
     What earlier batches of `--gradient_accumulation_steps` gave does not say where uphill is.
@@ -24,7 +24,7 @@ def fresh_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def uphill(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
+def sam_perturbation(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
     """Within the block parameters stand `rho` further along their gradients; then where they were.
 
     The distance is that of all of them together (section 3, equation 2, with p = 2).

@@ -7,7 +7,7 @@ from accelerate.utils import broadcast_object_list
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 
-class LengthGroups(LengthGroupedSampler):
+class ResumableLengthGroupedSampler(LengthGroupedSampler):
     """The Trainer's sampler by length, whose order follows from where it began and the epoch alone.
 
     transformers' own draws from torch's global stream as each epoch begins. So does whatever else

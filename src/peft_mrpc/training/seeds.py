@@ -14,7 +14,7 @@ from typing import Any
 from accelerate.utils import broadcast_object_list
 
 from peft_mrpc.cli.parser import config_record, record_key
-from peft_mrpc.data.examples import PairData
+from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.environment import describe_environment, reset_peak_memory
 from peft_mrpc.errors import UserError
@@ -26,11 +26,11 @@ from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, load_run, write_json
 from peft_mrpc.runs.staging import move_into_place
 from peft_mrpc.runs.writer import describe_data, seed_line
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 
 def train_seeds(
-    request: TrainRequest, data: PairData, train_one: Callable[[TrainRequest, Path | None], None]
+    request: TrainJob, data: DataSplits, train_one: Callable[[TrainJob, Path | None], None]
 ) -> None:
     """Train once with each seed and write the Run of them all.
 
@@ -62,10 +62,10 @@ def train_seeds(
 
 
 def _train_seed(
-    request: TrainRequest,
+    request: TrainJob,
     seed: int,
     folder: Path | None,
-    train_one: Callable[[TrainRequest, Path | None], None],
+    train_one: Callable[[TrainJob, Path | None], None],
 ) -> None:
     """Train as `train --seed` would, with nothing left over from the seed before."""
     gc.collect()
@@ -87,7 +87,7 @@ def _train_seed(
         unfinished.rename(folder / "seeds" / str(seed))
 
 
-def _command_key(request: TrainRequest, data: PairData) -> str:
+def _command_key(request: TrainJob, data: DataSplits) -> str:
     """The same for two commands only if they would write the same Run."""
     asked = {
         **config_record(request.config, request.data, request.arguments),

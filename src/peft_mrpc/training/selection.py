@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.examples import Pair, PairData, label_counts
+from peft_mrpc.data.examples import DataSplits, Example, label_counts
 from peft_mrpc.errors import logger, raise_faults, unknown_name
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.option_types import is_true
@@ -19,8 +19,8 @@ SELECTION_METRICS = ("loss", "accuracy", "f1", "roc_auc")
 
 
 def hold_out(
-    pairs: Sequence[Pair], fraction: float, seed: int
-) -> tuple[tuple[Pair, ...], tuple[Pair, ...]]:
+    pairs: Sequence[Example], fraction: float, seed: int
+) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
     """Part the training pairs into those to train on and those to choose on.
 
     Each label gives its share, and at least one pair to each part.
@@ -45,8 +45,8 @@ def hold_out(
 
 
 def hold_out_selection(
-    config: TrainConfig, arguments: TrainingArguments, splits: Sequence[str], data: PairData
-) -> PairData:
+    config: TrainConfig, arguments: TrainingArguments, splits: Sequence[str], data: DataSplits
+) -> DataSplits:
     """Make the split `selection` of a part of train, where something is chosen or watched on it.
 
     Args:
@@ -65,8 +65,8 @@ def hold_out_selection(
 
 
 def split_selection(
-    config: TrainConfig, arguments: TrainingArguments, splits: Sequence[str], data: PairData
-) -> PairData:
+    config: TrainConfig, arguments: TrainingArguments, splits: Sequence[str], data: DataSplits
+) -> DataSplits:
     """Make the split `selection` of a part of train.
 
     Which pairs these are is fixed by `--data_seed`, or `--seed` where that is not given.
@@ -77,10 +77,10 @@ def split_selection(
     pairs = data.splits["train"]
     raise_faults(_data_faults(arguments, splits, data))
     kept, held = hold_out(pairs, config.selection_fraction, selection_seed(arguments))
-    return PairData(data.name, data.label_names, {**data.splits, "train": kept, SELECTION: held})
+    return DataSplits(data.name, data.label_names, {**data.splits, "train": kept, SELECTION: held})
 
 
-def say_held_out(data: PairData) -> None:
+def say_held_out(data: DataSplits) -> None:
     """Say how many training pairs are chosen on, and how many of each label train."""
     kept, held = (len(data.splits.get(split, ())) for split in ("train", SELECTION))
     if held:
@@ -91,7 +91,9 @@ def say_held_out(data: PairData) -> None:
     logger.info("training pairs: %s", ", ".join(f"{n:,} {name}" for name, n in counts.items()))
 
 
-def _data_faults(arguments: TrainingArguments, splits: Sequence[str], data: PairData) -> list[str]:
+def _data_faults(
+    arguments: TrainingArguments, splits: Sequence[str], data: DataSplits
+) -> list[str]:
     """What keeps a part of these training pairs from being chosen on."""
     counts = Counter(pair.label for pair in data.splits["train"])
     faults = [

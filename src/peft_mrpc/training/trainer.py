@@ -18,11 +18,11 @@ from peft_mrpc.training.activation_cache.callback import CacheTrunk
 from peft_mrpc.training.attention import TrainingAttention
 from peft_mrpc.training.checkpoints import load_trained, save_trained
 from peft_mrpc.training.dropout import fast_dropout
-from peft_mrpc.training.epochs import DrawsAnew, TellEpoch
+from peft_mrpc.training.epochs import EpochSeeded, SetEpochCallback
 from peft_mrpc.training.heap import freed_memory_kept
 from peft_mrpc.training.parameter_groups import learning_rates
-from peft_mrpc.training.sam import fresh_gradients, uphill
-from peft_mrpc.training.samplers import LengthGroups
+from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
+from peft_mrpc.training.samplers import ResumableLengthGroupedSampler
 from peft_mrpc.training.token_batches import TokenBatches
 
 # Of a loader: how batches are made, whatever is in them.
@@ -31,7 +31,7 @@ LOADER_OPTIONS = ("collate_fn", "num_workers", "pin_memory", "persistent_workers
 )
 
 
-class PairTrainer(Trainer):
+class ClassificationTrainer(Trainer):
     """The Trainer, with learning rates by part, gradual unfreezing and checkpoints that are exact.
 
     A soft prompt wants a rate a hundred times that of the head it is trained with.
@@ -55,8 +55,10 @@ class PairTrainer(Trainer):
     ) -> None:
         super().__init__(**kwargs)
         self.batches = batches
-        self._epochs = TellEpoch()
-        self._epochs.drawn += [d for d in (self.train_dataset, batches) if isinstance(d, DrawsAnew)]
+        self._epochs = SetEpochCallback()
+        self._epochs.drawn += [
+            d for d in (self.train_dataset, batches) if isinstance(d, EpochSeeded)
+        ]
         self.add_callback(self._epochs)
         self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
@@ -132,10 +134,10 @@ class PairTrainer(Trainer):
             return self._step(*args, **kwargs)
         trained = [p for p in cast("nn.Module", self.model).parameters() if p.requires_grad]
         with contextlib.ExitStack() as moved:
-            with fresh_gradients(trained):
+            with isolated_gradients(trained):
                 loss = self._step(*args, **kwargs)
                 self._share_gradients(trained)
-                moved.enter_context(uphill(trained, self.sam_rho))
+                moved.enter_context(sam_perturbation(trained, self.sam_rho))
             self._step(*args, **kwargs)
         return loss
 
@@ -181,7 +183,9 @@ class PairTrainer(Trainer):
         """As ever, but that one by length is the same again when a training goes on."""
         sampler = super()._get_train_sampler(train_dataset)
         if isinstance(sampler, LengthGroupedSampler):
-            sampler = LengthGroups(sampler.batch_size, sampler.lengths, self.args.data_seed)
+            sampler = ResumableLengthGroupedSampler(
+                sampler.batch_size, sampler.lengths, self.args.data_seed
+            )
             self._epochs.drawn.append(sampler)
         return sampler
 

@@ -5,11 +5,11 @@ from transformers import AutoTokenizer, BertConfig, BertForSequenceClassificatio
 
 from peft_mrpc.cli.parser import recipe_to_flags
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.option_types import parse_scalar
 from peft_mrpc.methods.registry import METHODS, fitted_rates, load_default_recipe
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.job import parse_request
 
@@ -218,9 +218,9 @@ def test_a_rate_that_was_given_is_taken_as_it_is(
     request = parse_request(flags)
     rate = float(load_default_recipe("full")["learning_rate"])
     for _ in range(2):  # each seed builds its own
-        build_classifier(request, find_model(flags[1]), load_pairs(request.data))
+        build_classifier(request, resolve_model(flags[1]), load_data(request.data))
         assert request.arguments.learning_rate == pytest.approx(rate / 2)
         assert request.config.head_learning_rate == 3e-3
     request = parse_request([*flags, "--learning_rate", "1e-5"])
-    build_classifier(request, find_model(flags[1]), load_pairs(request.data))
+    build_classifier(request, resolve_model(flags[1]), load_data(request.data))
     assert request.arguments.learning_rate == 1e-5

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peft_mrpc.errors import run_verb
+from peft_mrpc.errors import run_cli
 
 
 class Thing:
@@ -50,7 +50,7 @@ def test_an_interrupt_where_nothing_can_be_raised_ends_the_command(
             time.sleep(0.1)
 
     before = sys.unraisablehook
-    assert run_verb(main, []) == code
+    assert run_cli(main, []) == code
     assert "peft-mrpc: interrupted. Nothing was written." in capsys.readouterr().err
     assert sys.unraisablehook is before
 
@@ -64,5 +64,5 @@ def test_another_error_where_nothing_can_be_raised_is_told_as_before(
     def main(argv: list[str]) -> None:
         Thing(lambda: exec("raise ValueError"))
 
-    assert run_verb(main, []) == 0
+    assert run_cli(main, []) == 0
     assert told == [ValueError]

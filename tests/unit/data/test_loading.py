@@ -9,10 +9,10 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import SPLITS
 from peft_mrpc.data.files import read_table
 from peft_mrpc.data.loading import (
-    load_pairs,
+    load_data,
     reported_splits,
-    warn_of_contradictions,
-    warn_of_labels,
+    warn_conflicting_labels,
+    warn_unknown_labels,
 )
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.writer import describe_data
@@ -22,13 +22,13 @@ HEADER = ("sentence1", "sentence2", "label")
 
 def faults_of(config: DataConfig) -> tuple[str, ...]:
     with pytest.raises(UserError) as caught:
-        load_pairs(config)
+        load_data(config)
     return caught.value.faults
 
 
 @requires_mrpc
 def test_mrpc_loads_whole_in_glues_layout() -> None:
-    data = load_pairs(DataConfig(dataset=str(MRPC)))
+    data = load_data(DataConfig(dataset=str(MRPC)))
     assert {split: len(pairs) for split, pairs in data.splits.items()} == {
         "train": 3668,
         "validation": 408,
@@ -42,7 +42,7 @@ def test_tsv_is_unquoted_so_a_lone_quote_joins_no_rows(tmp_path: Path) -> None:
     lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
     lines += ['1\t1\t2\t"He said so\tHe said that', '0\t3\t4\tNo" quote\t"Another']
     (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
-    train = load_pairs(DataConfig(dataset=str(tmp_path))).splits["train"]
+    train = load_data(DataConfig(dataset=str(tmp_path))).splits["train"]
     assert [pair.sentence1 for pair in train] == ['"He said so', 'No" quote']
     assert [pair.label for pair in train] == [1, 0]
 
@@ -50,7 +50,7 @@ def test_tsv_is_unquoted_so_a_lone_quote_joins_no_rows(tmp_path: Path) -> None:
 def test_csv_cells_are_text_whatever_they_spell(tmp_path: Path) -> None:
     rows = [("null", "NA", "yes"), ('a "quoted", cell', "two\nlines", "no")]
     path = write_csv(tmp_path / "train.csv", rows, HEADER)
-    data = load_pairs(DataConfig(train_file=str(path)))
+    data = load_data(DataConfig(train_file=str(path)))
     assert [(p.sentence1, p.sentence2) for p in data.splits["train"]] == [row[:2] for row in rows]
     assert data.label_names == ("no", "yes")
 
@@ -63,9 +63,9 @@ def test_all_file_types_give_the_same_pairs(tmp_path: Path) -> None:
     csv_path = write_csv(tmp_path / "a.csv", ROWS, HEADER)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), tmp_path / "a.parquet")
-    expected = load_pairs(DataConfig(train_file=str(csv_path)))
+    expected = load_data(DataConfig(train_file=str(csv_path)))
     for name in ("a.jsonl", "a.parquet"):
-        data = load_pairs(DataConfig(train_file=str(tmp_path / name)))
+        data = load_data(DataConfig(train_file=str(tmp_path / name)))
         assert data.splits == expected.splits
         assert data.fingerprint("train") == expected.fingerprint("train")
 
@@ -130,7 +130,7 @@ def test_a_column_is_named_or_found_or_its_absence_explained(tmp_path: Path) -> 
     assert "found no label column" in fault
     (fault,) = faults_of(DataConfig(train_file=str(path), **columns, label_column="Y"))
     assert fault.startswith("--label_column: got 'Y'")
-    data = load_pairs(DataConfig(train_file=str(path), **columns, label_column="y"))
+    data = load_data(DataConfig(train_file=str(path), **columns, label_column="y"))
     assert data.label_names == ("x", "y")
 
 
@@ -156,12 +156,12 @@ def test_usual_columns_are_found_whatever_their_case(tmp_path: Path) -> None:
         train = str(write_csv(tmp_path / "train.csv", ROWS, header))
         assert [
             (p.sentence1, p.sentence2)
-            for p in load_pairs(DataConfig(train_file=train)).splits["train"]
+            for p in load_data(DataConfig(train_file=train)).splits["train"]
         ] == [row[:2] for row in ROWS]
     both = ("Sentence1", "sentence1", "sentence2", "label")
     rows = [("no", *row) for row in ROWS]
     train = str(write_csv(tmp_path / "train.csv", rows, both))
-    assert load_pairs(DataConfig(train_file=train)).splits["train"][0].sentence1 == ROWS[0][0]
+    assert load_data(DataConfig(train_file=train)).splits["train"][0].sentence1 == ROWS[0][0]
 
 
 def test_labels_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_labels_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
     (fault,) = faults_of(DataConfig(train_file=train))
     assert "column 'label' holds 'Yes' and 'yes', which differ in case alone" in fault
     named = DataConfig(train_file=train, class_names="no,yes,Yes")
-    assert [pair.label for pair in load_pairs(named).splits["train"]] == [1, 0, 2]
+    assert [pair.label for pair in load_data(named).splits["train"]] == [1, 0, 2]
 
 
 @pytest.mark.parametrize("missing", ["NaN", "nan"])
@@ -187,11 +187,11 @@ def test_what_labels_leave_a_figure_is_said(
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("A", " b", "no"), ("b", "a", "no")]
     train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
     held = str(write_csv(tmp_path / "dev.csv", [("a", "b", "yes"), ("c", "d", "")], HEADER))
-    data = load_pairs(DataConfig(train_file=train, validation_file=held))
-    warn_of_labels(data, ["train"])
+    data = load_data(DataConfig(train_file=train, validation_file=held))
+    warn_unknown_labels(data, ["train"])
     assert not caplog.messages
-    warn_of_labels(data, ["validation"])
-    warn_of_contradictions(data.splits["train"])
+    warn_unknown_labels(data, ["validation"])
+    warn_conflicting_labels(data.splits["train"])
     assert caplog.messages == [
         "validation: 1 of its 2 pairs have no label: its figures are of the others",
         "validation: every labelled pair is 'yes': its accuracy says little, and there is no "
@@ -240,7 +240,7 @@ def test_labels_are_ordered_with_the_denied_one_first(
     path = tmp_path / "t.jsonl"
     rows = [{"sentence1": "a", "sentence2": "b", "label": value} for value in values]
     path.write_text("\n".join(map(json.dumps, rows)))
-    assert load_pairs(DataConfig(train_file=str(path))).label_names == names
+    assert load_data(DataConfig(train_file=str(path))).label_names == names
 
 
 def test_a_number_is_no_position_among_names_that_are_numbers(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_a_number_is_no_position_among_names_that_are_numbers(tmp_path: Path) ->
     (fault,) = faults_of(DataConfig(train_file=str(train), validation_file=str(other)))
     assert "got label '0'; expected one of 1, 2." in fault
     named = DataConfig(validation_file=str(other), class_names="no,yes")
-    assert load_pairs(named).splits["validation"][0].label == 0
+    assert load_data(named).splits["validation"][0].label == 0
 
 
 @pytest.mark.parametrize("names", ["a", "a,a", "a,,b", ""])
@@ -279,30 +279,30 @@ def test_pairs_that_train_holds_as_well_are_counted(tmp_path: Path) -> None:
         f"{split}_file": str(write_csv(tmp_path / f"{split}.csv", rows, HEADER))
         for split, rows in (("train", train), ("validation", other), ("test", other[2:]))
     }
-    data = load_pairs(DataConfig(**files))
-    assert data.also_trained == {"validation": 2, "test": 0}
-    assert describe_data(data, list(SPLITS))["splits"]["validation"]["also_trained"] == 2
+    data = load_data(DataConfig(**files))
+    assert data.num_leaked == {"validation": 2, "test": 0}
+    assert describe_data(data, list(SPLITS))["splits"]["validation"]["num_leaked"] == 2
     del files["train_file"]
-    assert load_pairs(DataConfig(**files)).also_trained == {"validation": 0, "test": 0}
+    assert load_data(DataConfig(**files)).num_leaked == {"validation": 0, "test": 0}
 
 
 @requires_mrpc
 def test_mrpc_and_the_builtin_pairs_share_nothing_with_their_training_pairs() -> None:
     for dataset in (str(MRPC), "builtin:pairs"):
-        assert not any(load_pairs(DataConfig(dataset=dataset)).also_trained.values())
+        assert not any(load_data(DataConfig(dataset=dataset)).num_leaked.values())
 
 
 def test_the_split_to_report_is_found_or_refused(pair_files: dict[str, str]) -> None:
-    data = load_pairs(DataConfig(validation_file=pair_files["validation"]))
+    data = load_data(DataConfig(validation_file=pair_files["validation"]))
     assert reported_splits(data, None) == ["validation"]
     with pytest.raises(UserError, match="--split: got 'valdation'.*Did you mean 'validation'"):
         reported_splits(data, "valdation")
     with pytest.raises(UserError, match="no validation or test split"):
-        reported_splits(load_pairs(DataConfig(train_file=pair_files["train"])), None)
+        reported_splits(load_data(DataConfig(train_file=pair_files["train"])), None)
 
 
 def test_builtin_pairs_are_many_distinct_and_hard() -> None:
-    data = load_pairs(DataConfig(dataset="builtin:pairs"))
+    data = load_data(DataConfig(dataset="builtin:pairs"))
     pairs = [pair for split in SPLITS for pair in data.splits[split]]
     assert len(pairs) >= 400
     sentences = [s.lower() for pair in pairs for s in (pair.sentence1, pair.sentence2)]
@@ -329,7 +329,7 @@ def test_sample_limits_keep_order_and_follow_the_seed(pair_files: dict[str, str]
         max_train_samples=5,
         max_eval_samples=3,
     )
-    first, again, other = (load_pairs(config, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load_data(config, seed=seed) for seed in (1, 1, 2))
     assert [p.idx for p in first.splits["validation"]] == [0, 1, 2]
     idx = [p.idx for p in first.splits["train"]]
     assert len(idx) == 5 and idx == sorted(idx)
@@ -361,10 +361,10 @@ def test_a_hub_data_set_comes_with_its_own_label_names(monkeypatch: pytest.Monke
         return datasets.DatasetDict(train=split, validation=split, test=unlabelled)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    data = load_pairs(DataConfig())
+    data = load_data(DataConfig())
     assert asked == [("nyu-mll/glue", "mrpc")]
     assert data.label_names == ("not_equivalent", "equivalent")
     assert [pair.label for pair in data.splits["train"]] == [1, 0]
     assert [pair.label for pair in data.splits["test"]] == [-1, -1]
-    load_pairs(DataConfig(dataset="owner/name:config"))
+    load_data(DataConfig(dataset="owner/name:config"))
     assert asked[-1] == ("owner/name", "config")

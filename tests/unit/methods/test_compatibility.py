@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_architectures import COMBINATIONS
 from tiny_models import (
     ARCHITECTURES,
+    COMBINATIONS,
     FLAGS,
     batch_drift,
     poolings,
@@ -229,7 +229,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     models: dict[str, str], data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
-    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.data.loading import load_data
 
     folder = tmp_path / "run"
     main(
@@ -238,7 +238,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     )
     assert load_run(folder).record["config"]["quantization"] == "nf4"
     assert read_json(folder / "adapter" / "peft_mrpc.json")["quantization"] == "nf4"
-    pairs = load_pairs(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
+    pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     saved = load_run(folder).predictions("validation").probabilities
     assert abs(load_predictor(str(folder)).score(pairs, 32) - saved).max() < 1e-6
 

@@ -9,7 +9,7 @@ from conftest import ROWS, launcher, run_command
 
 from peft_mrpc.errors import UserError
 from peft_mrpc.models import batched_inference as scoring
-from peft_mrpc.models.batched_inference import length_sorted_batches, score_or_halve, score_rows
+from peft_mrpc.models.batched_inference import length_sorted_batches, score_rows, score_with_retry
 from peft_mrpc.runs.run import load_run
 
 SHARD_SCRIPT = r"""
@@ -70,7 +70,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return np.array([[10.0 * row] for row in rows])
 
-    assert score_or_halve([3, 1, 4, 0, 5], score).tolist() == [[30], [10], [40], [0], [50]]
+    assert score_with_retry([3, 1, 4, 0, 5], score).tolist() == [[30], [10], [40], [0], [50]]
     assert tried == [5, 2, 3, 1, 2]
     assert "out of memory with 5 pairs at once: going on with 2" in caplog.text
 
@@ -78,7 +78,7 @@ def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixt
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(UserError, match="out of memory with row 1 by itself; use a smaller"):
-        score_or_halve([0, 1], fail)
+        score_with_retry([0, 1], fail)
 
 
 def test_two_processes_predict_as_one_does(

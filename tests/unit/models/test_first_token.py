@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_models import batch_drift, reload_drift, train_two_steps, write_tiny_model
 
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.freezing import encoder_layers
-from peft_mrpc.models.classifier import PairClassifier, PairCollator
+from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.first_token import BERT_LIKE, FirstTokenLayer, read_first_token
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.job import parse_request
 
@@ -23,22 +23,22 @@ def bert_like(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
     return {**models, **others}
 
 
-def build(model: str, data_flags: list[str], *flags: str) -> tuple[PairClassifier, Any]:
+def build(model: str, data_flags: list[str], *flags: str) -> tuple[Classifier, Any]:
     request = parse_request(["--model", model, *data_flags, "--dropout", "0", *flags])
     torch.manual_seed(1)
-    data = load_pairs(request.data)
-    return build_classifier(request, find_model(model), data), data.splits["validation"]
+    data = load_data(request.data)
+    return build_classifier(request, resolve_model(model), data), data.splits["validation"]
 
 
-def last_layer(classifier: PairClassifier) -> Any:
+def last_layer(classifier: Classifier) -> Any:
     model = classifier.model
     return encoder_layers(model.get_base_model() if hasattr(model, "peft_config") else model)[-1]
 
 
-def logits_and_gradients(classifier: PairClassifier, pairs: Any) -> tuple[Any, dict[str, Any]]:
+def logits_and_gradients(classifier: Classifier, pairs: Any) -> tuple[Any, dict[str, Any]]:
     model = classifier.model
     features, _ = classifier.encode(pairs)
-    batch = PairCollator(classifier.tokenizer, model.config)(features)
+    batch = ClassificationCollator(classifier.tokenizer, model.config)(features)
     model.zero_grad()
     logits = model.train()(**batch).logits
     torch.nn.functional.cross_entropy(logits, torch.arange(len(pairs)) % 2).backward()

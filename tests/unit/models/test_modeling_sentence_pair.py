@@ -22,14 +22,14 @@ from transformers import (
     RobertaConfig,
 )
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.freezing import trainable_names
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.classifier import PairClassifier
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_classifier, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import (
     ALIGNS,
@@ -80,7 +80,7 @@ def test_sentences_are_found_between_special_tokens(
 
 
 def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
-    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     encoder = AutoModel.from_pretrained(tiny_bert).eval()
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")  # [CLS] the cat [SEP] a dog sat
     hidden = encoder(**batch).last_hidden_state[0]
@@ -103,7 +103,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
 
 @pytest.mark.parametrize("pooling", ["aligned", "weighted"])
 def test_an_aligned_head_compares_each_token_with_its_like(pooling: str, tiny_bert: str) -> None:
-    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     model = load_classifier(source, LABELS, tokenizer, pooling).eval()
     head = model.classifier
     if pooling == "weighted":  # weights that differ from token to token
@@ -142,7 +142,7 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
 
 
 def test_dropout_is_one_number_for_encoder_and_head(tiny_bert: str) -> None:
-    source, tokenizer = find_model(tiny_bert), load_tokenizer(find_model(tiny_bert))
+    source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
     for pooling in ("native", "aligned"):
         model = load_classifier(source, LABELS, tokenizer, pooling, dropout=0.0).train()
@@ -168,12 +168,12 @@ def test_encoders_of_every_family_train_all_their_parameters(name: str, pooling:
 
 
 def test_padding_moves_no_score(tiny_bert: str) -> None:
-    source = find_model(tiny_bert)
+    source = resolve_model(tiny_bert)
     tokenizer = load_tokenizer(source)
-    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for pooling in POOLINGS:
         model = load_classifier(source, LABELS, tokenizer, pooling)
-        classifier = PairClassifier(model, tokenizer, LABELS, 64)
+        classifier = Classifier(model, tokenizer, LABELS, 64)
         together, alone = classifier.score(pairs, 9), classifier.score(pairs, 1)
         assert np.abs(together - alone).max() < 1e-5
 
@@ -204,7 +204,7 @@ def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
     assert run.record["config"]["pooling"] == "last"
     saved = run.predictions("validation").probabilities
     predictor = load_predictor(str(run.path))
-    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     # The same whatever a row is padded to, and the same as before it was saved.
     for batch_size in (1, 2, 9):
         assert np.abs(predictor.score(pairs, batch_size) - saved).max() < 1e-5
@@ -224,7 +224,7 @@ def test_deberta_freezes_all_that_feeds_its_frozen_layers() -> None:
 
 
 def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) -> None:
-    pairs = [Pair(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
+    pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for path in pooled_runs.values():
         saved = load_run(path).predictions("validation").probabilities
         assert np.abs(load_predictor(str(path)).score(pairs, 32) - saved).max() < 1e-6
@@ -253,8 +253,8 @@ def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]
 
 def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) -> None:
     predictor = load_predictor(str(pooled_runs["prompt_tuning"]))
-    assert isinstance(predictor, PairClassifier)
-    pairs = [Pair(0, *ROWS[0][:2])]
+    assert isinstance(predictor, Classifier)
+    pairs = [Example(0, *ROWS[0][:2])]
     before = predictor.score(pairs, 1)
     assert (predictor.score(pairs, 1) == before).all()  # so that any change is the prompt's
     prompt = predictor.model.prompt_encoder["default"].embedding.weight
@@ -267,7 +267,7 @@ def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) ->
 def test_the_head_trains_at_its_own_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    from peft_mrpc.data.loading import load_pairs
+    from peft_mrpc.data.loading import load_data
     from peft_mrpc.training.build_model import build_classifier
     from peft_mrpc.training.build_trainer import build_trainer
     from peft_mrpc.training.job import parse_request
@@ -276,8 +276,8 @@ def test_the_head_trains_at_its_own_rate(
         ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]
         + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3", "--layer_decay", "1"]
     )
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     groups = trainer.create_optimizer().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}

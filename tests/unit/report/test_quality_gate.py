@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from test_compare import SCORES, build_run
+from example_runs import SCORES, build_run
 
 from peft_mrpc.compare import CompareConfig
 from peft_mrpc.errors import UserError

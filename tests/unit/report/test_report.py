@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_compare import SCORES, TRUTH, build_run
+from example_runs import SCORES, TRUTH, build_run
 
 from peft_mrpc.compare import CompareConfig, compare, main, open_comparison
-from peft_mrpc.data.examples import Pair, PairData
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.report.analysis import describe_evidence
 from peft_mrpc.report.comparison import load_comparison
 from peft_mrpc.report.examples import MAX_CHARACTERS, explorer_data
@@ -179,8 +179,8 @@ def test_markup_in_names_stays_text(tmp_path: Path) -> None:
 def test_three_labels_have_every_interval(tmp_path: Path) -> None:
     draw = np.random.default_rng(0)
     names = ("contradiction", "entailment", "neutral")
-    pairs = tuple(Pair(i, f"s{i}", f"t{i}", i % 3) for i in range(30))
-    data = PairData("nli", names, {"test": pairs})
+    pairs = tuple(Example(i, f"s{i}", f"t{i}", i % 3) for i in range(30))
+    data = DataSplits("nli", names, {"test": pairs})
     runs = []
     for method, weight in (("full", 0.5), ("lora", 0.2)):
         (tmp_path / method / "model").mkdir(parents=True)
@@ -264,7 +264,7 @@ def test_sentences_of_earlier_runs_are_read_again_if_they_are_the_same(
 def test_the_builtin_pairs_are_found_again(tmp_path: Path) -> None:
     from peft_mrpc.config import DataConfig
 
-    data = load_pairs(DataConfig(dataset="builtin:pairs"))
+    data = load_data(DataConfig(dataset="builtin:pairs"))
     run = build_run(tmp_path / "a", SCORES["a"], config={"dataset": "builtin:pairs"})
     record = run.record
     record["data"]["splits"]["test"]["fingerprint"] = data.fingerprint("test")

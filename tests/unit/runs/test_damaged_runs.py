@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_compare import SCORES, build_run
+from example_runs import SCORES, build_run
 
 from peft_mrpc.errors import UserError
 from peft_mrpc.report.comparison import load_comparison

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from peft_mrpc.data.examples import Pair
+from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.run import load_run, write_predictions
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
@@ -21,7 +21,7 @@ def fake_run(path: Path, content: str = "old") -> Path:
 
 
 def test_sentences_may_hold_what_ends_a_line_elsewhere(tmp_path: Path) -> None:
-    pairs = [Pair(0, "one\u2028two\x85three\x0b", "four\u2029\x1c", 1), Pair(1, "a", "b", 0)]
+    pairs = [Example(0, "one\u2028two\x85three\x0b", "four\u2029\x1c", 1), Example(1, "a", "b", 0)]
     probabilities = np.array([[0.2, 0.8], [0.6, 0.4]])
     path = tmp_path / "predictions" / "test.jsonl"
     write_predictions(path, pairs, np.array([1, 0]), probabilities, ["no", "yes"])
@@ -101,7 +101,7 @@ def test_damaged_predictions_are_refused(trained_run: Path, tmp_path: Path) -> N
 
 
 def test_predictions_keep_order_and_leave_unknown_labels_out(tmp_path: Path) -> None:
-    pairs = [Pair(0, "a", "b", 1), Pair(1, "c", "d")]
+    pairs = [Example(0, "a", "b", 1), Example(1, "c", "d")]
     path = tmp_path / "predictions" / "test.jsonl"
     scores = np.array([[0.25, 0.75], [0.5, 0.5]])
     write_predictions(path, pairs, np.array([1, 0]), scores, ["no", "yes"])

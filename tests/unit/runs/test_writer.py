@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from peft_mrpc.data.examples import Pair, PairData
+from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.evaluation.thresholds import decide
+from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.run import METRICS_FILE, Run, write_json
 from peft_mrpc.runs.writer import describe_data, seed_line, summary, write_run
 
@@ -21,7 +21,7 @@ def write_figures(
 ) -> Run:
     """A Run of two labels as far as its summary goes."""
     probabilities = np.stack([1 - np.array(yes), np.array(yes)], axis=1)
-    predicted = decide(probabilities, threshold)
+    predicted = predict_labels(probabilities, threshold)
     metrics = compute_metrics(np.array(references), predicted, probabilities, TWO)
     write_json(folder / METRICS_FILE, {"validation": metrics})
     (folder / "predictions").mkdir()
@@ -57,7 +57,9 @@ def test_one_answer_to_all_pairs_is_said(
 
 def test_no_threshold_is_advised_for_three_labels(tmp_path: Path) -> None:
     names = ("a", "b", "c")
-    data = PairData("toy", names, {"validation": tuple(Pair(i, "x", "y", i) for i in range(3))})
+    data = DataSplits(
+        "toy", names, {"validation": tuple(Example(i, "x", "y", i) for i in range(3))}
+    )
     record = {
         **{"method": "full", "model": "m", "base_model_id": None, "seed": 1, "config": {}},
         **{"strategy": "train", "threshold": 0.5, "data": describe_data(data, ["validation"])},

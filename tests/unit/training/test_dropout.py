@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainerCallback
 
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
@@ -114,8 +114,8 @@ def test_a_training_draws_by_it_and_hands_it_back(
     request = parse_request(
         ["--method", "full", "--model", tiny_bert, *data_flags, "--max_steps", "1", *flags]
     )
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     trainer.add_callback(Interrupt())
     with pytest.raises(KeyboardInterrupt):

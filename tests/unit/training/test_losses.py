@@ -10,9 +10,9 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from torch.nn.functional import cross_entropy
 
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
@@ -148,8 +148,8 @@ def calm_bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 def prepare(folder: Path, *flags: str) -> tuple[Any, Any]:
     request = parse_request([*DESCENT, *flags])
     torch.manual_seed(0)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(request.config.model), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(request.config.model), data)
     for module in classifier.model.modules():
         if isinstance(module, torch.nn.Dropout):  # our head has its own
             module.p = 0.0

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
 
-from peft_mrpc.data.loading import load_pairs
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.freezing import head_parameter_ids
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
@@ -27,8 +27,8 @@ def groups_of(method: str, model: str, data_flags: list[str], folder: Path, *fla
         + ["--learning_rate", str(RATE), "--head_learning_rate", str(HEAD_RATE)]
         + ["--weight_decay", "0.1"]
     )
-    classifier = build_classifier(request, find_model(model), load_pairs(request.data))
-    trainer, _ = build_trainer(request, load_pairs(request.data), classifier, str(folder))
+    classifier = build_classifier(request, resolve_model(model), load_data(request.data))
+    trainer, _ = build_trainer(request, load_data(request.data), classifier, str(folder))
     return classifier.model, trainer.create_optimizer().param_groups
 
 

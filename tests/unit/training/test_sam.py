@@ -13,15 +13,15 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import set_seed
 
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
 from peft_mrpc.training.job import parse_request
-from peft_mrpc.training.sam import fresh_gradients, uphill
-from peft_mrpc.training.trainer import PairTrainer
+from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
+from peft_mrpc.training.trainer import ClassificationTrainer
 from peft_mrpc.training.tuning.config import common_recipe
 
 RHO, RATE = 0.2, 0.1
@@ -34,7 +34,7 @@ def test_parameters_go_along_all_gradients_together_and_come_back() -> None:
     first, second, other = (nn.Parameter(torch.tensor([value])) for value in (0.1, 0.7, 5.0))
     first.grad, second.grad = torch.tensor([3.0]), torch.tensor([-4.0])
     before = [first.clone(), second.clone()]
-    with uphill([first, second, other], 0.5):  # 3, 4, 5
+    with sam_perturbation([first, second, other], 0.5):  # 3, 4, 5
         assert torch.allclose(first, torch.tensor([0.1 + 0.3]))
         assert torch.allclose(second, torch.tensor([0.7 - 0.4]))
         assert other == 5
@@ -44,7 +44,7 @@ def test_parameters_go_along_all_gradients_together_and_come_back() -> None:
 def test_parameters_come_back_from_gradients_that_are_no_numbers() -> None:
     parameter = nn.Parameter(torch.tensor([0.3]))
     parameter.grad = torch.tensor([float("inf")])
-    with pytest.raises(RuntimeError, match="out of memory"), uphill([parameter], 0.5):
+    with pytest.raises(RuntimeError, match="out of memory"), sam_perturbation([parameter], 0.5):
         raise RuntimeError("out of memory")
     assert parameter == 0.3
 
@@ -61,7 +61,7 @@ def test_parameters_come_back_when_the_way_ends_halfway(monkeypatch: pytest.Monk
         return add(self, other)
 
     monkeypatch.setattr(torch.Tensor, "add_", fail_at_second)
-    with pytest.raises(RuntimeError, match="out of memory"), uphill(parameters, 0.5):
+    with pytest.raises(RuntimeError, match="out of memory"), sam_perturbation(parameters, 0.5):
         pass
     assert [p.item() for p in parameters] == [pytest.approx(0.3), pytest.approx(0.4)]
 
@@ -69,7 +69,7 @@ def test_parameters_come_back_when_the_way_ends_halfway(monkeypatch: pytest.Monk
 def test_gradients_of_earlier_batches_are_kept_and_say_nothing() -> None:
     parameter = nn.Parameter(torch.tensor([1.0]))
     parameter.grad = torch.tensor([2.0])
-    with fresh_gradients([parameter]):
+    with isolated_gradients([parameter]):
         (3 * parameter).sum().backward()
         assert parameter.grad == 3
     assert parameter.grad == 2
@@ -82,8 +82,8 @@ def trainer_of(method: str, model: str, data_flags: list[str], folder: Path, *fl
         + ["--swap_sentences", "false", "--sam_rho", str(RHO), *flags]
     )
     set_seed(3)
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(model), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(model), data)
     return build_trainer(request, data, classifier, str(folder))[0]
 
 
@@ -102,13 +102,13 @@ def test_a_step_is_that_of_the_paper(
     model = trainer.model
     trained = [p for p in model.parameters() if p.requires_grad]
     batches: list[dict[str, torch.Tensor]] = []
-    step = PairTrainer._step
+    step = ClassificationTrainer._step
 
-    def listen(self: PairTrainer, model: Any, inputs: Any, *more: Any) -> torch.Tensor:
+    def listen(self: ClassificationTrainer, model: Any, inputs: Any, *more: Any) -> torch.Tensor:
         batches.append({key: value.clone() for key, value in inputs.items()})
         return step(self, model, inputs, *more)
 
-    monkeypatch.setattr(PairTrainer, "_step", listen)
+    monkeypatch.setattr(ClassificationTrainer, "_step", listen)
     start = [p.detach().clone() for p in trained]
     frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
     trainer.train()

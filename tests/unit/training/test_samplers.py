@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.samplers import LengthGroups
+from peft_mrpc.training.samplers import ResumableLengthGroupedSampler
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 200).tolist()
 
@@ -23,16 +23,16 @@ def orders(sampler: LengthGroupedSampler, between: Callable[[], object]) -> list
     loader: DataLoader[int] = DataLoader(range(200), batch_size=8, sampler=sampler)  # type: ignore
     found = []
     for epoch in range(3):
-        if isinstance(sampler, LengthGroups):
+        if isinstance(sampler, ResumableLengthGroupedSampler):
             sampler.set_epoch(epoch)
         found.append([int(row) for batch in loader for row in batch])
         between()
     return found
 
 
-def build(seed: int | None = None) -> LengthGroups:
+def build(seed: int | None = None) -> ResumableLengthGroupedSampler:
     torch.manual_seed(1)
-    return LengthGroups(8, LENGTHS, seed)
+    return ResumableLengthGroupedSampler(8, LENGTHS, seed)
 
 
 def test_the_order_is_the_trainers_own_and_nothing_else_moves_it() -> None:
@@ -49,9 +49,13 @@ def test_the_order_is_the_trainers_own_and_nothing_else_moves_it() -> None:
 
 def test_a_seed_fixes_it_whatever_the_stream() -> None:
     torch.manual_seed(1)
-    first = [*LengthGroups(8, LENGTHS, 5)]
+    first = [*ResumableLengthGroupedSampler(8, LENGTHS, 5)]
     torch.manual_seed(2)
-    assert [*LengthGroups(8, LENGTHS, 5)] == first != [*LengthGroups(8, LENGTHS, 6)]
+    assert (
+        [*ResumableLengthGroupedSampler(8, LENGTHS, 5)]
+        == first
+        != [*ResumableLengthGroupedSampler(8, LENGTHS, 6)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -90,19 +94,19 @@ UNDER_DDP = """
 import json, sys
 import torch.distributed as dist
 import peft_mrpc.train as train
-from peft_mrpc.errors import run_verb
-from peft_mrpc.training.trainer import PairTrainer
+from peft_mrpc.errors import run_cli
+from peft_mrpc.training.trainer import ClassificationTrainer
 
 rows = {}
-step = PairTrainer.training_step
+step = ClassificationTrainer.training_step
 
 def watch(self, model, inputs, *args):
     texts = [json.dumps(ids[ids != 0].tolist()) for ids in inputs["input_ids"]]
     rows.setdefault(int(self.state.epoch), []).extend(texts)
     return step(self, model, inputs, *args)
 
-PairTrainer.training_step = watch
-assert run_verb(train.main, sys.argv[2:]) == 0
+ClassificationTrainer.training_step = watch
+assert run_cli(train.main, sys.argv[2:]) == 0
 everyone = [None] * dist.get_world_size()
 dist.all_gather_object(everyone, rows)
 if dist.get_rank() == 0:

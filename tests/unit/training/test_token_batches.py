@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-from peft_mrpc.data.loading import load_pairs
-from peft_mrpc.models.hub import find_model
+from peft_mrpc.data.loading import load_data
+from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.epochs import TellEpoch
+from peft_mrpc.training.epochs import SetEpochCallback
 from peft_mrpc.training.job import parse_request
 from peft_mrpc.training.token_batches import TokenBatches
 
@@ -97,15 +97,15 @@ def test_a_loader_has_the_flags_that_are_its_own(
         + ["--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true"]
         + ["--dataloader_prefetch_factor", "7"]
     )
-    data = load_pairs(request.data)
-    classifier = build_classifier(request, find_model(tiny_bert), data)
+    data = load_data(request.data)
+    classifier = build_classifier(request, resolve_model(tiny_bert), data)
     trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
     loader = trainer.get_train_dataloader()
     assert (loader.num_workers, loader.persistent_workers, loader.prefetch_factor) == (1, True, 7)
     assert sum(len(batch["labels"]) for batch in loader) == len(data.splits["train"])
     # Rows and batches draw anew; transformers warns of two callbacks of one kind.
     kinds = [type(callback) for callback in trainer.callback_handler.callbacks]
-    assert len(kinds) == len({*kinds}) and TellEpoch in kinds
+    assert len(kinds) == len({*kinds}) and SetEpochCallback in kinds
 
 
 def test_frozen_layers_run_once_in_such_batches_too(

@@ -19,7 +19,7 @@ from transformers.utils.logging import tqdm
 
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import logger, one_line
-from peft_mrpc.models.batched_inference import in_halves, length_sorted_batches
+from peft_mrpc.models.batched_inference import length_sorted_batches, retry_in_halves
 from peft_mrpc.training.activation_cache.disk import describe_trunk, disk_refusal, trunks_dir
 from peft_mrpc.training.activation_cache.rows import KeyedRows, Keys
 from peft_mrpc.training.activation_cache.store import TrunkStore
@@ -117,7 +117,7 @@ def _add_rows(
     with store.adding() as writer:
         for numbers in batches:
             batch = [rows[number] for number in numbers]
-            for part in in_halves(batch, lambda part: list(compute(part))):
+            for part in retry_in_halves(batch, lambda part: list(compute(part))):
                 for key, states in part:
                     writer.add(key, states.to(store.dtype))
             bar.update(len(batch))

@@ -11,7 +11,7 @@ from peft_mrpc.cli.parser import flag_names, flag_value, load_recipe, typed_flag
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import unknown_name
 from peft_mrpc.methods.registry import load_default_recipe
-from peft_mrpc.training.job import TrainRequest
+from peft_mrpc.training.job import TrainJob
 
 # How the Trainer runs a trial: judged after every epoch, and nothing kept.
 OF_A_TRIAL = {
@@ -73,7 +73,7 @@ def given_flags(argv: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def tune_faults(request: TrainRequest, config: TuneConfig, given: Mapping[str, Any]) -> list[str]:
+def tune_faults(request: TrainJob, config: TuneConfig, given: Mapping[str, Any]) -> list[str]:
     from peft_mrpc.training.tuning.study import OBJECTIVES, PRUNERS
 
     faults = [
@@ -104,7 +104,7 @@ def objective_faults(objective: str, names: Sequence[str]) -> list[str]:
     ]
 
 
-def flag_values(request: TrainRequest) -> dict[str, Any]:
+def flag_values(request: TrainJob) -> dict[str, Any]:
     """Every flag of train and of the method, with its value in this command."""
     return {
         **{name: getattr(request.options, name) for name in request.method.option_types()},
@@ -115,7 +115,7 @@ def flag_values(request: TrainRequest) -> dict[str, Any]:
 
 
 def common_recipe(
-    request: TrainRequest, given: Mapping[str, Any], varied: Iterable[str]
+    request: TrainJob, given: Mapping[str, Any], varied: Iterable[str]
 ) -> dict[str, Any]:
     """What every trial had in common, as a recipe of `train`, beside what varied."""
     not_of_train = {"output_dir", "config", *flag_names(TuneConfig)}
