@@ -8,7 +8,7 @@ import torch
 from transformers import TrainingArguments
 
 from peft_mrpc.errors import logger
-from peft_mrpc.methods.option_types import is_true
+from peft_mrpc.serialization import is_true
 
 # Ends of oneDNN's names for AVX512-BF16 and what came after it.
 _ABOVE_AVX512_BF16 = ("_BF16", "_FP16", "_AMX")

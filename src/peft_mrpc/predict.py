@@ -21,9 +21,9 @@ from peft_mrpc.errors import UserError, raise_faults, run_cli
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.prompting.endpoint import address_faults
-from peft_mrpc.runs.run import RUN_FILE, read_json
+from peft_mrpc.runs.run import RUN_FILE
 from peft_mrpc.runs.staging import check_writable
-from peft_mrpc.serialization import format_json_lines
+from peft_mrpc.serialization import format_json_lines, read_json
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")

@@ -1,28 +1,135 @@
-"""Files of one JSON object a line."""
+"""Read and write JSON, JSON lines and YAML 1.2.
 
+All YAML of the package goes through this module: recipes, search spaces, templates and values on
+the command line. In YAML 1.2 `2e-5` is a number, `no` and `off` are words, and a duplicate key is
+an error.
+"""
+
+import io
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from peft_mrpc.errors import UserError, one_line
+
+DUPLICATE_KEY = re.compile(r'found duplicate key "(.*?)" with value')
+TRUE_WORDS = ("true", "yes", "t", "y", "1")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; expected a finished Run.") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file, indented, with a newline at its end."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def format_json_lines(rows: Iterable[Any]) -> str:
-    """One line for each row; what JSON does not know is written as text."""
+    """One line for each row; values that JSON does not know are written as text."""
     return "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write a file of them; its directory is made if it is missing."""
+    """Write one JSON value per line; create the directory if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(format_json_lines(rows), encoding="utf-8")
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Read a file of them.
+    """Read a file with one JSON value per line.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If a line is no JSON, or it is not UTF-8.
+        OSError: If the file cannot be read.
+        ValueError: If a line is not JSON, or the file is not UTF-8.
     """
-    # Not splitlines: sentences may hold U+2028 and other characters that end a line there.
+    # Not splitlines: sentences may contain U+2028 and other characters that end a line there.
     return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line]
+
+
+def load_yaml(text: str) -> Any:
+    """Parse YAML 1.2.
+
+    Raises:
+        ValueError: If the text is not YAML or has a duplicate key; the message names the line.
+    """
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = " ".join(str(error.problem or error.context).split())
+        if duplicate := DUPLICATE_KEY.match(problem):
+            problem = f"got the key {duplicate[1]!r} twice"
+        raise ValueError(f"{problem}{line}") from error
+    except YAMLError as error:
+        raise ValueError(one_line(error)) from error
+
+
+def dump_yaml(content: Any) -> str:
+    """Format a mapping as YAML 1.2, in block style and in its own order."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    stream = io.StringIO()
+    yaml.dump(content, stream)
+    return stream.getvalue()
+
+
+def read_yaml(path: str | Path, argument: str, expected: str) -> dict[str, Any]:
+    """Read a YAML file that contains a mapping with text keys.
+
+    Args:
+        path: The file.
+        argument: The argument that named the file, for the error message.
+        expected: The content that the file must have, for the error message.
+    Raises:
+        UserError: If the file is missing, is not YAML, or is not a mapping of names.
+    """
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{argument}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"
+        ) from error
+    try:
+        content = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
+        raise UserError(f"{path}: expected {expected}.")
+    return cast(dict[str, Any], content)
+
+
+def parse_scalar(text: str) -> Any:
+    """Parse one value of a command line as YAML; text that is not YAML stays text."""
+    try:
+        value = load_yaml(text)
+    except ValueError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)  # `nan` and `inf`, which YAML spells `.nan` and `.inf`
+        except ValueError:
+            return value
+    return value
+
+
+def is_true(value: Any) -> bool:
+    """Whether a boolean option is on, given as a bool or as a word (as in HfArgumentParser)."""
+    return str(value).lower() in TRUE_WORDS

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from conftest import CONFIGS
+
+from peft_mrpc.serialization import load_yaml
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
@@ -26,7 +27,7 @@ def test_accelerate_reads_every_configuration(path: Path) -> None:
     from accelerate.commands.config.config_args import ClusterConfig
 
     config = ClusterConfig.from_yaml_file(yaml_file=str(path))
-    assert config.num_processes == yaml.safe_load(path.read_text())["num_processes"]
+    assert config.num_processes == load_yaml(path.read_text())["num_processes"]
     assert config.use_cpu == ("cpu" in path.stem)
 
 

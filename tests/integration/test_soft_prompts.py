@@ -22,7 +22,8 @@ from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS
-from peft_mrpc.runs.run import load_run, read_json
+from peft_mrpc.runs.run import load_run
+from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.job import parse_request

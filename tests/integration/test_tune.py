@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import optuna
 import pytest
-import yaml
 from conftest import ROWS, run_command, write_csv
 
 from peft_mrpc import train
@@ -21,6 +20,7 @@ from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
+from peft_mrpc.serialization import load_yaml
 from peft_mrpc.training.job import parse_command
 from peft_mrpc.training.selection import hold_out
 from peft_mrpc.training.tuning.search_space import load_space
@@ -72,7 +72,7 @@ def test_a_search_leaves_a_recipe_a_table_and_pictures(search: Path) -> None:
     best = min(complete, key=lambda row: float(row["loss"]))
     text = (search / "best.yaml").read_text()
     assert f"trial {best['trial']}, loss {float(best['loss']):.4f} on 5 held-out" in text
-    recipe = yaml.safe_load(text)
+    recipe = load_yaml(text)
     assert recipe["learning_rate"] == float(best["learning_rate"])
     assert recipe["r"] == int(best["r"]) and recipe["pooling"] == best["pooling"]
     assert not {"output_dir", "num_trials", "eval_strategy", "search_space"} & set(recipe)
@@ -82,7 +82,7 @@ def test_a_search_leaves_a_recipe_a_table_and_pictures(search: Path) -> None:
 def test_train_runs_the_recipe_as_it_is(search: Path, tmp_path: Path) -> None:
     train.main(["--config", str(search / "best.yaml"), "--output_dir", str(tmp_path / "run")])
     run = load_run(tmp_path / "run")
-    recipe = yaml.safe_load((search / "best.yaml").read_text())
+    recipe = load_yaml((search / "best.yaml").read_text())
     assert run.record["config"]["learning_rate"] == recipe["learning_rate"]
     assert run.record["method_options"]["r"] == recipe["r"]
     assert run.record["config"]["num_train_epochs"] == 3
@@ -288,7 +288,7 @@ def test_a_decay_of_the_recipe_is_spread_over_each_trials_layers(
     main(
         [*argv, "--search_space", str(tmp_path / "space.yaml"), "--output_dir", str(tmp_path / "s")]
     )
-    best = yaml.safe_load((tmp_path / "s" / "best.yaml").read_text())
+    best = load_yaml((tmp_path / "s" / "best.yaml").read_text())
     assert "layer_decay" not in best
     assert (
         "layer_decay"
@@ -305,7 +305,7 @@ def test_decay_and_schedule_are_searched(
     argv += ["--metric_for_best_model", "f1"]  # by which trials are chosen, and nothing in train
     out = tmp_path / "search"
     main([*argv, "--search_space", str(space), "--output_dir", str(out)])
-    best = yaml.safe_load((out / "best.yaml").read_text())
+    best = load_yaml((out / "best.yaml").read_text())
     assert 0.5 <= best["layer_decay"] <= 1 and best["unfreeze_every"] in (0.5, 1)
     request = train.parse_request(["--config", str(out / "best.yaml"), *data_flags])
     assert request.config.layer_decay == pytest.approx(best["layer_decay"])

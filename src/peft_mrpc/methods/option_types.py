@@ -13,26 +13,10 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any
 
-import yaml
-
-from peft_mrpc.yaml_text import load_text
+from peft_mrpc.serialization import parse_scalar
 
 # What nothing else matches: None may be a value.
 NO_MATCH = object()
-
-
-def parse_scalar(text: str) -> Any:
-    """Read one value as YAML does, and all that is a number to Python (`nan`) as one."""
-    try:
-        value = load_text(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return text
-    return value
 
 
 def option_types(kind: type) -> dict[str, Any]:
@@ -194,8 +178,3 @@ def _describe(annotation: Any) -> str:
 
 def _shown(value: Any, words: Sequence[str]) -> str:
     return repr(value) if words else "nothing"
-
-
-def is_true(value: Any) -> bool:
-    """Whether a switch is on, as typed or as a recipe has it; HfArgumentParser reads it so too."""
-    return str(value).lower() in ("true", "yes", "t", "y", "1")

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
-import yaml
 from peft import (
     IA3Config,
     LNTuningConfig,
@@ -25,6 +24,7 @@ from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, frozen_stages
 from peft_mrpc.methods.option_types import build_nested, option_types
 from peft_mrpc.methods.peft_adapters import add_adapter, names_some_layers
 from peft_mrpc.methods.peft_options import listed_names, option_faults
+from peft_mrpc.serialization import load_yaml
 
 # Hidden size and layers of the model that the recipes' learning rates were found on (MiniLM).
 RECIPE_WIDTH, RECIPE_DEPTH = 384, 6
@@ -213,7 +213,7 @@ def find_method(name: str) -> Method:
 def load_default_recipe(name: str, asked: Container[str] = ()) -> dict[str, Any]:
     """The packaged recipe of a method: its defaults, beside the options that were asked for."""
     text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    recipe: dict[str, Any] = yaml.safe_load(text)
+    recipe: dict[str, Any] = load_yaml(text)
     for option, others in INSTEAD.get(name, {}).items():
         if option in asked:
             recipe |= others

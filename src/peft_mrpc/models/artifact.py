@@ -30,10 +30,8 @@ from peft_mrpc.runs.run import (
     ARTIFACT_FOLDERS,
     POOL_FILE,
     load_run,
-    read_json,
-    write_json,
 )
-from peft_mrpc.serialization import read_json_lines, write_json_lines
+from peft_mrpc.serialization import read_json, read_json_lines, write_json, write_json_lines
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:

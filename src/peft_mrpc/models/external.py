@@ -18,7 +18,7 @@ from peft_mrpc.models.loading import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.runs.run import read_json
+from peft_mrpc.serialization import read_json
 
 ADAPTER_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -6,11 +6,9 @@ from pathlib import Path
 from string import Formatter
 from typing import Any
 
-import yaml
-
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.prompting.templates import TEMPLATE_KEYS, Template
-from peft_mrpc.yaml_text import load_file_text
+from peft_mrpc.serialization import load_yaml
 
 SENTENCES = ("sentence1", "sentence2")
 STYLES = ("auto", "chat", "plain")
@@ -108,9 +106,9 @@ def parse_template(text: str, where: str) -> Template:
         UserError: Naming every fault.
     """
     try:
-        content = load_file_text(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not valid YAML: {one_line(error)}") from error
+        content = load_yaml(text)
+    except ValueError as error:
+        raise UserError(f"{where}: not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{where}: expected the keys text and label_words.")
     return build_template(content, where)

@@ -14,7 +14,7 @@ from peft_mrpc.report.plots import CAPTIONS
 from peft_mrpc.report.summary import Verdict
 from peft_mrpc.report.tables import figure_cells, figure_header, gap_cells, gap_header
 from peft_mrpc.runs.model_card import figure_texts
-from peft_mrpc.runs.run import write_json
+from peft_mrpc.serialization import write_json
 
 REPORT_FORMAT = 2
 LATEX_ESCAPES = str.maketrans(

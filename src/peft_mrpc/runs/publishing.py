@@ -13,7 +13,8 @@ from huggingface_hub.utils._validators import validate_repo_id
 
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, read_json, write_json
+from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run
+from peft_mrpc.serialization import read_json, write_json
 
 # What of a Run's record may be told to the world: results and settings, no path of this machine.
 PRIVATE_KEYS = (

@@ -1,6 +1,5 @@
 """A Run: the directory that every strategy ends in, and all that later commands read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.runs import schema
-from peft_mrpc.serialization import read_json_lines, write_json_lines
+from peft_mrpc.serialization import read_json, read_json_lines, write_json_lines
 
 FORMAT_VERSION = 1
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
@@ -155,25 +154,6 @@ def _check_probabilities(probabilities: NDArray[np.float64]) -> None:
         raise ValueError(
             f"row {row} has probabilities {probabilities[row].tolist()}; expected 0 to 1, in sum 1"
         )
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a Run.
-
-    Raises:
-        UserError: If it is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; expected a finished Run.") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {one_line(error)}") from error
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON that a person can read too."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_run(path: str | Path) -> Run:

@@ -22,9 +22,9 @@ from peft_mrpc.runs.run import (
     RUN_FILE,
     Run,
     load_run,
-    write_json,
     write_predictions,
 )
+from peft_mrpc.serialization import write_json
 
 
 def describe_data(data: DataSplits, splits: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.training_args import OptimizerNames
 
 from peft_mrpc.errors import one_line
-from peft_mrpc.methods.option_types import is_true
+from peft_mrpc.serialization import is_true
 
 # The Trainer passes these on; some fail in the midst, some train in the wrong direction.
 FROM_ZERO = (

@@ -23,9 +23,10 @@ from peft_mrpc.evaluation.seed_aggregation import combine_metrics, seeds_record
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.report.run_plots import plot_seeds
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, load_run, write_json
+from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, load_run
 from peft_mrpc.runs.staging import move_into_place
 from peft_mrpc.runs.writer import describe_data, seed_line
+from peft_mrpc.serialization import write_json
 from peft_mrpc.training.job import TrainJob
 
 

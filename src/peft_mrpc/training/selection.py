@@ -12,7 +12,7 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, Example, label_counts
 from peft_mrpc.errors import logger, raise_faults, unknown_name
 from peft_mrpc.evaluation.thresholds import threshold_faults
-from peft_mrpc.methods.option_types import is_true
+from peft_mrpc.serialization import is_true
 
 SELECTION = "selection"  # the held-out part, as a split beside the others
 SELECTION_METRICS = ("loss", "accuracy", "f1", "roc_auc")

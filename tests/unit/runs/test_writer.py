@@ -9,8 +9,9 @@ import pytest
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels
-from peft_mrpc.runs.run import METRICS_FILE, Run, write_json
+from peft_mrpc.runs.run import METRICS_FILE, Run
 from peft_mrpc.runs.writer import describe_data, seed_line, summary, write_run
+from peft_mrpc.serialization import write_json
 
 TWO = ["no", "yes"]
 SPREAD, HIGH = [0.1, 0.2, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.hub import cache_dir
-from peft_mrpc.runs.run import read_json, write_json
+from peft_mrpc.serialization import read_json, write_json
 from peft_mrpc.training.activation_cache.plan import TrunkPlan, in_bytes
 
 ABOUT_FILE = "about.json"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import yaml
 from optuna.trial import FrozenTrial, TrialState
 
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.evaluation.plot_style import DPI
+from peft_mrpc.serialization import dump_yaml
 from peft_mrpc.training.tuning.plots import plot_search
 from peft_mrpc.training.tuning.study import (
     OBJECTIVES,
@@ -94,7 +94,7 @@ def _write_trials(plan: Plan, rows: list[dict[str, Any]]) -> None:
 def _write_best(plan: Plan, recipe: Mapping[str, Any], found: str) -> None:
     head = f"# The best of a search: {found}.\n"
     with _replacing(plan.folder / BEST_FILE) as path:
-        path.write_text(head + yaml.safe_dump(dict(recipe), sort_keys=False), encoding="utf-8")
+        path.write_text(head + dump_yaml(dict(recipe)), encoding="utf-8")
 
 
 def _write_plots(plan: Plan, study: optuna.Study, rows: list[dict[str, Any]]) -> None:

@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.methods.option_types import parse_scalar
-from peft_mrpc.yaml_text import read_yaml
+from peft_mrpc.serialization import load_yaml, parse_scalar, read_yaml
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"
@@ -111,7 +108,7 @@ def _packaged_specs(
     method: str, known: Mapping[str, Any], given: set[str], most: Mapping[str, int]
 ) -> dict[str, Any]:
     text = (resources.files("peft_mrpc") / "searches" / "default.yaml").read_text("utf-8")
-    spaces = yaml.safe_load(text)
+    spaces = load_yaml(text)
     specs = {**spaces[EVERY_METHOD], **spaces.get(method, {})}
     if known["max_steps"] > 0:
         del specs["num_train_epochs"]

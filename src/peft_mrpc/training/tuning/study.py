@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.runs.run import read_json, write_json
+from peft_mrpc.serialization import read_json, write_json
 from peft_mrpc.training.tuning.search_space import Parameter
 
 SEARCH_FILE = "search.json"
