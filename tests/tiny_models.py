@@ -15,8 +15,7 @@ from transformers import (
 )
 
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.doctor import build_options
-from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.compatibility import default_options, validate_compatibility
 from peft_mrpc.methods.freezing import head_parameter_ids, trainable_names
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.artifact import load_predictor, save_classifier
@@ -178,8 +177,8 @@ def reload_drift(
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:
-    options = build_options(method)
-    return not compatibility_faults(tiny_config(architecture), method, options, pooling=pooling)
+    options = default_options(method)
+    return not validate_compatibility(tiny_config(architecture), method, options, pooling=pooling)
 
 
 COMBINATIONS = [

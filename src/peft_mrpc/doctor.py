@@ -10,7 +10,7 @@ from importlib import metadata
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from peft_mrpc import __version__
@@ -21,9 +21,9 @@ from peft_mrpc.data.examples import SPLITS
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError, raise_faults, run_cli
-from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.compatibility import default_options, format_matrix, validate_compatibility
 from peft_mrpc.methods.freezing import head_parameter_ids, parameter_counts
-from peft_mrpc.methods.peft_adapters import use_tokenizer, without_weights
+from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
 from peft_mrpc.methods.registry import (
     METHODS,
     find_method,
@@ -47,7 +47,6 @@ DESCRIPTION = (
     "Say what is installed and which methods work on which models; with --method and --model, "
     "whether these two do and what would train."
 )
-ARCHITECTURES = ("bert", "roberta", "deberta-v2", "distilbert", "electra", "modernbert", "llama")
 REQUIRED = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
 # Package and what it is for.
 OPTIONAL = {
@@ -59,12 +58,6 @@ OPTIONAL = {
 }
 # What a training is of; all of them are looked at where one is not named.
 NAMED = ("method", "model")
-# Columns beside the architectures: options on the first architecture that the method works on.
-OPTIONS: Mapping[str, Mapping[str, Any]] = {
-    "4-bit": {"quantization": "nf4"},
-    "int8": {"quantization": "int8"},
-    "checkpointing": {"gradient_checkpointing": True},
-}
 
 
 @dataclass
@@ -89,13 +82,13 @@ def main(argv: Sequence[str]) -> None:
     if has_method:
         options = {request.config.method: request.options}
     else:
-        options = {name: build_options(name) for name in METHODS}
+        options = {name: default_options(name) for name in METHODS}
     if has_model:
         lines = examine(request, options, has_method or "head_layer" in request.asked)
         if has_method and config.estimate:
             lines.append(estimate(config, request))
     else:
-        lines = matrix_lines(options)
+        lines = format_matrix(options)
         if not has_method:
             lines = [*describe_environment(), "", *lines]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -127,7 +120,7 @@ def _flag_faults(
 def estimate(config: DoctorConfig, request: TrainJob) -> str:
     """What this training would take here, from some steps of it."""
     source, tokenizer = settle_reading(request, resolve_model(request.config.model))
-    use_tokenizer(request.options, source.location)
+    set_tokenizer(request.options, source.location)
     model_config = load_config(source)
     longest = pair_length(request, model_config, tokenizer)
     about = _known_pairs(config, request, tokenizer, longest)
@@ -159,12 +152,6 @@ def _known_pairs(config: DoctorConfig, request: TrainJob, tokenizer: Any, max_le
     return Pairs(number, tokens, data.label_names)
 
 
-def build_options(method: str) -> Any:
-    """The method's options as its recipe gives them."""
-    chosen, recipe = find_method(method), load_default_recipe(method)
-    return chosen.build_options({k: v for k, v in recipe.items() if k in chosen.option_types()})
-
-
 def describe_environment() -> list[str]:
     """Versions, devices and optional packages."""
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in REQUIRED)
@@ -188,39 +175,6 @@ def describe_environment() -> list[str]:
     return lines
 
 
-def matrix_lines(options: Mapping[str, Any]) -> list[str]:
-    """The compatibility matrix as a table, and for a single method why it refuses what it does.
-
-    Args:
-        options: The options of each method to show.
-    """
-    configs = {name: AutoConfig.for_model(name) for name in ARCHITECTURES}
-    rows = [["method", *ARCHITECTURES, *OPTIONS]]
-    reasons: list[str] = []
-    for method, chosen in options.items():
-        row, works = [method], None
-        for config in configs.values():
-            ours = compatibility_faults(config, method, chosen, pooling="last")
-            native = compatibility_faults(config, method, chosen, pooling="native")
-            works = works or (None if ours else config)
-            row.append("-" if ours else "ours" if native else "yes")
-            reasons += [*ours, *native]
-        for flags in OPTIONS.values():
-            found = compatibility_faults(works or configs["bert"], method, chosen, **flags)
-            row.append("-" if found else "yes")
-            reasons += found
-        rows.append(row)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    table = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-    legend = "yes: with every --pooling; ours: with every --pooling but native; -: refused"
-    if len(options) > 1:
-        return [*table, "", legend, "`peft-mrpc doctor --method NAME` says why."]
-    return [*table, "", legend, *dict.fromkeys(reasons)]
-
-
 def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool) -> list[str]:
     """Whether each method works on the model, and what would train.
 
@@ -242,7 +196,7 @@ def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool)
         layer = str(load_default_recipe(method).get("head_layer", "last"))
         source = read_head_layer(whole, config.head_layer if is_layer_asked else layer, pooling)
         model_config = load_config(source)
-        faults = compatibility_faults(
+        faults = validate_compatibility(
             model_config,
             method,
             chosen,
@@ -251,7 +205,7 @@ def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool)
             quantization=config.quantization,
             gradient_checkpointing=bool(request.arguments.gradient_checkpointing),
         )
-        use_tokenizer(chosen, source.location)
+        set_tokenizer(chosen, source.location)
         if faults and len(options) == 1:
             raise UserError(*faults)
         lines += [f"{method}: refused. {fault}" for fault in faults]
@@ -272,7 +226,7 @@ def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool)
 def count_trainable(config: PretrainedConfig, method: str, options: Any, pooling: str) -> str:
     """What would train, by building the model without its weights."""
     chosen = find_method(method)
-    model = chosen.apply(init_classifier(config, pooling), without_weights(options))
+    model = chosen.apply(init_classifier(config, pooling), init_from_shapes_only(options))
     chosen.freeze(model, options)
     trainable, total = parameter_counts(model)
     head = head_parameter_ids(model)

@@ -8,8 +8,12 @@ from tiny_models import ARCHITECTURES as TINY
 from tiny_models import tiny_config
 
 from peft_mrpc import doctor
-from peft_mrpc.doctor import ARCHITECTURES, build_options, main
-from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.doctor import main
+from peft_mrpc.methods.compatibility import (
+    MATRIX_ARCHITECTURES,
+    default_options,
+    validate_compatibility,
+)
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config, load_tokenizer
@@ -46,13 +50,13 @@ def test_one_method_says_why(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_speaks_for_the_tiny_models_that_are_tested() -> None:
     from transformers import AutoConfig
 
-    assert set(ARCHITECTURES) == set(TINY)
+    assert set(MATRIX_ARCHITECTURES) == set(TINY)
     for method in METHODS:
-        for name in ARCHITECTURES:
+        for name in MATRIX_ARCHITECTURES:
             for pooling in ("last", "native"):
-                options = build_options(method)
+                options = default_options(method)
                 of_table, of_tests = (
-                    compatibility_faults(config, method, options, pooling=pooling)
+                    validate_compatibility(config, method, options, pooling=pooling)
                     for config in (AutoConfig.for_model(name), tiny_config(name))
                 )
                 assert of_table == of_tests

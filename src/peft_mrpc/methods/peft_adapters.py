@@ -1,63 +1,77 @@
-"""PEFT's trainable parts, put into a model that is frozen."""
+"""Add a PEFT adapter to a frozen model."""
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from peft import get_peft_model
-from peft.tuners.oft.layer import OFTLayer
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_mrpc.errors import UserError, logger, one_line, raise_faults
+from peft_mrpc.errors import UserError, one_line, raise_faults
+from peft_mrpc.interop.peft_internals import oft_layer_values
 from peft_mrpc.methods.freezing import encoder_layers
-from peft_mrpc.methods.module_names import module_name_faults
-from peft_mrpc.methods.target_modules import name_targets
+from peft_mrpc.methods.target_modules import set_default_targets, validate_module_names
+
+logger = logging.getLogger(__name__)
 
 
 def add_adapter(model: PreTrainedModel, options: Any) -> Any:
-    """Freeze the model and add PEFT's trainable parts to it; the head trains too.
+    """Freeze the model and add PEFT's trainable parameters; the head trains too.
+
+    Args:
+        model: The base model with its head.
+        options: PEFT's config. It is copied, because PEFT changes it.
 
     Raises:
-        UserError: If a name is no module's, or PEFT cannot fit the method to the model.
+        UserError: For names of modules that the model does not have, and if PEFT rejects the
+            options for this model.
     """
-    raise_faults(module_name_faults(model, options))
-    options = copy.deepcopy(options)  # PEFT and we write into them; another seed gets them anew
-    is_ia3 = options.peft_type == "IA3"  # what it scales must be among the targets, by name
-    if names_some_layers(vars(options)) or (is_ia3 and options.target_modules == "all-linear"):
-        # PEFT takes layers with named modules alone.
+    raise_faults(validate_module_names(model, options))
+    options = copy.deepcopy(options)
+    is_ia3 = options.peft_type == "IA3"
+    if targets_linear_in_some_layers(vars(options)) or (
+        is_ia3 and options.target_modules == "all-linear"
+    ):
+        # PEFT wants names here: to select layers, and to compare with IA3's feedforward_modules.
         options.target_modules = _linear_names(encoder_layers(model))
-    name_targets(model.config, options)
+    set_default_targets(model.config, options)
     if is_ia3:
-        raise_faults(_feedforward_faults(options))
+        raise_faults(_feedforward_errors(options))
     if options.is_prompt_learning:
-        _size_prompt(model, options)
+        _set_prompt_sizes(model, options)
     if hasattr(options, "modules_to_save"):
-        options.modules_to_save = _saved_modules(model, options.modules_to_save or [])
+        options.modules_to_save = _modules_to_save(model, options.modules_to_save or [])
     try:
         adapted = get_peft_model(model, options)
-    except Exception as error:  # PEFT checks values by many kinds of error
+    except Exception as error:  # PEFT raises errors of many types for unsuitable values
         raise UserError(f"{type(options).__name__}: {one_line(error)}") from error
-    _say_block_sizes(adapted, options)
+    _warn_changed_block_sizes(adapted, options)
     return adapted
 
 
-def without_weights(options: Any) -> Any:
-    """The options for a model of shapes alone: nothing begins as a decomposition of weights."""
+def init_from_shapes_only(options: Any) -> Any:
+    """Return the options for a model without weights: no initialization reads the base weights."""
     options = copy.deepcopy(options)
     if isinstance(getattr(options, "init_lora_weights", None), str):
         options.init_lora_weights = True
     return options
 
 
-def names_some_layers(options: Mapping[str, Any]) -> bool:
-    """Whether all projections are to be changed, but of some layers only."""
+def targets_linear_in_some_layers(options: Mapping[str, Any]) -> bool:
+    """Return whether all linear modules of a subset of the layers are targets."""
     all_linear = options.get("target_modules") == "all-linear"
     return all_linear and options.get("layers_to_transform") is not None
 
 
+def set_tokenizer(options: Any, location: str) -> None:
+    """Let PEFT encode the initial text of a prompt with the tokenizer at this location."""
+    if getattr(options, "prompt_tuning_init", None) == "TEXT":
+        options.tokenizer_name_or_path = location
+
+
 def _linear_names(layers: nn.Module) -> set[str]:
-    """What the projections of a stack of layers are called."""
     return {
         name.rpartition(".")[2]
         for name, module in layers.named_modules()
@@ -65,58 +79,48 @@ def _linear_names(layers: nn.Module) -> set[str]:
     }
 
 
-def _saved_modules(model: PreTrainedModel, asked: Sequence[str]) -> list[str]:
-    """The modules that train whole and are saved: what was asked for, and the head.
+def _modules_to_save(model: PreTrainedModel, names: Sequence[str]) -> list[str]:
+    """Return the user's names and those of all modules outside the encoder.
 
-    All that stands beside the encoder is new and must be trained and saved: PEFT thinks of
-    `classifier` and `score`, not of DeBERTa's pooler.
+    PEFT knows the heads `classifier` and `score` only, not DeBERTa's pooler.
     """
-    heads = [n for n, _ in model.named_children() if n != model.base_model_prefix]
-    own = [n for n in heads if any(True for _ in getattr(model, n).parameters())]
-    return sorted({*asked, *own})
+    heads = [
+        name
+        for name, module in model.named_children()
+        if name != model.base_model_prefix and any(True for _ in module.parameters())
+    ]
+    return sorted({*names, *heads})
 
 
-def _feedforward_faults(options: Any) -> list[str]:
-    """Why PEFT could not read IA3's options back, if so."""
+def _feedforward_errors(options: Any) -> list[str]:
+    """Return errors for IA3 options with which PEFT could save an adapter but not load it."""
     targets, inputs = options.target_modules, options.feedforward_modules
-    if isinstance(targets, str) or isinstance(inputs, str):  # patterns
+    if isinstance(targets, str) or isinstance(inputs, str):  # regular expressions
         return []
-    lacking = sorted(set(inputs) - set(targets))
-    there = ", ".join(sorted(targets))
     return [
-        f"--feedforward_modules: got {name!r}, which is not among --target_modules ({there})."
-        for name in lacking
+        f"--feedforward_modules: got {name!r}; expected modules that are in target_modules too "
+        f"({', '.join(sorted(targets))})."
+        for name in sorted(set(inputs) - set(targets))
     ]
 
 
-def _say_block_sizes(adapted: Any, options: Any) -> None:
-    """Say so where OFT's blocks had to be others than were asked for, to fill the rows."""
-    for name, are in (("oft_block_size", "blocks there are of %s"), ("r", "there are %s blocks")):
-        asked = getattr(options, name, 0)
-        found = {
-            value
-            for module in adapted.modules()
-            if isinstance(module, OFTLayer)
-            for value in getattr(module, name).values()
-        }
-        if asked and found - {asked}:
-            became = ", ".join(map(str, sorted(found - {asked})))
+def _warn_changed_block_sizes(adapted: nn.Module, options: Any) -> None:
+    """Warn where OFT uses another block size or number than requested, to fit the layer's size."""
+    for name in ("oft_block_size", "r"):
+        requested = getattr(options, name, 0)
+        changed = sorted(oft_layer_values(adapted, name) - {requested}) if requested else []
+        if changed:
             logger.warning(
-                f"--%s: got %d, which does not divide every row; {are}", name, asked, became
+                "--%s: %d does not divide the size of every layer; PEFT uses %s there",
+                *(name, requested, ", ".join(map(str, changed))),
             )
 
 
-def use_tokenizer(options: Any, location: str) -> None:
-    """Have the text that a prompt begins as read by the model's own tokenizer."""
-    if getattr(options, "prompt_tuning_init", None) == "TEXT":
-        options.tokenizer_name_or_path = location
+def _set_prompt_sizes(model: PreTrainedModel, options: Any) -> None:
+    """Set the width and depth of virtual tokens, which PEFT reads wrongly from some configs.
 
-
-def _size_prompt(model: PreTrainedModel, options: Any) -> None:
-    """Say how wide and deep virtual tokens are: PEFT reads names that not every config writes.
-
-    ELECTRA's token embeddings are narrower than its layers; DistilBERT has names of its own; a
-    decoder may have fewer heads of keys and values than of queries.
+    ELECTRA's token embeddings are narrower than its layers, DistilBERT has other names, and a
+    decoder may have fewer key-value heads than query heads.
     """
     config: Any = model.base_model.config
     heads = config.num_attention_heads

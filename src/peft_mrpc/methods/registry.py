@@ -22,7 +22,7 @@ from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.methods.freezing import FreezeCallback, describe_trainable
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, frozen_stages
 from peft_mrpc.methods.option_types import build_nested, option_types
-from peft_mrpc.methods.peft_adapters import add_adapter, names_some_layers
+from peft_mrpc.methods.peft_adapters import add_adapter, targets_linear_in_some_layers
 from peft_mrpc.methods.peft_options import listed_names, option_faults
 from peft_mrpc.serialization import load_yaml
 
@@ -103,7 +103,7 @@ class Method:
         if given.get("prompt_tuning_init") == "TEXT":
             reserved["tokenizer_name_or_path"] = UNKNOWN_TOKENIZER
         later = {}  # what PEFT's config refuses, and `add_adapter` makes names of
-        if names_some_layers(given):
+        if targets_linear_in_some_layers(given):
             later["target_modules"] = given.pop("target_modules")
         try:
             nested = build_nested(self.options, given)

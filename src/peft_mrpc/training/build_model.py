@@ -6,9 +6,9 @@ from transformers import PretrainedConfig
 
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.methods.compatibility import compatibility_faults
+from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.methods.freezing import has_layers
-from peft_mrpc.methods.peft_adapters import use_tokenizer, without_weights
+from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
 from peft_mrpc.methods.registry import fitted_rates
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
@@ -36,7 +36,7 @@ def build_classifier(request: TrainJob, source: ModelSource, data: DataSplits) -
     )
     if "layer_decay" in request.recipe_rates and not has_layers(model):
         request.config.layer_decay = None  # ALBERT's layers are one
-    use_tokenizer(request.options, source.location)
+    set_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
     check_attention(adapted, request.config.attention)
     wanted = request.config.threshold
@@ -58,7 +58,7 @@ def check_request(request: TrainJob, source: ModelSource, tokenizer: Any) -> int
     model_config = load_config(source)
     max_length = pair_length(request, model_config, tokenizer)
     raise_faults(
-        compatibility_faults(
+        validate_compatibility(
             model_config,
             request.config.method,
             request.options,
@@ -80,8 +80,8 @@ def check_fit(request: TrainJob, source: ModelSource) -> None:
     source, tokenizer = settle_reading(request, source)
     check_request(request, source, tokenizer)
     empty = init_classifier(load_config(source), request.config.pooling)
-    use_tokenizer(request.options, source.location)
-    request.method.apply(empty, without_weights(request.options))
+    set_tokenizer(request.options, source.location)
+    request.method.apply(empty, init_from_shapes_only(request.options))
 
 
 def fit_rates(request: TrainJob, model_config: PretrainedConfig) -> None:

@@ -23,7 +23,7 @@ from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
 from peft_mrpc.methods.freezing import parameter_counts
-from peft_mrpc.methods.peft_adapters import without_weights
+from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.precision import trainer_precision
@@ -130,7 +130,7 @@ def rehearse(
     if request.config.quantization != "none":
         return "no estimate: steps are tried on weights that are not quantized"
     method, pooling = request.method, request.config.pooling
-    empty = method.apply(init_classifier(config, pooling), without_weights(request.options))
+    empty = method.apply(init_classifier(config, pooling), init_from_shapes_only(request.options))
     method.freeze(empty, request.options)
     trained, total = parameter_counts(empty)
     sam = BYTES_OF_SAM if request.config.sam_rho else 0

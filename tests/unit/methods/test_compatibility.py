@@ -35,7 +35,9 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.is_peft]
 
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("peft_mrpc.training.build_model.compatibility_faults", lambda *_, **__: [])
+    monkeypatch.setattr(
+        "peft_mrpc.training.build_model.validate_compatibility", lambda *_, **__: []
+    )
 
 
 @pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)
@@ -156,7 +158,7 @@ def test_quantized_weights_are_not_taken_apart(
     flags = ["--quantization", "nf4", "--init_lora_weights", init]
     base = ["--model", models["llama"], *data_flags, "--method", "lora"]
     assert f"--init_lora_weights: got {init}, which takes" in fails(main, *base, *flags)
-    monkeypatch.setattr("peft_mrpc.methods.compatibility.ON_QUANTIZED", (init,))
+    monkeypatch.setattr("peft_mrpc.methods.compatibility.INITS_ON_QUANTIZED", (init,))
     with pytest.raises((UserError, RuntimeError)):
         train_two_steps("lora", models["llama"], data_flags, tmp_path, *flags)
 

@@ -106,21 +106,9 @@ def test_options_of_lora_train_and_come_back_from_disk(
     assert reload_drift(classifier, pairs, tiny_bert, "lora", tmp_path / "saved") < 1e-5
 
 
-def test_all_projections_scaled_come_back_from_disk(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    flags = ["--target_modules", "all-linear"]
-    classifier, pairs = train_two_steps("ia3", tiny_bert, data_flags, tmp_path, *flags)
-    scaled = {name for name, _ in classifier.model.named_parameters() if "ia3_l" in name}
-    assert len(scaled) == 2 * 6
-    assert reload_drift(classifier, pairs, tiny_bert, "ia3", tmp_path / "saved") < 1e-5
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("ia3 --feedforward_modules query", "'query', which is not among --target_modules"),
-        ("vera --modules_to_save embeddings", "'embeddings', with which names inside it end"),
         ("prompt_tuning --neftune_noise_alpha 5", "--neftune_noise_alpha: got 5, but"),
     ],
 )
@@ -138,22 +126,6 @@ def test_what_could_not_be_loaded_or_would_not_run_is_refused(
     assert not out.exists()
 
 
-def test_all_projections_of_some_layers(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    flags = ["--layers_to_transform", "1"]
-    classifier, _ = train_two_steps("lora", tiny_bert, data_flags, tmp_path, *flags)
-    adapted = {
-        name.split("encoder.layer.")[1].rpartition(".lora_A")[0]
-        for name, _ in classifier.model.named_parameters()
-        if "lora_A" in name
-    }
-    assert adapted == {
-        *(f"1.attention.self.{part}" for part in ("query", "key", "value")),
-        *("1.attention.output.dense", "1.intermediate.dense", "1.output.dense"),
-    }
-
-
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
@@ -165,14 +137,6 @@ def test_all_projections_of_some_layers(
         ("lora --init_lora_weights pissa_niter_4", "which comes out otherwise each time"),
         ("lora --alora_invocation_tokens 5", "--alora_invocation_tokens: is for models that write"),
         ("prompt_tuning --num_layers 3", "--num_layers: got an unknown flag."),
-        ("lora --modules_to_save poolr", "got 'poolr', which is no module of this model. Did you"),
-        ("lora --target_modules query valu", "--target_modules: got 'valu', which is no module of"),
-        ("lora --target_modules .*[2].query", "--target_modules: got '.*[2].query', which is no"),
-        ("lora --target_modules *query", "--target_modules: got '*query', which is no regular"),
-        ("lora --exclude_modules qeury", "--exclude_modules: got 'qeury', which is no module of"),
-        ("lora --rank_pattern {qery:\xa04}", "--rank_pattern: got 'qery', which is no module of"),
-        ("lora --alpha_pattern {qery:\xa04}", "--alpha_pattern: got 'qery', which is no module of"),
-        ("lora --layers_to_transform 2", "--layers_to_transform: got 2; expected 0 to 1."),
         ("lora --lora_alpha 0", "--lora_alpha: got 0; expected at least 1."),
         ("vera --d_initial 0", "--d_initial: got 0, from which VeRA's scales never move;"),
     ],
@@ -185,17 +149,6 @@ def test_options_that_cannot_be_are_refused(
     message = fails(main, "--method", *words, *command, "--pooling", "native")
     assert said in message and len(message.splitlines()) == 1
     assert not (tmp_path / "run").exists()
-
-
-def test_a_block_size_that_had_to_be_another_is_said(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "4")
-    assert "oft_block_size" not in caplog.text
-    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "5")
-    assert "--oft_block_size: got 5, which does not divide every row; blocks" in caplog.text
-    train_two_steps("oft", tiny_bert, data_flags, tmp_path, "--oft_block_size", "0", "--r", "3")
-    assert "--r: got 3, which does not divide every row; there are 2 blocks" in caplog.text
 
 
 def test_a_number_of_blocks_stands_instead_of_their_size(
