@@ -30,7 +30,7 @@ from transformers import set_seed
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.methods.freezing import parameter_counts
+from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer

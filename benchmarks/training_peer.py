@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from peft_mrpc.data.examples import DataSplits, Example
-from peft_mrpc.methods.freezing import parameter_counts
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.cache import _HELD

@@ -16,8 +16,8 @@ from transformers import (
 
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.compatibility import default_options, validate_compatibility
-from peft_mrpc.methods.freezing import head_parameter_ids, trainable_names
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import head_parameter_ids, trainable_names
 from peft_mrpc.models.artifact import load_predictor, save_classifier
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model

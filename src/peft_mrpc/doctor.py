@@ -22,13 +22,13 @@ from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError, raise_faults, run_cli
 from peft_mrpc.methods.compatibility import default_options, format_matrix, validate_compatibility
-from peft_mrpc.methods.freezing import head_parameter_ids, parameter_counts
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
 from peft_mrpc.methods.registry import (
     METHODS,
     find_method,
     load_default_recipe,
 )
+from peft_mrpc.models.architecture import head_parameter_ids, parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import (
     auto_pooling,

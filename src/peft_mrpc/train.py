@@ -24,8 +24,8 @@ from peft_mrpc.data.loading import (
 )
 from peft_mrpc.distributed import prepare_processes, process_state
 from peft_mrpc.errors import run_cli
-from peft_mrpc.methods.freezing import describe_parameters
 from peft_mrpc.methods.layer_freeze import warn_of_unreached
+from peft_mrpc.models.architecture import describe_parameters
 from peft_mrpc.models.artifact import save_classifier, save_threshold
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource, resolve_model

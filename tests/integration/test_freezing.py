@@ -15,9 +15,10 @@ from transformers import BertConfig, TrainerCallback, set_seed
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import FreezeCallback, trainable_names
+from peft_mrpc.methods.freezing import FreezeCallback
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, find_modules
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.runs.run import load_run

@@ -18,7 +18,8 @@ from peft_mrpc import doctor
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.models.classifier import ClassificationCollator, Classifier
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS

@@ -28,8 +28,8 @@ from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import trainable_names
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.models.classifier import ClassificationCollator
+from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import (
     compute_dtype,

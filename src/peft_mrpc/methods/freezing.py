@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import nn
 from transformers import (
     PreTrainedModel,
@@ -15,60 +14,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_mrpc.errors import UserError, logger
-
-# What stands in an encoder after its layers.
-AFTER_THE_LAYERS = ("pooler", "norm", "final_norm", "final_layer_norm", "ln_f")
-# What sequence classifiers of transformers, and ours, call their head.
-HEAD_NAMES = ("classifier", "score", "pre_classifier", "head")
+from peft_mrpc.errors import logger
+from peft_mrpc.models.architecture import describe_trainable, encoder_layers, trainable_names
 
 
-def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The stack of transformer layers, whatever the architecture calls it.
-
-    Raises:
-        UserError: If the model has no such stack.
-    """
-    if (layers := _find_layers(model)) is not None:
-        return layers
-    depth = getattr(model.config, "num_hidden_layers", None)
-    raise UserError(f"--model: found no stack of {depth} layers in {type(model).__name__}.")
-
-
-def has_layers(model: PreTrainedModel) -> bool:
-    """Whether there is such a stack."""
-    return _find_layers(model) is not None
-
-
-def _find_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    depth = getattr(model.config, "num_hidden_layers", None)
-    stacks = (m for m in model.base_model.modules() if isinstance(m, nn.ModuleList))
-    return next((stack for stack in stacks if len(stack) == depth), None)
-
-
-def modules_before_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """All that makes of token ids what the first layer reads: embeddings, their projection.
-
-    DeBERTa's relative embeddings are none of it: they feed every layer, beside the tokens.
-    """
-    layers = encoder_layers(model)
-    around: nn.Module = model.base_model
-    before: list[nn.Module] = []
-    while around is not layers:
-        for child in around.children():
-            if any(part is layers for part in child.modules()):
-                around = child
-                break
-            before.append(child)
-    return before
-
-
-def modules_after_layers(model: PreTrainedModel) -> list[nn.Module]:
-    """What of the encoder stands after its layers: the pooler or the final norm."""
-    return [child for name, child in model.base_model.named_children() if name in AFTER_THE_LAYERS]
-
-
-def still_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> list[nn.Module]:
+def frozen_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> list[nn.Module]:
     """The largest modules of the encoder in which nothing trains.
 
     A module that holds a trained part is not among them, nor is its own dropout.
@@ -164,7 +114,7 @@ class FreezeCallback(TrainerCallback):
         self._stages = self.select(model)
         self._stage = self._stage_at(state)
         for number, frozen in enumerate(self._stages):
-            for module in still_modules(model, frozen):
+            for module in frozen_modules(model, frozen):
                 hook = partial(self._to_eval_mode, number)
                 self._hooks.append(module.register_forward_pre_hook(hook))
 
@@ -207,59 +157,3 @@ class FreezeCallback(TrainerCallback):
             module.eval()
             # A layer is checkpointed in training mode only; what drops out are modules inside it.
             module.training = is_checkpointed
-
-
-def trainable_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that receive gradients."""
-    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-
-
-def head_parameter_ids(model: nn.Module) -> set[int]:
-    """Identities of the parameters outside the encoder and outside PEFT's own parts: the head.
-
-    DeBERTa's own pooler is one of them: it stands beside the encoder and is new.
-    """
-    own: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    encoder = {id(parameter) for parameter in own.base_model.parameters()}
-    return {id(parameter) for parameter in own.parameters()} - encoder
-
-
-def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """How many numbers train, and how many there are (a 4-bit weight counts unpacked).
-
-    PEFT keeps a head that it trains twice, as it came and as it is trained: that is one head.
-    """
-    trainable = total = 0
-    for name, parameter in model.named_parameters():
-        if "original_module" in name.split("."):
-            continue
-        shape = getattr(getattr(parameter, "quant_state", None), "shape", parameter.shape)
-        count = shape.numel()
-        total += count
-        trainable += count if parameter.requires_grad else 0
-    return trainable, total
-
-
-def describe_trainable(model: nn.Module) -> str:
-    """One line on what trains: count, share, and the modules."""
-    trainable, total = parameter_counts(model)
-    modules = dict.fromkeys(_module_of(name) for name in trainable_names(model))
-    # A module with parameters of its own and in parts of it is named once.
-    outer = [m for m in modules if not any(m.startswith(f"{other}.") for other in modules)]
-    return (
-        f"{trainable:,} of {total:,} parameters train ({trainable / total:.2%}): {', '.join(outer)}"
-    )
-
-
-def _module_of(name: str) -> str:
-    """`bert.encoder.layer.4.attention.self.query.weight` -> `bert.encoder.layer.4`."""
-    parts = name.split(".")
-    numbered = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    end = len(parts) - 1 if numbered is None else numbered + 1
-    return ".".join(parts[:end])
-
-
-def describe_parameters(model: Any) -> dict[str, Any]:
-    """Which parameters train and how many, for `run.json`."""
-    trained, total = parameter_counts(model)
-    return {"trained": trained, "total": total, "parameters": trainable_names(model)}

@@ -11,8 +11,12 @@ from transformers import PreTrainedModel, TrainingArguments
 
 from peft_mrpc.config import option
 from peft_mrpc.errors import UserError, closest, logger, raise_faults
-from peft_mrpc.methods.freezing import encoder_layers, modules_after_layers, modules_before_layers
 from peft_mrpc.methods.target_modules import encoder_type
+from peft_mrpc.models.architecture import (
+    encoder_layers,
+    modules_after_layers,
+    modules_before_layers,
+)
 
 NUM_UNFROZEN_LAYERS = 2
 # Stands for all that comes before the first layer, whatever the architecture calls it.

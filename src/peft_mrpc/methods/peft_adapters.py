@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.interop.peft_internals import oft_layer_values
-from peft_mrpc.methods.freezing import encoder_layers
 from peft_mrpc.methods.target_modules import set_default_targets, validate_module_names
+from peft_mrpc.models.architecture import encoder_layers
 
 logger = logging.getLogger(__name__)
 

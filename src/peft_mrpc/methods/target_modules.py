@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from peft_mrpc.errors import closest
 from peft_mrpc.interop.peft_internals import default_feedforward_modules, default_target_modules
-from peft_mrpc.methods.freezing import encoder_layers
+from peft_mrpc.models.architecture import encoder_layers
 from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig
 
 # Defaults for the encoders that PEFT has none for; PEFT's own defaults have priority.

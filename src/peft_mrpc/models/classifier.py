@@ -1,6 +1,5 @@
 """A trained classifier, ready to score pairs."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -8,19 +7,14 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import (
-    BatchEncoding,
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedTokenizerBase
 
 from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
 from peft_mrpc.data.examples import Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, logger
 from peft_mrpc.models.batched_inference import classifier_probabilities, score_rows
-from peft_mrpc.models.first_token import read_first_token
-from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, find_sentences
+from peft_mrpc.models.collator import ClassificationCollator
 
 
 class Predictor(Protocol):
@@ -55,9 +49,6 @@ class Classifier:
     threshold: float = 0.5
     head_layer: int | None = None
 
-    def __post_init__(self) -> None:
-        read_first_token(self.model)
-
     def encode(self, pairs: Sequence[Example]) -> tuple[EncodedPairs, int]:
         """The model inputs of each pair, and how many pairs had to be cut."""
         return encode_pairs(self.tokenizer, pairs, self.max_length)
@@ -82,43 +73,3 @@ class Classifier:
         if not np.isfinite(probabilities).all():
             raise TrainingDiverged
         return probabilities
-
-
-class ClassificationCollator:
-    """Pads a batch, and marks the sentences where the model's head reads them apart.
-
-    Virtual tokens hide the token ids from the model, so the marks are made before.
-
-    Args:
-        tokenizer: Pads on the side the model needs.
-        config: The model's.
-        multiple_of: What the length of a batch is a multiple of, if it has to be.
-        max_length: Most tokens of a row, which no padding goes beyond; None for no limit.
-        added: Virtual tokens that the model puts to each row, and that count for the multiple.
-    """
-
-    def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        config: PretrainedConfig,
-        multiple_of: int = 1,
-        max_length: int | None = None,
-        added: int = 0,
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.added = added
-        self.multiple_of = multiple_of
-        self.max_length = max_length
-        self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
-
-    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
-        longest = max(len(feature["input_ids"]) for feature in features)
-        length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
-        length -= self.added
-        length = min(length, self.max_length or length)
-        batch = self.tokenizer.pad(
-            [*features], padding="max_length", max_length=length, return_tensors="pt"
-        )
-        if self.special_ids is not None:
-            batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
-        return batch

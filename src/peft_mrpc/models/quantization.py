@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from peft_mrpc.distributed import process_state
-from peft_mrpc.methods.freezing import HEAD_NAMES
+from peft_mrpc.models.architecture import HEAD_NAMES
 from peft_mrpc.precision import compute_dtype
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")

@@ -7,9 +7,9 @@ from transformers import PretrainedConfig
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
-from peft_mrpc.methods.freezing import has_layers
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
 from peft_mrpc.methods.registry import fitted_rates
+from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import init_classifier, load_classifier, load_config

@@ -24,9 +24,9 @@ from peft_mrpc.data.loading import warn_conflicting_labels
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.evaluation.thresholds import threshold_faults
-from peft_mrpc.methods.freezing import describe_trainable
-from peft_mrpc.models.classifier import ClassificationCollator, Classifier
-from peft_mrpc.models.first_token import virtual_tokens
+from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.loading import position_limit
 from peft_mrpc.precision import padding_step, trainer_precision
 from peft_mrpc.training.activation_cache.callback import CacheTrunk, TrunkRefused, trunk_refusal
@@ -138,7 +138,7 @@ def build_trainer(
     collator = TrunkCollator(_pair_collator(request, classifier))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
-    batches = _token_batches(request, train_rows, virtual_tokens(classifier.model))
+    batches = _token_batches(request, train_rows, num_virtual_tokens(classifier.model))
     callbacks = _callbacks(request, collator, train_rows, held_out)
     callbacks.append(CheckpointMetadata(partial(training_fingerprint, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
@@ -167,7 +167,7 @@ def _pair_collator(request: TrainJob, classifier: Classifier) -> ClassificationC
     step = request.config.pad_to_multiple_of or padding_step(trainer_precision(request.arguments))
     return ClassificationCollator(
         *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
-        added=virtual_tokens(classifier.model),
+        added=num_virtual_tokens(classifier.model),
     )
 
 

@@ -22,8 +22,8 @@ from peft_mrpc.data.columns import PARAPHRASE_NAMES
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
-from peft_mrpc.methods.freezing import parameter_counts
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
+from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.precision import trainer_precision

@@ -5,11 +5,7 @@ from typing import Any
 from peft import PeftModel
 from torch import nn
 
-from peft_mrpc.methods.freezing import (
-    encoder_layers,
-    head_parameter_ids,
-    modules_after_layers,
-)
+from peft_mrpc.models.architecture import encoder_layers, head_parameter_ids, modules_after_layers
 
 
 def learning_rates(

@@ -13,7 +13,8 @@ from transformers import (
 )
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from peft_mrpc.methods.freezing import FreezeCallback, trainable_names
+from peft_mrpc.methods.freezing import FreezeCallback
+from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import CacheTrunk
 from peft_mrpc.training.attention import TrainingAttention
 from peft_mrpc.training.checkpoints import load_trained, save_trained

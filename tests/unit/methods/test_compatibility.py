@@ -16,8 +16,8 @@ from tiny_models import (
 )
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import parameter_counts
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json

@@ -24,9 +24,9 @@ from transformers import (
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import trainable_names
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model

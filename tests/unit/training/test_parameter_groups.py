@@ -7,8 +7,8 @@ import pytest
 from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
 
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.methods.freezing import head_parameter_ids
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.models.architecture import head_parameter_ids
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main

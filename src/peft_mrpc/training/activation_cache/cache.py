@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_mrpc.errors import logger
-from peft_mrpc.methods.freezing import encoder_layers, modules_before_layers
+from peft_mrpc.models.architecture import encoder_layers, modules_before_layers
 from peft_mrpc.training.activation_cache.bypass import LeftOut
 from peft_mrpc.training.activation_cache.disk import fill_refusal, find_room, trunks_dir
 from peft_mrpc.training.activation_cache.fill import fill_store, missing_rows

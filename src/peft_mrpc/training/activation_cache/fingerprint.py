@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import encoder_layers, modules_after_layers
+from peft_mrpc.models.architecture import encoder_layers, modules_after_layers
 from peft_mrpc.training.activation_cache.rows import raw_bytes
 
 # What of a configuration changes no activation.
@@ -66,8 +66,6 @@ def describe_frozen(
         "weights": _weights_digest(model, depth),
         "config": {key: str(config[key]) for key in names},
         "depth": depth,
-        # A last layer that computes one token alone gives that one for all.
-        "first_token": getattr(encoder_layers(model)[depth - 1], "first_token", None),
         "computed_in": [
             *(precision, str(computed), model.device.type),
             *(_matmul_precision(), encoder.config._attn_implementation),
