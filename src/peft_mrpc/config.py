@@ -136,11 +136,6 @@ class TrainConfig:
         0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
     )
     max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
-    max_tokens_per_batch: int | None = option(
-        None,
-        "in place of --per_device_train_batch_size: as many pairs of like length as have so many "
-        "tokens, pads and virtual tokens included",
-    )
     pad_to_multiple_of: int | None = option(
         None, "tokens that the length of a training batch is a multiple of (default: by precision)"
     )

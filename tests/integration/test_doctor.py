@@ -1,6 +1,6 @@
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,6 @@ from peft_mrpc.models.loading import load_config, load_tokenizer
 from peft_mrpc.training.activation_cache.plan import parse_bytes
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
 from peft_mrpc.training.job import parse_request
-from peft_mrpc.training.token_batches import TokenBatches
 
 
 def test_the_table_shows_every_method_and_the_environment(
@@ -274,24 +273,6 @@ def test_pairs_that_are_named_are_read(
     assert "1,000 pairs of" in _estimate(
         [*flags, "--train_file", pair_files["train"], "--num_pairs", "1000"], capsys
     )
-
-
-def test_a_budget_of_tokens_is_foretold_by_its_own_batches(
-    tiny_bert: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
-    draw = TokenBatches.__iter__
-
-    def watch(self: TokenBatches) -> Iterator[list[int]]:
-        for batch in draw(self):
-            sizes.append(len(batch))
-            yield batch
-
-    monkeypatch.setattr(TokenBatches, "__iter__", watch)
-    flags = ["--model", tiny_bert, "--method", "prompt_tuning", "--num_virtual_tokens", "20"]
-    said = _estimate([*flags, "--max_tokens_per_batch", "300", "--num_pairs", "1000"], capsys)
-    assert "an epoch" in said
-    assert 2 <= max(sizes) <= 300 // 60  # 20 virtual tokens among them
 
 
 def test_what_named_pairs_cannot_give_is_refused_as_train_does(

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import (
     EarlyStoppingCallback,
@@ -21,7 +20,6 @@ from peft_mrpc.data.augmentation import RandomSwapDataset
 from peft_mrpc.data.encoding import EncodedPairs
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.loading import warn_conflicting_labels
-from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
@@ -39,8 +37,7 @@ from peft_mrpc.training.job import TrainJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import score_logits
 from peft_mrpc.training.resuming import training_fingerprint
-from peft_mrpc.training.selection import SELECTION, selection_seed
-from peft_mrpc.training.token_batches import TokenBatches
+from peft_mrpc.training.selection import SELECTION
 from peft_mrpc.training.trainer import ClassificationTrainer
 
 FINE_TUNING_RATE = 1e-3
@@ -138,7 +135,6 @@ def build_trainer(
     collator = TrunkCollator(_pair_collator(request, classifier))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
-    batches = _token_batches(request, train_rows, num_virtual_tokens(classifier.model))
     callbacks = _callbacks(request, collator, train_rows, held_out)
     callbacks.append(CheckpointMetadata(partial(training_fingerprint, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
@@ -146,7 +142,6 @@ def build_trainer(
             head_learning_rate=request.config.head_learning_rate,
             layer_decay=request.config.layer_decay,
             sam_rho=request.config.sam_rho,
-            batches=batches,
             model=classifier.model,
             args=arguments,
             data_collator=collator,
@@ -169,25 +164,6 @@ def _pair_collator(request: TrainJob, classifier: Classifier) -> ClassificationC
         *(classifier.tokenizer, classifier.model.config, step, classifier.max_length),
         added=num_virtual_tokens(classifier.model),
     )
-
-
-def _token_batches(
-    request: TrainJob, train_rows: Any, num_virtual_tokens: int
-) -> TokenBatches | None:
-    """The batches of `--max_tokens_per_batch`, if there is one."""
-    budget, state = request.config.max_tokens_per_batch, process_state()
-    if budget is None:
-        return None
-    lengths = num_virtual_tokens + np.max([rows.lengths for rows in _orders(train_rows)], axis=0)
-    batches = TokenBatches(
-        *(lengths.tolist(), budget, selection_seed(request.arguments)),
-        *(state.process_index, state.num_processes),
-    )
-    logger.info(
-        "%d batches of at most %d tokens: %.1f pairs each on average",
-        *(batches.num_batches, max(budget, *lengths), len(lengths) / batches.num_batches),
-    )
-    return batches
 
 
 def trained_model(trainer: Trainer) -> Any:

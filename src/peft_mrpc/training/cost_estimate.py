@@ -154,7 +154,7 @@ def _as_planned(
     plan = build_trunk_plan(request.config, trainer_precision(arguments))
     visits = math.ceil(about.number * arguments.num_train_epochs)
     if arguments.max_steps > 0:
-        visits = arguments.max_steps * pairs_a_batch(request, about.mean_tokens)
+        visits = arguments.max_steps * arguments.train_batch_size
         visits *= arguments.gradient_accumulation_steps
     visits *= len(request.config.seeds or [arguments.seed])
     freezes, note = request.method.freezes(request.options), ""
@@ -201,7 +201,7 @@ def _time_steps(
     arguments = request.arguments
     # Two batches a step say what more of them do: an optimizer's part of a step is small.
     arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
-    size = pairs_a_batch(request, about.mean_tokens) * arguments.gradient_accumulation_steps
+    size = arguments.train_batch_size * arguments.gradient_accumulation_steps
     request.arguments.max_steps = WARM_UP + STEPS
     data = _write_pairs(request.arguments.max_steps * size, about)
     adapted = request.method.apply(model, request.options)
@@ -214,8 +214,6 @@ def _time_steps(
         trainer.add_callback(clock)
         started = time.perf_counter()
         trainer.train()
-    if (batches := trainer.batches) is not None:
-        size = len(next(iter(batches))) * arguments.gradient_accumulation_steps
     steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
     features, _ = classifier.encode(data.splits["train"])
     tokens = sum(features.lengths) / len(features)
@@ -239,12 +237,6 @@ def _time_steps(
 def _on_gpu(request: TrainJob) -> bool:
     """Whether it trains on one; `--use_cpu` leaves it alone."""
     return bool(request.arguments.device.type == "cuda")
-
-
-def pairs_a_batch(request: TrainJob, tokens: int) -> int:
-    """How many pairs of so many tokens a batch has."""
-    budget = request.config.max_tokens_per_batch
-    return request.arguments.train_batch_size if budget is None else max(1, budget // tokens)
 
 
 def _write_pairs(count: int, about: Pairs) -> DataSplits:

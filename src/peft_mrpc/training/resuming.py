@@ -21,7 +21,6 @@ DECIDING = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
-    "max_tokens_per_batch",
     *("dataloader_drop_last", "metric_for_best_model", "greater_is_better"),
 )
 # Of PEFT's options: where things lie, and what it writes down for itself.

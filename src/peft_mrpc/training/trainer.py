@@ -1,13 +1,12 @@
 """The Hugging Face Trainer with what pairs need of it."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers import (
     Trainer,
 )
@@ -18,18 +17,10 @@ from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import CacheTrunk
 from peft_mrpc.training.attention import TrainingAttention
 from peft_mrpc.training.checkpoints import load_trained, save_trained
-from peft_mrpc.training.dropout import fast_dropout
 from peft_mrpc.training.epochs import EpochSeeded, SetEpochCallback
-from peft_mrpc.training.heap import freed_memory_kept
 from peft_mrpc.training.parameter_groups import learning_rates
 from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
 from peft_mrpc.training.samplers import ResumableLengthGroupedSampler
-from peft_mrpc.training.token_batches import TokenBatches
-
-# Of a loader: how batches are made, whatever is in them.
-LOADER_OPTIONS = ("collate_fn", "num_workers", "pin_memory", "persistent_workers") + (
-    *("prefetch_factor", "worker_init_fn", "multiprocessing_context", "in_order"),
-)
 
 
 class ClassificationTrainer(Trainer):
@@ -41,7 +32,6 @@ class ClassificationTrainer(Trainer):
         head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
         layer_decay: The rate of each layer over that of the layer above; None for 1.
         sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
-        batches: Of the training rows; None for batches of so many rows.
         kwargs: The Trainer's own.
     """
 
@@ -51,15 +41,12 @@ class ClassificationTrainer(Trainer):
         head_learning_rate: float | None,
         layer_decay: float | None = None,
         sam_rho: float = 0.0,
-        batches: TokenBatches | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.batches = batches
         self._epochs = SetEpochCallback()
-        self._epochs.drawn += [
-            d for d in (self.train_dataset, batches) if isinstance(d, EpochSeeded)
-        ]
+        if isinstance(self.train_dataset, EpochSeeded):
+            self._epochs.drawn.append(self.train_dataset)
         self.add_callback(self._epochs)
         self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
@@ -77,8 +64,7 @@ class ClassificationTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ever; however it ends, frozen layers and attention run again as before."""
         try:
-            with self._made_for_cpu():
-                output = super().train(*args, **kwargs)
+            output = super().train(*args, **kwargs)
             if self.args.load_best_model_at_end and not self._is_sharded:
                 self._share_trained()
             return output
@@ -86,16 +72,6 @@ class ClassificationTrainer(Trainer):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, CacheTrunk | TrainingAttention):
                     callback.leave()
-
-    @contextlib.contextmanager
-    def _made_for_cpu(self) -> Iterator[None]:
-        """On a CPU, what its training steps are the faster for."""
-        with contextlib.ExitStack() as stack:
-            if self.args.device.type == "cpu":
-                stack.enter_context(freed_memory_kept())
-                if not self.args.torch_compile:  # which draws by itself
-                    stack.enter_context(fast_dropout())
-            yield
 
     def _share_trained(self) -> None:
         """End everywhere with what the first process has: others may have no disk in common."""
@@ -189,15 +165,6 @@ class ClassificationTrainer(Trainer):
             )
             self._epochs.drawn.append(sampler)
         return sampler
-
-    def get_train_dataloader(self) -> Any:
-        """As ever, or batches by tokens."""
-        loader = super().get_train_dataloader()
-        if self.batches is None:
-            return loader
-        # Not accelerate's: it parts batches of one size among processes, and ours are parted.
-        options = {name: getattr(loader, name) for name in LOADER_OPTIONS if hasattr(loader, name)}
-        return DataLoader(loader.dataset, batch_sampler=self.batches, **options)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every held-out row: `--dataloader_drop_last` is for training."""

@@ -36,11 +36,6 @@ MODEL_CHOICES: dict[str, Sequence[str]] = {
     "prompt_position": PROMPT_POSITIONS,
     "quantization": QUANTIZATIONS,
 }
-# What makes batches of so many pairs.
-BATCHED_OTHERWISE = (
-    *("per_device_train_batch_size", "auto_find_batch_size", "train_sampling_strategy"),
-    "dataloader_drop_last",
-)
 # Switches of the Trainer under which our evaluation has nothing to go by.
 NOT_OURS: dict[str, tuple[Any, str]] = {
     "batch_eval_metrics": (False, "ROC-AUC is of all rows together"),
@@ -67,8 +62,6 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     faults += _rate_faults(config, arguments)
     if (step := config.pad_to_multiple_of) is not None and step < 1:
         faults.append(f"--pad_to_multiple_of: got {step}; expected at least 1.")
-    if (budget := config.max_tokens_per_batch) is not None and budget < 1:
-        faults.append(f"--max_tokens_per_batch: got {budget}; expected at least 1.")
     counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
     for name in (*counts, "gradient_accumulation_steps", "eval_accumulation_steps"):
         if (count := getattr(arguments, name)) is not None and count < 1:
@@ -190,12 +183,6 @@ def idle_faults(
             "leaves the word embeddings as they are; drop it."
         )
     faults += _idle_trunk(config, asked, freezes)
-    if config.max_tokens_per_batch is not None:
-        faults += [
-            f"--{name}: got --max_tokens_per_batch as well, which makes the batches; drop one."
-            for name in BATCHED_OTHERWISE
-            if name in asked
-        ]
     # tune's trials are chosen on the held-out part.
     return faults + _idle_choice(config, arguments, asked) if verb == "train" else faults
 

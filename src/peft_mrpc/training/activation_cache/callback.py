@@ -21,7 +21,6 @@ from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
 from peft_mrpc.training.activation_cache.plan import TrunkPlan
 from peft_mrpc.training.activation_cache.store import TrunkCollator
 from peft_mrpc.training.optimizer_faults import parts_layers
-from peft_mrpc.training.token_batches import pairs_at_once
 
 
 class CacheTrunk(TrainerCallback):
@@ -68,7 +67,7 @@ class CacheTrunk(TrainerCallback):
         if not reason:
             trunk = Trunk(model, depth, self.plan, self.collator)
             steps = (state.max_steps - state.global_step) * self.num_trainings
-            pairs = pairs_at_once(args, train_dataloader)
+            pairs = args.train_batch_size * args.world_size
             visits = math.ceil(steps * args.gradient_accumulation_steps * pairs)
             reason = trunk.prepare(self.rows, None if is_asked else visits)
         if not reason:
