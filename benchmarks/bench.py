@@ -23,11 +23,12 @@ from typing import Any
 import transformers
 from matplotlib.figure import Figure
 
+from peft_mrpc.cli.app import EXIT_USER_ERROR
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import describe_environment
-from peft_mrpc.errors import EXIT_USER_ERROR, UserError
+from peft_mrpc.errors import UserError
 from peft_mrpc.evaluation.plot_style import save_picture
 
 HERE = Path(__file__).parent

@@ -214,7 +214,7 @@ def _run(
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Run a verb that must end with exit code 2, and give what it said."""
-    from peft_mrpc.errors import run_cli
+    from peft_mrpc.cli.app import run_cli
 
     def run(main: Callable[[list[str]], None], *argv: str) -> str:
         assert run_cli(main, list(argv)) == 2

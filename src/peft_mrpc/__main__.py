@@ -4,7 +4,8 @@ import importlib
 import sys
 
 from peft_mrpc import __version__
-from peft_mrpc.errors import run_cli, unknown_name
+from peft_mrpc.cli.app import run_cli
+from peft_mrpc.errors import unknown_name
 
 VERBS = {
     "train": "adapt a model to pairs, evaluate it, write a Run",
@@ -13,7 +14,6 @@ VERBS = {
     "compare": "Runs -> one table, pictures, one report",
     "predict": "label new pairs with a Run, a directory or a Hub repository",
     "push": "publish a Run on the Hub",
-    "cache": "list or clear what frozen layers gave in past trainings",
     "doctor": "what is installed here, and which methods work on which models",
     "quickstart": "run every strategy on the built-in pairs and compare them",
 }

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import UserError, one_line, run_cli
+from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.training.activation_cache.disk import (
     KeptTrunk,
     kept_trunks,

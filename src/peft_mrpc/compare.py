@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import QualityGateFailed, UserError, run_cli
+from peft_mrpc.errors import QualityGateFailed, UserError
 from peft_mrpc.evaluation.plot_style import on_page, save_picture
 from peft_mrpc.report.analysis import MARGIN, describe_evidence
 from peft_mrpc.report.comparison import Comparison, load_comparison

@@ -15,12 +15,13 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
 from peft_mrpc.data.encoding import encode_pairs
 from peft_mrpc.data.examples import SPLITS
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.errors import UserError, raise_faults, run_cli
+from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.methods.compatibility import default_options, format_matrix, validate_compatibility
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
 from peft_mrpc.methods.registry import (

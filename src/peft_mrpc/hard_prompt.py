@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.data.loading import (
@@ -15,7 +16,7 @@ from peft_mrpc.data.loading import (
     warn_unknown_labels,
 )
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults, run_cli
+from peft_mrpc.errors import UserError, choice_faults, logger, raise_faults
 from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.quantization import QUANTIZATIONS

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.data.columns import class_name_faults, examples_from_table
 from peft_mrpc.data.files import Table, read_table
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, raise_faults, run_cli
+from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.prompting.endpoint import address_faults

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.errors import UserError, run_cli
+from peft_mrpc.errors import UserError
 from peft_mrpc.runs.publishing import (
     check_access,
     check_publishable,

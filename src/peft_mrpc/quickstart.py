@@ -8,9 +8,10 @@ from pathlib import Path
 
 from peft_mrpc import config as cfg
 from peft_mrpc import hard_prompt, train
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.compare import compare
-from peft_mrpc.errors import UserError, run_cli
+from peft_mrpc.errors import UserError
 from peft_mrpc.runs.run import RUN_FILE
 
 DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no network, no GPU."

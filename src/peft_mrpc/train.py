@@ -13,6 +13,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from transformers import Trainer, set_seed
 
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import config_record
 from peft_mrpc.cli.progress import progress_bars
 from peft_mrpc.data.examples import DataSplits
@@ -23,7 +24,6 @@ from peft_mrpc.data.loading import (
     warn_unknown_labels,
 )
 from peft_mrpc.distributed import prepare_processes, process_state
-from peft_mrpc.errors import run_cli
 from peft_mrpc.methods.layer_freeze import warn_of_unreached
 from peft_mrpc.models.architecture import describe_parameters
 from peft_mrpc.models.artifact import save_classifier, save_threshold

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PrinterCallback, Trainer, set_seed
 
 from peft_mrpc import config as cfg
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import (
     config_record,
     flag_names,
@@ -19,7 +20,7 @@ from peft_mrpc.cli.parser import (
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.data.loading import load_data, reported_splits
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.errors import UserError, logger, raise_faults, run_cli
+from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.layer_freeze import warn_of_unreached
 from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_config

@@ -419,7 +419,7 @@ machine.mkdir()
 os.chdir(machine)
 os.environ |= {"PEFT_MRPC_TRUNKS": str(machine / "trunks")}
 os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-from peft_mrpc.errors import run_cli
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.train import main
 sys.exit(run_cli(main, sys.argv[2:]))
 """

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from example_runs import SCORES, build_run
 
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.compare import compare, main
 from peft_mrpc.data.examples import DataSplits, Example
-from peft_mrpc.errors import run_cli
 from peft_mrpc.report.comparison import load_comparison
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.run import Run, load_run

@@ -15,8 +15,9 @@ from transformers import (
     PretrainedConfig,
 )
 
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.data.examples import Example
-from peft_mrpc.errors import UserError, run_cli
+from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
 from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model

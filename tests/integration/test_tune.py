@@ -432,7 +432,7 @@ def test_dry_run_shows_the_search_and_writes_nothing(
 
 def test_without_optuna_the_hint_is_one_line(flags: list[str]) -> None:
     script = (
-        "import sys; sys.modules['optuna'] = None; from peft_mrpc.errors import run_cli;"
+        "import sys; sys.modules['optuna'] = None; from peft_mrpc.cli.app import run_cli;"
         "from peft_mrpc.tune import main; sys.exit(run_cli(main))"
     )
     done = subprocess.run(

@@ -141,9 +141,12 @@ def _check(
         options = method.build_options(given)
     except UserError as error:  # said together with what is wrong with all other flags
         raise UserError(*faults, *error.faults) from error
-    wrong = {fault.partition(":")[0] for fault in faults}  # once is enough of each flag
+    wrong = {fault.partition(":")[0].removeprefix("--") for fault in faults}
     idle = idle_faults(verb, config, arguments, options, set(asked))
-    raise_faults(faults + [fault for fault in idle if fault.partition(":")[0] not in wrong])
+    raise_faults(
+        faults
+        + [fault for fault in idle if fault.partition(":")[0].removeprefix("--") not in wrong]
+    )
     unfreeze_every = getattr(options, "unfreeze_every", None)
     raise_faults(schedule_faults(arguments, unfreeze_every, config.sam_rho))
     return options

@@ -94,7 +94,7 @@ UNDER_DDP = """
 import json, sys
 import torch.distributed as dist
 import peft_mrpc.train as train
-from peft_mrpc.errors import run_cli
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.training.trainer import ClassificationTrainer
 
 rows = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from peft_mrpc.errors import run_cli
+from peft_mrpc.cli.app import run_cli
 
 
 class Thing:
