@@ -3,7 +3,7 @@
     python benchmarks/settings.py --output_dir runs/settings
 
 Trains on 3,000 training pairs and scores the other 668; dev is not looked at. The figures go into
-`settings.json` beside this file, the tables into `accuracy.md` and `docs/heads.md`. What is in the
+`settings.json` beside this file, the tables into `accuracy.md` and `heads.md`. What is in the
 result file is not run again.
 """
 
@@ -130,7 +130,7 @@ def main() -> None:
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     put_table(HERE / "accuracy.md", table(results, SETTINGS), "settings")
     heads = [setting for setting in SETTINGS if is_about_heads(setting)]
-    put_table(HERE.parent / "docs" / "heads.md", table(results, heads), "heads")
+    put_table(HERE / "heads.md", table(results, heads), "heads")
     print(table(results, SETTINGS))
 
 

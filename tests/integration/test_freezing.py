@@ -492,7 +492,7 @@ def test_the_plan_tells_the_schedule(
 
 
 def test_the_commands_of_the_page_are_understood() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "freezing.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "layer-freezing.md").read_text()
     (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
     lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
     assert [words[:2] for words in lines] == [["peft-mrpc", "train"]] * 4 + [

@@ -467,7 +467,8 @@ def test_labels_and_pairs_too_few_or_too_many_are_said(
 
 
 def test_the_documented_commands_parse() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text("utf-8")
+    pages = ("model-selection.md", "losses.md")
+    text = "".join((Path(__file__).parents[2] / "docs" / page).read_text("utf-8") for page in pages)
     commands = [
         shlex.split(line)
         for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)
