@@ -26,7 +26,7 @@ from typing import Any
 from bench import Row, build_parser, build_report, markdown, run
 from matplotlib.figure import Figure
 
-from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.evaluation.plot_style import on_page
 from peft_mrpc.methods.registry import METHODS
@@ -61,7 +61,7 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
     "prompt_tuning": (0.77, (0.56, 0.85)),
     "lora, SmolLM2, NF4": (0.79, None),
 }
-DEFAULTS = vars(TrainConfig())
+DEFAULTS = {**vars(TrainConfig()), **TRAIN_DEFAULTS}
 # What differs by seed or machine, and what changes neither the training nor its figures.
 WITHOUT_EFFECT = {
     *("seed", "dataset", "split", "disable_tqdm", "save_strategy", "remove_unused_columns"),

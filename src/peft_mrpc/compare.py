@@ -3,18 +3,17 @@
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import QualityGateFailed, UserError
 from peft_mrpc.evaluation.plot_style import on_page, save_picture
-from peft_mrpc.report.analysis import MARGIN, describe_evidence
+from peft_mrpc.report.analysis import describe_evidence
 from peft_mrpc.report.comparison import Comparison, load_comparison
-from peft_mrpc.report.examples import MAX_EXAMPLES, explorer_data
+from peft_mrpc.report.examples import explorer_data
 from peft_mrpc.report.html import write_html
 from peft_mrpc.report.plots import build_pictures
 from peft_mrpc.report.quality_gate import check_labels, find_baseline, missed_bars, parse_bars
@@ -34,39 +33,6 @@ NO_SENTENCES = (
     "The sentences are not here: the Runs were written by an earlier version, and the data they "
     "were scored on is not where it was."
 )
-
-
-@dataclass
-class CompareConfig:
-    """What the comparison is about and where it goes."""
-
-    output_dir: str = cfg.option("comparison", "directory of the report")
-    split: str | None = cfg.option(
-        None, "split to compare on (default: test where every Run has it labelled, else validation)"
-    )
-    join_seeds: bool = cfg.option(
-        True, "read Runs that differ by their seed alone as one, with mean and deviation"
-    )
-    equivalence_margin: float = cfg.option(
-        MARGIN, "accuracies less far apart than this count as the same (0.02: two points)"
-    )
-    max_examples: int = cfg.option(
-        MAX_EXAMPLES, "pairs in the report's explorer, 0 for none; those with errors come first"
-    )
-    fail_under: str | None = cfg.option(
-        None,
-        "end with exit code 3 where a Run is below: accuracy=0.80,f1=0.6 (f1: of every label; "
-        "f1.LABEL: of one)",
-    )
-    baseline: str | None = cfg.option(
-        None, "one of the Runs; end with exit code 3 where another is worse than --no_worse_than"
-    )
-    no_worse_than: str | None = cfg.option(
-        None,
-        "by how much figures may be worse than the --baseline's: 0.01 (of accuracy, a point), or "
-        "f1=0.02,roc_auc=0.01,ece=0.02 (default: accuracy=0)",
-    )
-    overwrite: bool = cfg.option(False, "replace the report in --output_dir")
 
 
 def main(argv: Sequence[str]) -> None:

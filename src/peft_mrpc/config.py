@@ -1,143 +1,174 @@
-"""What a command was asked to do: dataclasses whose fields are flags, recipe keys and help."""
+"""The configuration of each command: dataclasses whose fields are options, YAML keys and help."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 DEFAULT_CLASSIFIER = "bert-base-uncased"
 DEFAULT_CAUSAL_LM = "meta-llama/Llama-3.1-8B-Instruct"
 
-# The TrainingArguments shown in `train --help`, in our words; all the others are accepted too.
-SHOWN_TRAINING_ARGUMENTS = {
-    "output_dir": "where the Run goes (runs/DATASET-MODEL-METHOD if not given)",
+# Fields of TrainConfig that a method's recipe may set, with the value where neither the user nor
+# the recipe sets them.
+TRAIN_DEFAULTS: dict[str, Any] = {
+    "pooling": "native",
+    "head_layer": "last",
+    "head_learning_rate": None,
+    "layer_decay": None,
+    "sam_rho": 0.0,
+    "dropout": None,
+    "swap_sentences": "auto",
+}
+
+# The TrainingArguments in the short help of the commands that train. All others are accepted too.
+COMMON_TRAINING_ARGUMENTS = {
+    "output_dir": "directory of the Run (default: runs/DATASET-MODEL-METHOD)",
     "learning_rate": "peak learning rate",
-    "num_train_epochs": "passes over the training pairs",
-    "per_device_train_batch_size": "training pairs a step and process",
-    "per_device_eval_batch_size": "pairs in one forward pass when scoring",
-    "seed": "fixes the head, the order of the pairs and dropout",
-    "bf16": "mixed precision, where the hardware has it",
-    "label_smoothing_factor": "share of each label spread over all of them in the loss",
-    "eval_strategy": "no, epoch or steps: watch the held-out part of train as it trains",
-    "load_best_model_at_end": "end with the checkpoint that was best on the held-out part",
-    "metric_for_best_model": "what best means: loss, accuracy, f1 (of all labels) or roc_auc",
-    "report_to": "trackers: tensorboard, wandb, mlflow, trackio, none",
-    "push_to_hub": "publish the Run when it is written",
-    "hub_model_id": "owner/name for --push_to_hub",
-    "hub_private_repo": "make the new repository private",
-    "resume_from_checkpoint": "checkpoint directory to go on from",
+    "num_train_epochs": "number of training epochs",
+    "per_device_train_batch_size": "training batch size per process",
+    "per_device_eval_batch_size": "evaluation batch size per process",
+    "seed": "random seed of the head, the order of the examples and dropout (default: 42)",
+    "bf16": "bfloat16 mixed precision (default: where the hardware supports it)",
+    "eval_strategy": "no, epoch or steps: evaluate on the validation split carved from train",
+    "load_best_model_at_end": "keep the checkpoint with the best metric_for_best_model",
+    "report_to": "tensorboard, wandb, mlflow, trackio or none",
+    "push_to_hub": "upload the Run to the Hub repository --hub_model_id",
+    "resume_from_checkpoint": "checkpoint directory to resume from",
 }
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that is also a flag."""
+def option(default: Any, help: str, *, common: bool = False) -> Any:
+    """A dataclass field that is an option of a command.
+
+    Args:
+        default: Its default value.
+        help: One sentence for `--help`.
+        common: Whether the short help shows it; `--help_all` shows every option.
+    """
     return field(default=default, metadata={"help": help})
 
 
-@dataclass
+@dataclass(frozen=True)
 class DataConfig:
-    """Which pairs, and which of their columns."""
+    """A data set and its columns."""
 
-    _argument_group_name = "data"
+    group: ClassVar[str] = "data"
 
     dataset: str = option(
         "mrpc",
-        "mrpc (from the Hub), builtin:pairs, a Hub data set owner/name[:config], a directory in "
-        "GLUE's layout (train.tsv, dev.tsv, test.tsv), or 'files' with --train_file and its kin",
+        "mrpc, builtin:pairs, Hub id owner/name[:config], or directory in GLUE's layout",
+        common=True,
     )
-    train_file: str | None = option(None, "csv, tsv, jsonl or parquet file of training pairs")
-    validation_file: str | None = option(None, "the same for the validation split")
-    test_file: str | None = option(None, "the same for the test split")
-    sentence1_column: str | None = option(None, "column of the first sentence (found if usual)")
-    sentence2_column: str | None = option(None, "column of the second sentence (found if usual)")
-    label_column: str | None = option(None, "column of the label (found if usual)")
+    train_file: str | None = option(None, "csv, tsv, jsonl or parquet file", common=True)
+    validation_file: str | None = option(None, "file of the validation split", common=True)
+    test_file: str | None = option(None, "file of the test split", common=True)
+    sentence1_column: str | None = option(
+        None, "column of the first sentence (default: the usual names)"
+    )
+    sentence2_column: str | None = option(
+        None, "column of the second sentence (default: the usual names)"
+    )
+    label_column: str | None = option(None, "column of the label (default: the usual names)")
     class_names: str | None = option(
-        None, "names of labels 0, 1, ..., comma-separated; the last of two is the positive class"
+        None,
+        "label names in the order of their indices, comma-separated; of two, the last is positive",
+        common=True,
     )
-    max_train_samples: int | None = option(None, "train on this many pairs, drawn by --seed")
-    max_eval_samples: int | None = option(None, "score only the first so many pairs of a split")
+    max_train_samples: int | None = option(
+        None, "truncate train to this many examples, sampled with --seed"
+    )
+    max_eval_samples: int | None = option(
+        None, "truncate each evaluation split to its first examples"
+    )
     split: str | None = option(
-        None, "splits to score and report, comma-separated (default: validation and test)"
+        None, "splits to evaluate, comma-separated (default: validation,test)", common=True
     )
 
 
 @dataclass
 class TrainConfig:
-    """How a classifier is adapted."""
+    """A model, the method that adapts it, and its classification head.
 
-    _argument_group_name = "training"
+    A field that is None takes the value of the method's recipe, or else of `TRAIN_DEFAULTS`.
+    """
+
+    group: ClassVar[str] = "training"
 
     method: str = option(
         "layer_freeze",
-        "strategy: full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, "
-        "oft, prompt_tuning, p_tuning or prefix_tuning",
+        "full, layer_freeze, linear_probe, bitfit, ln_tuning, ia3, vera, lora, dora, oft, "
+        "prompt_tuning, p_tuning or prefix_tuning",
+        common=True,
     )
     model: str = option(
-        DEFAULT_CLASSIFIER, "Hub id, local directory, builtin:minilm or builtin:smollm2"
+        DEFAULT_CLASSIFIER,
+        "Hub id, local directory, builtin:minilm or builtin:smollm2",
+        common=True,
     )
-    pooling: str = option(
-        "native",
-        "what the head reads: native (the architecture's own head), or ours over cls, first, mean, "
-        "last, segments (each sentence's mean, their difference and product), aligned (each token "
-        "beside its like in the other sentence) or weighted (aligned, by a learned weight of each "
-        "token); auto is aligned or weighted, by the method, and last where the tokenizer does not "
-        "separate sentences",
+    pooling: str | None = option(
+        None,
+        "input of the head: native (the architecture's own head), or our head over cls, first, "
+        "mean, last, segments (means of both sentences, their difference and product), aligned "
+        "(each token with its most similar token in the other sentence) or weighted (aligned, with "
+        "a learned weight per token); auto: aligned or weighted, by the method (last for a "
+        "tokenizer without segments)",
     )
-    head_layer: str = option(
-        "last",
-        "encoder layer whose output our head reads, those above it left out: a number, last, or "
-        "auto, which is two thirds up for an aligned head",
+    head_layer: str | None = option(
+        None,
+        "encoder layer that the head reads; higher layers are removed: a number, last, or auto "
+        "(two thirds of the depth for aligned and weighted heads)",
     )
     prompt_position: str = option(
-        "before", "where virtual tokens stand with our heads: before [CLS] or right after it"
+        "before", "position of virtual tokens with our heads: before [CLS], or after it"
     )
     head_learning_rate: float | None = option(
-        None, "the head's own learning rate (--learning_rate if not given)"
+        None, "learning rate of the head (default: --learning_rate)"
     )
     layer_decay: float | None = option(
-        None, "each layer's learning rate over that of the layer above, up to 1 (embeddings last)"
+        None, "layer-wise learning rate decay: the rate of a layer over that of the layer above it"
     )
-    sam_rho: float = option(
-        0.0,
-        "sharpness-aware minimization: take each gradient so far uphill (0.05 is usual), at the "
-        "price of a second pass and a copy of what trains; 0 for plain gradients",
+    sam_rho: float | None = option(
+        None,
+        "radius of sharpness-aware minimization, such as 0.05; needs a second forward and backward "
+        "pass per step (0: off)",
     )
     quantization: str = option(
-        "none", "the frozen base in none, nf4, fp4 or int8 (bitsandbytes); adapter and head in fp32"
+        "none", "none, nf4, fp4 or int8: quantize the frozen base model (bitsandbytes)", common=True
     )
     dropout: float | None = option(
-        None, "dropout in encoder and head while training (the checkpoint's own if not given)"
+        None, "dropout probability of encoder and head (default: the checkpoint's)"
     )
     attention: str = option(
         "auto",
-        "attention's implementation while training: eager, sdpa, or another of transformers'; auto "
-        "is the model's own, but on a CPU eager in bf16 or with dropout",
+        "attention implementation while training: eager, sdpa or another of transformers'; auto: "
+        "the model's, but eager on a CPU with bf16 or dropout",
     )
-    swap_sentences: str = option(
-        "auto",
-        "train on each pair in either order, by chance: true, false, or auto, which is true where "
-        "the labels' names say that the order does not matter (equivalent, duplicate, similar)",
+    swap_sentences: str | None = option(
+        None,
+        "sentence-swap augmentation, true or false: swap the sentences of a training example with "
+        "probability 0.5; auto: if the label names are symmetric (equivalent, duplicate, similar)",
     )
     selection_fraction: float = option(
-        0.1,
-        "share of the training pairs held out for what is chosen: early stopping, the best "
-        "checkpoint, a threshold, tune's trials",
+        0.1, "fraction of train that becomes the validation split for model selection"
     )
     early_stopping_patience: int | None = option(
-        None, "stop after so many evaluations without progress, and keep the best checkpoint"
+        None, "stop after this many evaluations without improvement; keep the best", common=True
     )
     threshold: str = option(
         "0.5",
-        "probability above which the last of two labels is predicted; auto chooses it on the "
-        "held-out part of train",
+        "predict the last of two labels above this probability; auto: tune it on held-out data",
+        common=True,
     )
     class_weights: str = option(
-        "none", "each label's weight in the loss: none, balanced, or numbers such as 0.7,0.3"
+        "none", "weights of the labels in the loss: none, balanced, or numbers such as 0.7,0.3"
     )
-    focal_gamma: float = option(
-        0.0, "turn the loss to the pairs that are still wrong (focal loss); 0 is cross-entropy"
+    focal_gamma: float = option(0.0, "gamma of the focal loss (0: cross-entropy)")
+    max_length: int = option(
+        128, "maximum length in tokens, special and virtual tokens included", common=True
     )
-    max_length: int = option(128, "tokens of a pair, special and virtual tokens included")
     pad_to_multiple_of: int | None = option(
-        None, "tokens that the length of a training batch is a multiple of (default: by precision)"
+        None, "pad training batches to a multiple of this length (default: 8 in 16-bit precision)"
     )
     trunk_cache: str = option(
         "auto",
@@ -150,78 +181,226 @@ class TrainConfig:
     trunk_cache_memory: str = option("2GB", "the most of it in memory; the rest is read from disk")
     trunk_cache_limit: str = option("20GB", "the most that may be kept on disk, of all trainings")
     seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
-        None, "train once with each of these (1,2,3), and report mean and standard deviation"
+        None, "train once per seed (1,2,3) and report mean and standard deviation", common=True
     )
     base_model_id: str | None = option(
-        None, "Hub id that a published adapter names as its base, for a --model that is a directory"
+        None, "Hub id to publish as the base model, if --model is a local directory"
     )
-    config: str | None = option(None, "recipe: a YAML file of any of these flags")
-    overwrite: bool = option(False, "replace the Run in --output_dir")
-    dry_run: bool = option(False, "check everything, say what would train, write nothing")
+    config: str | None = option(None, "YAML file of options; options given here win", common=True)
+    overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
+    dry_run: bool = option(False, "validate everything, print the plan, write nothing", common=True)
 
 
-@dataclass
+@dataclass(frozen=True)
 class PromptConfig:
-    """How a causal LM is asked."""
+    """A causal LM, its prompt, and how its scores become probabilities."""
 
-    _argument_group_name = "hard prompt"
+    group: ClassVar[str] = "hard prompt"
 
-    model: str = option(DEFAULT_CAUSAL_LM, "Hub id, local directory or builtin:smollm2")
+    model: str = option(
+        DEFAULT_CAUSAL_LM, "Hub id, local directory or builtin:smollm2", common=True
+    )
     template: str = option(
         "paraphrase",
-        "packaged template or YAML file; several, comma-separated; all, all_direct or "
-        "all_channel: every packaged one that answers these labels",
+        "packaged templates or YAML files, comma-separated; all, all_direct or all_channel",
+        common=True,
     )
     combine: str = option(
-        "ensemble", "of several templates: ensemble (all together) or best (chosen on train)"
+        "ensemble", "several templates: ensemble (average them) or best (selected on train)"
     )
     scoring: str = option(
         "words",
-        "words: the label words' probabilities; generate: beside them, what the model writes, read "
-        "for the label's word (answers.jsonl)",
+        "words: probabilities of the label words; generate: generate text too and look for the "
+        "label word in it (answers.jsonl)",
     )
     endpoint: str | None = option(
         None,
-        "ask a served model instead of loading --model: URL of an OpenAI-compatible API that gives "
-        "log-probabilities, such as http://localhost:8000/v1 (key: OPENAI_API_KEY)",
+        "URL of an OpenAI-compatible server that returns log-probabilities (key: OPENAI_API_KEY)",
+        common=True,
     )
-    num_demonstrations: int = option(0, "labelled training pairs shown before each question")
+    num_demonstrations: int = option(
+        0, "labelled training examples in each prompt (few-shot)", common=True
+    )
     demonstrations: str = option(
         "balanced",
-        "which: balanced (drawn by --seed, as many of each label), first (of train) or nearest (to "
-        "the pair asked about, by the embeddings of builtin:minilm)",
+        "balanced (sampled per label), first (of train) or nearest (by sentence embeddings)",
+        common=True,
     )
     calibration: str = option(
         "none",
-        "none, contextual (divide by the answers to pairs without content), batch (by the mean "
-        "over the pairs scored) or affine (fitted to labelled training pairs)",
+        "none, contextual (content-free inputs), batch (mean over the inputs) or affine (fitted)",
+        common=True,
     )
     label_prior: str = option(
-        "none", "none, uniform or train: predict each label as often (train: as it is there)"
+        "none", "match the predicted label frequencies: none, uniform, or train (those of train)"
     )
     num_calibration_pairs: int = option(
-        400, "training pairs for --calibration affine and --combine best, drawn by --seed"
+        400, "training examples for affine calibration and for --combine best, sampled with --seed"
     )
-    quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)")
+    quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)", common=True)
     device_map: str = option(
-        "replica", "replica: the whole model in each process; auto: spread over all GPUs of one"
+        "replica", "replica: the whole model in each process; auto: split it over all GPUs"
     )
-    batch_size: int = option(16, "the most pairs in one forward pass (fewer if memory runs out)")
-    batch_tokens: int = option(8192, "the most tokens in one, what all prompts share not counted")
+    batch_size: int = option(16, "maximum batch size; smaller if memory runs out", common=True)
+    batch_tokens: int = option(8192, "maximum tokens in a batch, the shared prefix excluded")
     share_prefix: bool = option(
-        True, "run what all prompts begin with (instruction, demonstrations) through the model once"
+        True, "compute the common prefix of all prompts (instruction, demonstrations) once"
     )
-    max_length: int = option(4096, "tokens of a prompt; a longer one is an error, never cut")
-    output_dir: str | None = option(None, "where the Run goes (default: runs/DATASET-...)")
+    max_length: int = option(4096, "maximum prompt length in tokens; longer prompts are an error")
+    output_dir: str | None = option(
+        None, "directory of the Run (default: runs/DATASET-MODEL-hard_prompt)", common=True
+    )
     base_model_id: str | None = option(
-        None, "Hub id that a published card names, for a --model that is a local directory"
+        None, "Hub id to publish as the base model, if --model is a local directory"
     )
-    config: str | None = option(None, "recipe: a YAML file of any of these flags")
-    seed: int = option(42, "draws demonstrations and calibration pairs; scoring is deterministic")
-    overwrite: bool = option(False, "replace the Run in --output_dir")
-    dry_run: bool = option(
-        False, "check everything, show the first pair's prompts, ask nothing, write nothing"
+    config: str | None = option(None, "YAML file of options; options given here win", common=True)
+    seed: int = option(42, "random seed of demonstrations and calibration examples", common=True)
+    overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
+    dry_run: bool = option(False, "validate everything, print the first prompts", common=True)
+    push_to_hub: bool = option(False, "upload the Run to the Hub", common=True)
+    hub_model_id: str | None = option(None, "owner/name for --push_to_hub", common=True)
+    hub_private_repo: bool = option(False, "create a private repository")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What a comparison of Runs computes, and where the report goes."""
+
+    group: ClassVar[str] = "comparison"
+
+    output_dir: str = option("comparison", "directory of the report", common=True)
+    split: str | None = option(
+        None,
+        "split to compare on (default: test if every Run has labels for it, else validation)",
+        common=True,
     )
-    push_to_hub: bool = option(False, "publish the Run when it is written")
-    hub_model_id: str | None = option(None, "owner/name for --push_to_hub")
-    hub_private_repo: bool = option(False, "make the new repository private")
+    join_seeds: bool = option(
+        True,
+        "aggregate Runs that differ only in their seed: mean and standard deviation",
+        common=True,
+    )
+    equivalence_margin: float = option(
+        0.02, "accuracies that differ by less are equivalent (0.02: two points)", common=True
+    )
+    max_examples: int = option(
+        5000, "examples in the report, those with errors first (0: none)", common=True
+    )
+    fail_under: str | None = option(
+        None,
+        "exit with code 3 if a Run is below: accuracy=0.80,f1=0.6 (f1: of each label; f1.LABEL: "
+        "of one)",
+        common=True,
+    )
+    baseline: str | None = option(
+        None,
+        "one of the Runs; exit with code 3 if another is worse by more than --no_worse_than",
+        common=True,
+    )
+    no_worse_than: str | None = option(
+        None,
+        "tolerance of --baseline: 0.01 (of accuracy), or f1=0.02,roc_auc=0.01,ece=0.02 "
+        "(default: accuracy=0)",
+        common=True,
+    )
+    overwrite: bool = option(False, "replace the report in --output_dir", common=True)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Examples without labels, and where their predictions go."""
+
+    group: ClassVar[str] = "prediction"
+
+    input: str | None = option(None, "csv, tsv, jsonl or parquet file, or - (csv)", common=True)
+    output: str = option("-", "file in one of these formats, or - (csv)", common=True)
+    sentence1_column: str | None = option(None, "column of the first sentence", common=True)
+    sentence2_column: str | None = option(None, "column of the second sentence", common=True)
+    class_names: str | None = option(
+        None, "label names of a model or adapter that another tool saved", common=True
+    )
+    endpoint: str | None = option(
+        None, "URL of the server of a hard prompt's model, http://HOST:PORT/v1", common=True
+    )
+    batch_size: int = option(32, "batch size", common=True)
+    overwrite: bool = option(False, "replace the output file", common=True)
+
+
+@dataclass(frozen=True)
+class PushConfig:
+    """A repository on the Hub."""
+
+    group: ClassVar[str] = "Hub"
+
+    repo_id: str | None = option(None, "owner/name of the repository", common=True)
+    private: bool = option(False, "create a private repository", common=True)
+    base_model_id: str | None = option(
+        None, "Hub id of the base model, if it was a local directory", common=True
+    )
+    dry_run: bool = option(False, "list the files, upload nothing", common=True)
+
+
+@dataclass(frozen=True)
+class QuickstartConfig:
+    """Where the quickstart writes."""
+
+    group: ClassVar[str] = "quickstart"
+
+    output_dir: str = option("runs/quickstart", "directory of the Runs and the report", common=True)
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """A hyperparameter search."""
+
+    group: ClassVar[str] = "search"
+
+    num_trials: int = option(
+        20, "number of trials; the same command again continues up to it", common=True
+    )
+    search_space: str | None = option(
+        None,
+        "YAML file with lines such as `r: {choices: [4, 8]}` (default: the packaged one)",
+        common=True,
+    )
+    objective: str = option(
+        "accuracy", "accuracy, macro_f1, roc_auc or loss on held-out training data", common=True
+    )
+    pruner: str = option(
+        "median", "median: stop a trial that is worse than the median of the others", common=True
+    )
+    storage: str | None = option(
+        None, "URL of an Optuna storage shared by several commands (default: a file)", common=True
+    )
+    num_workers: int = option(1, "processes that try values at the same time")
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """The training set of a cost estimate."""
+
+    group: ClassVar[str] = "cost estimate"
+
+    num_pairs: int = option(3668, "number of training examples (default: MRPC's)", common=True)
+    mean_tokens: int = option(53, "mean length in tokens (default: MRPC's)", common=True)
+    estimate: bool = option(
+        True,
+        "with --method and --model: run some steps on random weights, print time and memory",
+        common=True,
+    )
+
+
+def config_record(*configs: Any) -> dict[str, Any]:
+    """All fields of some configs as one mapping for `run.json`, without paths and secrets."""
+    record: dict[str, Any] = {}
+    for config in configs:
+        values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+        record |= {key: value for key, value in values.items() if not key.startswith("_")}
+    for name in ("config", "dry_run", "hub_token", "logging_dir", "output_dir", "overwrite"):
+        record.pop(name, None)
+    return record
+
+
+def record_key(record: Mapping[str, Any]) -> str:
+    """A short hash of a record's content."""
+    text = json.dumps(record, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]

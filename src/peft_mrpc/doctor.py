@@ -5,7 +5,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
+from peft_mrpc.config import DoctorConfig
 from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
 from peft_mrpc.data.encoding import encode_pairs
 from peft_mrpc.data.examples import SPLITS
@@ -59,19 +59,6 @@ OPTIONAL = {
 }
 # What a training is of; all of them are looked at where one is not named.
 NAMED = ("method", "model")
-
-
-@dataclass
-class DoctorConfig:
-    """What is asked, beside the flags and recipes of a training."""
-
-    _argument_group_name = "doctor"
-
-    num_pairs: int = cfg.option(3668, "training pairs that time and memory are said for (MRPC's)")
-    mean_tokens: int = cfg.option(53, "tokens of a pair, on average (MRPC's)")
-    estimate: bool = cfg.option(
-        True, "with --method and --model: try some steps on random weights, say what it will take"
-    )
 
 
 def main(argv: Sequence[str]) -> None:

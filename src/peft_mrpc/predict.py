@@ -5,7 +5,6 @@ import io
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.config import PredictConfig
 from peft_mrpc.data.columns import class_name_faults, examples_from_table
 from peft_mrpc.data.files import Table, read_table
 from peft_mrpc.distributed import process_state
@@ -28,24 +28,6 @@ from peft_mrpc.serialization import format_json_lines, read_json
 
 DESCRIPTION = "Label new pairs: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"
 OUTPUT_TYPES = (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-@dataclass
-class PredictConfig:
-    """What is labelled and where it goes."""
-
-    input: str | None = cfg.option(None, "csv, tsv, jsonl or parquet file, or - (csv)")
-    output: str = cfg.option("-", "file in one of these formats, or - (csv)")
-    sentence1_column: str | None = cfg.option(None, "column of the first sentence")
-    sentence2_column: str | None = cfg.option(None, "column of the second sentence")
-    class_names: str | None = cfg.option(
-        None, "names of labels 0, 1, ..., of a model or an adapter that another tool saved"
-    )
-    endpoint: str | None = cfg.option(
-        None, "address of the served model that a hard prompt asks, http://HOST:PORT/v1"
-    )
-    batch_size: int = cfg.option(32, "pairs in one forward pass")
-    overwrite: bool = cfg.option(False, "replace the output file")
 
 
 def main(argv: Sequence[str]) -> None:

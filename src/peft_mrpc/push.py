@@ -3,12 +3,12 @@
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
-from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.config import PushConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.publishing import (
     check_access,
@@ -20,16 +20,6 @@ from peft_mrpc.runs.publishing import (
 from peft_mrpc.runs.run import load_run
 
 DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name"
-
-
-@dataclass
-class PushConfig:
-    """What goes where."""
-
-    repo_id: str | None = cfg.option(None, "owner/name of the repository")
-    private: bool = cfg.option(False, "make the repository private if it is new")
-    base_model_id: str | None = cfg.option(None, "Hub id of the base model, if it was a directory")
-    dry_run: bool = cfg.option(False, "list what would be uploaded, upload nothing")
 
 
 def main(argv: Sequence[str]) -> None:

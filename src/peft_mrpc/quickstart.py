@@ -3,14 +3,13 @@
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from peft_mrpc import config as cfg
 from peft_mrpc import hard_prompt, train
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.compare import compare
+from peft_mrpc.config import QuickstartConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.run import RUN_FILE
 
@@ -26,13 +25,6 @@ STEPS: dict[str, list[str]] = {
     "prompt_tuning": ["--model", "builtin:minilm", "--num_train_epochs", "8"],
     "hard_prompt": ["--model", "builtin:smollm2", "--split", "test"],
 }
-
-
-@dataclass
-class QuickstartConfig:
-    """Where the quickstart writes."""
-
-    output_dir: str = cfg.option("runs/quickstart", "directory of the Runs and the report")
 
 
 def main(argv: Sequence[str]) -> None:

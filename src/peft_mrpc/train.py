@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from transformers import Trainer, set_seed
 
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import config_record
 from peft_mrpc.cli.progress import progress_bars
+from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.data.loading import (
     load_data,

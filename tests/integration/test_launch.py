@@ -79,19 +79,18 @@ def test_the_readme_shows_every_strategy() -> None:
 
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_readme_commands_have_flags_that_exist(words: list[str]) -> None:
-    from peft_mrpc import compare, hard_prompt, predict, push, train
+    from peft_mrpc import config, train
     from peft_mrpc.cli.parser import flag_names
-    from peft_mrpc.config import DataConfig
 
     verb, *argv = words
     if verb == "train":
         train.parse_request(argv)
         return
     known = {
-        "hard_prompt": flag_names(hard_prompt.cfg.PromptConfig, DataConfig),
-        "compare": flag_names(compare.CompareConfig),
-        "predict": flag_names(predict.PredictConfig),
-        "push": flag_names(push.PushConfig),
+        "hard_prompt": flag_names(config.PromptConfig, config.DataConfig),
+        "compare": flag_names(config.CompareConfig),
+        "predict": flag_names(config.PredictConfig),
+        "push": flag_names(config.PushConfig),
         "quickstart": {"output_dir"},
     }[verb]
     given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}

@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Collection
 
-from peft_mrpc.config import SHOWN_TRAINING_ARGUMENTS
+from peft_mrpc.config import COMMON_TRAINING_ARGUMENTS
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -31,7 +31,7 @@ def shorten_help(parser: argparse.ArgumentParser, names: Collection[str]) -> Non
         if action.dest in names:
             # The `--no_X` twins of boolean flags share their dest.
             is_twin = any("--no_" in flag for flag in action.option_strings)
-            ours = None if is_twin else SHOWN_TRAINING_ARGUMENTS.get(action.dest)
+            ours = None if is_twin else COMMON_TRAINING_ARGUMENTS.get(action.dest)
             action.help = ours or argparse.SUPPRESS
     parser.epilog = (
         "Every other option of transformers.TrainingArguments is accepted as it is, and so are "

@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -247,23 +246,6 @@ def load_recipe(path: str | Path) -> dict[str, Any]:
     if "config" in recipe:
         raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
     return recipe
-
-
-def config_record(*instances: Any) -> dict[str, Any]:
-    """All fields of some configs as one JSON-ready mapping, without what is only machinery."""
-    record: dict[str, Any] = {}
-    for instance in instances:
-        values = instance.to_dict() if hasattr(instance, "to_dict") else vars(instance)
-        record |= {key: value for key, value in values.items() if not key.startswith("_")}
-    for machinery in ("config", "dry_run", "hub_token", "logging_dir", "output_dir", "overwrite"):
-        record.pop(machinery, None)
-    return record
-
-
-def record_key(record: Mapping[str, Any]) -> str:
-    """A short name for a record: the same only for the same content."""
-    text = json.dumps(record, sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def flag_value(argv: Sequence[str], name: str) -> str | None:

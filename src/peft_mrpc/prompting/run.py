@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc import __version__
 from peft_mrpc import config as cfg
-from peft_mrpc.cli.parser import config_record
+from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import logger

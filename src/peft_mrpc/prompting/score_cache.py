@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.cli.parser import record_key
+from peft_mrpc.config import record_key
 
 
 class FileScoreCache:

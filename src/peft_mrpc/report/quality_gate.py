@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from peft_mrpc.errors import UserError, raise_faults, unknown_name
 
 if TYPE_CHECKING:
-    from peft_mrpc.compare import CompareConfig
+    from peft_mrpc.config import CompareConfig
     from peft_mrpc.report.comparison import Comparison
 
 # Of the last two less is better: they may lie above a baseline's, and under no bar.

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags, typed_flags
-from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, method_flags
 from peft_mrpc.precision import keep_off, precision_defaults
@@ -102,6 +102,9 @@ def _settle(
     method: str, config: TrainConfig, arguments: TrainingArguments, asked: Mapping[str, Any]
 ) -> None:
     """Undo what TrainingArguments and the recipe make of flags that were, or were not, given."""
+    for field, value in TRAIN_DEFAULTS.items():
+        if getattr(config, field) is None:
+            setattr(config, field, value)
     keep_off(arguments, asked)
     if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
         arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps

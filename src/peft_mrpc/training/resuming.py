@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.cli.parser import config_record
+from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.training.checkpoints import read_about

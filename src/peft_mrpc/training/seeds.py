@@ -13,7 +13,7 @@ from typing import Any
 
 from accelerate.utils import broadcast_object_list
 
-from peft_mrpc.cli.parser import config_record, record_key
+from peft_mrpc.config import config_record, record_key
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.environment import describe_environment, reset_peak_memory

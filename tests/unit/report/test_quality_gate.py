@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from example_runs import SCORES, build_run
 
-from peft_mrpc.compare import CompareConfig
+from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.report.comparison import Comparison, load_comparison
 from peft_mrpc.report.quality_gate import check_labels, find_baseline, missed_bars, parse_bars

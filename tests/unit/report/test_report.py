@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from example_runs import SCORES, TRUTH, build_run
 
-from peft_mrpc.compare import CompareConfig, compare, main, open_comparison
+from peft_mrpc.compare import compare, main, open_comparison
+from peft_mrpc.config import CompareConfig
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.report.analysis import describe_evidence

@@ -1,13 +1,13 @@
 """The flags of `tune`: its own, those of `train` that it takes, and what is wrong with them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transformers import TrainingArguments
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.parser import flag_names, flag_value, load_recipe, typed_flags
+from peft_mrpc.config import TuneConfig
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import unknown_name
 from peft_mrpc.methods.registry import load_default_recipe
@@ -39,26 +39,6 @@ FIXED = {
     *("method", "model", "base_model_id", "config", "seed", "data_seed", "selection_fraction"),
     *("output_dir", "dry_run", "hub_model_id", "hub_private_repo", "report_to"),
 }
-
-
-@dataclass
-class TuneConfig:
-    """How a search goes."""
-
-    _argument_group_name = "search"
-
-    num_trials: int = cfg.option(20, "trials in all: a rerun goes on up to this number")
-    search_space: str | None = cfg.option(
-        None, "YAML file of what varies, such as `r: {choices: [4, 8]}` (packaged, if not given)"
-    )
-    objective: str = cfg.option(
-        "accuracy", "accuracy, macro_f1, roc_auc or loss, on the held-out part of train"
-    )
-    pruner: str = cfg.option("median", "median: stop a trial that lags behind half of the others")
-    storage: str | None = cfg.option(
-        None, "database of the trials, shared by every command that names it (a file, if not given)"
-    )
-    num_workers: int = cfg.option(1, "processes that try values at the same time")
 
 
 def given_flags(argv: Sequence[str]) -> dict[str, Any]:
