@@ -174,10 +174,10 @@ def test_the_position_matters_to_what_is_loaded(after_run: Path, tmp_path: Path)
     [
         ("lora", "bert", "aligned", "lora has no virtual tokens"),
         ("linear_probe", "bert", "aligned", "linear_probe has no virtual tokens"),
-        ("prefix_tuning", "bert", "aligned", "prefix_tuning gives keys and values"),
-        ("prompt_tuning", "bert", "native", "the architecture's own head"),
-        ("p_tuning", "roberta", "native", "the architecture's own head"),
-        ("prompt_tuning", "llama", "last", "llama reads left to right"),
+        ("prefix_tuning", "bert", "aligned", "prefix_tuning adds keys and values"),
+        ("prompt_tuning", "bert", "native", "this needs one of our heads"),
+        ("p_tuning", "roberta", "native", "this needs one of our heads"),
+        ("prompt_tuning", "llama", "last", "llama is a decoder"),
     ],
 )
 def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(

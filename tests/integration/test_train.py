@@ -395,7 +395,7 @@ def test_virtual_tokens_count_against_the_positions(
         (["--max_train_samples", "0"], "--max_train_samples: got 0; expected at least 1"),
         (
             ["--method", "lora", "--target_modules", "nothing"],
-            "--target_modules: got 'nothing', which is no module of this model.",
+            "--target_modules: got 'nothing'; expected a module of this model.",
         ),
         (["--output_dir", "{run}"], "already holds a Run"),
         (["--train_file", "gone.csv"], "gone.csv: no such file."),

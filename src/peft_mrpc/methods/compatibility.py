@@ -106,7 +106,7 @@ def validate_compatibility(
         config = config.encoder_config()
     errors = []
     if method == "bitfit" and not _has_biases(config):
-        errors.append(f"--method: got bitfit, but {model_type} here has no biases; use ln_tuning.")
+        errors.append(f"method: got bitfit, but {model_type} here has no biases; use ln_tuning.")
     if isinstance(options, PeftConfig):
         errors += _peft_errors(config, model_type, options, pooling, gradient_checkpointing)
     if prompt_position == "after":
@@ -126,23 +126,23 @@ def _peft_errors(
         if not _accepts_past_key_values(config, pooling):
             head = " with its native head" if pooling == "native" else ""
             errors.append(
-                f"--method: got prefix_tuning, but {model_type}{head} accepts no past keys and "
+                f"method: got prefix_tuning, but {model_type}{head} accepts no past keys and "
                 "values; use lora, or prompt_tuning for virtual tokens."
             )
         if gradient_checkpointing:
             errors.append(
-                "--gradient_checkpointing: got true, but it drops the keys and values of "
+                "gradient_checkpointing: got true, but it drops the keys and values of "
                 "prefix_tuning; expected false, or use lora."
             )
     elif options.is_prompt_learning and pooling == "native" and _is_decoder(config):
         errors.append(
-            "--pooling: got native, but a decoder's native head reads a padding token when virtual "
+            "pooling: got native, but a decoder's native head reads a padding token when virtual "
             "tokens precede the input; expected last or mean."
         )
     needs_targets = getattr(options, "target_modules", ()) is None
     if needs_targets and default_targets(options.peft_type, model_type) is None:
         errors.append(
-            f"--target_modules: got none, and {type(options).__name__} has no default for "
+            f"target_modules: got none, and {type(options).__name__} has no default for "
             f"{model_type}; expected the names of modules to adapt."
         )
     return errors
@@ -151,7 +151,7 @@ def _peft_errors(
 def _prompt_position_errors(
     config: PretrainedConfig, model_type: str, method: str, options: Any, pooling: str
 ) -> list[str]:
-    got = "--prompt_position: got after, but"
+    got = "prompt_position: got after, but"
     if not getattr(options, "is_prompt_learning", False):
         return [f"{got} {method} has no virtual tokens; expected before, or use prompt_tuning."]
     if options.peft_type == PeftType.PREFIX_TUNING:
@@ -162,7 +162,7 @@ def _prompt_position_errors(
     if _is_decoder(config):
         return [f"{got} {model_type} is a decoder and has no [CLS] token; expected before."]
     if pooling == "native":
-        return [f"{got} this needs one of our heads; expected before, or use --pooling auto."]
+        return [f"{got} this needs one of our heads; expected before, or use pooling auto."]
     return []
 
 
@@ -171,19 +171,19 @@ def _quantization_errors(method: str, options: Any, quantization: str) -> list[s
         return []
     if not isinstance(options, PeftConfig):
         return [
-            f"--quantization: got {quantization}, but {method} trains or saves the base model's "
+            f"quantization: got {quantization}, but {method} trains or saves the base model's "
             "own weights; expected none, or use lora."
         ]
     if quantization == "int8" and getattr(options, "use_dora", False):
         return [
-            "--quantization: got int8, which PEFT cannot dequantize for DoRA; expected nf4, or use "
+            "quantization: got int8, which PEFT cannot dequantize for DoRA; expected nf4, or use "
             "lora."
         ]
     init = getattr(options, "init_lora_weights", None)
     if isinstance(init, str) and init not in INITS_ON_QUANTIZED:
         return [
-            f"--init_lora_weights: got {init}, which decomposes weights that are not quantized; "
-            f"expected true, {' or '.join(INITS_ON_QUANTIZED)}, or use --quantization none."
+            f"init_lora_weights: got {init}, which decomposes weights that are not quantized; "
+            f"expected true, {' or '.join(INITS_ON_QUANTIZED)}, or use quantization none."
         ]
     return []
 

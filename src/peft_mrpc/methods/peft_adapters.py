@@ -98,7 +98,7 @@ def _feedforward_errors(options: Any) -> list[str]:
     if isinstance(targets, str) or isinstance(inputs, str):  # regular expressions
         return []
     return [
-        f"--feedforward_modules: got {name!r}; expected modules that are in target_modules too "
+        f"feedforward_modules: got {name!r}; expected modules that are in target_modules too "
         f"({', '.join(sorted(targets))})."
         for name in sorted(set(inputs) - set(targets))
     ]
@@ -111,7 +111,7 @@ def _warn_changed_block_sizes(adapted: nn.Module, options: Any) -> None:
         changed = sorted(oft_layer_values(adapted, name) - {requested}) if requested else []
         if changed:
             logger.warning(
-                "--%s: %d does not divide the size of every layer; PEFT uses %s there",
+                "%s: %d does not divide the size of every layer; PEFT uses %s there",
                 *(name, requested, ", ".join(map(str, changed))),
             )
 

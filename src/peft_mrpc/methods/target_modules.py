@@ -92,13 +92,11 @@ def validate_module_names(model: PreTrainedModel, options: Any) -> list[str]:
         try:
             is_known = any(re.fullmatch(pattern, path) for path in paths)
         except re.error as error:
-            errors.append(
-                f"--{option}: got {name!r}; expected a valid regular expression: {error}."
-            )
+            errors.append(f"{option}: got {name!r}; expected a valid regular expression: {error}.")
             continue
         if not is_known:
             near = closest(name, names)
-            errors.append(f"--{option}: got {name!r}; expected a module of this model.{near}")
+            errors.append(f"{option}: got {name!r}; expected a module of this model.{near}")
     return errors + _nested_module_errors(paths, options) + _layer_index_errors(model, options)
 
 
@@ -128,7 +126,7 @@ def _nested_module_errors(paths: Sequence[str], options: Any) -> list[str]:
         nested = [p for p in matches if any(p.startswith(f"{outer}.") for outer in matches)]
         if nested:
             errors.append(
-                f"--modules_to_save: got {name!r}, which matches a module and modules inside it; "
+                f"modules_to_save: got {name!r}, which matches a module and modules inside it; "
                 f"expected one of them, such as {nested[0].rpartition('.')[2]}."
             )
     return errors
@@ -140,7 +138,7 @@ def _layer_index_errors(model: PreTrainedModel, options: Any) -> list[str]:
         return []
     depth = len(encoder_layers(model))
     return [
-        f"--layers_to_transform: got {layer}; expected 0 to {depth - 1}."
+        f"layers_to_transform: got {layer}; expected 0 to {depth - 1}."
         for layer in (layers if isinstance(layers, list) else [layers])
         if not 0 <= layer < depth
     ]

@@ -157,7 +157,7 @@ def test_quantized_weights_are_not_taken_apart(
 ) -> None:
     flags = ["--quantization", "nf4", "--init_lora_weights", init]
     base = ["--model", models["llama"], *data_flags, "--method", "lora"]
-    assert f"--init_lora_weights: got {init}, which takes" in fails(main, *base, *flags)
+    assert f"--init_lora_weights: got {init}, which decomposes" in fails(main, *base, *flags)
     monkeypatch.setattr("peft_mrpc.methods.compatibility.INITS_ON_QUANTIZED", (init,))
     with pytest.raises((UserError, RuntimeError)):
         train_two_steps("lora", models["llama"], data_flags, tmp_path, *flags)

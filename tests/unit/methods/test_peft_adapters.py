@@ -41,8 +41,8 @@ def trained_modules(model: Any, part: str) -> set[str]:
 def test_unknown_module_names_are_errors_with_the_nearest_name() -> None:
     options = LoraConfig(target_modules=["query", "valu"], rank_pattern={"qery": 4})
     assert validate_module_names(build(), options) == [
-        "--target_modules: got 'valu'; expected a module of this model. Did you mean 'value'?",
-        "--rank_pattern: got 'qery'; expected a module of this model. Did you mean 'query'?",
+        "target_modules: got 'valu'; expected a module of this model. Did you mean 'value'?",
+        "rank_pattern: got 'qery'; expected a module of this model. Did you mean 'query'?",
     ]
 
 
