@@ -40,9 +40,9 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.evaluation.thresholds import predict_labels
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.train import main as train
 
@@ -57,8 +57,8 @@ Label = Callable[[Sequence[Example]], NDArray[np.float64]]
 
 def load_ours(folder: Path) -> Label:
     """What `peft-mrpc predict RUN` does."""
-    predictor = load_predictor(str(folder))
-    return lambda pairs: predictor.score(pairs, BATCH_SIZE)
+    predictor = load_classifier(str(folder))
+    return lambda pairs: predictor.predict_proba(pairs, BATCH_SIZE)
 
 
 def load_peer(folder: Path) -> tuple[Any, Any]:

@@ -190,7 +190,7 @@ def run_row(row: Row, flags: Sequence[str]) -> dict[str, float]:
         trainer.train()
     seconds = time.perf_counter() - started
     pairs = data.splits["validation"]
-    probabilities = classifier.score(pairs, 32)
+    probabilities = classifier.predict_proba(pairs, 32)
     labels = [pair.label for pair in pairs]
     return {
         "trained": parameter_counts(classifier.model)[0],

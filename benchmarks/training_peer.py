@@ -215,7 +215,7 @@ def train_ours(
         trainer.add_callback(meter)
         trainer.train()
         classifier.model = trained_model(trainer)
-        scores = classifier.score(task.data.splits["validation"], EVAL_BATCH_SIZE)
+        scores = classifier.predict_proba(task.data.splits["validation"], EVAL_BATCH_SIZE)
     seconds = time.perf_counter() - started
     outcome = describe(task, trainer, scores, seconds, meter)
     cached = [c for c in trainer.callback_handler.callbacks if isinstance(c, CacheTrunk)]

@@ -14,11 +14,12 @@ from transformers import (
     set_seed,
 )
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.compatibility import default_options, validate_compatibility
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import head_parameter_ids, trainable_names
-from peft_mrpc.models.artifact import load_predictor, save_classifier
+from peft_mrpc.models.artifact import save_classifier
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
@@ -152,7 +153,7 @@ def train_two_steps(
     if method != "linear_probe":
         assert any(id(parameters[name]) not in head for name in trainable), "only the head trains"
     if score_first:
-        classifier.score(data.splits["validation"], 9)
+        classifier.predict_proba(data.splits["validation"], 9)
     trainer.train()
     changed = {name for name, p in parameters.items() if not torch.equal(p, before[name])}
     # A key's bias moves no attention weight; LoRA's A and VeRA's d wait for what starts at zero.
@@ -164,7 +165,9 @@ def train_two_steps(
 
 def batch_drift(classifier: Classifier, pairs: Any) -> float:
     """How far padding moves probabilities; 0 where masks, positions and pooling are right."""
-    return float(np.abs(classifier.score(pairs, 9) - classifier.score(pairs, 1)).max())
+    return float(
+        np.abs(classifier.predict_proba(pairs, 9) - classifier.predict_proba(pairs, 1)).max()
+    )
 
 
 def reload_drift(
@@ -172,8 +175,8 @@ def reload_drift(
 ) -> float:
     """How far probabilities are from those of what was saved and loaded again."""
     save_classifier(folder, classifier, resolve_model(model), method)
-    again = load_predictor(str(folder)).score(pairs, 9)
-    return float(np.abs(classifier.score(pairs, 9) - again).max())
+    again = load_classifier(str(folder)).predict_proba(pairs, 9)
+    return float(np.abs(classifier.predict_proba(pairs, 9) - again).max())
 
 
 def works(method: str, architecture: str, pooling: str) -> bool:

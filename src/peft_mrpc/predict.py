@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc import config as cfg
+from peft_mrpc.api import load_classifier
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
 from peft_mrpc.config import PredictConfig
@@ -20,7 +21,6 @@ from peft_mrpc.data.files import Table, read_table
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.thresholds import predict_labels
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.prompting.endpoint import address_faults
 from peft_mrpc.runs.run import RUN_FILE
 from peft_mrpc.runs.staging import check_writable
@@ -51,14 +51,14 @@ def predict(name: str, config: PredictConfig) -> None:
     table = _read_input(str(config.input))
     columns = _data_config(name, config, table)
     pairs = examples_from_table(table, columns)
-    predictor = load_predictor(name, config.class_names, config.endpoint)
-    added = ["prediction", *(f"probability_{label}" for label in predictor.label_names)]
+    predictor = load_classifier(name, config.class_names, config.endpoint)
+    added = ["prediction", *(f"probability_{label}" for label in predictor.labels)]
     clash = [column for column in added if column in table.columns]
     if clash:
         raise UserError(f"{table.where}: already has the columns {', '.join(clash)}; rename them.")
-    probabilities = predictor.score(pairs, config.batch_size)
+    probabilities = predictor.predict_proba(pairs, config.batch_size)
     if process_state().is_main_process:
-        rows = _labelled_rows(table, probabilities, predictor.label_names, predictor.threshold)
+        rows = _labelled_rows(table, probabilities, predictor.labels, predictor.threshold)
         _write_output(config.output, [*table.columns, *added], rows)
         if config.output != "-":
             sys.stderr.write(f"{len(rows)} pairs labelled: {config.output}\n")

@@ -142,7 +142,7 @@ def _train_into(
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
     for split in splits:
-        probabilities[split] = classifier.score(
+        probabilities[split] = classifier.predict_proba(
             data.splits[split], request.arguments.per_device_eval_batch_size
         )
     score_seconds = time.perf_counter() - started

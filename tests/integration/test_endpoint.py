@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from conftest import ROWS, run_command
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.predict import main as predict
 from peft_mrpc.prompting import endpoint
 from peft_mrpc.prompting.endpoint import match_tokens
@@ -120,7 +120,7 @@ def test_a_served_model_is_asked_in_chat_and_in_plain_text(
     assert [one["answer"] for one in answers] == ["equivalent"] * len(ROWS) + [None] * len(ROWS)
     generated = run.record["templates"]["paraphrase_rewrite"]["validation"]["generated"]
     assert generated["unparsable"] == len(ROWS) and generated["accuracy_of_all"] == 0
-    again = load_predictor(str(run.path), endpoint=server.url).score(pairs, 4)
+    again = load_classifier(str(run.path), endpoint=server.url).predict_proba(pairs, 4)
     assert np.allclose(again, run.predictions("validation").probabilities)
 
 

@@ -13,12 +13,12 @@ from conftest import ROWS, write_csv
 from tokenizers.processors import TemplateProcessing
 
 from peft_mrpc import hard_prompt
+from peft_mrpc.api import load_classifier
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations
@@ -58,7 +58,7 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
     assert text.endswith("<|im_start|>assistant\n")
     assert [tokenizer.decode(one.tokens) for one in rows[0]] == ["No", "Yes"]
     # The scores are the model's own next-token probabilities, row by row and unpadded.
-    scores = classifier.score(pairs, batch_size=5)
+    scores = classifier.predict_proba(pairs, batch_size=5)
     for row, continuations in enumerate(rows):
         with torch.inference_mode():
             logits = model(torch.tensor([continuations[0].context])).logits[0, -1].double()
@@ -69,7 +69,9 @@ def test_a_prompt_has_one_bos_and_ends_where_the_answer_begins(smollm2: ModelSou
     with pytest.raises(
         UserError, match="row 1, paraphrase: its prompt has .* tokens; expected at most 20"
     ):
-        PromptClassifier(LocalEngine(model, tokenizer, 20), [template], LABELS).score(pairs, 5)
+        PromptClassifier(LocalEngine(model, tokenizer, 20), [template], LABELS).predict_proba(
+            pairs, 5
+        )
 
 
 def test_demonstrations_stand_before_the_question(smollm2: ModelSource) -> None:
@@ -169,7 +171,9 @@ def test_nf4_packs_the_weights_and_answers_near_the_full_ones(smollm2: ModelSour
     assert packed.get_memory_footprint() < 0.5 * full.get_memory_footprint()
     template = load_template("paraphrase")
     first, second = (
-        PromptClassifier(LocalEngine(model, tokenizer, 512), [template], LABELS).score(pairs, 4)
+        PromptClassifier(LocalEngine(model, tokenizer, 512), [template], LABELS).predict_proba(
+            pairs, 4
+        )
         for model in (full, packed)
     )
     assert 0 < np.abs(first - second).max() < 0.35
@@ -196,7 +200,7 @@ def test_a_model_without_chat_template_is_asked_in_plain_text(
     assert info["quantization"] == "none" and info["templates"][0]["name"] == "paraphrase"
     # What was saved asks the same question and gets the same answer.
     pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
-    again = load_predictor(str(run.path)).score(pairs, 4)
+    again = load_classifier(str(run.path)).predict_proba(pairs, 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
 
 
@@ -447,7 +451,7 @@ def test_what_was_saved_answers_as_it_did(
     run = load_run(tmp_path / "run")
     rows = run.predictions("validation")
     data = load_data(DataConfig(validation_file=pair_files["validation"]))
-    again = load_predictor(str(run.path)).score(data.splits["validation"], 4)
+    again = load_classifier(str(run.path)).predict_proba(data.splits["validation"], 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == ("batch" not in flags)
     if "best" in flags:
@@ -558,7 +562,7 @@ def test_a_checkpoint_that_is_quantized_already_is_loaded_as_it_is(
     first, second = (
         PromptClassifier(
             LocalEngine(one, tokenizer, 512), [load_template("paraphrase")], LABELS
-        ).score(pairs, 4)
+        ).predict_proba(pairs, 4)
         for one in (model, again)
     )
     assert np.abs(first - second).max() < 1e-5
@@ -605,10 +609,10 @@ def test_new_pairs_are_answered_as_the_first_split_was(
     info = json.loads((run.artifact / "peft_mrpc.json").read_text())
     assert info["calibration"]["split"] == "validation"
     data = load_data(DataConfig(validation_file=pair_files["validation"], test_file=other_train))
-    predictor = load_predictor(str(run.path))
+    predictor = load_classifier(str(run.path))
     drifts = {
         split: np.abs(
-            predictor.score(data.splits[split], 4) - run.predictions(split).probabilities
+            predictor.predict_proba(data.splits[split], 4) - run.predictions(split).probabilities
         ).max()
         for split in ("validation", "test")
     }

@@ -15,13 +15,13 @@ from transformers import (
     PretrainedConfig,
 )
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.models.loading import load_classifier, load_config, load_tokenizer
+from peft_mrpc.models.loading import load_classification_model, load_config, load_tokenizer
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json_lines
 from peft_mrpc.train import main
@@ -44,11 +44,11 @@ def test_the_head_reads_what_leaves_the_layer_that_is_named(
         norm = whole.norm if architecture == "llama" else whole.final_norm
         expected = norm(expected)
     one_layer = replace(source, head_layer=1)
-    model = load_classifier(one_layer, LABELS, tokenizer, "mean").eval()
+    model = load_classification_model(one_layer, LABELS, tokenizer, "mean").eval()
     read = model.encoder(**batch)[0]
     assert torch.allclose(read, expected, atol=1e-5)
     assert model.config.num_hidden_layers == load_config(one_layer).num_hidden_layers == 1
-    both = load_classifier(source, LABELS, tokenizer, "mean")
+    both = load_classification_model(source, LABELS, tokenizer, "mean")
     assert model.num_parameters() < both.num_parameters()
 
 
@@ -131,12 +131,12 @@ def test_a_run_records_the_layer_and_labels_with_it(
     run = load_run(folder)
     assert run.record["config"]["head_layer"] == "1"
     assert "and reads layer 1 of the encoder" in (folder / "README.md").read_text("utf-8")
-    again = load_predictor(str(folder))
+    again = load_classifier(str(folder))
     assert again.model.config.num_hidden_layers == 1
     predictions = read_json_lines(folder / "predictions" / "validation.jsonl")
     pairs = [Example(row["idx"], row["sentence1"], row["sentence2"]) for row in predictions]
     expected = np.array([list(row["probabilities"].values()) for row in predictions])
-    assert np.abs(again.score(pairs, 32) - expected).max() < 1e-5
+    assert np.abs(again.predict_proba(pairs, 32) - expected).max() < 1e-5
 
 
 def test_frozen_encoders_are_read_two_thirds_up_by_default() -> None:

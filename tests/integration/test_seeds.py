@@ -14,8 +14,8 @@ import pytest
 from conftest import run_command
 
 from peft_mrpc import compare, predict
+from peft_mrpc.api import load_classifier
 from peft_mrpc.evaluation.seed_aggregation import combine_metrics
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.publishing import collect_files
 from peft_mrpc.runs.run import load_run
@@ -143,7 +143,7 @@ def test_the_first_seeds_model_stands_for_the_run(
     published = {p.name for p in (tmp_path / "published").rglob("*")}
     assert {"adapter_config.json", "seeds.png", "confusion_matrix.png", "metrics.json"} <= published
     assert "seeds" not in published
-    assert load_predictor(str(seeds_run)).label_names == ["not_equivalent", "equivalent"]
+    assert load_classifier(str(seeds_run)).labels == ["not_equivalent", "equivalent"]
 
 
 def test_compare_shows_the_deviation(seeds_run: Path, trained_run: Path, tmp_path: Path) -> None:

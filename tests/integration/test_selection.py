@@ -14,12 +14,12 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from transformers import set_seed
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data, reported_splits
 from peft_mrpc.errors import UserError
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.run import Run, load_run
@@ -163,7 +163,7 @@ def test_the_best_checkpoint_is_reloaded_exactly(
     other, fresh, _ = prepare(method, tiny_bert, files, tmp_path / "other", *flags)
     other._load_from_checkpoint(str(tmp_path / "checkpoints" / f"checkpoint-{best}"))
     pairs = data.splits["validation"]
-    assert np.array_equal(classifier.score(pairs, 8), fresh.score(pairs, 8))
+    assert np.array_equal(classifier.predict_proba(pairs, 8), fresh.predict_proba(pairs, 8))
 
 
 @pytest.mark.parametrize("method", FLAGS)
@@ -182,7 +182,7 @@ def test_the_run_holds_the_best_and_no_checkpoints(
     assert record["best_metric"] == max(row["eval_accuracy"] for row in watched)
     assert not (run.path / "checkpoints").exists()
     saved = run.predictions("validation").probabilities
-    again = load_predictor(str(run.path)).score(pairs_of(run), 32)
+    again = load_classifier(str(run.path)).predict_proba(pairs_of(run), 32)
     assert np.abs(again - saved).max() < 1e-5
     assert f"held out to choose epoch {record['best_epoch']:g} on" in build_card(run)
 
@@ -391,8 +391,8 @@ def test_the_best_threshold_is_chosen_on_held_out_pairs_and_stored(
 ) -> None:
     run = train("layer_freeze", "--threshold", "auto", "--selection_fraction", "0.4", *metric)
     _, held = hold_out(load_data(DataConfig(train_file=files[1])).splits["train"], 0.4, 42)
-    predictor = load_predictor(str(run.path))
-    scores = predictor.score(held, 8)[:, 1]
+    predictor = load_classifier(str(run.path))
+    scores = predictor.predict_proba(held, 8)[:, 1]
     expected = tune_threshold(
         np.array([pair.label for pair in held]), scores, "f1" if metric else "accuracy"
     )

@@ -15,9 +15,9 @@ from tiny_models import ENCODERS, FLAGS, batch_drift, reload_drift, train_two_st
 from transformers import AutoModel, set_seed
 
 from peft_mrpc import doctor
+from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.hub import resolve_model
@@ -97,7 +97,7 @@ def test_the_prompt_that_is_saved_has_no_dropout_in_it(
     out = ["--max_steps", "2", "--output_dir", str(tmp_path / "run")]
     main(["--model", tiny_bert, *data_flags, "--method", "p_tuning", *flags, *out])
     scored = load_run(tmp_path / "run").predictions("validation").probabilities
-    again = load_predictor(str(tmp_path / "run" / "adapter")).score(PAIRS, 9)
+    again = load_classifier(str(tmp_path / "run" / "adapter")).predict_proba(PAIRS, 9)
     assert np.abs(np.subtract(scored, again)).max() < 1e-5
 
 
@@ -114,7 +114,7 @@ def test_every_pooling_reads_the_pair_wherever_the_prompt_stands(
         encoder = classifier.model.base_model.encoder
         encoder.encoder.layer = encoder.encoder.layer[:0]
         encoder.embeddings.position_embeddings.weight.data.zero_()
-        scores.append(classifier.score(PAIRS, 9))
+        scores.append(classifier.predict_proba(PAIRS, 9))
     assert np.abs(scores[0] - scores[1]).max() < 1e-5
 
 
@@ -138,10 +138,10 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
     info = after_run / "adapter" / "peft_mrpc.json"
     assert read_json(info)["prompt_position"] == "after"
     script = (
-        "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
+        "import sys, json; from peft_mrpc.api import load_classifier;"
         "from peft_mrpc.data.loading import load_data; from peft_mrpc.config import DataConfig;"
         "pairs = load_data(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
-        "print(json.dumps(load_predictor(sys.argv[2]).score(pairs, 32).tolist()))"
+        "print(json.dumps(load_classifier(sys.argv[2]).predict_proba(pairs, 32).tolist()))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, pair_files["validation"], str(after_run)],
@@ -166,7 +166,7 @@ def test_the_position_matters_to_what_is_loaded(after_run: Path, tmp_path: Path)
     info = read_json(moved / "peft_mrpc.json")
     (moved / "peft_mrpc.json").write_text(json.dumps({**info, "prompt_position": "before"}))
     saved = load_run(after_run).predictions("validation").probabilities
-    assert np.abs(load_predictor(str(moved)).score(PAIRS, 32) - saved).max() > 1e-5
+    assert np.abs(load_classifier(str(moved)).predict_proba(PAIRS, 32) - saved).max() > 1e-5
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
     fails: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(
-        "peft_mrpc.training.build_model.load_classifier", None
+        "peft_mrpc.training.build_model.load_classification_model", None
     )  # calling it would fail
     flags = ["--method", method, "--model", models[architecture], *AFTER, pooling]
     message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))

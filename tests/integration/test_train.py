@@ -24,13 +24,13 @@ from transformers import (
     TrainerCallback,
 )
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import trainable_names
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.runs.run import load_run
@@ -172,10 +172,11 @@ def test_every_saved_run_gives_equal_probabilities_in_a_new_process(
     runs: dict[str, Path], pair_files: dict[str, str]
 ) -> None:
     script = (
-        "import sys, json; from peft_mrpc.models.artifact import load_predictor;"
+        "import sys, json; from peft_mrpc.api import load_classifier;"
         "from peft_mrpc.data.loading import load_data; from peft_mrpc.config import DataConfig;"
         "pairs = load_data(DataConfig(validation_file=sys.argv[1])).splits['validation'];"
-        "print(json.dumps([load_predictor(p).score(pairs, 32).tolist() for p in sys.argv[2:]]))"
+        "probabilities = [load_classifier(p).predict_proba(pairs).tolist() for p in sys.argv[2:]];"
+        "print(json.dumps(probabilities))"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, pair_files["validation"], *map(str, runs.values())],
@@ -238,7 +239,7 @@ def test_what_mixed_precision_trained_scores_as_it_is_reloaded(
     main(["--model", tiny_bert, *data_flags, *flags])
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
     pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
-    again = load_predictor(str(tmp_path / "run")).score(pairs, 32)
+    again = load_classifier(str(tmp_path / "run")).predict_proba(pairs, 32)
     assert np.abs(again - saved).max() < 1e-6
 
 
@@ -381,7 +382,7 @@ def test_virtual_tokens_count_against_the_positions(
     features, num_cut = classifier.encode(data.splits["train"])
     assert max(len(feature["input_ids"]) for feature in features) == 14
     assert num_cut == sum(len(f"{a} {b}".split()) + 3 > 14 for a, b, _ in ROWS * 2) > 0
-    assert classifier.score(data.splits["validation"], 4).shape == (9, 2)
+    assert classifier.predict_proba(data.splits["validation"], 4).shape == (9, 2)
 
 
 @pytest.mark.parametrize(
@@ -723,7 +724,7 @@ def test_minilm_learns_mrpc_beyond_its_majority(tmp_path: Path) -> None:
     )
     values = load_run(tmp_path / "run").metrics["validation"]
     assert values["roc_auc"] > 0.65
-    assert load_predictor(str(tmp_path / "run")).label_names == ["not_equivalent", "equivalent"]
+    assert load_classifier(str(tmp_path / "run")).labels == ["not_equivalent", "equivalent"]
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit"])

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeAlias
 
 SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
@@ -18,6 +19,10 @@ class Example:
     sentence1: str
     sentence2: str
     label: int = UNKNOWN_LABEL
+
+
+# A sequence of examples or of tuples, a `datasets.Dataset`, or a pandas `DataFrame`.
+Inputs: TypeAlias = Any
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,14 @@ class DataSplits:
         own = (pairs for split, pairs in self.splits.items() if split not in reported)
         trained = {key for pairs in own for key in map(_same, pairs) if key in sought}
         return {split: sum(key in trained for key in keys) for split, keys in reported.items()}
+
+
+def as_examples(inputs: Inputs) -> list[Example]:
+    """Convert examples or tuples `(sentence1, sentence2)` into examples."""
+    return [
+        row if isinstance(row, Example) else Example(number, row[0], row[1])
+        for number, row in enumerate(inputs)
+    ]
 
 
 def folded(pair: Example) -> tuple[str, str]:

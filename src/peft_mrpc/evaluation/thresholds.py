@@ -4,6 +4,7 @@ Shapes: N pairs, C classes, V distinct scores.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,13 @@ def predict_labels(probabilities: NDArray[np.float64], threshold: float = 0.5) -
     if probabilities.shape[1] != 2:
         return np.asarray(probabilities.argmax(axis=1), np.int64)
     return np.asarray(probabilities[:, 1] > threshold, np.int64)
+
+
+def label_names_of(
+    probabilities: NDArray[np.float64], labels: Sequence[str], threshold: float = 0.5
+) -> list[str]:
+    """Predicted label names, [N], of probabilities, [N, C], whose columns are in label order."""
+    return [labels[index] for index in predict_labels(probabilities, threshold)]
 
 
 def threshold_faults(wanted: str, num_classes: int | None = None) -> list[str]:

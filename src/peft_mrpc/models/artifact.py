@@ -1,37 +1,22 @@
-"""The folder that holds a trained classifier or a prompt: its way to disk and back."""
+"""The directory of a fine-tuned classifier: a model or an adapter, and how to classify with it."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.config import PromptConfig
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.models.classifier import Classifier, Predictor
+from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.external import (
     ADAPTER_FILE,
     describe_plain_adapter,
     describe_plain_model,
-    rename_labels,
     tokenizer_source,
 )
 from peft_mrpc.models.hub import ModelSource, quiet_transformers, resolve_model
-from peft_mrpc.models.loading import load_causal_lm, load_classifier, load_tokenizer
-from peft_mrpc.prompting.calibration import Calibration
-from peft_mrpc.prompting.demonstrations import build_show
-from peft_mrpc.prompting.endpoint import EndpointEngine
-from peft_mrpc.prompting.local_model import Engine, LocalEngine, PromptClassifier
-from peft_mrpc.prompting.prompt_encoder import Show
-from peft_mrpc.prompting.template_files import build_template
-from peft_mrpc.prompting.templates import Demonstration
-from peft_mrpc.runs.run import (
-    ARTIFACT_FILE,
-    ARTIFACT_FOLDERS,
-    POOL_FILE,
-    load_run,
-)
-from peft_mrpc.serialization import read_json, read_json_lines, write_json, write_json_lines
+from peft_mrpc.models.loading import load_classification_model, load_tokenizer
+from peft_mrpc.runs.run import ARTIFACT_FILE, ARTIFACT_FOLDERS, load_run
+from peft_mrpc.serialization import read_json, write_json
 
 
 def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
@@ -55,7 +40,7 @@ def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, m
         # A tokenizer that lost its file would be replaced by another without a word.
         files=sorted(p.name for p in folder.iterdir() if p.name != "README.md"),
         method=method,
-        label_names=classifier.label_names,
+        label_names=classifier.labels,
         max_length=classifier.max_length,
         threshold=classifier.threshold,
         pooling=getattr(classifier.model.config, "pooling", "native"),
@@ -73,55 +58,12 @@ def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, m
         write_json(adapter_config, config)
 
 
-def save_prompt(
-    folder: Path,
-    classifier: PromptClassifier,
-    source: ModelSource,
-    config: PromptConfig,
-    shown: Sequence[Demonstration],
-    calibrated_on: str,
-) -> None:
-    """Write all that asks the same questions again; the pool of nearest pairs in a file of its own.
-
-    Args:
-        folder: The artifact's.
-        classifier: Templates and calibration.
-        source: The model.
-        config: How it was asked.
-        shown: The demonstrations, or the pairs that the nearest are found among.
-        calibrated_on: The split that the calibration was fitted to, where it looks at one.
-    """
-    calibration = classifier.calibration
-    pairs = [asdict(one) for one in shown]
-    save_info(
-        folder,
-        source,
-        method="hard_prompt",
-        label_names=classifier.label_names,
-        max_length=config.max_length,
-        batch_tokens=config.batch_tokens,
-        device_map=config.device_map,
-        quantization=config.quantization,
-        # Not where: whoever made this would say whom texts and key are sent to.
-        is_served=config.endpoint is not None,
-        templates=[template.record() for template in classifier.templates],
-        demonstrations={
-            "count": config.num_demonstrations,
-            "how": config.demonstrations,
-            "shown": [] if config.demonstrations == "nearest" else pairs,
-        },
-        calibration=calibration and {**calibration.record(), "split": calibrated_on},
-    )
-    if pairs and config.demonstrations == "nearest":
-        write_json_lines(folder / POOL_FILE, pairs)
-
-
 def save_threshold(folder: Path, threshold: float) -> None:
     """Write the threshold that was chosen after the classifier was saved."""
     write_json(folder / ARTIFACT_FILE, read_json(folder / ARTIFACT_FILE) | {"threshold": threshold})
 
 
-def find_artifact(name: str) -> Path:
+def resolve_artifact(name: str) -> Path:
     """The folder to load: a Run's, an adapter's or model's own, or one fetched from the Hub.
 
     Raises:
@@ -155,41 +97,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def load_predictor(
-    name: str, class_names: str | None = None, endpoint: str | None = None
-) -> Predictor:
-    """Load what a Run, a directory or a Hub repository holds.
-
-    Args:
-        name: Its name.
-        class_names: Names of the labels, comma-separated, where another tool saved it.
-        endpoint: Where the model is served that a hard prompt asks, if it is.
-    Raises:
-        UserError: If it holds nothing that classifies pairs.
-    """
-    folder = find_artifact(name)
-    info = _describe(folder, name)
-    if class_names is not None:
-        if (folder / ARTIFACT_FILE).is_file():
-            own = ", ".join(info["label_names"])
-            raise UserError(f"--class_names: {name} names its labels itself ({own}); drop it.")
-        info = rename_labels(info, class_names, name)
-    is_served = bool(info.get("is_served") or info.get("endpoint"))
-    if is_served and endpoint is None:
-        raise UserError(
-            f"--endpoint: got none, but {name} asks {info['model']} as it is served; expected "
-            "the server's address, http://HOST:PORT/v1."
-        )
-    if endpoint is not None and not is_served:
-        raise UserError(f"--endpoint: got {endpoint}, but {name} asks no served model; drop it.")
-    info["endpoint"] = endpoint  # of whoever labels, never of whoever made it
-    loader = next(
-        load for file, load in LOADERS.items() if file is None or (folder / file).is_file()
-    )
-    return loader(folder, info)
-
-
-def _describe(folder: Path, name: str) -> dict[str, Any]:
+def read_info(folder: Path, name: str) -> dict[str, Any]:
     """How a folder classifies pairs, as we or another tool wrote it."""
     if (folder / ARTIFACT_FILE).is_file():
         info = read_json(folder / ARTIFACT_FILE)
@@ -207,7 +115,7 @@ def _describe(folder: Path, name: str) -> dict[str, Any]:
     )
 
 
-def _base_source(info: dict[str, Any]) -> ModelSource:
+def base_model_source(info: dict[str, Any]) -> ModelSource:
     """The base model under its local name if it is here, under its Hub id if not."""
     try:
         return resolve_model(info["model"], info["base_model_id"])
@@ -217,13 +125,26 @@ def _base_source(info: dict[str, Any]) -> ModelSource:
         return resolve_model(info["base_model_id"])
 
 
-def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
+def load_fine_tuned(folder: Path, info: dict[str, Any]) -> Classifier:
+    """Load an adapter or a model that was fine-tuned to classify.
+
+    Args:
+        folder: The directory.
+        info: Its description, as `read_info` returns it.
+    Raises:
+        UserError: If the base model is missing or the weights do not load.
+    """
+    is_adapter = (folder / ADAPTER_FILE).is_file()
+    return _load_adapter(folder, info) if is_adapter else _load_model(folder, info)
+
+
+def _load_adapter(folder: Path, info: dict[str, Any]) -> Classifier:
     from peft import PeftModel
 
-    source = replace(_base_source(info), head_layer=info.get("head_layer"))
+    source = replace(base_model_source(info), head_layer=info.get("head_layer"))
     tokenizer = load_tokenizer(tokenizer_source(folder, source))
     quantization = info.get("quantization", "none")
-    base = load_classifier(
+    base = load_classification_model(
         source,
         info["label_names"],
         tokenizer,
@@ -237,10 +158,10 @@ def _load_adapter(folder: Path, info: dict[str, Any]) -> Predictor:
     return _pair_classifier(model, tokenizer, info)
 
 
-def _load_model(folder: Path, info: dict[str, Any]) -> Predictor:
+def _load_model(folder: Path, info: dict[str, Any]) -> Classifier:
     source = ModelSource(str(folder), str(folder), None)
     tokenizer = load_tokenizer(source)
-    model = load_classifier(source, info["label_names"], tokenizer, trained=True)
+    model = load_classification_model(source, info["label_names"], tokenizer, trained=True)
     return _pair_classifier(model, tokenizer, info)
 
 
@@ -255,42 +176,3 @@ def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> Classi
         threshold,
         info.get("head_layer"),
     )
-
-
-def _load_prompt(folder: Path, info: dict[str, Any]) -> Predictor:
-    where = str(folder / ARTIFACT_FILE)
-    calibration = info.get("calibration")
-    return PromptClassifier(
-        _load_engine(info),
-        [build_template(one, where) for one in info.get("templates") or [info["template"]]],
-        info["label_names"],
-        show=_load_demonstrations(folder, info),
-        calibration=None if calibration is None else Calibration.from_record(calibration),
-    )
-
-
-def _load_engine(info: dict[str, Any]) -> Engine:
-    if info.get("endpoint"):
-        return EndpointEngine(info["endpoint"], info["model"])
-    source = _base_source(info)
-    device_map = info.get("device_map", "replica")
-    model = load_causal_lm(source, info["quantization"], device_map)
-    tokenizer = load_tokenizer(source)
-    return LocalEngine(model, tokenizer, info["max_length"], info.get("batch_tokens"))
-
-
-def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
-    """What shows each pair the demonstrations that it was scored with."""
-    about = info.get("demonstrations") or {"count": 0, "how": "", "shown": []}
-    is_nearest = about["count"] and about["how"] == "nearest"
-    rows = read_json_lines(folder / POOL_FILE) if is_nearest else about["shown"]
-    shown = [Demonstration(**row) for row in rows]
-    return build_show(about["how"], about["count"], shown, info["label_names"])
-
-
-# What marks each kind of folder; the last is what remains.
-LOADERS: dict[str | None, Callable[[Path, dict[str, Any]], Predictor]] = {
-    ADAPTER_FILE: _load_adapter,
-    "config.json": _load_model,
-    None: _load_prompt,
-}

@@ -14,8 +14,6 @@ from transformers.utils.logging import tqdm
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, one_line
 
-# How many logits are in one softmax.
-SOFTMAX_ELEMENTS = 1 << 22
 Row = TypeVar("Row")
 Result = TypeVar("Result")
 ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
@@ -165,27 +163,3 @@ def classifier_probabilities(logits: torch.Tensor) -> NDArray[np.float64]:
     """Softmax of classifier logits in float64, [B, C]."""
     probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
     return probabilities
-
-
-def chosen_log_probabilities(
-    logits: torch.Tensor, line: torch.Tensor, column: torch.Tensor, token: torch.Tensor
-) -> torch.Tensor:
-    """Log-probabilities of some tokens, the softmax taken in float32, [M].
-
-    Some rows at a time: of a large vocabulary all at once would be gigabytes.
-
-    Args:
-        logits: [S, U, V].
-        line: Where along S each token is predicted, [M].
-        column: The same along U, [M].
-        token: Token ids, [M].
-    """
-    line, column, token = (which.to(logits.device) for which in (line, column, token))
-    found = []
-    step = max(1, SOFTMAX_ELEMENTS // logits.shape[-1])
-    for start in range(0, len(token), step):
-        own = slice(start, start + step)
-        predicted = logits[line[own], column[own]].float()
-        chosen = predicted.gather(1, token[own, None])[:, 0]
-        found.append(chosen - predicted.logsumexp(dim=-1))
-    return torch.cat(found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,21 +10,12 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
-from peft_mrpc.data.examples import Example
+from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, logger
+from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import classifier_probabilities, score_rows
 from peft_mrpc.models.collator import ClassificationCollator
-
-
-class Predictor(Protocol):
-    """Anything that gives pairs label probabilities."""
-
-    label_names: list[str]
-    threshold: float
-
-    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
-        """Probabilities of the labels, [N, C], in the order of the pairs."""
 
 
 @dataclass
@@ -34,7 +25,7 @@ class Classifier:
     Attributes:
         model: Takes `input_ids` and its kin, gives logits [B, C].
         tokenizer: Pads on the side the model needs.
-        label_names: Names of the C labels.
+        labels: The C label names.
         max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
         quantization: How the base model's weights are held.
         threshold: Probability above which the last of two labels is predicted.
@@ -43,7 +34,7 @@ class Classifier:
 
     model: Any
     tokenizer: PreTrainedTokenizerBase
-    label_names: list[str]
+    labels: list[str]
     max_length: int
     quantization: str = "none"
     threshold: float = 0.5
@@ -53,8 +44,18 @@ class Classifier:
         """The model inputs of each pair, and how many pairs had to be cut."""
         return encode_pairs(self.tokenizer, pairs, self.max_length)
 
-    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
-        """Probabilities of the labels, [N, C], in the order of the pairs."""
+    def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
+        """Label probabilities, [N, C], in the order of the inputs.
+
+        Args:
+            inputs: N examples, or tuples `(sentence1, sentence2)`, or a `datasets.Dataset` or
+                pandas `DataFrame` with such columns.
+            batch_size: Examples in one forward pass; halved when memory runs out.
+        Raises:
+            UserError: If an input is invalid.
+            TrainingDiverged: If a logit is NaN or infinite.
+        """
+        pairs = as_examples(inputs)
         features, num_cut = self.encode(pairs)
         if num_cut:
             logger.warning(
@@ -73,3 +74,7 @@ class Classifier:
         if not np.isfinite(probabilities).all():
             raise TrainingDiverged
         return probabilities
+
+    def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
+        """Predicted label names, [N], in the order of the inputs; see `predict_proba`."""
+        return label_names_of(self.predict_proba(inputs, batch_size), self.labels, self.threshold)

@@ -89,7 +89,7 @@ def auto_pooling(tokenizer: PreTrainedTokenizerBase, compares: str) -> str:
     return "last" if tokenizer.sep_token is None else compares
 
 
-def load_classifier(
+def load_classification_model(
     source: ModelSource,
     label_names: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,

@@ -24,7 +24,7 @@ def generate_answers(
     for template in classifier.templates:
         if template.direction == "channel":
             continue
-        asked = Questions(template, classifier.label_names, pairs, shown)
+        asked = Questions(template, classifier.labels, pairs, shown)
         for pair, text in zip(pairs, classifier.engine.generate(asked, batch_size), strict=True):
             said = {"template": template.name, "text": text}
             answers.append({"idx": pair.idx, **said, "answer": parse_answer(text, template)})

@@ -9,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from peft_mrpc.data.examples import Example
+from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.environment import describe_environment
+from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import ScoreCache, score_rows
 from peft_mrpc.prompting.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.prompting.loglikelihood import ContinuationScorer
@@ -124,7 +125,7 @@ class PromptClassifier:
     Attributes:
         engine: What answers.
         templates: The questions.
-        label_names: Names of the C labels.
+        labels: The C label names.
         show: Gives each pair the demonstrations that stand before it.
         calibration: Turns label scores into probabilities; None for the scores as they are.
         label_mass: For each template the mean probability that fell on the labels at all in the
@@ -135,7 +136,7 @@ class PromptClassifier:
 
     engine: Engine
     templates: Sequence[Template]
-    label_names: list[str]
+    labels: list[str]
     show: Show = show_nothing
     calibration: Calibration | None = None
     label_mass: dict[str, float | None] = field(default_factory=dict)
@@ -158,7 +159,7 @@ class PromptClassifier:
         scores: list[Scores] = []
         for template in self.templates:
             kept = keep(template.name) if keep else None
-            asked = Questions(template, self.label_names, pairs, shown)
+            asked = Questions(template, self.labels, pairs, shown)
             scores.append(self.engine.score(asked, batch_size, kept))
             is_mass = template.direction == "direct" and not template.length_normalized
             mass = float(np.exp(scores[-1].labels).sum(axis=1).mean()) if is_mass else None
@@ -174,7 +175,11 @@ class PromptClassifier:
         """Of what `ask` gives, the label scores alone, [T, N, C]."""
         return labels_of(self.ask(pairs, batch_size, keep))
 
-    def score(self, pairs: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
-        """Probabilities of the labels among themselves, [N, C], in the order of the pairs."""
-        scores = self.ask(pairs, batch_size)
+    def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
+        """Label probabilities, [N, C], normalized over the labels, in the order of the inputs."""
+        scores = self.ask(as_examples(inputs), batch_size)
         return (self.calibration or no_calibration(labels_of(scores))).classify(scores)
+
+    def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
+        """Predicted label names, [N], in the order of the inputs."""
+        return label_names_of(self.predict_proba(inputs, batch_size), self.labels, self.threshold)

@@ -19,12 +19,13 @@ from transformers.cache_utils import DynamicLayer
 from peft_mrpc.errors import logger
 from peft_mrpc.models.batched_inference import (
     ScoreCache,
-    chosen_log_probabilities,
     out_of_memory,
     score_rows,
 )
 from peft_mrpc.prompting.prefix_cache import common_prefix, repeat_prefix, run_prefix
 
+# How many logits are in one softmax.
+SOFTMAX_ELEMENTS = 1 << 22
 # A prefix shorter than this is not worth keys and values of its own.
 WORTH_SHARING = 8
 # From so many shared tokens on, copies of their keys and values cost more than what sequences in
@@ -286,3 +287,27 @@ def longest_reads(row: Sequence[Continuation]) -> list[tuple[int, ...]]:
 
 def _find_read(read: tuple[int, ...], sequences: Sequence[tuple[int, ...]]) -> int:
     return next(i for i, ids in enumerate(sequences) if ids[: len(read)] == read)
+
+
+def chosen_log_probabilities(
+    logits: torch.Tensor, line: torch.Tensor, column: torch.Tensor, token: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of some tokens, the softmax taken in float32, [M].
+
+    Some rows at a time: of a large vocabulary all at once would be gigabytes.
+
+    Args:
+        logits: [S, U, V].
+        line: Where along S each token is predicted, [M].
+        column: The same along U, [M].
+        token: Token ids, [M].
+    """
+    line, column, token = (which.to(logits.device) for which in (line, column, token))
+    found = []
+    step = max(1, SOFTMAX_ELEMENTS // logits.shape[-1])
+    for start in range(0, len(token), step):
+        own = slice(start, start + step)
+        predicted = logits[line[own], column[own]].float()
+        chosen = predicted.gather(1, token[own, None])[:, 0]
+        found.append(chosen - predicted.logsumexp(dim=-1))
+    return torch.cat(found)

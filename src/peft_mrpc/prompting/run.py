@@ -17,9 +17,9 @@ from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import logger
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.models.artifact import save_prompt
 from peft_mrpc.models.batched_inference import ScoreCache
 from peft_mrpc.models.hub import ModelSource
+from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE,
     Calibration,

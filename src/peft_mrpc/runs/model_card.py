@@ -25,11 +25,10 @@ tokenizer = AutoTokenizer.from_pretrained("{repo_id}")""",
 
 POOLED_LOADING = {
     "model": LOADING["model"].replace('("{repo_id}")', '("{repo_id}", trust_remote_code=True)'),
-    "adapter": """from peft_mrpc.models.artifact import load_predictor
-from peft_mrpc.data.examples import Example
+    "adapter": """from peft_mrpc import load_classifier
 
-classifier = load_predictor("{repo_id}")
-classifier.score([Example(0, "One sentence.", "Another.")], batch_size=1)  # [1, {num_labels}]""",
+classifier = load_classifier("{repo_id}")
+classifier.predict_proba([("One sentence.", "Another.")])  # [1, {num_labels}]""",
 }
 
 

@@ -12,7 +12,7 @@ from peft_mrpc.methods.registry import fitted_rates
 from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
-from peft_mrpc.models.loading import init_classifier, load_classifier, load_config
+from peft_mrpc.models.loading import init_classifier, load_classification_model, load_config
 from peft_mrpc.training.attention import check_attention
 from peft_mrpc.training.build_trainer import pair_length
 from peft_mrpc.training.head_layer import settle_reading
@@ -25,7 +25,7 @@ def build_classifier(request: TrainJob, source: ModelSource, data: DataSplits) -
     fit_rates(request, load_config(source))
     max_length = check_request(request, source, tokenizer)
     quantization = request.config.quantization
-    model = load_classifier(
+    model = load_classification_model(
         source,
         data.label_names,
         tokenizer,

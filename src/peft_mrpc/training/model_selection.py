@@ -28,9 +28,7 @@ def score_logits(prediction: Any, classifier: Classifier) -> dict[str, float]:
         raise TrainingDiverged
     probabilities = classifier_probabilities(logits)
     predictions = predict_labels(probabilities, classifier.threshold)
-    values = compute_metrics(
-        prediction.label_ids, predictions, probabilities, classifier.label_names
-    )
+    values = compute_metrics(prediction.label_ids, predictions, probabilities, classifier.labels)
     found = {name: values[key] for name, key in SCORED_METRICS.items()}
     return {name: value for name, value in found.items() if value is not None}
 
@@ -82,7 +80,7 @@ def choose_threshold(
 ) -> float:
     """The threshold that is best on the held-out part of train, for accuracy or, if asked, F1."""
     pairs = data.splits[SELECTION]
-    scores = classifier.score(pairs, arguments.per_device_eval_batch_size)[:, 1]
+    scores = classifier.predict_proba(pairs, arguments.per_device_eval_batch_size)[:, 1]
     wanted = (arguments.metric_for_best_model or "").removeprefix("eval_")
     metric = "f1" if wanted == "f1" else "accuracy"
     threshold = tune_threshold(np.array([pair.label for pair in pairs]), scores, metric)

@@ -15,10 +15,10 @@ from tiny_models import (
     train_two_steps,
 )
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import parameter_counts
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main
@@ -243,7 +243,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     assert read_json(folder / "adapter" / "peft_mrpc.json")["quantization"] == "nf4"
     pairs = load_data(DataConfig(validation_file=pair_files["validation"])).splits["validation"]
     saved = load_run(folder).predictions("validation").probabilities
-    assert abs(load_predictor(str(folder)).score(pairs, 32) - saved).max() < 1e-6
+    assert abs(load_classifier(str(folder)).predict_proba(pairs, 32) - saved).max() < 1e-6
 
 
 def test_an_unknown_quantization_is_refused(

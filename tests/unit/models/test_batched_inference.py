@@ -8,7 +8,6 @@ import torch
 from conftest import ROWS, launcher, run_command
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.models import batched_inference as scoring
 from peft_mrpc.models.batched_inference import length_sorted_batches, score_rows, score_with_retry
 from peft_mrpc.runs.run import load_run
 
@@ -120,17 +119,3 @@ def test_two_processes_ask_a_language_model_as_one_does(tmp_path: Path) -> None:
     one, two = probabilities
     assert (one.idx == two.idx).all() and (one.predictions == two.predictions).all()
     assert np.abs(one.probabilities - two.probabilities).max() < 1e-5
-
-
-def test_a_large_vocabulary_is_scored_some_tokens_at_a_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    draw = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 4, 11, generator=draw)
-    line, column = torch.tensor([0, 2, 1, 0, 2]), torch.tensor([3, 0, 1, 1, 0])
-    token = torch.tensor([10, 0, 4, 4, 1])
-    expected = logits.log_softmax(-1)[line, column, token]
-    for elements in (1, 30, 1000):  # one token at a time, two, all
-        monkeypatch.setattr(scoring, "SOFTMAX_ELEMENTS", elements)
-        found = scoring.chosen_log_probabilities(logits, line, column, token)
-        assert torch.allclose(found, expected, atol=1e-6)

@@ -22,15 +22,15 @@ from transformers import (
     RobertaConfig,
 )
 
+from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import trainable_names
-from peft_mrpc.models.artifact import load_predictor
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.models.loading import load_classifier, load_tokenizer
+from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import (
     ALIGNS,
     POOLINGS,
@@ -94,7 +94,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
     }
     assert {*expected, *ALIGNS} == set(POOLINGS)
     for pooling, features in expected.items():
-        model = load_classifier(source, LABELS, tokenizer, pooling).eval()
+        model = load_classification_model(source, LABELS, tokenizer, pooling).eval()
         seen: list[torch.Tensor] = []
         model.classifier.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         model(**batch)
@@ -104,7 +104,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
 @pytest.mark.parametrize("pooling", ["aligned", "weighted"])
 def test_an_aligned_head_compares_each_token_with_its_like(pooling: str, tiny_bert: str) -> None:
     source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
-    model = load_classifier(source, LABELS, tokenizer, pooling).eval()
+    model = load_classification_model(source, LABELS, tokenizer, pooling).eval()
     head = model.classifier
     if pooling == "weighted":  # weights that differ from token to token
         head.importance.weight.data.normal_(std=0.5)
@@ -145,9 +145,9 @@ def test_dropout_is_one_number_for_encoder_and_head(tiny_bert: str) -> None:
     source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
     for pooling in ("native", "aligned"):
-        model = load_classifier(source, LABELS, tokenizer, pooling, dropout=0.0).train()
+        model = load_classification_model(source, LABELS, tokenizer, pooling, dropout=0.0).train()
         assert torch.equal(model(**batch).logits, model(**batch).logits)
-        own = load_classifier(source, LABELS, tokenizer, pooling).train()
+        own = load_classification_model(source, LABELS, tokenizer, pooling).train()
         assert not torch.equal(own(**batch).logits, own(**batch).logits)
 
 
@@ -172,9 +172,9 @@ def test_padding_moves_no_score(tiny_bert: str) -> None:
     tokenizer = load_tokenizer(source)
     pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for pooling in POOLINGS:
-        model = load_classifier(source, LABELS, tokenizer, pooling)
+        model = load_classification_model(source, LABELS, tokenizer, pooling)
         classifier = Classifier(model, tokenizer, LABELS, 64)
-        together, alone = classifier.score(pairs, 9), classifier.score(pairs, 1)
+        together, alone = classifier.predict_proba(pairs, 9), classifier.predict_proba(pairs, 1)
         assert np.abs(together - alone).max() < 1e-5
 
 
@@ -203,11 +203,11 @@ def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
     run = load_run(tmp_path / "run")
     assert run.record["config"]["pooling"] == "last"
     saved = run.predictions("validation").probabilities
-    predictor = load_predictor(str(run.path))
+    predictor = load_classifier(str(run.path))
     pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     # The same whatever a row is padded to, and the same as before it was saved.
     for batch_size in (1, 2, 9):
-        assert np.abs(predictor.score(pairs, batch_size) - saved).max() < 1e-5
+        assert np.abs(predictor.predict_proba(pairs, batch_size) - saved).max() < 1e-5
     with pytest.raises(UserError, match="reads a pad once virtual tokens stand before the pair"):
         main([*flags, *data_flags, "--output_dir", str(tmp_path / "no"), "--pooling", "native"])
 
@@ -227,7 +227,7 @@ def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) 
     pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for path in pooled_runs.values():
         saved = load_run(path).predictions("validation").probabilities
-        assert np.abs(load_predictor(str(path)).score(pairs, 32) - saved).max() < 1e-6
+        assert np.abs(load_classifier(str(path)).predict_proba(pairs, 32) - saved).max() < 1e-6
 
 
 def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]) -> None:
@@ -252,16 +252,16 @@ def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]
 
 
 def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) -> None:
-    predictor = load_predictor(str(pooled_runs["prompt_tuning"]))
+    predictor = load_classifier(str(pooled_runs["prompt_tuning"]))
     assert isinstance(predictor, Classifier)
     pairs = [Example(0, *ROWS[0][:2])]
-    before = predictor.score(pairs, 1)
-    assert (predictor.score(pairs, 1) == before).all()  # so that any change is the prompt's
+    before = predictor.predict_proba(pairs, 1)
+    assert (predictor.predict_proba(pairs, 1) == before).all()  # so that any change is the prompt's
     prompt = predictor.model.prompt_encoder["default"].embedding.weight
     assert prompt.shape == (5, 16)
     with torch.no_grad():
         prompt += 100 * torch.randn_like(prompt)
-    assert np.abs(predictor.score(pairs, 1) - before).max() > 1e-7
+    assert np.abs(predictor.predict_proba(pairs, 1) - before).max() > 1e-7
 
 
 def test_the_head_trains_at_its_own_rate(

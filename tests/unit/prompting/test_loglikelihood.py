@@ -23,6 +23,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
+from peft_mrpc.prompting import loglikelihood
 from peft_mrpc.prompting.loglikelihood import Continuation, ContinuationScorer, longest_reads
 from peft_mrpc.prompting.prefix_cache import common_prefix
 
@@ -195,3 +196,17 @@ def test_what_reckons_positions_its_own_way_scores_as_alone(architecture: str) -
     assert (scorer.prefix_length > 0, scorer._packs) == (shares, packs)
     expected = np.array([[plain(model, one) for one in row] for row in rows])
     assert np.abs(found - expected).max() < 1e-4
+
+
+def test_a_large_vocabulary_is_scored_some_tokens_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 4, 11, generator=draw)
+    line, column = torch.tensor([0, 2, 1, 0, 2]), torch.tensor([3, 0, 1, 1, 0])
+    token = torch.tensor([10, 0, 4, 4, 1])
+    expected = logits.log_softmax(-1)[line, column, token]
+    for elements in (1, 30, 1000):  # one token at a time, two, all
+        monkeypatch.setattr(loglikelihood, "SOFTMAX_ELEMENTS", elements)
+        found = loglikelihood.chosen_log_probabilities(logits, line, column, token)
+        assert torch.allclose(found, expected, atol=1e-6)

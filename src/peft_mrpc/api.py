@@ -1,0 +1,44 @@
+"""The Python API. The commands are thin callers of these functions; no function here prints."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_mrpc.errors import UserError
+
+if TYPE_CHECKING:
+    from peft_mrpc.models.classifier import Classifier
+    from peft_mrpc.prompting.local_model import PromptClassifier
+    from peft_mrpc.runs.run import Run
+
+
+def load_classifier(
+    run: "Run | Path | str", class_names: str | None = None, endpoint: str | None = None
+) -> "Classifier | PromptClassifier":
+    """Load the classifier of a Run, of a directory or of a Hub repository.
+
+    Args:
+        run: A Run, its directory, the directory of a model or an adapter, or `owner/name` on the
+            Hub. Models and adapters may come from other tools.
+        class_names: Label names, comma-separated, for a model or an adapter of another tool.
+        endpoint: Address of the server, for a hard prompt that was evaluated with a served model.
+    Raises:
+        UserError: If `run` holds no classifier, or an argument does not apply to it.
+    """
+    from peft_mrpc.models.artifact import load_fine_tuned, read_info, resolve_artifact
+    from peft_mrpc.models.external import rename_labels
+    from peft_mrpc.prompting.artifact import load_prompt
+    from peft_mrpc.runs.run import ARTIFACT_FILE
+
+    name = str(getattr(run, "path", run))
+    folder = resolve_artifact(name)
+    info = read_info(folder, name)
+    if class_names is not None:
+        if (folder / ARTIFACT_FILE).is_file():
+            labels = ", ".join(info["label_names"])
+            raise UserError(f"--class_names: {name} has its own label names ({labels}); drop it.")
+        info = rename_labels(info, class_names, name)
+    if info.get("method") == "hard_prompt":
+        return load_prompt(folder, info, endpoint)
+    if endpoint is not None:
+        raise UserError(f"--endpoint: got {endpoint}, but {name} uses no served model; drop it.")
+    return load_fine_tuned(folder, info)
