@@ -187,7 +187,7 @@ def test_texts_and_key_go_where_the_user_says_and_nowhere_else(
     server.asked.clear()
     given = [str(tmp_path / "run"), "--input", pair_files["unlabelled"]]
     said = fails(predict, *given)
-    assert "--endpoint: got none, but" in said and "asks served as it is served" in said
+    assert "--endpoint: got none, but" in said and "with served on a server" in said
     said = fails(predict, *given, "--endpoint", "localhost")
     assert "--endpoint: got 'localhost'; expected http://HOST:PORT/v1." in said
     assert not server.asked

@@ -210,7 +210,7 @@ def test_what_an_adapter_of_peft_alone_lacks_is_said(
     whole = save_by_peft(tmp_path / "bert", tmp_path / "whole", "bert", "lora")
     assert "got 2 names; expected 3, as many" in said(whole, "--class_names", "a,b")
     assert "two or more different names" in said(whole, "--class_names", "a,a,b")
-    assert "names its labels itself (not_eq" in said(trained_run, "--class_names", "a,b")
+    assert "has its own label names (not_eq" in said(trained_run, "--class_names", "a,b")
     assert "names no base_model_name_or_path" in said(changed("0", base_model_name_or_path=None))
     gone = said(changed("1", base_model_name_or_path="/gone/model"))
     assert "adapter_config.json: base_model_name_or_path: got '/gone/model'" in gone

@@ -208,7 +208,7 @@ def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
     # The same whatever a row is padded to, and the same as before it was saved.
     for batch_size in (1, 2, 9):
         assert np.abs(predictor.predict_proba(pairs, batch_size) - saved).max() < 1e-5
-    with pytest.raises(UserError, match="reads a pad once virtual tokens stand before the pair"):
+    with pytest.raises(UserError, match="reads a padding token when virtual tokens precede"):
         main([*flags, *data_flags, "--output_dir", str(tmp_path / "no"), "--pooling", "native"])
 
 
