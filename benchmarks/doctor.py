@@ -38,7 +38,7 @@ from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
 from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 GOAL = 0.7  # within 30 %
 DEV_PAIRS = 40

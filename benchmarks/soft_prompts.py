@@ -34,7 +34,7 @@ from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 NUM_HELD_OUT = 668
 SPLIT_SEED = 0

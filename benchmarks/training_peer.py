@@ -39,7 +39,7 @@ from peft_mrpc.training.activation_cache.cache import _HELD
 from peft_mrpc.training.activation_cache.callback import CacheTrunk
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer, trained_model
-from peft_mrpc.training.job import TrainJob, parse_request
+from peft_mrpc.training.request import TrainJob, parse_request
 
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}

@@ -24,7 +24,7 @@ from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
 RANGE = {"initializer_range": 0.3}

@@ -41,7 +41,7 @@ from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
 from peft_mrpc.training.build_trainer import check_against_data, pair_length
 from peft_mrpc.training.cost_estimate import Pairs, rehearse
 from peft_mrpc.training.head_layer import describe_reading, read_head_layer, settle_reading
-from peft_mrpc.training.job import TrainJob, parse_command
+from peft_mrpc.training.request import TrainJob, parse_command
 from peft_mrpc.training.selection import hold_out_selection
 
 DESCRIPTION = (

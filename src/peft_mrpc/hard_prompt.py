@@ -33,7 +33,7 @@ from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
 from peft_mrpc.runs.writer import data_line, summary
-from peft_mrpc.training.job import default_output_dir
+from peft_mrpc.training.request import default_output_dir
 
 DESCRIPTION = "Score sentence pairs with a prompted causal LM and write a Run."
 NAMES = {

@@ -43,8 +43,8 @@ from peft_mrpc.training.build_trainer import (
     trained_model,
 )
 from peft_mrpc.training.head_layer import describe_reading
-from peft_mrpc.training.job import TrainJob, parse_request
 from peft_mrpc.training.model_selection import choose_threshold, describe_selection, say_chosen
+from peft_mrpc.training.request import TrainJob, parse_request
 from peft_mrpc.training.resuming import check_resumed
 from peft_mrpc.training.seeds import train_seeds
 from peft_mrpc.training.selection import hold_out_selection, say_held_out

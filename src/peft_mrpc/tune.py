@@ -27,7 +27,7 @@ from peft_mrpc.training.activation_cache.plan import count_trunks
 from peft_mrpc.training.build_model import build_classifier, check_fit, fit_rates
 from peft_mrpc.training.build_trainer import build_trainer, check_against_data
 from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.job import TrainJob, parse_command
+from peft_mrpc.training.request import TrainJob, parse_command
 from peft_mrpc.training.selection import SELECTION, say_held_out, split_selection
 from peft_mrpc.training.tuning.config import (
     FIXED,

@@ -45,7 +45,7 @@ from peft_mrpc.training.activation_cache.rows import (
 from peft_mrpc.training.activation_cache.store import STATES, TrunkStore, pad_states
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 from peft_mrpc.tune import main as tune
 
 USED = "are frozen and run once for each of"

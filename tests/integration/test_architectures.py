@@ -21,7 +21,7 @@ from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 
 def test_only_the_known_combinations_are_refused() -> None:

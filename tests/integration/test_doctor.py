@@ -19,7 +19,7 @@ from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config, load_tokenizer
 from peft_mrpc.training.activation_cache.plan import parse_bytes
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 
 def test_the_table_shows_every_method_and_the_environment(

@@ -25,7 +25,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are
 NORM = 2 * H  # weight and bias

@@ -26,7 +26,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json_lines
 from peft_mrpc.train import main
 from peft_mrpc.training.head_layer import read_head_layer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 LABELS = ["not_equivalent", "equivalent"]
 

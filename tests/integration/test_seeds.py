@@ -269,7 +269,7 @@ def test_seeds_do_not_resume_a_checkpoint(flags: list[str], fails: Callable[...,
 
 
 def test_a_recipe_lists_seeds_and_a_flag_is_stronger(flags: list[str], tmp_path: Path) -> None:
-    from peft_mrpc.training.job import parse_request
+    from peft_mrpc.training.request import parse_request
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("seeds: [4, 5]\n")

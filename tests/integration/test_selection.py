@@ -27,7 +27,7 @@ from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
 from peft_mrpc.training.checkpoints import TRAINED_FILE, load_trained
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 from peft_mrpc.training.selection import hold_out, hold_out_selection
 
 # The encoders of the last two are more than the prompt they compute, which is all that PEFT saves.

@@ -27,7 +27,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 PAIRS = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]

@@ -38,7 +38,7 @@ from peft_mrpc.train import main
 from peft_mrpc.training.attention import drops_attention
 from peft_mrpc.training.build_model import build_classifier, fit_rates
 from peft_mrpc.training.build_trainer import build_trainer, is_symmetric
-from peft_mrpc.training.job import _settle, parse_request
+from peft_mrpc.training.request import _settle, parse_request
 
 H, FF, LAYERS = 16, 32, 2  # the tiny BERT
 LAYER = 4 * (H * H + H) + 2 * H + (H * FF + FF) + (FF * H + H) + 2 * H

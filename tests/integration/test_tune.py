@@ -21,7 +21,7 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import load_yaml
-from peft_mrpc.training.job import parse_command
+from peft_mrpc.training.request import parse_command
 from peft_mrpc.training.selection import hold_out
 from peft_mrpc.training.tuning.search_space import load_space
 from peft_mrpc.tune import OWN, _check_ends, flag_values, main

@@ -16,7 +16,7 @@ from peft_mrpc.models.loading import init_classifier, load_classification_model,
 from peft_mrpc.training.attention import check_attention
 from peft_mrpc.training.build_trainer import pair_length
 from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 
 def build_classifier(request: TrainJob, source: ModelSource, data: DataSplits) -> Classifier:

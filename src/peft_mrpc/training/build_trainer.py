@@ -33,9 +33,9 @@ from peft_mrpc.training.activation_cache.store import TrunkCollator
 from peft_mrpc.training.attention import TrainingAttention
 from peft_mrpc.training.callbacks import tensorboard_logs
 from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
-from peft_mrpc.training.job import TrainJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import score_logits
+from peft_mrpc.training.request import TrainJob
 from peft_mrpc.training.resuming import training_fingerprint
 from peft_mrpc.training.selection import SELECTION
 from peft_mrpc.training.trainer import ClassificationTrainer

@@ -32,7 +32,7 @@ from peft_mrpc.training.activation_cache.disk import fill_refusal, find_room
 from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
 from peft_mrpc.training.activation_cache.plan import build_trunk_plan, in_bytes
 from peft_mrpc.training.build_trainer import build_trainer, pair_length
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 WARM_UP, STEPS = 2, 4
 # Weights, their gradients and Adam's two moments, in fp32; under --sam_rho the weights once more.

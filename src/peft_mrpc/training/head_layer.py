@@ -10,7 +10,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import auto_pooling, load_config, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import ALIGNS
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 
 def settle_reading(

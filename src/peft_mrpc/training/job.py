@@ -1,222 +1,188 @@
-"""The command line of every verb that trains: flags over recipes."""
+"""The two descriptions of a training: what was requested, and what it resolves to.
 
+`TrainJob` is what a command line, a YAML file or a caller of the API requested, with nothing filled
+in. `training/resolve.py` turns it into a `ResolvedJob`, in which every `auto` is decided. Both are
+frozen. This module imports neither torch nor transformers, so that a command line can be parsed
+without them.
+"""
+
+import dataclasses
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import TrainingArguments
+from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.data.examples import SPLITS
+from peft_mrpc.errors import closest, raise_faults
 
-from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags, typed_flags
-from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
-from peft_mrpc.errors import UserError, logger, raise_faults
-from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, method_flags
-from peft_mrpc.precision import keep_off, precision_defaults
-from peft_mrpc.training.optimizer_faults import keeps_gradients_from_us, schedule_faults
-from peft_mrpc.training.selection import implied_arguments
-from peft_mrpc.training.validation import MAX_SEED, argument_faults, idle_faults
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
-TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
-FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
+    from peft_mrpc.methods.registry import Method
+    from peft_mrpc.models.hub import ModelSource
+
+# Name of data that is passed as objects, in `run.json`.
+IN_MEMORY = "in_memory"
 
 
 @dataclass(frozen=True)
 class TrainJob:
-    """What was asked for, parsed and checked as far as flags go."""
+    """A training as it was requested.
 
+    Attributes:
+        config: Model, method and head. A field that is None takes the value of the method's recipe.
+        data: A data set, or examples in memory: split name -> list of tuples, `datasets.Dataset` or
+            pandas `DataFrame`.
+        training_arguments: The fields of `TrainingArguments` that were given, typed. None removes
+            the recipe's value: transformers' default applies.
+        method_options: The options of the method that were given, typed. None removes the recipe's
+            value.
+        output_dir: Directory of the Run; None for `runs/DATASET-MODEL-METHOD`.
+        removed: Fields of `config` whose recipe values do not apply (`null` in a YAML file).
+    """
+
+    config: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig | Mapping[str, Any] = field(default_factory=DataConfig)
+    training_arguments: Mapping[str, Any] = field(default_factory=dict)
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    output_dir: Path | None = None
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def explicit(self) -> frozenset[str]:
+        """Names of all options that were given, and have a value other than their default."""
+        defaults = TrainConfig()
+        names = {
+            item.name
+            for item in dataclasses.fields(TrainConfig)
+            if getattr(self.config, item.name) != getattr(defaults, item.name)
+        }
+        given = {**self.training_arguments, **self.method_options}
+        return frozenset(names | {name for name, value in given.items() if value is not None})
+
+    @property
+    def seed(self) -> int:
+        """The random seed, the first one of several."""
+        if self.config.seeds:
+            return int(self.config.seeds[0])
+        seed = self.training_arguments.get("seed")
+        return 42 if seed is None else int(seed)
+
+    def with_options(self, **options: Any) -> "TrainJob":
+        """This job with other values for some fields of its config, the Trainer or the method.
+
+        Raises:
+            UserError: For a name that is none of these.
+        """
+        own = {item.name for item in dataclasses.fields(TrainConfig)}
+        config = {name: value for name, value in options.items() if name in own}
+        others = {name: value for name, value in options.items() if name not in own}
+        method = config.get("method", self.config.method)
+        training_arguments, method_options = split_options(method, others)
+        return dataclasses.replace(
+            self,
+            config=dataclasses.replace(self.config, **config),
+            training_arguments={**self.training_arguments, **training_arguments},
+            method_options={**self.method_options, **method_options},
+        )
+
+
+@dataclass(frozen=True)
+class ResolvedJob:
+    """A training with every option decided, as `training/resolve.py` returns it.
+
+    Attributes:
+        job: What was requested.
+        config: Model, method and head; no field is `auto` that the model or the data decide.
+        data: The data set; for examples in memory its name is `in_memory`.
+        training_args: For the Trainer, but for the directory of its checkpoints.
+        method: How the model is made trainable.
+        method_options: The method's options (PEFT's config for its methods).
+        given_options: The method's options that the user or the recipe gave.
+        source: The base model, up to the layer that the head reads.
+        max_length: Maximum tokens of an example, without virtual tokens.
+        output_dir: Directory of the Run.
+        push_to_hub: Whether the Run is published when it is written.
+        keep_checkpoints: Whether checkpoints stay in the Run.
+        explicit: Names of the options that the user gave.
+    """
+
+    job: TrainJob
     config: TrainConfig
     data: DataConfig
-    arguments: TrainingArguments
-    method: Method
-    options: Any
+    training_args: "TrainingArguments"
+    method: "Method"
+    method_options: Any
     given_options: Mapping[str, Any]
+    source: "ModelSource"
+    max_length: int
     output_dir: Path
-    publish: bool
-    keep_checkpoints: bool = True
-    recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
-    asked: frozenset[str] = frozenset()  # what the user gave, typed or in a recipe
-    num_trainings: int = 1  # on these pairs: this one, and those of the same process after it
+    push_to_hub: bool
+    keep_checkpoints: bool
+    explicit: frozenset[str]
 
 
-def parse_request(argv: Sequence[str]) -> TrainJob:
-    """Parse flags over the user's recipe over the method's default recipe.
-
-    Raises:
-        UserError: For unknown flags and methods, wrong values, flags that cannot stand together.
-    """
-    return parse_command(argv, "train", TRAIN_DESCRIPTION, ())[0]
-
-
-def parse_command(
-    argv: Sequence[str], verb: str, description: str, own: Sequence[type]
-) -> tuple[TrainJob, list[Any]]:
-    """Parse the command line of a verb that trains, with flags of its own beside those of train.
-
-    A `null` in the user's recipe takes the line of the method's recipe away.
-
-    Returns:
-        What to train, and an instance of each dataclass in `own`.
-    """
-    path = flag_value(argv, "config")
-    recipe = load_recipe(path) if path is not None else {}
-    dropped = {key for key, value in recipe.items() if value is None}
-    asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
-    name = asked.get("method", TrainConfig.method)
-    if not isinstance(name, str):
-        raise UserError("--method: expected one name, such as lora.")
-    method = find_method(name)
-    default = {k: v for k, v in load_default_recipe(name, asked).items() if k not in dropped}
-    is_saving_asked = "save_strategy" in asked
-    implied = implied_arguments({**default, **asked}, is_saving_asked)
-    implied |= precision_defaults(asked)
-    (*mine, config, data, arguments), given = parse_flags(
-        verb,
-        description,
-        (*own, TrainConfig, DataConfig, TrainingArguments),
-        argv,
-        [{**default, **implied}, recipe],
-        method.option_types(),
-        method_flags(),
-        recipe_path=path,
-    )
-    _settle(name, config, arguments, asked)
-    faults = settle_seeds(config, arguments, argv, recipe)
-    options = _check(verb, method, config, arguments, given, asked, faults)
-    publish_it = arguments.push_to_hub
-    # The Trainer would upload its own folder; the Run is published whole, at the end, by us.
-    arguments.push_to_hub = False
-    if not method.is_peft:  # PEFT saves all of its config beside the adapter
-        given = dict(vars(options))
-    return TrainJob(
-        *(config, data, arguments, method, options, given),
-        output_dir=_output_dir(verb, argv, recipe, config, data),
-        publish=publish_it,
-        keep_checkpoints=is_saving_asked,
-        recipe_rates=frozenset(FITTED_RATES - dropped - set(asked)),
-        asked=frozenset(asked),
-    ), mine
-
-
-def _settle(
-    method: str, config: TrainConfig, arguments: TrainingArguments, asked: Mapping[str, Any]
-) -> None:
-    """Undo what TrainingArguments and the recipe make of flags that were, or were not, given."""
-    for field, value in TRAIN_DEFAULTS.items():
-        if getattr(config, field) is None:
-            setattr(config, field, value)
-    keep_off(arguments, asked)
-    if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
-        arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps
-    if arguments.n_gpu > 1:  # DataParallel is slow, and sums the losses of its copies
-        logger.info("one of %d GPUs trains: `accelerate launch` takes all", arguments.n_gpu)
-        arguments._n_gpu = 1
-    keeper = keeps_gradients_from_us(arguments)
-    if config.sam_rho and "sam_rho" not in asked and keeper:
-        logger.info("%s: its --sam_rho %g is left out under %s", method, config.sam_rho, keeper)
-        config.sam_rho = 0.0
-
-
-def _check(
-    verb: str,
-    method: Method,
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    given: Mapping[str, Any],
-    asked: Mapping[str, Any],
-    faults: Sequence[str],
-) -> Any:
-    """The method's options, where these and all other flags are right and have an effect.
+def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split options into fields of `TrainingArguments` and options of a method.
 
     Args:
-        verb: The command.
-        method: What trains.
-        config: What the flags and recipes say.
-        arguments: What they say of the Trainer.
-        given: The method's own options.
-        asked: What the user gave.
-        faults: What is known to be wrong.
-    Raises:
-        UserError: With these faults and all others.
-    """
-    faults = [*faults, *argument_faults(config, arguments)]
-    try:
-        options = method.build_options(given)
-    except UserError as error:  # said together with what is wrong with all other flags
-        raise UserError(*faults, *error.faults) from error
-    wrong = {fault.partition(":")[0].removeprefix("--") for fault in faults}
-    idle = idle_faults(verb, config, arguments, options, set(asked))
-    raise_faults(
-        faults
-        + [fault for fault in idle if fault.partition(":")[0].removeprefix("--") not in wrong]
-    )
-    unfreeze_every = getattr(options, "unfreeze_every", None)
-    raise_faults(schedule_faults(arguments, unfreeze_every, config.sam_rho))
-    return options
-
-
-def _output_dir(
-    verb: str,
-    argv: Sequence[str],
-    recipe: Mapping[str, Any],
-    config: TrainConfig,
-    data: DataConfig,
-) -> Path:
-    """Where the outcome goes: TrainingArguments fill in a name, so what was typed is asked for."""
-    typed = flag_value(argv, "output_dir")
-    given = recipe.get("output_dir") if typed is None else typed
-    if given is not None:
-        return Path(str(given)).expanduser()
-    default = default_output_dir(config.method, config.model, data)
-    if verb != "train":
-        default = default.replace("runs/", f"runs/{verb}-", 1)
-    return Path(default)
-
-
-def default_output_dir(method: str, model: str, data: DataConfig) -> str:
-    """`runs/DATASET-MODEL-METHOD`, in letters that any file system takes."""
-    dataset = "files" if data.train_file or data.validation_file or data.test_file else data.dataset
-    parts = [Path(dataset).name, Path(model).name, method]
-    return "runs/" + "-".join(re.sub(r"[^\w.]+", "_", part).strip("_") for part in parts)
-
-
-def settle_seeds(
-    config: TrainConfig,
-    arguments: TrainingArguments,
-    argv: Sequence[str],
-    recipe: Mapping[str, Any],
-) -> list[str]:
-    """Make `--seeds` of several spellings one list, and the first of them the seed of the data.
-
-    A flag is stronger than the recipe: `--seed 3` over a recipe's `seeds` trains once.
-
+        method: Name of the method.
+        options: Values by name, mixed.
     Returns:
-        What is wrong with them.
+        The fields of `TrainingArguments`, and the method's options.
+    Raises:
+        UserError: For an unknown method; for each unknown name, with the most similar known one.
     """
-    is_typed = {name: flag_value(argv, name) is not None for name in ("seed", "seeds")}
-    if is_typed["seed"] and not is_typed["seeds"]:
-        config.seeds = None
-    if config.seeds is None:
-        return []
-    texts = [text.strip() for text in ",".join(config.seeds).split(",")]
-    faults = [
-        f"--seeds: got {text!r}; expected whole numbers from 0 to {MAX_SEED}, such as 1,2,3."
-        for text in texts
-        if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED)
-    ]
-    if not faults:
-        seeds = [int(text) for text in texts]
-        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
-        faults += [f"--seeds: got {seed} twice; name each seed once." for seed in twice]
-        if len(seeds) == 1:
-            faults.append(f"--seeds: got {seeds[0]} alone; expected two or more, or --seed.")
-        config.seeds = [str(seed) for seed in seeds]
-        arguments.seed = seeds[0]
-    if is_typed["seed"] or (not is_typed["seeds"] and "seed" in recipe):
-        faults.append("--seeds: got --seed as well; drop one of them.")
-    if arguments.resume_from_checkpoint is not None:
-        faults.append(
-            "--seeds: got --resume_from_checkpoint as well, which belongs to one seed; drop it: "
-            "the same command goes on after the seeds that are finished."
-        )
-    return faults
+    from peft_mrpc.methods.registry import find_method, method_flags
+
+    training_names, method_names = training_argument_names(), find_method(method).option_types()
+    owners = method_flags()
+    own = {item.name for item in dataclasses.fields(TrainConfig)}
+    faults = []
+    for name in options:
+        if name in training_names or name in method_names:
+            continue
+        if name in own:
+            faults.append(f"{name}: got it as an option; expected it as a field of TrainConfig.")
+        elif name in owners:
+            faults.append(f"{name}: got an option of {owners[name]}, not of {method}. Remove it.")
+        else:
+            near = closest(name, {*training_names, *method_names, *own})
+            faults.append(
+                f"{name}: got an unknown option; expected a field of TrainingArguments or an "
+                f"option of {method}.{near}"
+            )
+    raise_faults(faults)
+    return (
+        {name: value for name, value in options.items() if name in training_names},
+        {name: value for name, value in options.items() if name not in training_names},
+    )
+
+
+def training_argument_names() -> frozenset[str]:
+    """Names of the fields of transformers' `TrainingArguments`."""
+    from transformers import TrainingArguments
+
+    return frozenset(item.name for item in dataclasses.fields(TrainingArguments) if item.init)
+
+
+def default_output_dir(
+    method: str, model: str, data: DataConfig | Mapping[str, Any], command: str = "train"
+) -> Path:
+    """`runs/DATASET-MODEL-METHOD` in characters that every file system accepts.
+
+    The name begins with the command, unless that is `train`.
+    """
+    if not isinstance(data, DataConfig):
+        dataset = IN_MEMORY
+    elif any(getattr(data, f"{split}_file") for split in SPLITS):
+        dataset = "files"
+    else:
+        dataset = data.dataset
+    parts = [Path(dataset).name, Path(model).name, method]
+    prefix = [] if command == "train" else [command]
+    return Path(
+        "runs", "-".join([*prefix, *(re.sub(r"[^\w.]+", "_", p).strip("_") for p in parts)])
+    )

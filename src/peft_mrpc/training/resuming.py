@@ -9,7 +9,7 @@ from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.training.checkpoints import read_about
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 # What a step of training depends on, and what is chosen by, beside the method's own options. How
 # many steps there are, how they are computed, and what is kept and logged may be another.

@@ -27,7 +27,7 @@ from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run, load_run
 from peft_mrpc.runs.staging import move_into_place
 from peft_mrpc.runs.writer import describe_data, seed_line
 from peft_mrpc.serialization import write_json
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 
 def train_seeds(

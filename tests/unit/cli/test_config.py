@@ -10,7 +10,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS, fitted_rates, load_default_recipe
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 
 def test_recipe_is_the_methods_default_and_flags_override_it(tmp_path: Path) -> None:

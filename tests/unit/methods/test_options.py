@@ -12,7 +12,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.methods.option_types import option_types, parse_option
 from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS
 from peft_mrpc.train import main
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 from peft_mrpc.training.tuning.config import common_recipe
 
 

@@ -270,7 +270,7 @@ def test_the_head_trains_at_its_own_rate(
     from peft_mrpc.data.loading import load_data
     from peft_mrpc.training.build_model import build_classifier
     from peft_mrpc.training.build_trainer import build_trainer
-    from peft_mrpc.training.job import parse_request
+    from peft_mrpc.training.request import parse_request
 
     request = parse_request(
         ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]

@@ -16,8 +16,8 @@ from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
 from peft_mrpc.training.losses import build_class_weights, classification_loss, loss_faults
+from peft_mrpc.training.request import parse_request
 
 NAMES = ["no", "yes"]
 

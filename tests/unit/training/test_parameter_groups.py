@@ -14,7 +14,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 
 RATE, HEAD_RATE, DECAY = 1e-3, 7e-3, 0.5
 IN_NO_LAYER = ["linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"]

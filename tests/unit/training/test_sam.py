@@ -19,7 +19,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.job import parse_request
+from peft_mrpc.training.request import parse_request
 from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
 from peft_mrpc.training.trainer import ClassificationTrainer
 from peft_mrpc.training.tuning.config import common_recipe

@@ -11,7 +11,7 @@ from peft_mrpc.config import TuneConfig
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import unknown_name
 from peft_mrpc.methods.registry import load_default_recipe
-from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.request import TrainJob
 
 # How the Trainer runs a trial: judged after every epoch, and nothing kept.
 OF_A_TRIAL = {
