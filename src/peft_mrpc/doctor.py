@@ -180,7 +180,7 @@ def examine(request: TrainJob, options: Mapping[str, Any], is_layer_asked: bool)
     lines = [f"{whole.name}: {load_config(whole).model_type}"]
     for method, chosen in options.items():
         if tokenizer is not None:
-            pooling = auto_pooling(tokenizer, find_method(method).compares)
+            pooling = auto_pooling(tokenizer, find_method(method).default_pooling)
         layer = str(load_default_recipe(method).get("head_layer", "last"))
         source = read_head_layer(whole, config.head_layer if is_layer_asked else layer, pooling)
         model_config = load_config(source)

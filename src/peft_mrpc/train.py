@@ -24,7 +24,7 @@ from peft_mrpc.data.loading import (
     warn_unknown_labels,
 )
 from peft_mrpc.distributed import prepare_processes, process_state
-from peft_mrpc.methods.layer_freeze import warn_of_unreached
+from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.models.architecture import describe_parameters
 from peft_mrpc.models.artifact import save_classifier, save_threshold
 from peft_mrpc.models.classifier import Classifier
@@ -82,7 +82,7 @@ def train(request: TrainJob) -> Run | None:
     settle_order(request.config, data)
     trains = request.method.freeze(classifier.model, request.options)
     check_trunk(request.config, request.arguments, classifier.model)
-    warn_of_unreached(request.options, request.arguments)
+    warn_layers_never_unfrozen(request.options, request.arguments)
     check_resumed(request, data)
     if request.config.dry_run:
         _print_plan(request, data, splits, classifier, trains)

@@ -17,7 +17,7 @@ from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.data.loading import load_data, reported_splits
 from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError, logger, raise_faults
-from peft_mrpc.methods.layer_freeze import warn_of_unreached
+from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_config
 from peft_mrpc.precision import is_by_rule, trainer_precision, warn_slow_bf16
@@ -87,7 +87,7 @@ def tune(argv: list[str], request: TrainJob, config: TuneConfig) -> None:
     read, _ = settle_reading(replace(request, config=replace(request.config)), source)
     sizes = load_config(read)
     fit_rates(request, sizes)
-    warn_of_unreached(request.options, request.arguments)
+    warn_layers_never_unfrozen(request.options, request.arguments)
     space = load_space(
         config.search_space,
         request.config.method,

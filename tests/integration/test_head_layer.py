@@ -113,7 +113,7 @@ def test_the_architectures_own_head_keeps_its_layer(
 def test_every_method_trains_below_the_last_layer_and_reloads(
     method: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = ["--pooling", METHODS[method].compares, "--head_layer", "1"]
+    flags = ["--pooling", METHODS[method].default_pooling, "--head_layer", "1"]
     classifier, pairs = train_two_steps(method, tiny_bert, data_flags, tmp_path / "t", *flags)
     assert classifier.model.config.num_hidden_layers == 1
     assert reload_drift(classifier, pairs, tiny_bert, method, tmp_path / "saved") < 1e-5
@@ -141,5 +141,5 @@ def test_a_run_records_the_layer_and_labels_with_it(
 
 def test_frozen_encoders_are_read_two_thirds_up_by_default() -> None:
     auto = {name for name in METHODS if load_default_recipe(name).get("head_layer") == "auto"}
-    weighted = {name for name, method in METHODS.items() if method.compares == "weighted"}
+    weighted = {name for name, method in METHODS.items() if method.default_pooling == "weighted"}
     assert auto == weighted == set(METHODS) - {"full", "layer_freeze", "lora", "dora"}

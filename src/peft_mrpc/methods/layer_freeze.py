@@ -1,5 +1,6 @@
-"""Which layers and modules train under `layer_freeze`, and from when on."""
+"""The method `layer_freeze`: which layers and modules train, and when they are unfrozen."""
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainingArguments
 
 from peft_mrpc.config import option
-from peft_mrpc.errors import UserError, closest, logger, raise_faults
+from peft_mrpc.errors import UserError, closest, raise_faults
 from peft_mrpc.methods.target_modules import encoder_type
 from peft_mrpc.models.architecture import (
     encoder_layers,
@@ -18,8 +19,10 @@ from peft_mrpc.models.architecture import (
     modules_before_layers,
 )
 
+logger = logging.getLogger(__name__)
+
 NUM_UNFROZEN_LAYERS = 2
-# Stands for all that comes before the first layer, whatever the architecture calls it.
+# All modules before the first layer, in every architecture.
 EMBEDDINGS = "embeddings"
 
 
@@ -28,20 +31,23 @@ class LayerFreezeOptions:
     """Options of `layer_freeze`.
 
     Raises:
-        UserError: For values that mean nothing, and for options that exclude each other.
+        UserError: For invalid values, and for options that exclude each other.
     """
 
     num_unfrozen_layers: int | None = option(
-        None, f"how many of the last encoder layers train ({NUM_UNFROZEN_LAYERS} if not given)"
+        None,
+        f"number of last encoder layers that train (default: {NUM_UNFROZEN_LAYERS})",
     )
     unfrozen_modules: list[str] | None = option(  # noqa: RUF009 - a list as a type only
-        None, "modules that train besides: embeddings, or names and patterns inside the encoder"
+        None, "modules to train in addition: embeddings, or names or patterns of encoder modules"
     )
     frozen_modules: list[str] | None = option(  # noqa: RUF009
-        None, "freeze these alone, and train all the rest (in place of the last layers)"
+        None, "modules to freeze; all others train"
     )
     unfreeze_every: float | None = option(
-        None, "begin with the head alone, and unfreeze a layer from the top every so many epochs"
+        None,
+        "gradual unfreezing: train the head first, then unfreeze one layer, from the last, every "
+        "so many epochs",
     )
 
     def __post_init__(self) -> None:
@@ -53,46 +59,46 @@ class LayerFreezeOptions:
 
     def _faults(self) -> list[str]:
         faults = [
-            f"--{name}: got nothing; expected names such as embeddings or encoder.layer.0."
+            f"{name}: got no names; expected names such as embeddings or encoder.layer.0."
             for name in ("unfrozen_modules", "frozen_modules")
             if getattr(self, name) == []
         ]
         number, every = self.num_unfrozen_layers, self.unfreeze_every
         if number is not None and type(number) is not int:
-            faults.append(f"--num_unfrozen_layers: got {number!r}; expected int.")
+            faults.append(f"num_unfrozen_layers: got {number!r}; expected an integer.")
         if every is not None and not _is_positive(every):
-            faults.append(f"--unfreeze_every: got {every!r}; expected epochs, a number above 0.")
+            faults.append(f"unfreeze_every: got {every!r}; expected a number of epochs above 0.")
         if self.frozen_modules is not None:
             faults += [
-                f"--frozen_modules: got --{name} as well; all but the frozen modules train, so "
-                "drop one of them."
+                f"frozen_modules: got {name} as well, but all modules that are not frozen train. "
+                "Remove one of the two."
                 for name in ("num_unfrozen_layers", "unfrozen_modules", "unfreeze_every")
                 if getattr(self, name) is not None
             ]
         elif every is not None and number == 0:
             faults.append(
-                f"--unfreeze_every: got {every}, but --num_unfrozen_layers 0 leaves no layer to "
-                "unfreeze; drop one of them."
+                f"unfreeze_every: got {every}, but num_unfrozen_layers is 0, so there is no layer "
+                "to unfreeze. Remove one of the two."
             )
         return faults
 
 
-def warn_of_unreached(options: Any, arguments: TrainingArguments) -> None:
-    """Say which layers gradual unfreezing would not come to, where the epochs are known."""
+def warn_layers_never_unfrozen(options: Any, arguments: TrainingArguments) -> None:
+    """Warn if the training ends before gradual unfreezing reaches all layers."""
     every, wanted = (getattr(options, n, None) for n in ("unfreeze_every", "num_unfrozen_layers"))
     if every is None or wanted is None or arguments.max_steps > 0:
         return
-    # One that is unfrozen as the last epoch ends takes no step any more.
+    # A layer that is unfrozen at the end of the last epoch takes no step.
     reached = max(0, math.ceil(arguments.num_train_epochs / every - 1e-6) - 1)
     if reached < wanted:
         logger.warning(
-            "--unfreeze_every: by %g epochs each, %g epochs unfreeze %d of %d layers; lower it",
+            "unfreeze_every: %g epochs per layer, so %g epochs unfreeze %d of %d layers; lower it",
             *(every, arguments.num_train_epochs, reached, wanted),
         )
 
 
 def _as_names(value: Any) -> list[str] | None:
-    """One name, several, or a flag without any (True) as a list."""
+    """Convert one name, several names, or an option without a value (True) to a list."""
     if value is None:
         return None
     values = value if isinstance(value, list) else [] if value is True else [value]
@@ -105,25 +111,25 @@ def _is_positive(value: Any) -> bool:
 
 
 def frozen_stages(model: PreTrainedModel, options: LayerFreezeOptions) -> list[list[nn.Parameter]]:
-    """The parameters to freeze, in each stage of the training; without a schedule there is one.
+    """Return the parameters to freeze in each stage; without gradual unfreezing there is one.
 
-    The head is none of the encoder and always trains; what stands after the layers trains with
-    them.
+    The head is not part of the encoder and always trains. Modules after the layers (poolers, final
+    norms) train too.
 
     Raises:
-        UserError: If the model has fewer layers than are to be unfrozen, or no such modules.
+        UserError: If the model has fewer layers than `num_unfrozen_layers`, or lacks a module.
     """
     if options.frozen_modules is not None:
-        frozen = find_modules(model, options.frozen_modules, "--frozen_modules")
+        frozen = find_modules(model, options.frozen_modules, "frozen_modules")
         return [[parameter for part in frozen for parameter in part.parameters()]]
     layers, number = encoder_layers(model), options.num_unfrozen_layers
     if number is None or not 0 <= number <= len(layers):
         raise UserError(
-            f"--num_unfrozen_layers: got {number}; {encoder_type(model.config)} here has "
-            f"{len(layers)} layers, expected 0 to {len(layers)}."
+            f"num_unfrozen_layers: got {number}; {encoder_type(model.config)} here has "
+            f"{len(layers)} layers; expected 0 to {len(layers)}."
         )
     trained = modules_after_layers(model)
-    trained += find_modules(model, options.unfrozen_modules or [], "--unfrozen_modules")
+    trained += find_modules(model, options.unfrozen_modules or [], "unfrozen_modules")
     first = number if options.unfreeze_every is None else 0
     return [
         _parameters_without(model.base_model, [*trained, *layers[len(layers) - last :]])
@@ -136,33 +142,33 @@ def _parameters_without(module: nn.Module, trained: Sequence[nn.Module]) -> list
     return [parameter for parameter in module.parameters() if id(parameter) not in inside]
 
 
-def find_modules(model: PreTrainedModel, names: Sequence[str], flag: str) -> list[nn.Module]:
-    """The modules of the encoder that are meant.
+def find_modules(model: PreTrainedModel, names: Sequence[str], where: str) -> list[nn.Module]:
+    """Return the encoder modules of these names.
 
     Args:
-        model: The model; what it names its parts differs between architectures.
-        names: Each `embeddings` (all before the first layer), a dotted path or the end of some
-            (`encoder.layer.0`, `attention`), or a shell-style pattern of these (`layer.[01]`).
-        flag: The flag that names them.
+        model: The model.
+        names: Each one is `embeddings` (all modules before the first layer), the end of a dotted
+            path (`encoder.layer.0`, `attention`), or a shell-style pattern (`layer.[01]`).
+        where: Name of the option, for messages.
     Raises:
-        UserError: For each name that no module with parameters has.
+        UserError: For each name that matches no module with parameters.
     """
     known = {
         path: module
         for path, module in model.base_model.named_modules()
         if path and any(True for _ in module.parameters())
     }
-    found = {name: _find_module(model, name, known) for name in names}
+    matches = {name: _find_module(model, name, known) for name in names}
     ends = {path.split(".", cut)[-1] for path in known for cut in range(path.count(".") + 1)}
     raise_faults(
         [
-            f"{flag}: got {name!r}, which no part of the encoder is called; expected such as "
-            f"{EMBEDDINGS} or {_first_layer(model, known)}.{closest(name, {EMBEDDINGS, *ends})}"
-            for name, modules in found.items()
+            f"{where}: got {name!r}, which matches no module of the encoder; expected a name such "
+            f"as {EMBEDDINGS} or {_first_layer(model, known)}.{closest(name, {EMBEDDINGS, *ends})}"
+            for name, modules in matches.items()
             if not modules
         ]
     )
-    return [module for modules in found.values() for module in modules]
+    return [module for modules in matches.values() for module in modules]
 
 
 def _find_module(
@@ -170,12 +176,12 @@ def _find_module(
 ) -> list[nn.Module]:
     if name == EMBEDDINGS:
         return modules_before_layers(model)
-    patterns = (name, f"*.{name}")  # the end of a path will do
+    patterns = (name, f"*.{name}")  # the end of a path matches too
     return [
         module
         for path, module in known.items()
         if any(fnmatchcase(path, pattern) for pattern in patterns)
-        # As it stands in the log, and in `run.json`.
+        # The name in the log and in `run.json`.
         or name == f"{model.base_model_prefix}.{path}"
     ]
 

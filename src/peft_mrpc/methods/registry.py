@@ -1,4 +1,7 @@
-"""How a model is made trainable: one entry for each method."""
+"""The methods of adapting a model, one entry each.
+
+A new method is an entry in `METHODS` and a file of its name in `recipes/`.
+"""
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -27,9 +30,9 @@ from peft_mrpc.methods.peft_options import listed_names, option_faults
 from peft_mrpc.models.architecture import describe_trainable
 from peft_mrpc.serialization import load_yaml
 
-# Hidden size and layers of the model that the recipes' learning rates were found on (MiniLM).
+# Hidden size and number of layers of the model that the recipes were tuned on (MiniLM).
 RECIPE_WIDTH, RECIPE_DEPTH = 384, 6
-# What PEFT's config says about the run and not about the method.
+# Fields of PEFT's configs that are not options of the method.
 RESERVED_PEFT_FIELDS = {
     "task_type",
     "peft_type",
@@ -38,7 +41,7 @@ RESERVED_PEFT_FIELDS = {
     "base_model_name_or_path",
     "revision",
     "peft_version",
-    # The model's own tokenizer, as it was loaded, and the model's own sizes.
+    # The tokenizer and the sizes of the base model.
     "tokenizer_name_or_path",
     "tokenizer_kwargs",
     "token_dim",
@@ -46,10 +49,10 @@ RESERVED_PEFT_FIELDS = {
     "num_attention_heads",
     "num_layers",
 }
-# Options that stand in the place of one of the recipe's.
-INSTEAD = {"oft": {"r": {"oft_block_size": 0}}}
-# PEFT refuses a text without one.
-UNKNOWN_TOKENIZER = "the model's own"
+# Options that exclude one of the recipe's: given the first, the recipe has these values instead.
+OPTION_CONFLICTS = {"oft": {"r": {"oft_block_size": 0}}}
+# PEFT rejects an initial text without a tokenizer; `set_tokenizer` sets the model's.
+TOKENIZER_PLACEHOLDER = "base model"
 
 
 @dataclass
@@ -59,82 +62,88 @@ class NoOptions:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of making a model trainable.
+    """A method of adapting a model.
 
     Attributes:
-        apply: Takes the loaded model and the options, returns the model to train.
-        options: Dataclass of the options (PEFT's own config for its methods).
-        callbacks: Trainer callbacks that the method needs.
-        fixed: Options that make the method what it is, and so are no flags of it.
-        trains_matrices: Whether what it trains are matrices over the hidden size, whose best rate
-            falls with the width; vectors and virtual tokens keep theirs.
-        compares: What its head does with tokens under `--pooling auto`. Where the matrices of the
-            encoder are frozen a head gains by a weight for each token; where they train, it learns
-            the training pairs by heart so (benchmarks/accuracy.md).
-        source: Where the method is described.
+        apply: Returns the model to train, of the loaded model and the options.
+        options: Dataclass of the options (PEFT's config for its methods).
+        callbacks: Trainer callbacks of the method.
+        preset_options: Options with a fixed value; the user cannot set them.
+        scale_lr_with_width: Whether the learning rate is scaled down with the hidden size. This
+            suits matrices over the hidden size; vectors and virtual tokens keep their rate.
+        default_pooling: The head with `pooling: auto`. A head that weighs tokens is better where
+            the encoder's matrices are frozen, and overfits where they train
+            (benchmarks/accuracy.md).
+        source: Publication.
     """
 
     apply: Callable[[PreTrainedModel, Any], Any]
     options: type = NoOptions
     callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    trains_matrices: bool = False
-    compares: str = "weighted"
+    preset_options: Mapping[str, Any] = field(default_factory=dict)
+    scale_lr_with_width: bool = False
+    default_pooling: str = "weighted"
     source: str = ""
 
     @property
     def is_peft(self) -> bool:
-        """Whether an adapter is saved rather than a whole model."""
+        """Whether the method saves an adapter, not a whole model."""
         return issubclass(self.options, PeftConfig)
 
     def option_types(self) -> dict[str, Any]:
-        """Names and annotations of the options that are flags."""
-        hidden = RESERVED_PEFT_FIELDS | set(self.fixed)
+        """Names and annotations of the options that the user can set."""
+        hidden = RESERVED_PEFT_FIELDS | set(self.preset_options)
         return {n: kind for n, kind in option_types(self.options).items() if n not in hidden}
 
     def build_options(self, given: Mapping[str, Any]) -> Any:
-        """The options with what was given set.
+        """Build the options.
 
+        Args:
+            given: Values by name; the others have their defaults.
         Raises:
-            UserError: If PEFT's config refuses a value.
+            UserError: If a value is invalid.
         """
         given = {**given, **listed_names(self.options, given)}
         raise_faults(option_faults(given))
         reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
         if given.get("prompt_tuning_init") == "TEXT":
-            reserved["tokenizer_name_or_path"] = UNKNOWN_TOKENIZER
-        later = {}  # what PEFT's config refuses, and `add_adapter` makes names of
+            reserved["tokenizer_name_or_path"] = TOKENIZER_PLACEHOLDER
+        later = {}  # PEFT's config rejects this value; `add_adapter` replaces it by names
         if targets_linear_in_some_layers(given):
             later["target_modules"] = given.pop("target_modules")
         try:
             nested = build_nested(self.options, given)
-            options = self.options(**reserved, **self.fixed, **{**given, **nested})
+            options = self.options(**reserved, **self.preset_options, **{**given, **nested})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
         vars(options).update(later)
         return options
 
     def freezes(self, options: Any) -> bool:
-        """Whether a callback of the method keeps modules as they are."""
+        """Whether a callback of the method freezes modules."""
         return any(isinstance(callback, FreezeCallback) for callback in self.callbacks(options))
 
     def freeze(self, model: Any, options: Any) -> str:
-        """Freeze what the callbacks would, without a Trainer; what trains, in words."""
-        said = [
+        """Freeze what the callbacks freeze, without a Trainer.
+
+        Returns:
+            A description of the trainable parameters.
+        """
+        descriptions = [
             callback.freeze(model)
             for callback in self.callbacks(options)
             if isinstance(callback, FreezeCallback)
         ]
-        return said[-1] if said else describe_trainable(model)
+        return descriptions[-1] if descriptions else describe_trainable(model)
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
-    """Leave every parameter trainable (but for what a callback freezes)."""
+    """Train every parameter that no callback freezes."""
     return model
 
 
 def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTrainedModel:
-    """Check the options; the freezing itself is the callback's, once the Trainer has the model."""
+    """Validate the options; the callback freezes the layers when the Trainer has the model."""
     frozen_stages(model, options)
     return model
 
@@ -142,7 +151,7 @@ def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTra
 def train_biases(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
     """Train the encoder's biases and the head (BitFit, arXiv:2106.10199, section 2).
 
-    Frozen weights stand beside trained biases in every layer, so the layers keep their dropout.
+    Every layer has trained biases, so no layer is set to eval mode.
     """
     for name, parameter in model.base_model.named_parameters():
         parameter.requires_grad = name.endswith("bias")
@@ -151,7 +160,10 @@ def train_biases(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
 
 METHODS: dict[str, Method] = {
     "full": Method(
-        train_everything, trains_matrices=True, compares="aligned", source="arXiv:1810.04805"
+        train_everything,
+        scale_lr_with_width=True,
+        default_pooling="aligned",
+        source="arXiv:1810.04805",
     ),
     "layer_freeze": Method(
         freeze_layers,
@@ -161,17 +173,17 @@ METHODS: dict[str, Method] = {
                 "layer_freeze", lambda model: frozen_stages(model, options), options.unfreeze_every
             )
         ],
-        trains_matrices=True,
-        compares="aligned",
+        scale_lr_with_width=True,
+        default_pooling="aligned",
         source="arXiv:1911.03090",
     ),
-    # The head alone: what every frozen or prompted figure has to be read beside.
+    # Only the head trains: the baseline of all methods that freeze the encoder.
     "linear_probe": Method(
         train_everything,
         callbacks=lambda _: [
             FreezeCallback("linear_probe", lambda model: [list(model.base_model.parameters())])
         ],
-        trains_matrices=True,
+        scale_lr_with_width=True,
         source="arXiv:1610.01644",
     ),
     "bitfit": Method(train_biases, source="arXiv:2106.10199"),
@@ -181,16 +193,16 @@ METHODS: dict[str, Method] = {
     "lora": Method(
         add_adapter,
         LoraConfig,
-        trains_matrices=True,
-        compares="aligned",
+        scale_lr_with_width=True,
+        default_pooling="aligned",
         source="arXiv:2106.09685",
     ),
     "dora": Method(
         add_adapter,
         LoraConfig,
-        fixed={"use_dora": True},
-        trains_matrices=True,
-        compares="aligned",
+        preset_options={"use_dora": True},
+        scale_lr_with_width=True,
+        default_pooling="aligned",
         source="arXiv:2402.09353",
     ),
     "oft": Method(add_adapter, OFTConfig, source="arXiv:2306.07280"),
@@ -201,49 +213,65 @@ METHODS: dict[str, Method] = {
 
 
 def find_method(name: str) -> Method:
-    """The method of this name.
+    """Return the method of this name.
 
     Raises:
         UserError: If there is none.
     """
     if name not in METHODS:
-        raise unknown_name("--method", name, METHODS)
+        raise unknown_name("method", name, METHODS)
     return METHODS[name]
 
 
-def load_default_recipe(name: str, asked: Container[str] = ()) -> dict[str, Any]:
-    """The packaged recipe of a method: its defaults, beside the options that were asked for."""
+def load_default_recipe(name: str, given: Container[str] = ()) -> dict[str, Any]:
+    """Load the packaged recipe of a method.
+
+    Args:
+        name: The method.
+        given: Names of the options that the user gave; some exclude an option of the recipe.
+    """
     text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
     recipe: dict[str, Any] = load_yaml(text)
-    for option, others in INSTEAD.get(name, {}).items():
-        if option in asked:
-            recipe |= others
+    for option, values in OPTION_CONFLICTS.get(name, {}).items():
+        if option in given:
+            recipe |= values
     return recipe
 
 
-def fitted_rates(name: str, hidden_size: int, num_layers: int) -> dict[str, float]:
-    """The recipe's learning rates for a model of another size than the one they were found on.
+def scale_learning_rates(name: str, hidden_size: int, num_layers: int) -> dict[str, float]:
+    """Scale the learning rates of a method's recipe to the size of a model.
 
-    Under Adam the best rate of a matrix falls with the width (arXiv:2203.03466, table 3): half of
-    MiniLM's for bert-base, a tenth for a model of 4,096. A decay from layer to layer is spread over
-    the layers that there are: the lowest has the same share of the highest rate in every model.
+    With Adam the optimal learning rate of a matrix is inversely proportional to the width
+    (arXiv:2203.03466, table 3): half of the recipe's for bert-base, a tenth for a hidden size of
+    4,096. `layer_decay` is scaled to the number of layers: the ratio of the lowest layer's rate to
+    the highest layer's is the same for every depth.
+
+    Args:
+        name: The method.
+        hidden_size: Width of the model.
+        num_layers: Depth of the model.
+    Returns:
+        Those of `learning_rate`, `head_learning_rate` and `layer_decay` that the recipe sets.
     """
     recipe, method = load_default_recipe(name), find_method(name)
     factor = min(1.0, RECIPE_WIDTH / hidden_size)
-    rates = {"head_learning_rate": factor, "learning_rate": factor if method.trains_matrices else 1}
-    fitted = {rate: float(recipe[rate]) * by for rate, by in rates.items() if rate in recipe}
+    factors = {
+        "head_learning_rate": factor,
+        "learning_rate": factor if method.scale_lr_with_width else 1,
+    }
+    rates = {rate: float(recipe[rate]) * by for rate, by in factors.items() if rate in recipe}
     if "layer_decay" in recipe:
-        fitted["layer_decay"] = float(recipe["layer_decay"]) ** (RECIPE_DEPTH / num_layers)
-    return fitted
+        rates["layer_decay"] = float(recipe["layer_decay"]) ** (RECIPE_DEPTH / num_layers)
+    return rates
 
 
-def method_flags() -> dict[str, str]:
-    """Every option of every method, with the methods it belongs to."""
+def option_owners() -> dict[str, str]:
+    """Return the methods of each method option, as words: `lora, dora and oft`."""
     owners: dict[str, list[str]] = {}
     for name, method in METHODS.items():
         for option in method.option_types():
             owners.setdefault(option, []).append(name)
     return {
-        flag: " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
-        for flag, names in owners.items()
+        option: " and ".join([*([", ".join(names[:-1])] if names[:-1] else []), names[-1]])
+        for option, names in owners.items()
     }

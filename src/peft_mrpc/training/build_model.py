@@ -8,7 +8,7 @@ from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only, set_tokenizer
-from peft_mrpc.methods.registry import fitted_rates
+from peft_mrpc.methods.registry import scale_learning_rates
 from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
@@ -97,7 +97,7 @@ def fit_rates(request: TrainJob, model_config: PretrainedConfig) -> None:
             f"--model: a {model_config.model_type} says no hidden_size or num_hidden_layers in its "
             "configuration; expected one encoder or decoder of text."
         )
-    fitted = fitted_rates(request.config.method, width, depth)
+    fitted = scale_learning_rates(request.config.method, width, depth)
     for name in request.recipe_rates & set(fitted):
         owner = request.arguments if name == "learning_rate" else request.config
         setattr(owner, name, fitted[name])

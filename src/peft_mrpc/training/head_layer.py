@@ -25,7 +25,7 @@ def settle_reading(
     """
     tokenizer, config = load_tokenizer(source), request.config
     if config.pooling == "auto":
-        config.pooling = auto_pooling(tokenizer, request.method.compares)
+        config.pooling = auto_pooling(tokenizer, request.method.default_pooling)
     source = read_head_layer(source, config.head_layer, config.pooling)
     config.head_layer = "last" if source.head_layer is None else str(source.head_layer)
     return source, tokenizer

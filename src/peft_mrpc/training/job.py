@@ -135,10 +135,10 @@ def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, An
     Raises:
         UserError: For an unknown method; for each unknown name, with the most similar known one.
     """
-    from peft_mrpc.methods.registry import find_method, method_flags
+    from peft_mrpc.methods.registry import find_method, option_owners
 
     training_names, method_names = training_argument_names(), find_method(method).option_types()
-    owners = method_flags()
+    owners = option_owners()
     own = {item.name for item in dataclasses.fields(TrainConfig)}
     faults = []
     for name in options:

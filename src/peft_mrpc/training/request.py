@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
-from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, method_flags
+from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, option_owners
 from peft_mrpc.precision import keep_off, precision_defaults
 from peft_mrpc.training.optimizer_faults import keeps_gradients_from_us, schedule_faults
 from peft_mrpc.training.selection import implied_arguments
@@ -77,7 +77,7 @@ def parse_command(
         argv,
         [{**default, **implied}, recipe],
         method.option_types(),
-        method_flags(),
+        option_owners(),
         recipe_path=path,
     )
     _settle(name, config, arguments, asked)

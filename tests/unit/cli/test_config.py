@@ -7,7 +7,7 @@ from peft_mrpc.cli.parser import recipe_to_flags
 from peft_mrpc.config import TRAIN_DEFAULTS, TrainConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.registry import METHODS, fitted_rates, load_default_recipe
+from peft_mrpc.methods.registry import METHODS, load_default_recipe, scale_learning_rates
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.request import parse_request
@@ -176,18 +176,18 @@ def test_a_recipes_rates_are_fitted_to_the_models_size() -> None:
     # A tiny model and MiniLM, where they were found; bert-base; an 8 B LLaMA.
     recipe = load_default_recipe("lora")
     for width, factor in ((16, 1), (384, 1), (768, 0.5), (4096, 0.09375)):
-        assert fitted_rates("lora", width, 6) == {
+        assert scale_learning_rates("lora", width, 6) == {
             "learning_rate": pytest.approx(float(recipe["learning_rate"]) * factor),
             "head_learning_rate": pytest.approx(float(recipe["head_learning_rate"]) * factor),
         }
     prompt = load_default_recipe("prompt_tuning")
-    rates = fitted_rates("prompt_tuning", 768, 12)  # virtual tokens are no matrix of the model's
+    rates = scale_learning_rates("prompt_tuning", 768, 12)
     assert rates["learning_rate"] == float(prompt["learning_rate"])
     assert rates["head_learning_rate"] == pytest.approx(float(prompt["head_learning_rate"]) / 2)
     # From the top of the encoder to its bottom a rate falls alike, whatever the depth.
     decay = float(load_default_recipe("full")["layer_decay"])
     for depth in (6, 12, 24):
-        found = fitted_rates("full", 384, depth)["layer_decay"]
+        found = scale_learning_rates("full", 384, depth)["layer_decay"]
         assert found**depth == pytest.approx(decay**6)
 
 
