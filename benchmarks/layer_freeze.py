@@ -13,8 +13,6 @@ one part afresh and keeps the others; `--only` with nothing after it writes the 
 import argparse
 import math
 import multiprocessing
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -111,19 +109,15 @@ def main() -> None:
     # Known parts only: a result file of another time may hold others, or less of them.
     kept = report.read().get("parts", {}).items()
     parts: dict[str, Any] = {k: v for k, v in kept if k in PARTS and "peak_memory" in v}
-    os.environ["PEFT_MRPC_TRUNKS"] = trunks = tempfile.mkdtemp(prefix="trunks-")
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            for name in options.only:
-                part = PARTS[name]
-                model = part.model or write_bert_base(Path(scratch) / "bert-base")
-                pairs = take(data, math.ceil(options.pairs * part.share))
-                task = Task(model, pairs, part.epochs, part.method)
-                parts[name] = measure(task, part, options.repeats)
-                parts = {key: parts[key] for key in PARTS if key in parts}
-                report.write(result_rows(parts), parts=parts)
-    finally:
-        shutil.rmtree(trunks, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in options.only:
+            part = PARTS[name]
+            model = part.model or write_bert_base(Path(scratch) / "bert-base")
+            pairs = take(data, math.ceil(options.pairs * part.share))
+            task = Task(model, pairs, part.epochs, part.method)
+            parts[name] = measure(task, part, options.repeats)
+            parts = {key: parts[key] for key in PARTS if key in parts}
+            report.write(result_rows(parts), parts=parts)
     report.show(goal_table(result_rows(parts)), "goals")
     report.show(contender_table(parts), "contenders")
     report.draw(lambda: draw(parts))
@@ -210,7 +204,7 @@ def check_cached(outcomes: Mapping[str, list[Outcome]], num_pairs: int) -> None:
     """Refuse times of a first run that found something, and of a next one that did not."""
     for name, own in outcomes.items():
         expected = num_pairs if "first run" in name else 0 if "next seed" in name else None
-        found = {one.num_new for one in own}
+        found = {one.num_computed for one in own}
         assert found == {expected}, f"{name}: the frozen layers ran for {found} pairs"
 
 

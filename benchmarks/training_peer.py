@@ -8,8 +8,6 @@ model. Ours computes in what `train` chooses for the hardware; where that is bf1
 contenders that tell what of the gain is due to it.
 """
 
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -35,12 +33,14 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import trainer_precision
-from peft_mrpc.training.activation_cache.cache import _HELD
-from peft_mrpc.training.activation_cache.callback import CacheTrunk
+from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
+from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import build_trainer, trained_model
 from peft_mrpc.training.request import TrainJob, parse_request
 
+# Held by this process from one seed to the next, as `train --seeds` does.
+CACHE = ActivationCache(memory_bytes=2 * 10**9)
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}
 
@@ -71,7 +71,7 @@ class Outcome:
         trained: How many parameters.
         accuracy: On the dev pairs.
         flops: Matrix operations of its epochs, where they were counted.
-        num_new: For how many pairs the frozen layers ran before; None where they ran every time.
+        num_computed: Examples that the frozen layers ran for at the start; None without the cache.
     """
 
     seconds: float
@@ -80,7 +80,7 @@ class Outcome:
     trained: int
     accuracy: float
     flops: int = 0
-    num_new: int | None = None
+    num_computed: int | None = None
 
 
 def write_bert_base(folder: Path) -> str:
@@ -211,21 +211,21 @@ def train_ours(
     classifier = build_classifier(request, resolve_model(task.model), task.data)
     meter, started = EpochsMeter(counts_flops), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = build_trainer(request, task.data, classifier, folder)
+        trainer, _ = build_trainer(request, task.data, classifier, folder, CACHE)
         trainer.add_callback(meter)
         trainer.train()
         classifier.model = trained_model(trainer)
         scores = classifier.predict_proba(task.data.splits["validation"], EVAL_BATCH_SIZE)
     seconds = time.perf_counter() - started
     outcome = describe(task, trainer, scores, seconds, meter)
-    cached = [c for c in trainer.callback_handler.callbacks if isinstance(c, CacheTrunk)]
-    return replace(outcome, num_new=cached[0].num_new if cached else None)
+    callbacks = trainer.callback_handler.callbacks
+    cached = [c for c in callbacks if isinstance(c, ActivationCacheCallback)]
+    return replace(outcome, num_computed=cached[0].num_computed if cached else None)
 
 
 def train_ours_first(task: Task, in_fp32: bool = False, like: Sequence[str] = ALIKE) -> Outcome:
-    """Nothing of these pairs is kept yet."""
-    _HELD.clear()
-    shutil.rmtree(os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
+    """The frozen layers have not run for any example yet."""
+    CACHE.close()
     return train_ours(task, in_fp32=in_fp32, like=like)
 
 
@@ -241,6 +241,6 @@ CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
     "ours, in fp32": lambda task: train_ours(task, in_fp32=True),
     "as shipped": lambda task: train_ours_first(task, like=()),
     "as shipped, frozen layers every time": lambda task: train_ours(
-        task, like=("--trunk_cache", "off")
+        task, like=("--activation_cache", "off")
     ),
 }

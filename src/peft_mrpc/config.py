@@ -170,16 +170,14 @@ class TrainConfig:
     pad_to_multiple_of: int | None = option(
         None, "pad training batches to a multiple of this length (default: 8 in 16-bit precision)"
     )
-    trunk_cache: str = option(
+    activation_cache: str = option(
         "auto",
-        "run layers that are frozen once for each pair and keep what they give: auto, disk, "
-        "memory or off",
+        "run frozen first layers once for each example and train on their activations: auto, on "
+        "or off",
     )
-    trunk_cache_dtype: str = option(
-        "auto", "what it is kept in: auto (as computed: exact), float32, bfloat16 or float16"
+    activation_cache_memory: str = option(
+        "2GB", "maximum size of these activations in memory; larger ones go to a temporary file"
     )
-    trunk_cache_memory: str = option("2GB", "the most of it in memory; the rest is read from disk")
-    trunk_cache_limit: str = option("20GB", "the most that may be kept on disk, of all trainings")
     seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
         None, "train once per seed (1,2,3) and report mean and standard deviation", common=True
     )

@@ -17,7 +17,7 @@ from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.config import DoctorConfig
 from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
-from peft_mrpc.data.encoding import encode_pairs
+from peft_mrpc.data.encoding import encode_examples
 from peft_mrpc.data.examples import SPLITS
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
@@ -132,11 +132,11 @@ def _known_pairs(config: DoctorConfig, request: TrainJob, tokenizer: Any, max_le
     data = load_data(request.data, request.arguments.seed)
     data = hold_out_selection(request.config, request.arguments, [], data)
     check_against_data(request.config, request.arguments, data)
-    features, _ = encode_pairs(tokenizer, data.splits["train"], max_length)
+    features, _ = encode_examples(tokenizer, data.splits["train"], max_length)
     if "num_pairs" not in request.asked:
         number = len(features)
     if "mean_tokens" not in request.asked:
-        tokens = round(sum(features.lengths) / len(features))
+        tokens = round(sum(features["length"]) / len(features))
     return Pairs(number, tokens, data.label_names)
 
 

@@ -27,6 +27,14 @@ def short_count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def format_bytes(size: float) -> str:
+    """A size with a decimal unit: 123 MB, 1.2 GB."""
+    for factor, unit in ((1e3, "KB"), (1e6, "MB"), (1e9, "GB")):
+        if size < 999.5 * factor:  # three digits, not 1e+03
+            return f"{size / factor:.3g} {unit}"
+    return f"{size / 1e12:.3g} TB"
+
+
 def share_text(share: float) -> str:
     """A share in percent, in more digits where it is small."""
     return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"

@@ -34,11 +34,13 @@ from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
 from peft_mrpc.runs.writer import data_line, describe_data, summary, write_run
+from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build_model import build_classifier
 from peft_mrpc.training.build_trainer import (
+    build_activation_cache,
     build_trainer,
+    check_activation_cache,
     check_against_data,
-    check_trunk,
     settle_order,
     trained_model,
 )
@@ -81,7 +83,7 @@ def train(request: TrainJob) -> Run | None:
     classifier = build_classifier(request, source, data)
     settle_order(request.config, data)
     trains = request.method.freeze(classifier.model, request.options)
-    check_trunk(request.config, request.arguments, classifier.model)
+    check_activation_cache(request.config, request.arguments, classifier.model)
     warn_layers_never_unfrozen(request.options, request.arguments)
     check_resumed(request, data)
     if request.config.dry_run:
@@ -90,14 +92,16 @@ def train(request: TrainJob) -> Run | None:
     state = process_state()
     if request.config.seeds:
         del classifier  # it was a check: each seed begins with its own
+        cache = build_activation_cache(request, len(request.config.seeds))
 
         def train_one(one: TrainJob, staging: Path | None) -> None:
             own = hold_out_selection(one.config, one.arguments, splits, pairs)
             set_seed(one.arguments.seed)
             fresh = build_classifier(one, source, own)
-            _train_into(staging, one, source, own, splits, fresh)
+            _train_into(staging, one, source, own, splits, fresh, cache)
 
-        train_seeds(request, data, train_one)
+        with cache:
+            train_seeds(request, data, train_one)
     elif state.is_main_process:
         with staged_directory(request.output_dir) as staging:
             _train_into(staging, request, source, data, splits, classifier)
@@ -121,11 +125,12 @@ def _train_into(
     data: DataSplits,
     splits: Sequence[str],
     classifier: Classifier,
+    activation_cache: ActivationCache | None = None,
 ) -> None:
     """Train and score on every process; the one that has a staging directory writes."""
     holder = [str(staging) if staging else None]
     broadcast_object_list(holder)
-    trainer, num_cut = build_trainer(request, data, classifier, str(holder[0]))
+    trainer, num_cut = build_trainer(request, data, classifier, str(holder[0]), activation_cache)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=request.arguments.resume_from_checkpoint)
     train_seconds = time.perf_counter() - started

@@ -23,9 +23,13 @@ from peft_mrpc.models.loading import load_config
 from peft_mrpc.precision import is_by_rule, trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.runs.writer import describe_data
-from peft_mrpc.training.activation_cache.plan import count_trunks
+from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build_model import build_classifier, check_fit, fit_rates
-from peft_mrpc.training.build_trainer import build_trainer, check_against_data
+from peft_mrpc.training.build_trainer import (
+    build_activation_cache,
+    build_trainer,
+    check_against_data,
+)
 from peft_mrpc.training.head_layer import settle_reading
 from peft_mrpc.training.request import TrainJob, parse_command
 from peft_mrpc.training.selection import SELECTION, say_held_out, split_selection
@@ -40,7 +44,11 @@ from peft_mrpc.training.tuning.config import (
     objective_faults,
     tune_faults,
 )
-from peft_mrpc.training.tuning.search_space import Parameter, load_space
+from peft_mrpc.training.tuning.search_space import (
+    Parameter,
+    count_activation_sets,
+    load_space,
+)
 from peft_mrpc.training.tuning.workers import run_workers, worker_count
 
 if TYPE_CHECKING:
@@ -101,7 +109,13 @@ def tune(argv: list[str], request: TrainJob, config: TuneConfig) -> None:
     data = _held_out_data(request)
     size = len(data.splits[SELECTION])
     with tempfile.TemporaryDirectory() as scratch:
-        build = _trainer_builder(argv, data, scratch, count_trunks(space) * worker_count())
+        build = _trainer_builder(
+            argv,
+            data,
+            scratch,
+            build_activation_cache(request),
+            count_activation_sets(space) * worker_count(),
+        )
         plan = _plan(request, config, given, space, data)
         trainer = build({}, 1)  # what cannot be built at all is said before anything is written
         if request.config.dry_run:
@@ -171,7 +185,7 @@ def _held_out_data(request: TrainJob) -> DataSplits:
 
 
 def _trainer_builder(
-    argv: Sequence[str], data: DataSplits, scratch: str, shares: int
+    argv: Sequence[str], data: DataSplits, scratch: str, cache: ActivationCache, shares: int
 ) -> Callable[[Mapping[str, Any], int], Trainer]:
     """What builds the Trainer of one trial, as `train` would with the same values as flags.
 
@@ -180,11 +194,11 @@ def _trainer_builder(
 
     def build(values: Mapping[str, Any], num_left: int) -> Trainer:
         request, _ = parse_command([*argv, *_trial_flags(values)], "tune", DESCRIPTION, OWN)
-        request = replace(request, num_trainings=1 + (num_left - 1) // shares)
         source = resolve_model(request.config.model, request.config.base_model_id)
         set_seed(request.arguments.seed)
         classifier = build_classifier(request, source, data)
-        trainer, _ = build_trainer(request, data, classifier, scratch)
+        cache.num_trainings = 1 + (num_left - 1) // shares
+        trainer, _ = build_trainer(request, data, classifier, scratch, cache)
         trainer.remove_callback(PrinterCallback)
         return trainer
 

@@ -74,6 +74,11 @@ def num_virtual_tokens(model: nn.Module) -> int:
     return int(adapter.num_virtual_tokens)
 
 
+def is_trained(module: nn.Module) -> bool:
+    """Whether a parameter of the module receives gradients."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 def trainable_names(model: nn.Module) -> list[str]:
     """Names of the parameters that receive gradients."""
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]

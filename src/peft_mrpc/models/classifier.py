@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from datasets import Dataset
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from peft_mrpc.data.encoding import EncodedPairs, encode_pairs
+from peft_mrpc.data.encoding import encode_examples
 from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, logger
@@ -40,9 +41,9 @@ class Classifier:
     threshold: float = 0.5
     head_layer: int | None = None
 
-    def encode(self, pairs: Sequence[Example]) -> tuple[EncodedPairs, int]:
+    def encode(self, pairs: Sequence[Example]) -> tuple[Dataset, int]:
         """The model inputs of each pair, and how many pairs had to be cut."""
-        return encode_pairs(self.tokenizer, pairs, self.max_length)
+        return encode_examples(self.tokenizer, pairs, self.max_length)
 
     def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
         """Label probabilities, [N, C], in the order of the inputs.
@@ -67,10 +68,10 @@ class Classifier:
 
         @torch.inference_mode()
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
-            batch = collate([features[row] for row in rows])
+            batch = collate(features.__getitems__(rows))
             return classifier_probabilities(model(**batch.to(model.device)).logits)
 
-        probabilities = score_rows(features.lengths, batch_size, score_batch, "scoring")
+        probabilities = score_rows(features["length"][:], batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
             raise TrainingDiverged
         return probabilities

@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
+from peft_mrpc.data.encoding import LENGTH_COLUMN
 from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, find_sentences
 
 
@@ -42,12 +43,16 @@ class ClassificationCollator:
         self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
 
     def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
+        features = [
+            {name: value for name, value in feature.items() if name != LENGTH_COLUMN}
+            for feature in features
+        ]
         longest = max(len(feature["input_ids"]) for feature in features)
         length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
         length -= self.added
         length = min(length, self.max_length or length)
         batch = self.tokenizer.pad(
-            [*features], padding="max_length", max_length=length, return_tensors="pt"
+            features, padding="max_length", max_length=length, return_tensors="pt"
         )
         if self.special_ids is not None:
             batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)

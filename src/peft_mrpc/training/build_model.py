@@ -13,8 +13,8 @@ from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import init_classifier, load_classification_model, load_config
-from peft_mrpc.training.attention import check_attention
 from peft_mrpc.training.build_trainer import pair_length
+from peft_mrpc.training.callbacks import validate_attention
 from peft_mrpc.training.head_layer import settle_reading
 from peft_mrpc.training.request import TrainJob
 
@@ -38,7 +38,7 @@ def build_classifier(request: TrainJob, source: ModelSource, data: DataSplits) -
         request.config.layer_decay = None  # ALBERT's layers are one
     set_tokenizer(request.options, source.location)
     adapted = request.method.apply(model, request.options)
-    check_attention(adapted, request.config.attention)
+    validate_attention(adapted, request.config.attention)
     wanted = request.config.threshold
     threshold = 0.5 if wanted == "auto" else float(wanted)  # chosen once there is a model
     labels = list(data.label_names)

@@ -7,6 +7,8 @@ from functools import partial
 from typing import Any
 
 import torch
+from accelerate.utils import convert_file_size_to_int
+from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
     PretrainedConfig,
@@ -17,7 +19,7 @@ from transformers import (
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.augmentation import RandomSwapDataset
-from peft_mrpc.data.encoding import EncodedPairs
+from peft_mrpc.data.encoding import add_labels
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.loading import warn_conflicting_labels
 from peft_mrpc.errors import UserError, logger, raise_faults
@@ -27,11 +29,13 @@ from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.loading import position_limit
 from peft_mrpc.precision import padding_step, trainer_precision
-from peft_mrpc.training.activation_cache.callback import CacheTrunk, TrunkRefused, trunk_refusal
-from peft_mrpc.training.activation_cache.plan import build_trunk_plan
-from peft_mrpc.training.activation_cache.store import TrunkCollator
-from peft_mrpc.training.attention import TrainingAttention
-from peft_mrpc.training.callbacks import tensorboard_logs
+from peft_mrpc.training.activation_cache.callback import (
+    ActivationCacheCallback,
+    ActivationCacheError,
+    cache_refusal,
+)
+from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
+from peft_mrpc.training.callbacks import AttentionCallback, tensorboard_logs, training_attention
 from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import score_logits
@@ -95,14 +99,14 @@ def check_against_data(config: TrainConfig, arguments: TrainingArguments, data: 
         )
 
 
-def check_trunk(config: TrainConfig, arguments: TrainingArguments, model: Any) -> None:
-    """Refuse to keep the activations of layers, where that was asked for, that train.
+def check_activation_cache(config: TrainConfig, arguments: TrainingArguments, model: Any) -> None:
+    """Check that a requested activation cache can be used.
 
     Raises:
-        UserError: If there are none that are frozen.
+        ActivationCacheError: If not.
     """
-    if config.trunk_cache in ("disk", "memory") and (refusal := trunk_refusal(model, arguments)):
-        raise TrunkRefused(config.trunk_cache, refusal)
+    if config.activation_cache == "on" and (refusal := cache_refusal(model, arguments)):
+        raise ActivationCacheError(refusal)
 
 
 def _class_weights(config: TrainConfig, data: DataSplits) -> torch.Tensor | None:
@@ -111,7 +115,11 @@ def _class_weights(config: TrainConfig, data: DataSplits) -> torch.Tensor | None
 
 
 def build_trainer(
-    request: TrainJob, data: DataSplits, classifier: Classifier, staging: str
+    request: TrainJob,
+    data: DataSplits,
+    classifier: Classifier,
+    staging: str,
+    activation_cache: ActivationCache | None = None,
 ) -> tuple[ClassificationTrainer, int]:
     """The Trainer over encoded pairs, and how many training pairs were cut."""
     features, num_cut = classifier.encode(data.splits["train"])
@@ -132,10 +140,10 @@ def build_trainer(
         request.config.focal_gamma,
         arguments.label_smoothing_factor,
     )
-    collator = TrunkCollator(_pair_collator(request, classifier))
+    collator = CachedCollator(_pair_collator(request, classifier))
     train_rows = _training_rows(request, data, classifier, features)
     held_out = _evaluation_rows(data, classifier)
-    callbacks = _callbacks(request, collator, train_rows, held_out)
+    callbacks = _callbacks(request, collator, train_rows, held_out, activation_cache)
     callbacks.append(CheckpointMetadata(partial(training_fingerprint, request, data)))
     with tensorboard_logs(arguments, request.output_dir):
         trainer = ClassificationTrainer(
@@ -193,10 +201,9 @@ def _training_rows(
     request: TrainJob,
     data: DataSplits,
     classifier: Classifier,
-    features: EncodedPairs,
+    features: Dataset,
 ) -> Any:
-    labels = [pair.label for pair in data.splits["train"]]
-    rows = features.labelled(labels)
+    rows = add_labels(features, data.splits["train"])
     settle_order(request.config, data)
     if request.config.swap_sentences == "false":
         return rows
@@ -205,10 +212,10 @@ def _training_rows(
     swapped, _ = classifier.encode(
         [replace(pair, sentence1=pair.sentence2, sentence2=pair.sentence1) for pair in pairs]
     )
-    return RandomSwapDataset(rows, swapped.labelled(labels), request.arguments.seed)
+    return RandomSwapDataset(rows, add_labels(swapped, pairs), request.arguments.seed)
 
 
-def _orders(train_rows: EncodedPairs | RandomSwapDataset) -> list[Any]:
+def _orders(train_rows: Dataset | RandomSwapDataset) -> list[Any]:
     """Training rows as they come, and with their sentences swapped if they train so too."""
     return list(train_rows.orders) if isinstance(train_rows, RandomSwapDataset) else [train_rows]
 
@@ -221,24 +228,36 @@ def _warn_of_low_rate(learning_rate: float, method: str) -> None:
         )
 
 
-def _evaluation_rows(data: DataSplits, classifier: Classifier) -> EncodedPairs | None:
+def _evaluation_rows(data: DataSplits, classifier: Classifier) -> Dataset | None:
     """The held-out pairs for the Trainer's own evaluation; None where nothing is chosen."""
     if SELECTION not in data.splits:
         return None
     features, _ = classifier.encode(data.splits[SELECTION])
-    return features.labelled(pair.label for pair in data.splits[SELECTION])
+    return add_labels(features, data.splits[SELECTION])
 
 
 def _callbacks(
-    request: TrainJob, collator: TrunkCollator, train_rows: Any, held_out: EncodedPairs | None
+    request: TrainJob,
+    collator: CachedCollator,
+    train_rows: Any,
+    held_out: Dataset | None,
+    activation_cache: ActivationCache | None,
 ) -> list[TrainerCallback]:
     """The method's own, ours, and what runs frozen layers once over rows in all their orders."""
     callbacks = [*request.method.callbacks(request.options), *_own_callbacks(request)]
-    plan = build_trunk_plan(request.config, trainer_precision(request.arguments))
-    if plan.mode != "off" and request.method.freezes(request.options):
+    mode = request.config.activation_cache
+    if mode != "off" and request.method.freezes(request.options):
         parts = [*_orders(train_rows), *([held_out] if held_out is not None else [])]
-        callbacks.append(CacheTrunk(plan, collator, parts, request.num_trainings))
+        if activation_cache is None:
+            activation_cache = build_activation_cache(request)
+        callbacks.append(ActivationCacheCallback(mode, activation_cache, collator, parts))
     return callbacks
+
+
+def build_activation_cache(request: TrainJob, num_trainings: int = 1) -> ActivationCache:
+    """An empty cache for this training and others after it."""
+    memory = convert_file_size_to_int(request.config.activation_cache_memory)
+    return ActivationCache(memory, num_trainings)
 
 
 def _own_callbacks(request: TrainJob) -> list[TrainerCallback]:
@@ -248,5 +267,6 @@ def _own_callbacks(request: TrainJob) -> list[TrainerCallback]:
         callbacks.append(EarlyStoppingCallback(patience))
     is_bf16 = trainer_precision(request.arguments) == "bf16"
     device = request.arguments.device.type
-    callbacks.append(TrainingAttention(request.config.attention, device, is_bf16))
+    if attention := training_attention(request.config.attention, device, is_bf16):
+        callbacks.append(AttentionCallback(attention))
     return callbacks

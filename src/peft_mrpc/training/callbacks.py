@@ -1,33 +1,118 @@
-"""Where a training can be watched while it goes on."""
+"""The attention implementation of a training, and the directory of its TensorBoard logs."""
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from transformers import TrainingArguments
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 
-from peft_mrpc.errors import logger
+from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.interop.transformers_internals import attn_implementation
+
+logger = logging.getLogger(__name__)
 
 LOGGING_DIR = "TENSORBOARD_LOGGING_DIR"
 
 
+class AttentionCallback(TrainerCallback):
+    """Train with another attention implementation than the model's own.
+
+    The first evaluation is part of the training: frozen layers, training steps and evaluations
+    compute the same. `restore` sets the model's own implementation before it is scored.
+
+    Args:
+        name: An implementation of transformers (`eager`, `sdpa`, ...).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._restore = contextlib.ExitStack()
+
+    def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+        self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
+        self._restore.enter_context(attention_implementation(model, self.name))
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Set the implementation that the model had before the training."""
+        self._restore.close()
+
+
+def training_attention(option: str, device: str, is_bf16: bool) -> str | None:
+    """The attention implementation of a training; None for the model's own.
+
+    Args:
+        option: The value of the option `attention`. `auto` is `eager` on a CPU in bf16, where the
+            backward pass of PyTorch's fused attention takes several times as long (2.13.0: a third
+            of a training step of SmolLM2).
+        device: Its type.
+        is_bf16: Whether the training computes in bf16.
+    """
+    if option != "auto":
+        return option
+    return "eager" if device == "cpu" and is_bf16 else None
+
+
+@contextlib.contextmanager
+def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
+    """Within the block all transformers models inside a module use this attention implementation.
+
+    Raises:
+        ValueError, ImportError, OSError: If one of them does not support it.
+    """
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    before = [attn_implementation(part.config) for part in parts]
+    try:
+        for part in parts:
+            part.set_attn_implementation(name)
+        yield
+    finally:
+        for part, implementation in zip(parts, before, strict=True):
+            part.set_attn_implementation(implementation)
+
+
+def validate_attention(model: nn.Module, option: str) -> None:
+    """Check that a model supports the attention implementation that was requested.
+
+    Raises:
+        UserError: If not.
+    """
+    if option == "auto":
+        return
+    reason = ""
+    try:
+        with attention_implementation(model, option):
+            parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+            if any(attn_implementation(part.config) != option for part in parts):
+                reason = "it has no implementation of this name"
+    except (ValueError, ImportError, OSError) as error:
+        reason = one_line(error)[:300]
+    if reason:
+        raise UserError(f"attention: got {option!r}, which the model does not support: {reason}")
+
+
 @contextlib.contextmanager
 def tensorboard_logs(arguments: TrainingArguments, output_dir: Path) -> Iterator[None]:
-    """Let a Trainer built within write TensorBoard's logs where they can be watched, and stay.
+    """Within the block a new Trainer gets a TensorBoard directory beside the Run.
 
-    They go to `tensorboard/<name of the Run>/seed-<seed>-<time>` beside the Run: the Run itself is
-    built elsewhere and moved into its place when it is whole. The environment variable that
-    transformers reads for it, `TENSORBOARD_LOGGING_DIR`, has its way where it is set.
+    The Run itself is written elsewhere and moved when it is complete, so the logs go to
+    `tensorboard/<name of the Run>/seed-<seed>-<time>` beside it, where they can be watched. The
+    environment variable `TENSORBOARD_LOGGING_DIR` of transformers takes precedence.
     """
     if "tensorboard" not in (arguments.report_to or ()) or os.environ.get(LOGGING_DIR):
         yield
         return
-    place = output_dir.absolute().parent / "tensorboard"
+    folder = output_dir.absolute().parent / "tensorboard"
     started = time.strftime("%Y%m%dT%H%M%S")
-    os.environ[LOGGING_DIR] = str(place / output_dir.name / f"seed-{arguments.seed}-{started}")
-    logger.info("watch it with: tensorboard --logdir %s", place)
+    os.environ[LOGGING_DIR] = str(folder / output_dir.name / f"seed-{arguments.seed}-{started}")
+    logger.info("watch the training with: tensorboard --logdir %s", folder)
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from accelerate.utils import convert_file_size_to_int
 from transformers import (
     PretrainedConfig,
     PrinterCallback,
@@ -22,15 +23,18 @@ from peft_mrpc.data.columns import PARAPHRASE_NAMES
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import logger
+from peft_mrpc.formatting import format_bytes
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.loading import init_classifier
-from peft_mrpc.precision import trainer_precision
-from peft_mrpc.training.activation_cache.callback import CacheTrunk, TrunkRefused, unfit_for_trunk
-from peft_mrpc.training.activation_cache.disk import fill_refusal, find_room
-from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
-from peft_mrpc.training.activation_cache.plan import build_trunk_plan, in_bytes
+from peft_mrpc.training.activation_cache.callback import (
+    ActivationCacheCallback,
+    ActivationCacheError,
+    argument_refusal,
+    fill_refusal,
+    num_frozen_layers,
+)
 from peft_mrpc.training.build_trainer import build_trainer, pair_length
 from peft_mrpc.training.request import TrainJob
 
@@ -89,11 +93,11 @@ class Estimate:
         if self.trunk_pairs:
             text += (
                 f" and {in_time(self.trunk_seconds)} for the frozen layers, once "
-                f"({in_bytes(self.trunk_bytes)} kept{' in memory' if self.in_memory else ''})"
+                f"({format_bytes(self.trunk_bytes)} kept{' in memory' if self.in_memory else ''})"
             )
         note = f"; frozen layers run every time: {self.note}" if self.note else ""
-        mapped = f", and {in_bytes(self.mapped_bytes)} of files" if self.mapped_bytes else ""
-        return f"{text}{note}; peak memory about {in_bytes(self.peak_bytes)}{mapped}"
+        mapped = f", and {format_bytes(self.mapped_bytes)} of files" if self.mapped_bytes else ""
+        return f"{text}{note}; peak memory about {format_bytes(self.peak_bytes)}{mapped}"
 
 
 class _Clock(TrainerCallback):
@@ -136,7 +140,8 @@ def rehearse(
     sam = BYTES_OF_SAM if request.config.sam_rho else 0
     needed = trained * (BYTES_OF_TRAINED + sam) + (total - trained) * BYTES_OF_FROZEN
     if needed > (free := available_memory(_on_gpu(request))):
-        return f"no estimate: it takes {in_bytes(needed)} and more, and {in_bytes(free)} are free"
+        needs, has = format_bytes(needed), format_bytes(free)
+        return f"no estimate: it takes {needs} and more, and {has} are free"
     cut = min(about.mean_tokens, pair_length(request, config, tokenizer))
     about, before = replace(about, mean_tokens=cut), logger.level
     logger.setLevel(logging.ERROR)
@@ -151,38 +156,37 @@ def _as_planned(
 ) -> Estimate:
     """The estimate with frozen layers run once, or every time, as the training will."""
     arguments = request.arguments
-    plan = build_trunk_plan(request.config, trainer_precision(arguments))
+    mode = request.config.activation_cache
+    memory_bytes = convert_file_size_to_int(request.config.activation_cache_memory)
     visits = math.ceil(about.number * arguments.num_train_epochs)
     if arguments.max_steps > 0:
         visits = arguments.max_steps * arguments.train_batch_size
         visits *= arguments.gradient_accumulation_steps
     visits *= len(request.config.seeds or [arguments.seed])
     freezes, note = request.method.freezes(request.options), ""
-    if freezes and plan.mode == "auto" and (note := unfit_for_trunk(arguments)):
-        request.config.trunk_cache = "off"
+    if freezes and mode == "auto" and (note := argument_refusal(arguments)):
+        request.config.activation_cache = "off"
     try:
         estimate = _time_steps(request, config, tokenizer, about)
-    except TrunkRefused as error:
-        if plan.mode != "auto" or request.config.trunk_cache == "off":
+    except ActivationCacheError as error:
+        if mode != "auto" or request.config.activation_cache == "off":
             raise
         note = error.reason
-        request.config.trunk_cache = "off"
+        request.config.activation_cache = "off"
         estimate = _time_steps(request, config, tokenizer, about)
     if not estimate.trunk_pairs:
         return replace(estimate, note=note)
-    room = find_room(plan, estimate.trunk_bytes)
-    estimate, refusal = replace(estimate, in_memory=room.in_memory), room.refusal
-    if plan.mode == "auto":
-        refusal = fill_refusal(estimate.trunk_pairs, visits) or refusal
+    estimate = replace(estimate, in_memory=estimate.trunk_bytes <= memory_bytes)
+    refusal = fill_refusal(estimate.trunk_pairs, visits) if mode == "auto" else ""
     if not refusal:
         if _on_gpu(request):  # whose memory is meant
             return estimate
-        held = min(estimate.trunk_bytes, plan.memory_bytes)
+        held = min(estimate.trunk_bytes, memory_bytes)
         peak = estimate.peak_bytes + held
         return replace(estimate, peak_bytes=peak, mapped_bytes=estimate.trunk_bytes - held)
-    if plan.mode != "auto":
-        raise TrunkRefused(plan.mode, refusal)
-    request.config.trunk_cache = "off"
+    if mode != "auto":
+        raise ActivationCacheError(refusal)
+    request.config.activation_cache = "off"
     return replace(_time_steps(request, config, tokenizer, about), note=refusal)
 
 
@@ -195,9 +199,8 @@ def _time_steps(
         config, request.config.pooling, device="cpu", dropout=request.config.dropout
     )
     request.method.freeze(model, request.options)
-    if trunk_depth(model) and request.config.trunk_cache != "off":
-        # Not to be found by the training itself; a few pairs need little room.
-        request.config.trunk_cache, request.config.trunk_cache_memory = "memory", "1TB"
+    if num_frozen_layers(model) and request.config.activation_cache != "off":
+        request.config.activation_cache = "on"  # even if it does not pay for so few examples
     arguments = request.arguments
     # Two batches a step say what more of them do: an optimizer's part of a step is small.
     arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
@@ -216,16 +219,18 @@ def _time_steps(
         trainer.train()
     steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
     features, _ = classifier.encode(data.splits["train"])
-    tokens = sum(features.lengths) / len(features)
+    tokens = sum(features["length"]) / len(features)
     pairs = about.number * about.mean_tokens / tokens
     peak = peak_memory()["gpu_bytes" if _on_gpu(request) else "resident_bytes"]
     callbacks = trainer.callback_handler.callbacks
-    cache = next((c for c in callbacks if isinstance(c, CacheTrunk) and c.token_bytes), None)
+    cache = next(
+        (c for c in callbacks if isinstance(c, ActivationCacheCallback) and c.token_bytes), None
+    )
     start = clock.times[0] - started - steps - (cache.seconds if cache else 0)
     estimate = Estimate(steps * pairs / size, peak, max(0, start))
     if cache is None:
         return estimate
-    orders = len(cache.rows) / len(features)
+    orders = len(cache.examples) / len(features)
     return replace(
         estimate,
         trunk_pairs=round(about.number * orders),

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimization (SAM, arXiv:2010.01412): gradients from a little way uphill."""
+"""Sharpness-aware minimization (SAM, arXiv:2010.01412)."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -9,44 +9,44 @@ from torch import nn
 
 @contextlib.contextmanager
 def isolated_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Within the block there are no gradients yet; after it those that there were, and no others.
+    """Within the block parameters have no gradients yet; the earlier ones are restored after it.
 
-    What earlier batches of `--gradient_accumulation_steps` gave does not say where uphill is.
+    The gradients of earlier batches of an accumulated step are no part of the SAM perturbation.
     """
-    held = [(parameter, parameter.grad) for parameter in parameters]
-    for parameter, _ in held:
+    saved = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in saved:
         parameter.grad = None
     try:
         yield
     finally:
-        for parameter, gradient in held:
+        for parameter, gradient in saved:
             parameter.grad = gradient
 
 
 @contextlib.contextmanager
 def sam_perturbation(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
-    """Within the block parameters stand `rho` further along their gradients; then where they were.
+    """Within the block parameters are moved by `rho` along their gradients.
 
-    The distance is that of all of them together (section 3, equation 2, with p = 2).
+    The distance is that of all parameters together (section 3, equation 2, with p = 2).
 
     Args:
-        parameters: Those without a gradient stay.
-        rho: How far, in the 2-norm.
+        parameters: Those without a gradient are not moved.
+        rho: Distance in the 2-norm.
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
     before = [parameter.detach().clone() for parameter in moved]
     try:
-        _go_uphill(moved, rho)
+        _perturb(moved, rho)
         yield
     finally:
         with torch.no_grad():
-            for parameter, own in zip(moved, before, strict=True):
-                parameter.copy_(own)
+            for parameter, value in zip(moved, before, strict=True):
+                parameter.copy_(value)
 
 
 @torch.no_grad()
-def _go_uphill(parameters: Iterable[nn.Parameter], rho: float) -> None:
-    both = [(p, p.grad) for p in parameters if p.grad is not None]
-    norm = nn.utils.get_total_norm([gradient for _, gradient in both])
-    for parameter, gradient in both:
+def _perturb(parameters: Iterable[nn.Parameter], rho: float) -> None:
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([gradient for _, gradient in pairs])
+    for parameter, gradient in pairs:
         parameter.add_(gradient * (rho / (norm + 1e-12)).to(gradient.device))

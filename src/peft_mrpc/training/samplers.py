@@ -1,25 +1,50 @@
-"""Training rows in groups of like length, the same again however an epoch comes to be trained."""
+"""Orders of training examples that depend on the seed and the epoch alone."""
 
 from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from peft_mrpc.data.augmentation import RandomSwapDataset
+from peft_mrpc.data.encoding import LENGTH_COLUMN
+
+
+@runtime_checkable
+class EpochSeeded(Protocol):
+    """A dataset or sampler that depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None: ...
+
+
+class SetEpochCallback(TrainerCallback):
+    """Pass the number of each epoch, from 0, to what depends on it; in a resumed training too."""
+
+    def __init__(self) -> None:
+        self.targets: list[EpochSeeded] = []
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for target in self.targets:
+            target.set_epoch(int(state.epoch or 0))
 
 
 class ResumableLengthGroupedSampler(LengthGroupedSampler):
-    """The Trainer's sampler by length, whose order follows from where it began and the epoch alone.
+    """A length-grouped sampler whose order depends on its initial state and the epoch alone.
 
-    transformers' own draws from torch's global stream as each epoch begins. So does whatever else
-    draws from that: dropout, evaluations, the batches of other shapes that another process has. A
-    training that went on within its second epoch saw some rows twice and others never, and so did
-    one of several processes. This one draws from a copy of the stream as it stands when the sampler
-    is built, the first process's copy; while nothing else draws, the order is that of transformers.
+    The sampler of transformers draws from torch's global generator when an epoch begins, as
+    dropout and evaluation do. A training resumed in its second epoch would therefore read some
+    examples twice and others never, and so would one of several processes. This sampler draws from
+    a copy of the global generator, taken on the first process when the sampler is built. Without
+    other draws the order is that of transformers.
 
     Args:
-        batch_size: Rows in a step of one process.
-        lengths: Tokens of each row, [N].
-        seed: Fixes the order in place of the global stream, if given.
+        batch_size: Examples in a step of one process.
+        lengths: Tokens of each example, [N].
+        seed: Determines the order in place of the global generator.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int | None = None) -> None:
@@ -29,23 +54,30 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
             self.generator.set_state(torch.get_rng_state())
         else:
             self.generator.manual_seed(seed)
-        start = [self.generator.get_state()]
-        broadcast_object_list(start)
-        self._start = start[0]
+        state = [self.generator.get_state()]
+        broadcast_object_list(state)
+        self._initial_state = state[0]
 
     def set_epoch(self, epoch: int) -> None:
-        """Say which epoch begins, from 0."""
+        """Set the current epoch, from 0."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.set_state(self._start)
-        for _ in range(self.epoch):  # those before
-            self._draw_as_a_loader()
+        self.generator.set_state(self._initial_state)
+        for _ in range(self.epoch):  # repeat the draws of the epochs before
+            self._draw_worker_seed()
             torch.randperm(len(self), generator=self.generator)
-        self._draw_as_a_loader()
+        self._draw_worker_seed()
         order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
         return order
 
-    def _draw_as_a_loader(self) -> None:
-        """What it draws for its workers as each epoch begins."""
+    def _draw_worker_seed(self) -> None:
+        """The draw of a DataLoader for its workers when an epoch begins."""
         torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+
+
+def example_lengths(dataset: Any) -> list[int]:
+    """Tokens of each training example, [N], in its own order of sentences."""
+    encoded = dataset.orders[0] if isinstance(dataset, RandomSwapDataset) else dataset
+    lengths: list[int] = encoded[LENGTH_COLUMN][:]
+    return lengths

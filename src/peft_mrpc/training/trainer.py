@@ -1,38 +1,38 @@
-"""The Hugging Face Trainer with what pairs need of it."""
+"""The Hugging Face Trainer with parameter groups, SAM, and exact checkpoints and evaluation."""
 
-import contextlib
-from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import (
-    Trainer,
-)
-from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers import Trainer
+from transformers.trainer_optimizer import is_optimizer_factory
 
+from peft_mrpc.errors import UserError
 from peft_mrpc.methods.freezing import FreezeCallback
 from peft_mrpc.models.architecture import trainable_names
-from peft_mrpc.training.activation_cache.callback import CacheTrunk
-from peft_mrpc.training.attention import TrainingAttention
+from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
+from peft_mrpc.training.callbacks import AttentionCallback
 from peft_mrpc.training.checkpoints import load_trained, save_trained
-from peft_mrpc.training.epochs import EpochSeeded, SetEpochCallback
-from peft_mrpc.training.parameter_groups import learning_rates
+from peft_mrpc.training.parameter_groups import learning_rates, split_groups
 from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
-from peft_mrpc.training.samplers import ResumableLengthGroupedSampler
+from peft_mrpc.training.samplers import (
+    EpochSeeded,
+    ResumableLengthGroupedSampler,
+    SetEpochCallback,
+    example_lengths,
+)
 
 
 class ClassificationTrainer(Trainer):
-    """The Trainer, with learning rates by part, gradual unfreezing and checkpoints that are exact.
-
-    A soft prompt wants a rate a hundred times that of the head it is trained with.
+    """The Trainer with learning rates by module, SAM, gradual unfreezing and exact checkpoints.
 
     Args:
-        head_learning_rate: Peak rate of the head; None for `args.learning_rate`.
-        layer_decay: The rate of each layer over that of the layer above; None for 1.
-        sam_rho: How far uphill each gradient is taken (`sharpness.uphill`); 0 for where it is.
-        kwargs: The Trainer's own.
+        head_learning_rate: Peak learning rate of the head; None for `args.learning_rate`.
+        layer_decay: Ratio of the learning rates of a layer and the layer above it; None for 1.
+        sam_rho: Distance of the SAM perturbation; 0 trains without SAM.
+        kwargs: Arguments of the Trainer.
     """
 
     def __init__(
@@ -44,14 +44,14 @@ class ClassificationTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._epochs = SetEpochCallback()
-        if isinstance(self.train_dataset, EpochSeeded):
-            self._epochs.drawn.append(self.train_dataset)
-        self.add_callback(self._epochs)
         self.sam_rho = sam_rho
         self.head_learning_rate = head_learning_rate
         self.layer_decay = layer_decay
-        # As DDP sees them: frozen by now is frozen for good.
+        self._set_epoch = SetEpochCallback()
+        if isinstance(self.train_dataset, EpochSeeded):
+            self._set_epoch.targets.append(self.train_dataset)
+        self.add_callback(self._set_epoch)
+        # The parameters that DDP synchronizes: the others stay frozen to the end.
         self._trained_names = trainable_names(cast("nn.Module", self.model))
         self._gradual = [
             callback
@@ -59,80 +59,104 @@ class ClassificationTrainer(Trainer):
             if isinstance(callback, FreezeCallback) and callback.every is not None
         ]
         needs_gradients = bool(self._gradual or sam_rho)
-        assert not (needs_gradients and self._is_sharded), "the flags are checked for it"
+        assert not (needs_gradients and self._is_sharded), "validated before"
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as ever; however it ends, frozen layers and attention run again as before."""
+        """Train; whether it ends or fails, frozen layers and attention are restored."""
         try:
             output = super().train(*args, **kwargs)
             if self.args.load_best_model_at_end and not self._is_sharded:
-                self._share_trained()
+                self._broadcast_trained()
             return output
         finally:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, CacheTrunk | TrainingAttention):
-                    callback.leave()
+                if isinstance(callback, ActivationCacheCallback | AttentionCallback):
+                    callback.restore()
 
-    def _share_trained(self) -> None:
-        """End everywhere with what the first process has: others may have no disk in common."""
+    def _broadcast_trained(self) -> None:
+        """Copy the first process's parameters: other machines may not see its checkpoints."""
         if self.args.world_size > 1:
             for parameter in cast("nn.Module", self.model).parameters():
                 if parameter.requires_grad:
                     torch.distributed.broadcast(parameter.data, 0)
 
+    # ---- optimizer ----
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Build the optimizer as ever, then part its groups by their learning rates."""
-        optimizer = super().create_optimizer(model)
+        """Build the optimizer, its parameter groups split by learning rate."""
         rates = learning_rates(
             cast("nn.Module", self.model),
             *(self.args.learning_rate, self.head_learning_rate, self.layer_decay),
         )
-        if not rates:
-            return optimizer
-        groups: list[dict[str, Any]] = []
-        for group in optimizer.param_groups:
-            by_rate: dict[float, list[nn.Parameter]] = {}
-            for parameter in group["params"]:
-                by_rate.setdefault(rates.get(id(parameter), group["lr"]), []).append(parameter)
-            groups += [{**group, "params": own, "lr": rate} for rate, own in by_rate.items()]
-        # The rate of the first group is what the Trainer logs.
-        optimizer.param_groups = sorted(groups, key=lambda g: g["lr"] != self.args.learning_rate)
-        return optimizer
+        if not rates or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
+            return super().create_optimizer(model)
+        trained: Any = self.model if model is None else model
+        optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+        if is_optimizer_factory(optimizer_class) or {"model", "optimizer_dict"} & options.keys():
+            raise UserError(
+                f"optim: got {self.args.optim}, which builds its own parameter groups; expected "
+                "another optimizer, or no head_learning_rate and no layer_decay."
+            )
+        groups = options.get("params") or self._decay_groups(trained)
+        options = {**options, "params": split_groups(groups, rates, self.args.learning_rate)}
+        self.optimizer_cls_and_kwargs = (optimizer_class, options)
+        try:
+            return super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = None
+
+    def _decay_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """The Trainer's own two groups: parameters with weight decay, and without."""
+        names = set(self.get_decay_parameter_names(model))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decayed = [parameter for name, parameter in trained if name in names]
+        others = [parameter for name, parameter in trained if name not in names]
+        return [
+            {"params": decayed, "weight_decay": self.args.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ]
+
+    # ---- training steps ----
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Train on a batch, and drop what it gave to layers whose turn has not come.
+        """Compute the gradients of a batch, with SAM those at the perturbed parameters.
 
-        After every process has the same gradients, and before they are clipped: by a norm that
-        counts only what trains. The loss is that of the weights as they are, wherever the gradients
-        are taken. Uphill is where the batches of all processes together have it, as for one process
-        that has all of their rows.
+        The perturbation follows the gradients of the batches of all processes together, as if one
+        process had all of their examples. The loss returned is that of the parameters themselves.
         """
         if not self.sam_rho:
-            return self._step(*args, **kwargs)
+            return self._gradual_step(*args, **kwargs)
         trained = [p for p in cast("nn.Module", self.model).parameters() if p.requires_grad]
-        with contextlib.ExitStack() as moved:
+        with ExitStack() as perturbed:
             with isolated_gradients(trained):
-                loss = self._step(*args, **kwargs)
-                self._share_gradients(trained)
-                moved.enter_context(sam_perturbation(trained, self.sam_rho))
-            self._step(*args, **kwargs)
+                loss = self._gradual_step(*args, **kwargs)
+                self._average_gradients(trained)
+                perturbed.enter_context(sam_perturbation(trained, self.sam_rho))
+            self._gradual_step(*args, **kwargs)
         return loss
 
-    def _share_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Have everywhere their mean, where DDP leaves it to a later batch of the step."""
+    def _average_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients across processes when DDP defers it (gradient accumulation)."""
         if self.args.world_size > 1 and not self.accelerator.sync_gradients:
             for gradient in (p.grad for p in parameters if p.grad is not None):
                 gradient.copy_(cast("torch.Tensor", self.accelerator.reduce(gradient, "mean")))
 
-    def _step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def _gradual_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A step of the Trainer, without the gradients of layers that are still frozen.
+
+        They are dropped after the processes have averaged them and before they are clipped, so
+        that the norm counts what trains.
+        """
         loss: torch.Tensor = super().training_step(*args, **kwargs)
         for callback in self._gradual:
             callback.drop_gradients()
         return loss
 
+    # ---- checkpoints ----
+
     @property
     def _is_sharded(self) -> bool:
-        # These save and load their own shards of every parameter, which is exact.
+        # FSDP and DeepSpeed save and load shards of every parameter, which is exact.
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
@@ -150,38 +174,39 @@ class ClassificationTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self._is_sharded:
             super()._load_best_model()
-        elif self.is_world_process_zero():  # which has written it; `train` hands it to the others
+        elif self.is_world_process_zero():  # `train` broadcasts it to the others
             self._load_trained(str(self.state.best_model_checkpoint))
 
     def _load_trained(self, folder: str) -> None:
         load_trained(cast("nn.Module", self.model), self._trained_names, Path(folder))
 
+    # ---- data ----
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As ever, but that one by length is the same again when a training goes on."""
-        sampler = super()._get_train_sampler(train_dataset)
-        if isinstance(sampler, LengthGroupedSampler):
-            sampler = ResumableLengthGroupedSampler(
-                sampler.batch_size, sampler.lengths, self.args.data_seed
-            )
-            self._epochs.drawn.append(sampler)
+        """The Trainer's sampler; the length-grouped one replaced by a resumable one."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        sampler = ResumableLengthGroupedSampler(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps,
+            example_lengths(self.train_dataset if train_dataset is None else train_dataset),
+            self.args.data_seed,
+        )
+        self._set_epoch.targets.append(sampler)
         return sampler
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Every held-out row: `--dataloader_drop_last` is for training."""
-        dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        """All validation examples: `dataloader_drop_last` concerns the training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
-            self.args.dataloader_drop_last = dropped
+            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Evaluate as ever, with a loss over the rows alone.
+        """Evaluate, with the exact mean loss over the examples.
 
-        The Trainer's own counts the rows twice that fill up the last batch of several processes.
+        The Trainer counts those examples twice that complete the last batch of several processes.
         """
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TrainingAttention):
-                callback.rest()
         output = super().evaluation_loop(*args, **kwargs)
         if self.compute_loss_func is not None and output.label_ids is not None:
             logits, labels = torch.tensor(output.predictions), torch.tensor(output.label_ids)

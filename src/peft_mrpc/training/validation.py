@@ -22,7 +22,7 @@ from peft_mrpc.evaluation.thresholds import THRESHOLD_METRICS
 from peft_mrpc.methods.registry import find_method
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.models.quantization import QUANTIZATIONS
-from peft_mrpc.training.activation_cache.plan import trunk_faults
+from peft_mrpc.training.activation_cache.callback import cache_faults
 from peft_mrpc.training.checkpoints import checkpoint_faults
 from peft_mrpc.training.losses import loss_faults
 from peft_mrpc.training.optimizer_faults import number_faults
@@ -75,7 +75,9 @@ def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[s
     ]
     if arguments.fp16 and not torch.accelerator.is_available():
         faults.append("--fp16: got true, but there is no GPU here; drop it.")
-    faults += selection_faults(config, arguments) + trunk_faults(config)
+    faults += selection_faults(config, arguments) + cache_faults(
+        config.activation_cache, config.activation_cache_memory
+    )
     faults += loss_faults(
         config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
     )
@@ -182,26 +184,25 @@ def idle_faults(
             f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but {config.method} "
             "leaves the word embeddings as they are; drop it."
         )
-    faults += _idle_trunk(config, asked, freezes)
+    faults += _idle_cache(config, asked, freezes)
     # tune's trials are chosen on the held-out part.
     return faults + _idle_choice(config, arguments, asked) if verb == "train" else faults
 
 
-def _idle_trunk(config: TrainConfig, asked: set[str], freezes: bool) -> list[str]:
-    """What is said of frozen layers' activations where none are kept."""
-    is_kept = "trunk_cache" in asked and config.trunk_cache in ("disk", "memory")
-    if is_kept and not freezes:
-        return [
-            f"--trunk_cache: got {config.trunk_cache!r}, but {config.method} has no frozen "
-            "layers to run once; expected auto or off, or another --method, such as layer_freeze."
-        ]
-    if freezes and config.trunk_cache != "off":
+def _idle_cache(config: TrainConfig, asked: set[str], freezes: bool) -> list[str]:
+    """Options of the activation cache that have no effect."""
+    if freezes and config.activation_cache != "off":
         return []
-    reason = f"{config.method} has no frozen layers" if not freezes else "--trunk_cache is off"
-    names = sorted(asked & {"trunk_cache_dtype", "trunk_cache_memory", "trunk_cache_limit"})
+    if config.activation_cache == "on":
+        return [
+            f"activation_cache: got 'on', but {config.method} has no frozen layers; expected auto "
+            "or off, or another method, such as layer_freeze."
+        ]
+    if "activation_cache_memory" not in asked:
+        return []
+    reason = f"{config.method} has no frozen layers" if not freezes else "activation_cache is off"
     return [
-        f"--{name}: got {getattr(config, name)}, but {reason}: nothing is kept; drop it."
-        for name in names
+        f"activation_cache_memory: got {config.activation_cache_memory}, but {reason}; drop it."
     ]
 
 

@@ -1,95 +1,134 @@
-"""Layers of a model that are left out: they hand on what the batch brings in their place."""
+"""Run the frozen first layers of a model alone, or skip them and use cached activations.
 
-from collections.abc import Callable, Sequence
+Shapes: B batch, T tokens, H hidden.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from peft_mrpc.training.activation_cache.store import STATES
+from peft_mrpc.models.architecture import encoder_layers
+
+# Key of the cached activations in a batch; it is removed before the model's own forward.
+ACTIVATIONS = "cached_activations"
 
 
-class LeftOut:
-    """Within the block a model's first layers hand on what they are given.
+class FrozenLayers:
+    """The first layers of a model's encoder.
 
-    The last of them gives out what the batch brings under `STATES`, [B, T, H]; a batch that brings
-    none goes through all of them as ever.
+    Both uses replace the `forward` of some layers for a time and leave the module tree, and so the
+    names of the parameters and the checkpoints, as they are. A replaced layer returns its input.
 
     Args:
         model: The model, on its device.
-        layers: Its first layers.
-        embeddings: Module before them that is left out as well; None where that cannot be.
-        dtype: Of what leaves the last of the layers.
-        gives_tuple: Whether a layer gives that as the first of several things.
+        depth: How many of its first layers are frozen, 1 or more.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        layers: Sequence[nn.Module],
-        embeddings: nn.Module | None,
-        dtype: torch.dtype,
-        gives_tuple: bool,
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, depth: int) -> None:
         self.model = model
-        self._layers = layers
-        self._embeddings = embeddings
-        self._dtype = dtype
-        self._gives_tuple = gives_tuple
-        self._given: torch.Tensor | None = None  # of the batch that the model is at
-        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._own_forwards: list[tuple[nn.Module, Any]] = []  # None where it is the class's
+        self.layers = list(encoder_layers(model))
+        self.depth = depth
+        self.dtype: torch.dtype | None = None  # of the activations, known after `compute`
+        self._returns_tuple = False
+        self._activations: torch.Tensor | None = None  # of the current batch, [B, T, H]
 
-    def __enter__(self) -> "LeftOut":
-        self._hooks = [
-            self.model.register_forward_pre_hook(self._take, with_kwargs=True),
-            # What calls the encoder by itself gets what it asks for.
-            self.model.register_forward_hook(self._drop, always_call=True),
-        ]
-        for layer in self._layers:
-            self._replace(layer, self._bypass(layer))
-        if self._embeddings is not None:
-            self._replace(self._embeddings, self._bypass_embeddings(self._embeddings))
-        return self
+    @torch.no_grad()
+    def compute(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """The output of the last frozen layer in eval mode, [B, T, H].
 
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
+        Returns:
+            None if the model does not call that layer.
+        """
+        recorded: list[torch.Tensor] = []
+
+        def record(module: nn.Module, args: Any, output: Any) -> None:
+            self._returns_tuple = isinstance(output, tuple)
+            recorded.append(output[0] if self._returns_tuple else output)
+
+        hook = self.layers[self.depth - 1].register_forward_hook(record)
+        try:
+            with _replaced_forwards(self.layers[self.depth :], lambda _: self._identity):
+                self.logits(batch)
+        finally:
             hook.remove()
-        for module, own in self._own_forwards:
-            del module.forward
-            if own is not None:  # accelerate's, say
-                module.forward = own
-        self._own_forwards.clear()
-        self._given = None
+        if not recorded:
+            return None
+        self.dtype = recorded[0].dtype
+        return recorded[0]
 
-    def _replace(self, module: nn.Module, forward: Callable[..., Any]) -> None:
-        self._own_forwards.append((module, vars(module).get("forward")))
-        module.forward = forward
+    @torch.no_grad()
+    def logits(self, batch: Mapping[str, Any]) -> Any:
+        """The logits of a batch in eval mode, [B, C]."""
+        inputs = {
+            name: value.to(self.model.device) for name, value in batch.items() if name != "labels"
+        }
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            return self.model(**inputs).logits
+        finally:
+            self.model.train(was_training)
 
-    def _drop(self, *_: Any) -> None:
-        self._given = None
+    @contextmanager
+    def skipped(self) -> Iterator[None]:
+        """Within the block the frozen layers do not run for batches that hold `ACTIVATIONS`.
 
-    def _take(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        given = kwargs.pop(STATES, None)
-        self._given = None if given is None else given.to(self.model.device, self._dtype)
+        The last of them returns these. A batch without them runs through all layers.
+        """
+        hooks = [
+            self.model.register_forward_pre_hook(self._begin_batch, with_kwargs=True),
+            # The encoder may be called by itself between batches.
+            self.model.register_forward_hook(self._end_batch, always_call=True),
+        ]
+        try:
+            with _replaced_forwards(self.layers[: self.depth], self._skip):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            self._activations = None
+
+    def _begin_batch(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        activations = kwargs.pop(ACTIVATIONS, None)
+        if activations is not None:
+            self._activations = activations.to(self.model.device, self.dtype)
         return args, kwargs
 
-    def _bypass(self, layer: nn.Module) -> Callable[..., Any]:
-        compute, is_last = layer.forward, layer is self._layers[-1]
+    def _end_batch(self, *_: Any) -> None:
+        self._activations = None
+
+    def _identity(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The second item of a tuple holds attention weights.
+        return (hidden_states, None) if self._returns_tuple else hidden_states
+
+    def _skip(self, layer: nn.Module) -> Callable[..., Any]:
+        compute, is_last = layer.forward, layer is self.layers[self.depth - 1]
 
         def forward(hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if self._given is None:  # a batch without: one of another split, say
+            if self._activations is None:
                 return compute(hidden_states, *args, **kwargs)
-            states = self._given if is_last else hidden_states
-            return (states, None) if self._gives_tuple else states  # no attention weights
+            return self._identity(self._activations if is_last else hidden_states)
 
         return forward
 
-    def _bypass_embeddings(self, embeddings: nn.Module) -> Callable[..., Any]:
-        compute = embeddings.forward
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return compute(*args, **kwargs) if self._given is None else self._given
-
-        return forward
+@contextmanager
+def _replaced_forwards(
+    modules: Sequence[nn.Module], build: Callable[[nn.Module], Callable[..., Any]]
+) -> Iterator[None]:
+    """Within the block each module runs the function that `build` returns for it."""
+    # A module may have a `forward` of its own already: accelerate sets one.
+    before = [(module, vars(module).get("forward")) for module in modules]
+    try:
+        for module in modules:
+            module.forward = build(module)
+        yield
+    finally:
+        for module, forward in before:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward

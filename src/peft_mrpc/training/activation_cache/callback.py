@@ -1,11 +1,15 @@
-"""Frozen layers run once for each pair: the Trainer's callback, and why it may not be."""
+"""The Trainer callback that runs frozen layers once for each example."""
 
-import math
+import hashlib
+import logging
 import time
 from collections.abc import Sequence
-from typing import Any, cast
+from contextlib import ExitStack
+from typing import Any
 
-from torch.utils.data import ConcatDataset
+import torch
+from accelerate.utils import convert_file_size_to_int
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     PreTrainedModel,
     TrainerCallback,
@@ -14,40 +18,69 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_mrpc.errors import UserError, logger
-from peft_mrpc.training.activation_cache.bypass import LeftOut
-from peft_mrpc.training.activation_cache.cache import Trunk
-from peft_mrpc.training.activation_cache.fingerprint import trunk_depth
-from peft_mrpc.training.activation_cache.plan import TrunkPlan
-from peft_mrpc.training.activation_cache.store import TrunkCollator
+from peft_mrpc.errors import UserError
+from peft_mrpc.formatting import format_bytes
+from peft_mrpc.interop.transformers_internals import attn_implementation
+from peft_mrpc.models.architecture import (
+    encoder_layers,
+    has_layers,
+    is_trained,
+    modules_after_layers,
+)
+from peft_mrpc.precision import trainer_precision
+from peft_mrpc.training.activation_cache.bypass import FrozenLayers
+from peft_mrpc.training.activation_cache.fill import (
+    example_keys,
+    fill_cache,
+    first_refusal,
+    missing_rows,
+)
+from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
 from peft_mrpc.training.optimizer_faults import parts_layers
 
+logger = logging.getLogger(__name__)
 
-class CacheTrunk(TrainerCallback):
-    """Run frozen layers once for each pair, and train on what they gave.
+MODES = ("auto", "on", "off")
+# Largest relative difference of logits by rounding, by the precision of the training and by the
+# dtype of the activations. The rounding of mixed precision depends on the shape of the batch.
+TOLERANCE = {
+    **{"fp32": 1e-3, "fp16": 5e-3, "bf16": 2e-2, "fp8": 2e-1},
+    **{"torch.float32": 1e-3, "torch.float16": 5e-3, "torch.bfloat16": 2e-2},
+}
+# Fields of a configuration that the activations do not depend on.
+IRRELEVANT_FIELDS = {
+    *("_name_or_path", "architectures", "dtype", "transformers_version"),
+    *("id2label", "label2id", "problem_type"),
+}
+
+
+class ActivationCacheCallback(TrainerCallback):
+    """Run the frozen first layers once for each example, and train on their cached activations.
 
     Args:
-        plan: Where that is kept.
-        collator: The Trainer's own.
-        parts: All encoded pairs that the training reads or evaluates on.
-        num_trainings: How many will read them, this one and those after it (seeds, trials).
+        mode: `auto` trains without the cache where it cannot be used or does not pay; `on` raises
+            an error where it cannot be used.
+        cache: Holds the activations; its owner may use it for the next training too.
+        collator: The Trainer's data collator.
+        datasets: All encoded examples that training and evaluation read.
+
+    Attributes:
+        seconds: Time that the activations took.
+        num_computed: Examples that the frozen layers ran for; None if the cache is not used.
+        token_bytes: Size of one token's activations.
     """
 
     def __init__(
-        self,
-        plan: TrunkPlan,
-        collator: TrunkCollator,
-        parts: Sequence[Sequence[Any]],
-        num_trainings: int = 1,
+        self, mode: str, cache: ActivationCache, collator: CachedCollator, datasets: list[Dataset]
     ) -> None:
-        self.plan = plan
+        self.mode = mode
+        self.cache = cache
         self.collator = collator
-        self.rows: ConcatDataset[Any] = ConcatDataset(cast("Any", parts))
-        self.num_trainings = num_trainings
-        self._left_out: LeftOut | None = None
-        self.seconds = 0.0  # that the activations took
-        self.token_bytes = 0  # that those of one token take
-        self.num_new: int | None = None  # rows that the layers ran for; None while they run always
+        self.examples = concatenate_datasets(datasets)
+        self.seconds = 0.0
+        self.num_computed: int | None = None
+        self.token_bytes = 0
+        self._skipped = ExitStack()
 
     def on_train_begin(
         self,
@@ -55,62 +88,162 @@ class CacheTrunk(TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: PreTrainedModel | None = None,
-        train_dataloader: Any = None,
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        self.leave()  # the Trainer may begin again with smaller batches
-        depth = trunk_depth(model)
-        is_asked = self.plan.mode != "auto"
-        reason = trunk_refusal(model, args)
+        self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
         started = time.perf_counter()
+        reads = state.max_steps * args.gradient_accumulation_steps * args.train_batch_size
+        reads *= args.world_size * max(1, self.cache.num_trainings)
+        self.cache.num_trainings -= 1
+        reason = cache_refusal(model, args)
         if not reason:
-            trunk = Trunk(model, depth, self.plan, self.collator)
-            steps = (state.max_steps - state.global_step) * self.num_trainings
-            pairs = args.train_batch_size * args.world_size
-            visits = math.ceil(steps * args.gradient_accumulation_steps * pairs)
-            reason = trunk.prepare(self.rows, None if is_asked else visits)
-        if not reason:
-            self._left_out = trunk.left_out().__enter__()
-            assert self.collator.store is not None
-            self.seconds = time.perf_counter() - started
-            self.token_bytes = self.collator.store.token_bytes
-            self.num_new = trunk.num_new
-            return
-        if is_asked:
-            raise TrunkRefused(self.plan.mode, reason)
-        logger.info("frozen layers run every time: %s", reason)
-        self.collator.store = None
+            reason = self._prepare(model, args, reads)
+        self.seconds = time.perf_counter() - started
+        if reason:
+            self.restore()
+            self.num_computed = None
+            if self.mode == "on":
+                raise ActivationCacheError(reason)
+            logger.info("activation cache: not used, %s", reason)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.leave()
+        self.restore()
 
-    def leave(self) -> None:
-        """Have the layers run again."""
-        if self._left_out is not None:
-            self._left_out.__exit__()
-            self._left_out = None
-        self.collator.store = None
+    def restore(self) -> None:
+        """Run the frozen layers for each batch again."""
+        self._skipped.close()
+        self.collator.cache = None
+
+    def _prepare(self, model: PreTrainedModel, args: TrainingArguments, reads: int) -> str:
+        """Compute the missing activations and skip the layers; the reason if that fails."""
+        layers = FrozenLayers(model, num_frozen_layers(model))
+        lengths = self.examples["length"][:]
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        samples = self.examples.__getitems__(
+            [by_length[(len(by_length) - 1) * number // 4] for number in range(5)]
+        )
+        name = model.config.model_type
+        for sample in (samples[0], samples[-1]):  # short ones show padding to a multiple
+            batch = self.collator.collate([sample])
+            activations = layers.compute(batch)
+            if activations is None:
+                return f"{name} does not call its layers one by one"
+            if activations.shape[:2] != batch["attention_mask"].shape:
+                return f"{name} pads examples inside the model"
+        self.cache.select(fingerprint(model, layers.depth, args))
+        keys = example_keys(self.examples)
+        missing = missing_rows(self.cache, keys)
+        self.token_bytes = activations.shape[-1] * activations.element_size()
+        if self.mode == "auto" and (refusal := fill_refusal(len(missing), reads)):
+            return refusal
+        if missing:
+            width = int(activations.shape[-1])
+            to_compute = (self.examples, keys, missing)
+            if refusal := fill_cache(self.cache, layers, self.collator, *to_compute, width):
+                return refusal
+        size = format_bytes(sum(lengths[row] for row in missing) * self.token_bytes)
+        logger.info(
+            "activation cache: the first %d of %d layers are frozen and run once for each of %s "
+            "examples (%s)",
+            *(layers.depth, len(layers.layers), f"{len({*keys}):,}"),
+            f"{len(missing):,} of them now, {size}" if missing else "all of them before",
+        )
+        self.num_computed = len(missing)
+        plain = layers.logits(self.collator.collate(samples)).float()
+        self.collator.cache = self.cache
+        self._skipped.enter_context(layers.skipped())
+        difference = float((layers.logits(self.collator(samples)).float() - plain).abs().max())
+        tolerance = max(TOLERANCE[trainer_precision(args)], TOLERANCE[str(layers.dtype)])
+        is_equal = difference <= tolerance * max(1.0, float(plain.abs().max()))
+        return first_refusal(
+            "" if is_equal else f"{name} has other logits with it ({difference:.2g})"
+        )
 
 
-class TrunkRefused(UserError):
-    """A trunk that was asked for cannot be; the reason as a part of a sentence."""
+class ActivationCacheError(UserError):
+    """The activation cache was requested and cannot be used.
 
-    def __init__(self, mode: str, reason: str) -> None:
-        super().__init__(f"--trunk_cache: got {mode!r}, but {reason}.")
+    Attributes:
+        reason: The cause, as a clause.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"activation_cache: got 'on', but {reason}; expected auto or off.")
         self.reason = reason
 
 
-def trunk_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
-    """Why a model's frozen layers run every time; nothing if they need not."""
-    is_bare = trunk_depth(model) == 0
-    return "no layer at the bottom is frozen" if is_bare else unfit_for_trunk(args)
+def cache_faults(mode: str, memory: str) -> list[str]:
+    """What is wrong with the two options of the cache."""
+    faults = []
+    if mode not in MODES:
+        faults.append(f"activation_cache: got {mode!r}; expected one of {', '.join(MODES)}.")
+    try:
+        convert_file_size_to_int(memory)
+    except ValueError:
+        faults.append(f"activation_cache_memory: got {memory!r}; expected a size such as 2GB.")
+    return faults
 
 
-def unfit_for_trunk(args: TrainingArguments) -> str:
-    """What about the way of training lets no layer be left out; nothing if all is well."""
+def num_frozen_layers(model: PreTrainedModel) -> int:
+    """How many of the first layers compute the same for an example throughout the training.
+
+    This is 0 if anything else of the encoder trains than the layers above them and the modules
+    after all layers: DeBERTa's relative embeddings, for example, are an input of every layer.
+    """
+    if not has_layers(model):  # ALBERT repeats one layer
+        return 0
+    layers = encoder_layers(model)
+    depth = next((n for n, layer in enumerate(layers) if is_trained(layer)), len(layers))
+    above = [*layers[depth:], *modules_after_layers(model)]
+    inside = {id(parameter) for module in above for parameter in module.parameters()}
+    others = (p for p in model.base_model.parameters() if id(p) not in inside)
+    return 0 if any(parameter.requires_grad for parameter in others) else depth
+
+
+def cache_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
+    """Why the frozen layers of a model cannot be cached; empty if they can."""
+    if num_frozen_layers(model) == 0:
+        return "the first layer of the model is not frozen"
+    return argument_refusal(args)
+
+
+def argument_refusal(args: TrainingArguments) -> str:
+    """Which training argument rules the cache out; empty if there is none."""
     if parts_layers(args):
-        return "FSDP and DeepSpeed part the layers among the processes"
-    return "--torch_compile has compiled them" if args.torch_compile else ""
+        return "FSDP and DeepSpeed split the layers among the processes"
+    return "torch_compile has compiled the layers" if args.torch_compile else ""
+
+
+def fill_refusal(num_missing: int, num_reads: int) -> str:
+    """Why it does not pay to compute so many activations; empty if it does.
+
+    Args:
+        num_missing: Examples to run the layers for.
+        num_reads: Examples that this training and the expected ones after it read.
+    """
+    if num_missing <= num_reads:
+        return ""
+    return f"training reads {num_reads:,} examples, fewer than the {num_missing:,} to compute"
+
+
+def fingerprint(model: PreTrainedModel, depth: int, args: TrainingArguments) -> str:
+    """A digest of all that the activations depend on, except for the examples."""
+    encoder: Any = model.base_model
+    config = {
+        key: str(value)
+        for key, value in sorted(encoder.config.to_diff_dict().items())
+        if key not in IRRELEVANT_FIELDS and "drop" not in key
+    }
+    computation = (trainer_precision(args), args.tf32, attn_implementation(encoder.config))
+    digest = hashlib.sha256(repr((config, depth, computation, str(model.device))).encode())
+    above: Sequence[Any] = [*encoder_layers(model)[depth:], *modules_after_layers(model)]
+    prefixes = tuple(f"{name}." for name, part in encoder.named_modules() if part in above)
+    for name, tensor in encoder.state_dict().items():
+        if isinstance(tensor, torch.Tensor) and not name.startswith(prefixes):
+            digest.update(name.encode())
+            values = tensor.detach().cpu().reshape(-1).contiguous()
+            digest.update(values.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,156 +1,139 @@
-"""Rows of activations computed by several processes, each its share, and kept.
+"""Compute the activations of examples, each process a share of them.
 
-Shapes: T tokens, H hidden.
+Shapes: B batch, T tokens, H hidden.
 """
 
-import contextlib
-import logging
 import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
-from numpy.typing import NDArray
+from accelerate.utils import gather_object
+from datasets import Dataset
 from transformers.utils.logging import tqdm
 
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import logger, one_line
+from peft_mrpc.errors import one_line
 from peft_mrpc.models.batched_inference import length_sorted_batches, retry_in_halves
-from peft_mrpc.training.activation_cache.disk import describe_trunk, disk_refusal, trunks_dir
-from peft_mrpc.training.activation_cache.rows import KeyedRows, Keys
-from peft_mrpc.training.activation_cache.store import TrunkStore
+from peft_mrpc.training.activation_cache.bypass import FrozenLayers
+from peft_mrpc.training.activation_cache.store import (
+    ActivationCache,
+    CachedCollator,
+    example_key,
+    map_file,
+)
 
-# Gives the key and the activations [T, H] of each of some encoded pairs.
-Compute = Callable[[list[Any]], Iterable[tuple[bytes, torch.Tensor]]]
-# Rows in a forward pass when the activations are computed: nothing is kept for a backward pass.
+# Batches of the frozen layers: there is no backward pass, so that they can be large.
 FILL_BATCH, FILL_TOKENS = 32, 8192
-# A file is closed at this size: so much is lost by a fill that is killed, and memory is filled
-# file by file.
-FILE_BYTES = 64 << 20
 
 
-def missing_rows(store: TrunkStore, keys: Keys) -> list[int]:
-    """Where rows stand that a store lacks, each once; it takes in the others.
-
-    Args:
-        keys: Of all rows, [N].
-    """
-    store.take(keys)
-    unique, firsts = np.unique(keys, return_index=True)
-    lacking: list[int] = np.sort(firsts[~store.has(unique)]).tolist()
-    return lacking
+def example_keys(examples: Dataset) -> list[bytes]:
+    """The key of each encoded example, [N]."""
+    return list(_example_keys(examples))
 
 
-def fill_store(
-    store: TrunkStore, rows: KeyedRows, about: Mapping[str, Any], compute: Compute, limit: int
+def _example_keys(examples: Dataset) -> Iterator[bytes]:
+    names = [n for n in ("input_ids", "token_type_ids") if n in examples.column_names]
+    for batch in examples.select_columns(names).iter(1000):
+        yield from map(example_key, *(batch[name] for name in names))
+
+
+def missing_rows(cache: ActivationCache, keys: Sequence[bytes]) -> list[int]:
+    """The rows of the examples that the cache lacks, each distinct example once."""
+    first_rows: dict[bytes, int] = {}
+    for row, key in enumerate(keys):
+        if key not in cache:
+            first_rows.setdefault(key, row)
+    return list(first_rows.values())
+
+
+def first_refusal(refusal: str) -> str:
+    """The first non-empty text of all processes, so that they agree; empty if there is none."""
+    return str(next(filter(None, gather_object([refusal])), ""))
+
+
+def fill_cache(
+    cache: ActivationCache,
+    layers: FrozenLayers,
+    collator: CachedCollator,
+    examples: Dataset,
+    keys: Sequence[bytes],
+    rows: Sequence[int],
+    width: int,
 ) -> str:
-    """Compute the activations of rows, each process its share.
+    """Compute the activations of some examples and add them to the cache.
+
+    The processes of one host share a memory-mapped file, and each computes some of its batches.
 
     Args:
-        store: Takes them.
-        rows: Those that it lacks.
-        about: What they are computed with, to be written beside them.
-        compute: Computes a batch.
-        limit: The most bytes that all trunks on disk may take, this and others.
+        cache: Takes the activations.
+        layers: Compute them.
+        collator: Pads a batch.
+        examples: Encoded examples, N.
+        keys: Of each example, [N].
+        rows: The examples to compute, the same on every process.
+        width: H.
     Returns:
-        Why they cannot be kept; nothing if all is well.
+        Why this was not possible, the same on every process; empty if it was.
     """
     state = process_state()
-    index, count = state.process_index, state.num_processes
-    if not any(gather_object([len(rows)])):
-        return ""  # complete: its place may be read-only
-    if count > 1 and not _is_common(trunks_dir()):
-        # Each machine has a disk of its own, and needs every row.
-        index = state.local_process_index
-        count = int(os.environ.get("LOCAL_WORLD_SIZE", count))
+    index = state.local_process_index
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+    lengths = examples.select(rows)["length"][:]
+    batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
+    order = [number for batch in batches for number in batch]
+    assert layers.dtype is not None
+    shape = (sum(lengths), width)
+    size = shape[0] * width * layers.dtype.itemsize
+    refusal, path = "", None
+    if (state.num_processes > 1 or not cache.fits_in_memory(size)) and index == 0:
+        try:
+            path = cache.create_file(size)
+        except OSError as error:
+            refusal = f"the temporary file cannot be created: {one_line(error)}"
+    # Local processes have consecutive indices.
+    path = gather_object([path])[state.process_index - index]
+    if refusal := first_refusal(refusal):
+        return refusal
+    block = None if path else torch.empty(shape, dtype=layers.dtype)
 
-    fault = _fill_share(store, rows, about, compute, limit, slice(index, None, count))
-    state.wait_for_everyone()
-    store.refresh()
-    # Another job may have come between what each process found missing.
-    if not fault and (left := missing_rows(store, rows.keys)):
-        fault = _fill_share(store, rows.at(left), about, compute, limit)
-        store.refresh()
-        store.take(rows.keys)
-    return fault
+    def compute(batch: list[dict[str, Any]]) -> torch.Tensor:
+        """The activations of the batch's tokens without padding, [tokens, H]."""
+        padded = collator.collate(batch)
+        activations = layers.compute(padded)
+        assert activations is not None
+        return activations.cpu()[padded["attention_mask"].bool()]
 
-
-def _fill_share(
-    store: TrunkStore,
-    rows: KeyedRows,
-    about: Mapping[str, Any],
-    compute: Compute,
-    limit: int,
-    share: slice = slice(None),
-) -> str:
-    """Compute some of the batches of rows; why they cannot be written, if so."""
-    batches = length_sorted_batches(rows.lengths.tolist(), FILL_BATCH, FILL_TOKENS)
-    if not (own := batches[share]):  # nothing to do: a store that is complete may be read-only
-        return ""
+    first = 0
     try:
-        total = sum(map(len, own))
-        silent = not logger.isEnabledFor(logging.INFO)
-        with tqdm(total=total, desc="frozen layers", unit="pair", disable=silent) as bar:
-            for part, size in _in_files(own, rows.lengths, store.token_bytes):
-                if store.folder is not None:
-                    # Before each file: other trainings fill what is theirs, or clear all of it.
-                    if refusal := disk_refusal(size, limit, store.folder):
-                        return refusal
-                    describe_trunk(store.folder, about)
-                _add_rows(store, rows.rows, part, compute, bar)
+        with ExitStack() as stack:
+            file = stack.enter_context(Path(path).open("r+b")) if path else None
+            is_main = state.is_main_process
+            bar = tqdm(total=len(rows), desc="frozen layers", unit="example", disable=not is_main)
+            stack.enter_context(bar)
+            for number, batch in enumerate(batches):
+                tokens = sum(lengths[place] for place in batch)
+                if number % num_local == index:
+                    features = examples.__getitems__([rows[place] for place in batch])
+                    activations = torch.cat(retry_in_halves(features, compute))
+                    if block is not None:
+                        block[first : first + tokens] = activations
+                    elif file is not None:
+                        file.seek(first * width * activations.element_size())
+                        file.write(activations.contiguous().view(torch.uint8).numpy().data)
+                first += tokens
+                bar.update(len(batch))
     except OSError as error:
-        return f"{store.folder} cannot be written: {one_line(error)}"
+        refusal = f"{path} cannot be written: {one_line(error)}"
     except torch.OutOfMemoryError:
-        return (
-            f"the frozen layers run out of memory with a pair of {rows.lengths.max()} tokens alone"
-        )
+        refusal = f"the frozen layers run out of memory with one example of {max(lengths)} tokens"
+    if refusal := first_refusal(refusal):
+        return refusal
+    if block is None:
+        assert path is not None
+        block = map_file(path, shape, layers.dtype)
+    distinct = [rows[number] for number in order]
+    cache.add([keys[row] for row in distinct], [lengths[n] for n in order], block, path)
     return ""
-
-
-def _add_rows(
-    store: TrunkStore, rows: Any, batches: Sequence[Sequence[int]], compute: Compute, bar: Any
-) -> None:
-    with store.adding() as writer:
-        for numbers in batches:
-            batch = [rows[number] for number in numbers]
-            for part in retry_in_halves(batch, lambda part: list(compute(part))):
-                for key, states in part:
-                    writer.add(key, states.to(store.dtype))
-            bar.update(len(batch))
-
-
-def _in_files(
-    batches: Sequence[Sequence[int]], lengths: NDArray[np.int64], token_bytes: int
-) -> Iterator[tuple[list[Sequence[int]], int]]:
-    """Batches in order, as many together as a file takes, and the bytes they fill."""
-    part: list[Sequence[int]] = []
-    size = 0
-    for batch in batches:
-        part.append(batch)
-        size += int(lengths[batch].sum()) * token_bytes
-        if size >= FILE_BYTES:
-            yield part, size
-            part, size = [], 0
-    if part:
-        yield part, size
-
-
-def _is_common(folder: Path) -> bool:
-    """Whether every process sees this directory; not where the first cannot write into it."""
-    holder = [uuid.uuid4().hex]
-    broadcast_object_list(holder)
-    mark = folder / f".{holder[0]}"
-    if process_state().is_main_process:
-        with contextlib.suppress(OSError):  # said by whoever writes activations there
-            folder.mkdir(parents=True, exist_ok=True)
-            mark.touch()
-    process_state().wait_for_everyone()
-    seen = all(gather_object([mark.exists()]))
-    if process_state().is_main_process:
-        with contextlib.suppress(OSError):
-            mark.unlink()
-    return seen

@@ -1,7 +1,7 @@
 """What a search varies: a YAML file of ranges and choices, checked before the first trial."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -190,3 +190,17 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
     return value
+
+
+# Options of which each value has activations of its own.
+ACTIVATION_OPTIONS = {
+    *("num_unfrozen_layers", "frozen_modules", "unfrozen_modules", "pooling", "head_layer"),
+    *("bf16", "fp16", "tf32", "attention"),
+}
+
+
+def count_activation_sets(space: Sequence[Parameter]) -> int:
+    """How many sets of cached activations the trials of a search need."""
+    return math.prod(
+        parameter.count() for parameter in space if parameter.name in ACTIVATION_OPTIONS
+    )
