@@ -1,12 +1,9 @@
 """Tiny models and a tokenizer built in memory, and ways to run the commands."""
 
-import atexit
 import csv
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,18 +37,6 @@ ROWS = [
 # Numbers are compared in fp32, on a CPU with units for bf16 too, here and in what a test starts;
 # test_precision.py has the trainings in bf16.
 os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE"
-# Nor what the user has.
-os.environ["PEFT_MRPC_TRUNKS"] = tempfile.mkdtemp(prefix="trunks-")
-atexit.register(shutil.rmtree, os.environ["PEFT_MRPC_TRUNKS"], ignore_errors=True)
-
-
-@pytest.fixture(autouse=True)
-def own_trunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds the activations that another one has kept."""
-    folder = tempfile.mkdtemp(dir=os.environ["PEFT_MRPC_TRUNKS"])
-    monkeypatch.setenv("PEFT_MRPC_TRUNKS", folder)
-    if "peft_mrpc.training.activation_cache.cache" in sys.modules:
-        sys.modules["peft_mrpc.training.activation_cache.cache"]._HELD.clear()
 
 
 requires_mrpc = pytest.mark.skipif(not MRPC.is_dir(), reason="MRPC is not beside this checkout")
