@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from peft_mrpc.training.activation_cache.plan import parse_bytes
 from tiny_models import ARCHITECTURES as TINY
 from tiny_models import tiny_config
 
@@ -17,7 +18,6 @@ from peft_mrpc.methods.compatibility import (
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_config, load_tokenizer
-from peft_mrpc.training.activation_cache.plan import parse_bytes
 from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
 from peft_mrpc.training.request import parse_request
 

@@ -6,20 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
+import pandas
 import pytest
 import torch
 from conftest import ROWS, run_command, write_csv
 from tiny_models import write_tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
+from peft_mrpc import UserError, load_classifier, load_run
 from peft_mrpc.predict import main
 from peft_mrpc.train import main as train_main
 
 ADDED = ["prediction", "probability_not_equivalent", "probability_equivalent"]
 
 
-def test_rows_keep_their_order_and_their_other_columns(trained_run: Path, tmp_path: Path) -> None:
+def test_keeps_the_order_and_the_other_columns(trained_run: Path, tmp_path: Path) -> None:
     rows = [(f"id-{i}", a, b, 'a "note", kept') for i, (a, b, _) in enumerate(ROWS)]
     source = write_csv(tmp_path / "in.csv", rows, ("id", "sentence1", "sentence2", "note"))
     main([str(trained_run), "--input", str(source), "--output", str(tmp_path / "out.csv")])
@@ -35,7 +38,7 @@ def test_rows_keep_their_order_and_their_other_columns(trained_run: Path, tmp_pa
         )
 
 
-def test_columns_that_training_named_are_found_again(
+def test_uses_the_columns_of_the_training(
     tiny_bert: str, tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     train = str(write_csv(tmp_path / "train.csv", ROWS, ("one", "two", "label")))
@@ -47,11 +50,27 @@ def test_columns_that_training_named_are_found_again(
     with output.open(newline="") as file:
         assert [row["one"] for row in csv.DictReader(file)] == [row[0] for row in ROWS]
     other = str(write_csv(tmp_path / "other.csv", ROWS, ("three", "two", "label")))
-    assert "found no sentence columns" in fails(main, str(tmp_path / "run"), "--input", other)
+    assert "expected one of the usual pairs" in fails(main, str(tmp_path / "run"), "--input", other)
+
+
+def test_the_api_accepts_tuples_datasets_and_frames(trained_run: Path) -> None:
+    rows = [row[:2] for row in ROWS]
+    frame = pandas.DataFrame(rows, columns=["sentence1", "sentence2"])
+    classifier = load_classifier(load_run(trained_run))
+    assert classifier.labels == ["not_equivalent", "equivalent"]
+    saved = load_run(trained_run).predictions("validation")
+    for inputs in (rows, frame, datasets.Dataset.from_pandas(frame)):
+        probabilities = classifier.predict_proba(inputs, batch_size=4)
+        assert probabilities.dtype == np.float64
+        assert np.abs(probabilities - saved.probabilities).max() < 1e-5
+        assert classifier.predict(inputs) == [classifier.labels[i] for i in saved.predictions]
+    assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 2)
+    with pytest.raises(UserError, match="inputs row 1: got an empty 'sentence2'"):
+        classifier.predict([("a", "")])
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "tsv", "parquet"])
-def test_every_output_type_holds_the_same(
+def test_every_output_type_has_the_same_content(
     suffix: str, trained_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.data.files import read_table
@@ -73,7 +92,7 @@ def test_standard_input_to_standard_output(trained_run: Path) -> None:
     assert row["prediction"] in ("equivalent", "not_equivalent")
 
 
-def test_a_model_without_a_trained_head_is_refused(
+def test_rejects_a_model_without_a_trained_head(
     tiny_bert: str, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
@@ -82,7 +101,7 @@ def test_a_model_without_a_trained_head_is_refused(
     assert "lacks the weights classifier.bias" in said and "expected a trained classifier" in said
 
 
-def test_a_run_that_lost_a_file_is_refused(
+def test_rejects_a_run_with_a_missing_file(
     trained_run: Path, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run")
@@ -91,7 +110,7 @@ def test_a_run_that_lost_a_file_is_refused(
     assert "damaged: tokenizer.json is missing" in said
 
 
-def test_a_model_directory_of_another_tool_works_too(
+def test_labels_with_a_model_of_another_tool(
     tiny_bert: str, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     output = tmp_path / "out.csv"
@@ -102,7 +121,7 @@ def test_a_model_directory_of_another_tool_works_too(
 def save_by_peft(
     base: Path, folder: Path, architecture: str, method: str, headless: bool = True, **options: Any
 ) -> Path:
-    """A checkpoint in `base`, and an adapter of three labels over it, by PEFT alone."""
+    """A checkpoint in `base`, and an adapter of three labels over it, saved by PEFT."""
     from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
     write_tiny_model(architecture, base)
@@ -123,7 +142,7 @@ def save_by_peft(
 
 
 def probabilities_by_peft(base: Path, folder: Path) -> list[list[float]]:
-    """What plain PEFT gives for each of our rows, one at a time."""
+    """Probabilities of plain PEFT for each row of ROWS, one at a time."""
     from peft import PeftModel
 
     tokenizer = AutoTokenizer.from_pretrained(base)
@@ -153,14 +172,14 @@ def probabilities_by_peft(base: Path, folder: Path) -> list[list[float]]:
         ("bert", "prompt_tuning", True),
     ],
 )
-def test_an_adapter_of_peft_alone_gives_what_peft_gives(
+def test_an_external_adapter_predicts_as_in_peft(
     architecture: str, method: str, headless: bool, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     save_by_peft(base, adapter, architecture, method, headless)
     assert not (adapter / "tokenizer_config.json").exists()
     expected = probabilities_by_peft(base, adapter)
-    assert np.std(expected, axis=0).max() > 1e-3, "the pairs are all alike"
+    assert np.std(expected, axis=0).max() > 1e-3, "all examples have the same probabilities"
     for names, flags in (
         (["LABEL_0", "LABEL_1", "LABEL_2"], []),
         (["no", "perhaps", "yes"], ["--class_names", "no, perhaps,yes"]),
@@ -191,7 +210,7 @@ def test_an_adapter_over_a_trained_classifier_has_its_labels(
     assert header[-2:] == ["probability_no", "probability_yes"]
 
 
-def test_what_an_adapter_of_peft_alone_lacks_is_said(
+def test_rejects_incomplete_external_adapters(
     pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str], trained_run: Path
 ) -> None:
     flags = ["--input", pair_files["unlabelled"]]
@@ -238,14 +257,14 @@ def test_what_an_adapter_of_peft_alone_lacks_is_said(
         (["--input", "gone.csv"], "gone.csv: no such file."),
         (["--input", "{new}", "--output", "x.docx"], "--output: got 'x.docx'; expected .csv"),
         (["--input", "{new}", "--output", "{new}"], "which exists"),
-        (["--input", "{new}", "--output", "no/dir/x.csv"], "whose directory does not exist"),
+        (["--input", "{new}", "--output", "no/dir/x.csv"], "expected an existing directory"),
         (["--input", "{new}", "--sentence1_column", "s1"], "--sentence1_column: got 's1'"),
         (["--input", "{clash}"], "already has the columns prediction"),
         (["--input", "{empty}"], "row 1: got an empty 'sentence2'"),
         (["--inputs", "x"], "Did you mean 'input'?"),
     ],
 )
-def test_bad_input_is_one_line(
+def test_invalid_input_is_reported_in_one_line(
     flags: list[str],
     said: str,
     trained_run: Path,
@@ -264,7 +283,7 @@ def test_bad_input_is_one_line(
     assert said in message and len(message.splitlines()) == 1
 
 
-def test_what_is_no_run_is_refused(
+def test_rejects_a_directory_that_is_not_a_run(
     pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:
     flags = ["--input", pair_files["unlabelled"]]

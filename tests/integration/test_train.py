@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import ROWS, requires_mrpc, run_command, write_csv
 from peft import PeftModel
+from peft_mrpc.training.attention import drops_attention
 from tiny_models import FLAGS
 from transformers import (
     AutoModelForSequenceClassification,
@@ -35,7 +36,6 @@ from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.attention import drops_attention
 from peft_mrpc.training.build_model import build_classifier, fit_rates
 from peft_mrpc.training.build_trainer import build_trainer, is_symmetric
 from peft_mrpc.training.request import _settle, parse_request

@@ -1,10 +1,11 @@
-"""Sentence pairs: from the Hub, a GLUE directory, files of the user's own, or the built-in set.
+"""Load data sets: from the Hub, a GLUE directory, files, memory, or the built-in data.
 
-A pair is one row with `idx`, `sentence1`, `sentence2` and `label` (an index into the label names,
--1 when unknown). Sources differ in columns and label spelling; after `load_data` they do not.
+Sources differ in columns and in the spelling of labels. After `load_data` they do not.
 """
 
-from collections.abc import Sequence
+import contextlib
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -12,58 +13,88 @@ from pathlib import Path
 import numpy as np
 
 from peft_mrpc.config import DataConfig
-from peft_mrpc.data.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, build_pairs, class_name_faults
-from peft_mrpc.data.examples import SPLITS, UNKNOWN_LABEL, DataSplits, Example, folded
+from peft_mrpc.data.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, class_name_faults
+from peft_mrpc.data.examples import (
+    SPLITS,
+    UNKNOWN_LABEL,
+    DataSplits,
+    Example,
+    Inputs,
+    as_table,
+    build_splits,
+    normalized_texts,
+)
 from peft_mrpc.data.files import Table, parse_jsonl, read_table
-from peft_mrpc.errors import UserError, closest, logger, one_line, raise_faults
+from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+
+logger = logging.getLogger(__name__)
 
 BUILTIN_DATASETS = ("builtin:pairs",)
 HUB_ALIASES = {"mrpc": "nyu-mll/glue:mrpc"}
+# Name of a data set that was given as a mapping.
+IN_MEMORY = "in_memory"
 
 
-def load_data(config: DataConfig, seed: int = 42) -> DataSplits:
-    """Load every split that the data set has.
+def load_data(data: DataConfig | Mapping[str, Inputs], seed: int = 42) -> DataSplits:
+    """Load every split of a data set.
 
     Args:
-        config: Source, columns and sample limits.
-        seed: Draws the rows kept by `max_train_samples`.
+        data: Source, columns and sample limits; or a mapping from split names to labelled inputs:
+            tuples `(sentence1, sentence2, label)`, a `datasets.Dataset` or a pandas `DataFrame`.
+        seed: Selects the examples of `max_train_samples`.
     Raises:
-        UserError: Naming every fault found: an unknown data set, a missing or empty file, a
-            missing column, a label outside the known names, an empty sentence.
+        UserError: With every fault: an unknown data set, a missing or empty file, a missing
+            column, an unknown label, an empty sentence.
     """
-    _check_data_config(config)
-    own_files = {
+    if isinstance(data, Mapping):
+        return _load_from_memory(data)
+    _validate_data_config(data)
+    files = {
         split: Path(path).expanduser()
         for split in SPLITS
-        if (path := getattr(config, f"{split}_file")) is not None
+        if (path := getattr(data, f"{split}_file")) is not None
     }
-    if own_files:
-        name, tables = "files", {split: read_table(path) for split, path in own_files.items()}
-        names = None
+    names = None
+    if files:
+        name, tables = "files", {split: read_table(path) for split, path in files.items()}
     else:
-        name, tables, names = _load_tables(config.dataset, config.label_column)
-    data = build_pairs(name, tables, names, config)
-    return _limit(data, config, seed)
+        name, tables, names = _load_tables(data.dataset, data.label_column)
+    return _subsample(build_splits(name, tables, names, data), data, seed)
 
 
-def _check_data_config(config: DataConfig) -> None:
+def _load_from_memory(inputs: Mapping[str, Inputs]) -> DataSplits:
+    unknown = [str(split) for split in inputs if split not in SPLITS]
+    if unknown or not inputs:
+        raise UserError(
+            f"data: got the splits {', '.join(unknown) or 'none'}; expected some of "
+            f"{', '.join(SPLITS)}."
+        )
+    tables = {split: as_table(rows, f"data[{split!r}]") for split, rows in inputs.items()}
+    raise_faults(
+        [f"{t.where}: got no row; expected at least one." for t in tables.values() if not t.rows]
+    )
+    names = _class_label_names(inputs.values(), None)
+    return build_splits(IN_MEMORY, tables, names, DataConfig())
+
+
+def _validate_data_config(config: DataConfig) -> None:
     files = [split for split in SPLITS if getattr(config, f"{split}_file") is not None]
     faults = [
-        f"--{flag}: got {getattr(config, flag)}; expected at least 1."
-        for flag in ("max_train_samples", "max_eval_samples")
-        if getattr(config, flag) is not None and getattr(config, flag) < 1
+        f"{name}: got {getattr(config, name)}; expected at least 1."
+        for name in ("max_train_samples", "max_eval_samples")
+        if getattr(config, name) is not None and getattr(config, name) < 1
     ]
     if files and config.dataset not in ("files", DataConfig.dataset):
-        faults.append(f"--dataset: got {config.dataset!r} beside --{files[0]}_file; give one.")
+        faults.append(f"dataset: got {config.dataset!r} and {files[0]}_file; expected one of them.")
     raise_faults(faults + class_name_faults(config.class_names))
 
 
 def _load_tables(
     dataset: str, label_column: str | None
-) -> tuple[str, dict[str, Table], tuple[str, ...] | None]:
+) -> tuple[str, dict[str, Table], Sequence[str] | None]:
     if dataset == "files":
         raise UserError(
-            "--dataset: got 'files' without --train_file, --validation_file or --test_file."
+            "dataset: got 'files' without a file. Set train_file, validation_file or test_file."
         )
     if dataset == "builtin:pairs":
         folder = resources.files("peft_mrpc") / "builtin_data" / "pairs"
@@ -78,13 +109,13 @@ def _load_tables(
     is_path = dataset.startswith((".", "/", "~")) or ("/" in dataset and path.parent.is_dir())
     if path.exists() or is_path:
         raise UserError(
-            f"--dataset: got {dataset!r}; expected a directory in GLUE's layout. "
-            "For single files use --train_file, --validation_file, --test_file."
+            f"dataset: got {dataset!r}; expected a directory in GLUE's layout. For single files "
+            "set train_file, validation_file and test_file."
         )
     if dataset.startswith("builtin:") or ("/" not in dataset and dataset not in HUB_ALIASES):
         known = [*HUB_ALIASES, *BUILTIN_DATASETS]
         raise UserError(
-            f"--dataset: got {dataset!r}; expected {', '.join(known)}, owner/name[:config] on the "
+            f"dataset: got {dataset!r}; expected {', '.join(known)}, owner/name[:config] on the "
             f"Hub, or a directory in GLUE's layout.{closest(dataset, known)}"
         )
     return _load_from_hub(dataset, label_column)
@@ -95,71 +126,86 @@ def _load_glue_directory(path: Path) -> dict[str, Table]:
     present = {split: path / name for split, name in files.items() if (path / name).is_file()}
     if not present:
         raise UserError(
-            f"--dataset: got {str(path)!r}, which holds none of {', '.join(files.values())}; "
-            "expected a directory in GLUE's layout."
+            f"dataset: got {str(path)!r}; expected a directory in GLUE's layout, with "
+            f"{', '.join(files.values())}."
         )
     return {split: read_table(file) for split, file in present.items()}
 
 
 def _load_from_hub(
     dataset: str, label_column: str | None
-) -> tuple[str, dict[str, Table], tuple[str, ...] | None]:
+) -> tuple[str, dict[str, Table], Sequence[str] | None]:
     import datasets
 
     repo_id, _, config_name = HUB_ALIASES.get(dataset, dataset).partition(":")
-    _ask_hub(repo_id)
+    mode = contextlib.nullcontext() if _is_hub_reachable(repo_id) else _datasets_offline()
     try:
-        loaded = datasets.load_dataset(repo_id, config_name or None)
-    except Exception as error:  # datasets raises many kinds; all mean that it could not be had
+        with mode:
+            loaded = datasets.load_dataset(repo_id, config_name or None)
+    except Exception as error:  # datasets raises many types; all mean that it cannot be loaded
         raise UserError(
-            f"--dataset: got {dataset!r}, which could not be loaded from the Hub "
+            f"dataset: got {dataset!r}, which could not be loaded from the Hub "
             f"({type(error).__name__}: {one_line(error)[:200]}). Without a network use "
-            "builtin:pairs, a directory in GLUE's layout, or your own files."
+            "builtin:pairs, a directory in GLUE's layout, or files."
         ) from error
     tables = {
-        split: Table(f"{dataset} {split}", rows.column_names, rows.to_list())
+        split: as_table(rows, f"{dataset} {split}")
         for split, rows in loaded.items()
         if split in SPLITS
     }
     if not tables:
         raise UserError(
-            f"--dataset: {dataset!r} has the splits {', '.join(loaded)}; expected some of "
+            f"dataset: {dataset!r} has the splits {', '.join(loaded)}; expected some of "
             f"{', '.join(SPLITS)}."
         )
-    names = None
-    for rows in loaded.values():
-        columns = (label_column, *LABEL_COLUMNS)
-        feature = next((rows.features[c] for c in columns if c in rows.features), None)
-        names = tuple(getattr(feature, "names", None) or names or ()) or None
-    return dataset, tables, names
+    return dataset, tables, _class_label_names(loaded.values(), label_column)
 
 
-def _ask_hub(repo_id: str) -> None:
-    """One quick question; where the Hub cannot be reached, go on from the local cache alone.
+def _class_label_names(inputs: Iterable[Inputs], label_column: str | None) -> Sequence[str] | None:
+    """The label names in the features of a `datasets.Dataset`, if it has them."""
+    for rows in inputs:
+        features = getattr(rows, "features", None) or {}
+        for column in (label_column, *LABEL_COLUMNS):
+            if names := getattr(features.get(column), "names", None):
+                return tuple(names)
+    return None
 
-    `load_dataset` by itself would retry for half a minute before it looks there.
-    """
-    import datasets
+
+def _is_hub_reachable(repo_id: str) -> bool:
+    """Whether the Hub answers, be it with an error."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         huggingface_hub.HfApi().dataset_info(repo_id, timeout=10)
     except (HfHubHTTPError, HFValidationError):
-        pass  # it answered: load_dataset says what is wrong
-    except Exception:  # offline shows as many kinds of connection error
-        huggingface_hub.constants.HF_HUB_OFFLINE = True
-        datasets.config.HF_HUB_OFFLINE = True
+        return True
+    except Exception:  # without a network there are many types of connection errors
+        return False
+    return True
 
 
-def _limit(data: DataSplits, config: DataConfig, seed: int) -> DataSplits:
+@contextlib.contextmanager
+def _datasets_offline() -> Iterator[None]:
+    """Load from the cache only; otherwise `load_dataset` retries for half a minute first."""
+    import datasets
+
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
+
+
+def _subsample(data: DataSplits, config: DataConfig, seed: int) -> DataSplits:
     splits = dict(data.splits)
     if config.max_train_samples and "train" in splits:
         order = np.random.default_rng(seed).permutation(len(splits["train"]))
-        kept = sorted(order[: config.max_train_samples].tolist())
-        # Numbered anew: predictions are rows 0, 1, ... of what was scored.
+        rows = sorted(order[: config.max_train_samples].tolist())
+        # Renumbered: `idx` of the predictions is the row number in the split.
         splits["train"] = tuple(
-            replace(splits["train"][position], idx=row) for row, position in enumerate(kept)
+            replace(splits["train"][row], idx=idx) for idx, row in enumerate(rows)
         )
     if config.max_eval_samples:
         for split in ("validation", "test"):
@@ -169,71 +215,74 @@ def _limit(data: DataSplits, config: DataConfig, seed: int) -> DataSplits:
 
 
 def warn_unknown_labels(data: DataSplits, splits: Sequence[str]) -> None:
-    """Say of which splits a figure is of some pairs, or of one label."""
+    """Warn of splits with unlabelled examples or with one label only."""
     for split in splits:
-        pairs = data.splits[split]
-        labels = [pair.label for pair in pairs if pair.label != UNKNOWN_LABEL]
-        if labels and len(labels) < len(pairs):
+        labels = [e.label for e in data.splits[split] if e.label != UNKNOWN_LABEL]
+        num_examples = len(data.splits[split])
+        if labels and len(labels) < num_examples:
             logger.warning(
-                "%s: %d of its %d pairs have no label: its figures are of the others",
-                *(split, len(pairs) - len(labels), len(pairs)),
+                "%s: %d of %d examples have no label; the metrics ignore them",
+                *(split, num_examples - len(labels), num_examples),
             )
         if len({*labels}) == 1:
             logger.warning(
-                "%s: every labelled pair is %r: its accuracy says little, and there is no ROC-AUC",
+                "%s: every label is %r; accuracy is not informative and ROC-AUC is undefined",
                 *(split, data.label_names[labels[0]]),
             )
 
 
 def warn_train_test_overlap(data: DataSplits, splits: Sequence[str]) -> None:
-    """Say of which splits a figure is in part, or all, of pairs that were learned by heart."""
+    """Warn of splits that share examples with train."""
     for split in splits:
         if count := data.num_leaked.get(split):
             logger.warning(
-                "%s: %d of its %d pairs are training pairs too: its figures say the less of others",
+                "%s: %d of %d examples also occur in the training set; the metrics overestimate "
+                "performance on unseen examples",
                 *(split, count, len(data.splits[split])),
             )
 
 
-def warn_conflicting_labels(pairs: Sequence[Example]) -> None:
-    """Say how many training pairs stand there once more with another label."""
+def warn_conflicting_labels(examples: Sequence[Example]) -> None:
+    """Warn of training examples that occur again with another label."""
     first: dict[int, Example] = {}
-    found = []
-    for pair in pairs:
-        # By their hash: of many pairs the sentences would be held twice.
-        if first.setdefault(hash(folded(pair)), pair).label != pair.label:
-            found.append(pair)
-    if found:
+    conflicts = []
+    for example in examples:
+        # Hashes as keys: the texts of a large data set are not stored twice.
+        if first.setdefault(hash(normalized_texts(example)), example).label != example.label:
+            conflicts.append(example)
+    if conflicts:
         logger.warning(
-            "train: %d of its %d pairs stand there with another label as well, such as %r: neither "
-            "can be learned",
-            *(len(found), len(pairs), found[0].sentence1[:60]),
+            "train: %d of %d examples also occur with a different label, e.g. %r",
+            *(len(conflicts), len(examples), conflicts[0].sentence1[:60]),
         )
 
 
 def reported_splits(data: DataSplits, wanted: str | None) -> list[str]:
-    """The splits to score: those asked for, or else all but train.
+    """The splits to evaluate.
 
+    Args:
+        data: The data set.
+        wanted: Split names, comma-separated; None for validation and test, if present.
     Raises:
-        UserError: If a split is not in the data, or there is none to score.
+        UserError: If a split is not in the data, or there is none to evaluate.
     """
     if wanted is None:
-        found = [split for split in ("validation", "test") if split in data.splits]
-        if not found:
+        splits = [split for split in ("validation", "test") if split in data.splits]
+        if not splits:
             raise UserError(
-                f"{data.name}: has no validation or test split to report; give --validation_file, "
-                "or name one with --split."
+                f"{data.name}: has no validation or test split. Set validation_file, or split to "
+                "another split."
             )
-        return found
+        return splits
     splits = [split.strip() for split in wanted.split(",")]
     faults = [
-        f"--split: got {split!r}; {data.name} has {', '.join(data.splits)}."
+        f"split: got {split!r}; {data.name} has {', '.join(data.splits)}."
         f"{closest(split, data.splits)}"
         for split in splits
         if split not in data.splits
     ]
     faults += [
-        f"--split: got {split!r} twice; name each split once."
+        f"split: got {split!r} twice; expected each split once."
         for split in sorted({split for split in splits if splits.count(split) > 1})
     ]
     raise_faults(faults)

@@ -1,8 +1,9 @@
-"""A trained classifier, ready to score pairs."""
+"""Classify examples with a fine-tuned model."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +13,32 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_mrpc.data.encoding import encode_examples
 from peft_mrpc.data.examples import Example, Inputs, as_examples
+from peft_mrpc.data.files import Table
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import TrainingDiverged, logger
+from peft_mrpc.errors import TrainingDiverged, UserError
 from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import classifier_probabilities, score_rows
 from peft_mrpc.models.collator import ClassificationCollator
+
+logger = logging.getLogger(__name__)
+
+
+class SentenceClassifier(Protocol):
+    """The common interface of fine-tuned classifiers and prompt classifiers.
+
+    Attributes:
+        labels: The C label names.
+        threshold: With two labels, probability above which the last one is predicted.
+    """
+
+    labels: list[str]
+    threshold: float
+
+    def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
+        """Label probabilities, [N, C], in the order of the inputs."""
+
+    def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
+        """Predicted label names, [N], in the order of the inputs."""
 
 
 @dataclass
@@ -24,13 +46,13 @@ class Classifier:
     """A sequence classifier with its tokenizer.
 
     Attributes:
-        model: Takes `input_ids` and its kin, gives logits [B, C].
-        tokenizer: Pads on the side the model needs.
+        model: A model with a classification head; may be wrapped by PEFT.
+        tokenizer: Its tokenizer.
         labels: The C label names.
-        max_length: Most tokens of a pair; a longer one is cut, the longer sentence first.
-        quantization: How the base model's weights are held.
-        threshold: Probability above which the last of two labels is predicted.
-        head_layer: How many of the encoder's first layers were loaded; None for all.
+        max_length: Maximum tokens of an example; of longer ones, the longer sentence is truncated.
+        quantization: Quantization of the base model's weights.
+        threshold: With two labels, probability above which the last one is predicted.
+        head_layer: Number of encoder layers that were loaded; None for all.
     """
 
     model: Any
@@ -41,9 +63,13 @@ class Classifier:
     threshold: float = 0.5
     head_layer: int | None = None
 
-    def encode(self, pairs: Sequence[Example]) -> tuple[Dataset, int]:
-        """The model inputs of each pair, and how many pairs had to be cut."""
-        return encode_examples(self.tokenizer, pairs, self.max_length)
+    def encode(self, examples: Sequence[Example]) -> tuple[Dataset, int]:
+        """Tokenize examples.
+
+        Returns:
+            The model inputs of each example, and how many examples were truncated.
+        """
+        return encode_examples(self.tokenizer, examples, self.max_length)
 
     def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
         """Label probabilities, [N, C], in the order of the inputs.
@@ -56,12 +82,14 @@ class Classifier:
             UserError: If an input is invalid.
             TrainingDiverged: If a logit is NaN or infinite.
         """
-        pairs = as_examples(inputs)
-        features, num_cut = self.encode(pairs)
-        if num_cut:
+        examples = as_examples(inputs)
+        if not examples:
+            return np.zeros((0, len(self.labels)))
+        features, num_truncated = self.encode(examples)
+        if num_truncated:
             logger.warning(
-                "%d of %d pairs are longer than %d tokens and were cut",
-                *(num_cut, len(pairs), self.max_length),
+                "%d of %d examples are longer than %d tokens and were truncated",
+                *(num_truncated, len(examples), self.max_length),
             )
         model = self.model.to(process_state().device).eval()
         collate = ClassificationCollator(self.tokenizer, self.model.config)
@@ -79,3 +107,28 @@ class Classifier:
     def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
         """Predicted label names, [N], in the order of the inputs; see `predict_proba`."""
         return label_names_of(self.predict_proba(inputs, batch_size), self.labels, self.threshold)
+
+
+def add_predictions(
+    table: Table, examples: Sequence[Example], classifier: SentenceClassifier, batch_size: int
+) -> Table:
+    """Append the columns `prediction` and `probability_<label>` to a table.
+
+    Args:
+        table: N rows.
+        examples: The same rows as examples.
+        classifier: A fine-tuned or a prompt classifier.
+        batch_size: Examples in one forward pass.
+    Raises:
+        UserError: If the table already has one of these columns.
+    """
+    names = ["prediction", *(f"probability_{label}" for label in classifier.labels)]
+    if clash := [name for name in names if name in table.columns]:
+        raise UserError(f"{table.where}: already has the columns {', '.join(clash)}. Rename them.")
+    probabilities = classifier.predict_proba(examples, batch_size)
+    predictions = label_names_of(probabilities, classifier.labels, classifier.threshold)
+    rows = [
+        {**row, **dict(zip(names, [prediction, *map(float, scores)], strict=True))}
+        for row, prediction, scores in zip(table.rows, predictions, probabilities, strict=True)
+    ]
+    return Table(table.where, [*table.columns, *names], rows)

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from peft_mrpc.config import PromptConfig
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.models.artifact import base_model_source, save_info
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.demonstrations import build_show
-from peft_mrpc.prompting.endpoint import EndpointEngine
+from peft_mrpc.prompting.endpoint import EndpointEngine, address_faults
 from peft_mrpc.prompting.local_model import Engine, LocalEngine, PromptClassifier
 from peft_mrpc.prompting.prompt_encoder import Show
 from peft_mrpc.prompting.template_files import build_template
@@ -76,14 +76,15 @@ def load_prompt(
     Raises:
         UserError: If the address is missing or has no use, or the model does not load.
     """
+    raise_faults(address_faults(endpoint))
     is_served = bool(info.get("is_served") or info.get("endpoint"))
     if is_served and endpoint is None:
         raise UserError(
-            f"--endpoint: got none, but {folder} was evaluated with {info['model']} on a server; "
+            f"endpoint: got none, but {folder} was evaluated with {info['model']} on a server; "
             "expected the server's address, http://HOST:PORT/v1."
         )
     if endpoint is not None and not is_served:
-        raise UserError(f"--endpoint: got {endpoint}, but {folder} uses no served model; drop it.")
+        raise UserError(f"endpoint: got {endpoint}, but {folder} uses no served model; drop it.")
     where = str(folder / ARTIFACT_FILE)
     calibration = info.get("calibration")
     return PromptClassifier(

@@ -7,7 +7,6 @@ from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import SPLITS
-from peft_mrpc.data.files import read_table
 from peft_mrpc.data.loading import (
     load_data,
     reported_splits,
@@ -27,7 +26,7 @@ def faults_of(config: DataConfig) -> tuple[str, ...]:
 
 
 @requires_mrpc
-def test_mrpc_loads_whole_in_glues_layout() -> None:
+def test_loads_mrpc_in_glue_layout() -> None:
     data = load_data(DataConfig(dataset=str(MRPC)))
     assert {split: len(pairs) for split, pairs in data.splits.items()} == {
         "train": 3668,
@@ -38,7 +37,7 @@ def test_mrpc_loads_whole_in_glues_layout() -> None:
     assert data.label_names == ("not_equivalent", "equivalent")
 
 
-def test_tsv_is_unquoted_so_a_lone_quote_joins_no_rows(tmp_path: Path) -> None:
+def test_tsv_is_unquoted(tmp_path: Path) -> None:
     lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
     lines += ['1\t1\t2\t"He said so\tHe said that', '0\t3\t4\tNo" quote\t"Another']
     (tmp_path / "train.tsv").write_text("\n".join(lines) + "\n")
@@ -47,7 +46,7 @@ def test_tsv_is_unquoted_so_a_lone_quote_joins_no_rows(tmp_path: Path) -> None:
     assert [pair.label for pair in train] == [1, 0]
 
 
-def test_csv_cells_are_text_whatever_they_spell(tmp_path: Path) -> None:
+def test_csv_cells_are_text(tmp_path: Path) -> None:
     rows = [("null", "NA", "yes"), ('a "quoted", cell', "two\nlines", "no")]
     path = write_csv(tmp_path / "train.csv", rows, HEADER)
     data = load_data(DataConfig(train_file=str(path)))
@@ -55,7 +54,7 @@ def test_csv_cells_are_text_whatever_they_spell(tmp_path: Path) -> None:
     assert data.label_names == ("no", "yes")
 
 
-def test_all_file_types_give_the_same_pairs(tmp_path: Path) -> None:
+def test_all_file_types_give_equal_examples(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
 
@@ -70,7 +69,7 @@ def test_all_file_types_give_the_same_pairs(tmp_path: Path) -> None:
         assert data.fingerprint("train") == expected.fingerprint("train")
 
 
-def test_every_fault_of_a_file_is_named_with_its_row(tmp_path: Path) -> None:
+def test_reports_every_invalid_row(tmp_path: Path) -> None:
     rows = [*ROWS, ("", "b", "equivalent"), ("a", "  ", "equivalent"), ("a", "b", "equivalnt")]
     names = "not_equivalent,equivalent"
     path = write_csv(tmp_path / "train.csv", rows, HEADER)
@@ -83,7 +82,7 @@ def test_every_fault_of_a_file_is_named_with_its_row(tmp_path: Path) -> None:
     )
 
 
-def test_a_label_that_training_never_had_is_refused(tmp_path: Path) -> None:
+def test_rejects_a_label_that_train_does_not_have(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", ROWS, HEADER)
     other = write_csv(tmp_path / "test.csv", [("a", "b", "maybe")], HEADER)
     (fault,) = faults_of(DataConfig(train_file=str(train), test_file=str(other)))
@@ -96,14 +95,14 @@ def test_a_label_that_training_never_had_is_refused(tmp_path: Path) -> None:
         ("mprc", "Did you mean 'mrpc'?"),
         ("builtin:pair", "Did you mean 'builtin:pairs'?"),
         ("./nowhere", "expected a directory in GLUE's layout"),
-        ("files", "without --train_file"),
+        ("files", "without a file. Set train_file"),
     ],
 )
-def test_unknown_data_sets_are_refused(dataset: str, said: str) -> None:
+def test_rejects_unknown_data_sets(dataset: str, said: str) -> None:
     assert said in faults_of(DataConfig(dataset=dataset))[0]
 
 
-def test_missing_empty_and_odd_files_are_refused(tmp_path: Path) -> None:
+def test_rejects_missing_empty_and_malformed_files(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("")
     (tmp_path / "header.csv").write_text("sentence1,sentence2,label\n")
     (tmp_path / "wide.csv").write_text("sentence1,sentence2,label\na,b,1\na,b,1,c\n")
@@ -114,44 +113,44 @@ def test_missing_empty_and_odd_files_are_refused(tmp_path: Path) -> None:
         for name in ("no.csv", "empty.csv", "header.csv", "wide.csv", "binary.csv", "broken.jsonl")
     }
     assert said["no.csv"].endswith("no such file.")
-    assert "the file is empty" in said["empty.csv"]
+    assert "got an empty file" in said["empty.csv"]
     assert "header.csv: got a header and no row; expected" in said["header.csv"]
     assert "row 2: got 4 fields; expected 3" in said["wide.csv"]
     assert "cannot be read as UTF-8" in said["binary.csv"]
     assert "line 2: not valid JSON" in said["broken.jsonl"]
 
 
-def test_a_column_is_named_or_found_or_its_absence_explained(tmp_path: Path) -> None:
+def test_columns_can_be_named(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "t.csv", [("a", "b", "x"), ("c", "d", "y")], ("left", "right", "y"))
     (fault,) = faults_of(DataConfig(train_file=str(path)))
-    assert "found no sentence columns among left, right, y" in fault
+    assert "got the columns left, right, y; expected one of the usual pairs" in fault
     columns = {"sentence1_column": "left", "sentence2_column": "right"}
     (fault,) = faults_of(DataConfig(train_file=str(path), **columns))
-    assert "found no label column" in fault
+    assert "got no label column" in fault
     (fault,) = faults_of(DataConfig(train_file=str(path), **columns, label_column="Y"))
-    assert fault.startswith("--label_column: got 'Y'")
+    assert fault.startswith("label_column: got 'Y'")
     data = load_data(DataConfig(train_file=str(path), **columns, label_column="y"))
     assert data.label_names == ("x", "y")
 
 
-def test_another_delimiter_is_guessed_at(tmp_path: Path) -> None:
+def test_explains_another_delimiter(tmp_path: Path) -> None:
     semicolons = tmp_path / "semicolons.csv"
     semicolons.write_text("sentence1;sentence2;label\na;b;1\n")
     (fault,) = faults_of(DataConfig(train_file=str(semicolons)))
-    assert "parted by commas in .csv" in fault
+    assert "a comma in .csv" in fault
     (fault,) = faults_of(DataConfig(train_file=str(semicolons), sentence1_column="sentence1"))
-    assert fault.startswith("--sentence1_column: got 'sentence1'")
-    assert "parted by commas in .csv" in fault
+    assert fault.startswith("sentence1_column: got 'sentence1'")
+    assert "a comma in .csv" in fault
 
 
-def test_another_delimiter_among_commas_is_said_once(tmp_path: Path) -> None:
+def test_reports_another_delimiter_among_commas_once(tmp_path: Path) -> None:
     path = tmp_path / "semicolons.csv"
     path.write_text("sentence1;sentence2;label\na, b;c;1\nd;e, f, g;0\nh;i;0\n")
     (fault,) = faults_of(DataConfig(train_file=str(path)))
-    assert "got one column, 'sentence1;sentence2;label'" in fault and "not by ';'" in fault
+    assert "got one column, 'sentence1;sentence2;label'" in fault and "not ';'" in fault
 
 
-def test_usual_columns_are_found_whatever_their_case(tmp_path: Path) -> None:
+def test_finds_usual_columns_in_any_case(tmp_path: Path) -> None:
     for header in (("Sentence1", " sentence2", "LABEL"), ("text_a", "text_b", "label")):
         train = str(write_csv(tmp_path / "train.csv", ROWS, header))
         assert [
@@ -164,24 +163,24 @@ def test_usual_columns_are_found_whatever_their_case(tmp_path: Path) -> None:
     assert load_data(DataConfig(train_file=train)).splits["train"][0].sentence1 == ROWS[0][0]
 
 
-def test_labels_that_differ_in_case_alone_are_refused(tmp_path: Path) -> None:
+def test_rejects_labels_that_differ_only_in_case(tmp_path: Path) -> None:
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", "Yes")]
     train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
     (fault,) = faults_of(DataConfig(train_file=train))
-    assert "column 'label' holds 'Yes' and 'yes', which differ in case alone" in fault
+    assert "column 'label': got 'Yes' and 'yes', which differ only in case" in fault
     named = DataConfig(train_file=train, class_names="no,yes,Yes")
     assert [pair.label for pair in load_data(named).splits["train"]] == [1, 0, 2]
 
 
 @pytest.mark.parametrize("missing", ["NaN", "nan"])
-def test_a_label_that_is_missing_is_named_with_its_row(missing: str, tmp_path: Path) -> None:
+def test_reports_the_row_of_a_missing_label(missing: str, tmp_path: Path) -> None:
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", missing)]
     train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
     (fault,) = faults_of(DataConfig(train_file=train))
-    assert fault.endswith("train.csv row 3: got no label; every training pair needs one.")
+    assert fault.endswith("train.csv row 3: got no label; every training example needs one.")
 
 
-def test_what_labels_leave_a_figure_is_said(
+def test_warns_of_missing_and_conflicting_labels(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("A", " b", "no"), ("b", "a", "no")]
@@ -193,11 +192,9 @@ def test_what_labels_leave_a_figure_is_said(
     warn_unknown_labels(data, ["validation"])
     warn_conflicting_labels(data.splits["train"])
     assert caplog.messages == [
-        "validation: 1 of its 2 pairs have no label: its figures are of the others",
-        "validation: every labelled pair is 'yes': its accuracy says little, and there is no "
-        "ROC-AUC",
-        "train: 1 of its 4 pairs stand there with another label as well, such as 'A': neither can "
-        "be learned",
+        "validation: 1 of 2 examples have no label; the metrics ignore them",
+        "validation: every label is 'yes'; accuracy is not informative and ROC-AUC is undefined",
+        "train: 1 of 4 examples also occur with a different label, e.g. 'A'",
     ]
 
 
@@ -209,14 +206,14 @@ def test_what_labels_leave_a_figure_is_said(
         ({"sentence1_column": "sentence2"}, "'sentence2', 'sentence2' and 'label'"),
     ],
 )
-def test_a_column_is_one_thing(
+def test_rejects_one_column_for_two_purposes(
     columns: dict[str, str], got: str, pair_files: dict[str, str]
 ) -> None:
     (fault,) = faults_of(DataConfig(train_file=pair_files["train"], **columns))
-    assert f"got {got} for the sentences and the label; expected different ones" in fault
+    assert f"got {got} for the sentences and the label; expected different columns" in fault
 
 
-def test_a_number_where_a_sentence_is_wanted_is_shown(tmp_path: Path) -> None:
+def test_rejects_a_number_as_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "n.jsonl"
     path.write_text('{"sentence1": 5, "sentence2": "b", "label": 1}\n')
     fault = faults_of(DataConfig(train_file=str(path), class_names="no,yes"))[0]
@@ -234,7 +231,7 @@ def test_a_number_where_a_sentence_is_wanted_is_shown(tmp_path: Path) -> None:
         (["c", "a", "b"], ("a", "b", "c")),
     ],
 )
-def test_labels_are_ordered_with_the_denied_one_first(
+def test_orders_labels_with_the_negated_one_first(
     values: list[object], names: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "t.jsonl"
@@ -243,7 +240,7 @@ def test_labels_are_ordered_with_the_denied_one_first(
     assert load_data(DataConfig(train_file=str(path))).label_names == names
 
 
-def test_a_number_is_no_position_among_names_that_are_numbers(tmp_path: Path) -> None:
+def test_numbers_are_indices_into_stated_names_only(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "t.csv", [("a", "b", "1"), ("c", "d", "2")], HEADER)
     other = write_csv(tmp_path / "v.csv", [("a", "b", "0")], HEADER)
     (fault,) = faults_of(DataConfig(train_file=str(train), validation_file=str(other)))
@@ -253,12 +250,12 @@ def test_a_number_is_no_position_among_names_that_are_numbers(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("names", ["a", "a,a", "a,,b", ""])
-def test_class_names_are_checked(names: str, pair_files: dict[str, str]) -> None:
+def test_rejects_invalid_class_names(names: str, pair_files: dict[str, str]) -> None:
     (fault,) = faults_of(DataConfig(train_file=pair_files["train"], class_names=names))
-    assert fault.startswith(f"--class_names: got {names!r}; expected two or more different names")
+    assert fault.startswith(f"class_names: got {names!r}; expected two or more different names")
 
 
-def test_clashing_columns_and_sources_are_refused(
+def test_rejects_duplicate_columns_and_two_sources(
     tmp_path: Path, pair_files: dict[str, str]
 ) -> None:
     path = write_csv(tmp_path / "t.csv", [("a", "b", "1", "0")], (*HEADER, "label"))
@@ -266,10 +263,10 @@ def test_clashing_columns_and_sources_are_refused(
     assert fault == f"{path}: got column 'label' twice; rename one."
     train = pair_files["train"]
     (fault,) = faults_of(DataConfig(train_file=train, dataset="builtin:pairs"))
-    assert "beside --train_file; give one" in fault
+    assert "and train_file; expected one of them" in fault
 
 
-def test_pairs_that_train_holds_as_well_are_counted(tmp_path: Path) -> None:
+def test_counts_examples_that_occur_in_train(tmp_path: Path) -> None:
     train = [("A cat  sat.", "a dog", "yes"), ("a cow", "a hen", "no")]
     other = [
         *(("a dog", "a cat sat.", "no"), ("A COW", " a hen", "no")),  # turned round; as written
@@ -287,21 +284,21 @@ def test_pairs_that_train_holds_as_well_are_counted(tmp_path: Path) -> None:
 
 
 @requires_mrpc
-def test_mrpc_and_the_builtin_pairs_share_nothing_with_their_training_pairs() -> None:
+def test_mrpc_and_the_builtin_data_have_no_leaked_examples() -> None:
     for dataset in (str(MRPC), "builtin:pairs"):
         assert not any(load_data(DataConfig(dataset=dataset)).num_leaked.values())
 
 
-def test_the_split_to_report_is_found_or_refused(pair_files: dict[str, str]) -> None:
+def test_selects_the_splits_to_evaluate(pair_files: dict[str, str]) -> None:
     data = load_data(DataConfig(validation_file=pair_files["validation"]))
     assert reported_splits(data, None) == ["validation"]
-    with pytest.raises(UserError, match="--split: got 'valdation'.*Did you mean 'validation'"):
+    with pytest.raises(UserError, match="split: got 'valdation'.*Did you mean 'validation'"):
         reported_splits(data, "valdation")
     with pytest.raises(UserError, match="no validation or test split"):
         reported_splits(load_data(DataConfig(train_file=pair_files["train"])), None)
 
 
-def test_builtin_pairs_are_many_distinct_and_hard() -> None:
+def test_the_builtin_data_is_diverse_and_hard() -> None:
     data = load_data(DataConfig(dataset="builtin:pairs"))
     pairs = [pair for split in SPLITS for pair in data.splits[split]]
     assert len(pairs) >= 400
@@ -322,7 +319,7 @@ def test_builtin_pairs_are_many_distinct_and_hard() -> None:
     assert means[0] > means[1]  # word overlap misleads: it is higher where meanings differ
 
 
-def test_sample_limits_keep_order_and_follow_the_seed(pair_files: dict[str, str]) -> None:
+def test_sample_limits_keep_the_order_and_depend_on_the_seed(pair_files: dict[str, str]) -> None:
     config = DataConfig(
         train_file=pair_files["train"],
         validation_file=pair_files["validation"],
@@ -336,12 +333,7 @@ def test_sample_limits_keep_order_and_follow_the_seed(pair_files: dict[str, str]
     assert first.splits == again.splits != other.splits
 
 
-def test_standard_input_reads_as_csv() -> None:
-    table = read_table("stdin.csv", text='sentence1,sentence2\n"a, b",c\n')
-    assert table.rows == [{"sentence1": "a, b", "sentence2": "c"}]
-
-
-def test_a_hub_data_set_comes_with_its_own_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_data_set_has_its_own_label_names(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked = []
@@ -368,3 +360,83 @@ def test_a_hub_data_set_comes_with_its_own_label_names(monkeypatch: pytest.Monke
     assert [pair.label for pair in data.splits["test"]] == [-1, -1]
     load_data(DataConfig(dataset="owner/name:config"))
     assert asked[-1] == ("owner/name", "config")
+
+
+def test_an_unreachable_hub_leaves_the_process_online(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+    import huggingface_hub
+
+    def fail(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    offline = []
+
+    def load_dataset(*_: object) -> datasets.DatasetDict:
+        offline.append(datasets.config.HF_HUB_OFFLINE)
+        rows = {"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": ["x", "y"]}
+        return datasets.DatasetDict(train=datasets.Dataset.from_dict(rows))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", fail)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    before = datasets.config.HF_HUB_OFFLINE
+    load_data(DataConfig(dataset="owner/name"))
+    assert offline == [True]  # from the cache only, without half a minute of retries
+    assert before == datasets.config.HF_HUB_OFFLINE
+
+
+def in_memory(kind: str, rows: list[tuple[object, ...]]) -> object:
+    import datasets
+    import pandas
+
+    frame = pandas.DataFrame(rows, columns=list(HEADER[: len(rows[0])]))
+    made = {"tuples": rows, "frame": frame, "dataset": datasets.Dataset.from_pandas(frame)}
+    return made[kind]
+
+
+@pytest.mark.parametrize("kind", ["tuples", "frame", "dataset"])
+def test_data_in_memory_equals_data_in_files(kind: str, tmp_path: Path) -> None:
+    path = str(write_csv(tmp_path / "rows.csv", ROWS, HEADER))
+    expected = load_data(DataConfig(train_file=path, validation_file=path))
+    rows = [tuple(row) for row in ROWS]
+    data = load_data({"train": in_memory(kind, rows), "validation": in_memory(kind, rows)})
+    assert data.splits == expected.splits and data.label_names == expected.label_names
+
+
+@pytest.mark.parametrize("kind", ["tuples", "frame", "dataset"])
+def test_integer_labels_in_memory_are_names(kind: str) -> None:
+    rows = [("a", "b", 2), ("c", "d", 1)]
+    data = load_data({"train": in_memory(kind, rows)})
+    assert data.label_names == ("1", "2")
+    assert [example.label for example in data.splits["train"]] == [1, 0]
+
+
+def test_a_dataset_in_memory_has_its_own_label_names() -> None:
+    import datasets
+
+    features = datasets.Features(
+        {
+            "sentence1": datasets.Value("string"),
+            "sentence2": datasets.Value("string"),
+            "label": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    rows = {"sentence1": ["a"], "sentence2": ["b"], "label": [1]}
+    data = load_data({"train": datasets.Dataset.from_dict(rows, features=features)})
+    assert data.label_names == ("no", "yes") and data.splits["train"][0].label == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "data: got the splits none; expected some of train, validation, test."),
+        ({"dev": [("a", "b", 1)]}, "data: got the splits dev; expected some of train"),
+        ({"train": []}, "data['train']: got no row; expected at least one."),
+        ({"train": "text"}, "data['train']: got str; expected a list of tuples"),
+        ({"train": [("a",)]}, "data['train'] row 1: got ('a',); expected (sentence1, sentence2)"),
+        ({"train": [("a", "b")]}, "data['train']: got no label column"),
+    ],
+)
+def test_rejects_invalid_data_in_memory(data: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_data(data)
+    assert caught.value.faults[0].startswith(message)
