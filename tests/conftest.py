@@ -1,11 +1,14 @@
 """Tiny models and a tokenizer built in memory, and ways to run the commands."""
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -208,6 +211,96 @@ def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return "\n".join(line for line in said.splitlines() if line.startswith("peft-mrpc:"))
 
     return run
+
+
+def split_overrides(method: str, overrides: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A TrainConfig of the overrides that are its fields, and the others."""
+    from peft_mrpc.config import TrainConfig
+
+    fields = {item.name for item in dataclasses.fields(TrainConfig)}
+    config = {key: value for key, value in overrides.items() if key in fields}
+    others = {key: value for key, value in overrides.items() if key not in fields}
+    return TrainConfig(method=method, **config), others
+
+
+def build_training(folder: Path | str, data: Any, method: str, **overrides: Any) -> Any:
+    """Build the Trainer of a job without training it.
+
+    Args:
+        folder: For checkpoints.
+        data: A DataConfig, or examples in memory.
+        method: The method.
+        overrides: Fields of TrainConfig, TrainingArguments or the method's options, mixed.
+    Returns:
+        A namespace with `trainer`, `classifier`, `resolved` and `data` (its splits).
+    """
+    from transformers import set_seed
+
+    from peft_mrpc.training.build import build_classifier, build_trainer
+    from peft_mrpc.training.job import TrainJob, split_options
+    from peft_mrpc.training.run import load_inputs, resolve_and_validate, training_data
+
+    config, others = split_overrides(method, {"disable_tqdm": True, **overrides})
+    job = TrainJob(config, data, *split_options(method, others))
+    inputs = load_inputs(job)
+    resolved = resolve_and_validate(job, inputs)
+    splits = training_data(resolved, inputs.data)
+    set_seed(resolved.training_args.seed)
+    classifier = build_classifier(resolved, inputs.base.tokenizer, splits.label_names)
+    trainer, _ = build_trainer(resolved, splits, classifier, folder)
+    return SimpleNamespace(
+        trainer=trainer, classifier=classifier, resolved=resolved, data=splits, inputs=inputs
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_data(pair_files: dict[str, str]) -> Any:
+    """The tiny train and validation files as a DataConfig."""
+    from peft_mrpc.config import DataConfig
+
+    return DataConfig(train_file=pair_files["train"], validation_file=pair_files["validation"])
+
+
+@pytest.fixture
+def build_tiny(tiny_bert: str, tiny_data: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`build_training` for the tiny BERT on the tiny files: `build_tiny(method, **overrides)`."""
+
+    def build(method: str = "layer_freeze", **overrides: Any) -> Any:
+        from tiny_models import TINY_OPTIONS
+
+        options = {
+            **TINY_OPTIONS[method],
+            **{"per_device_train_batch_size": 4, "model": tiny_bert, "data": tiny_data},
+            **overrides,
+        }
+        return build_training(tmp_path, options.pop("data"), method, **options)
+
+    return build
+
+
+@pytest.fixture
+def train_tiny(tiny_bert: str, tiny_data: Any, tmp_path: Path) -> Callable[..., Any]:
+    """Train the tiny BERT on the tiny files by the API: `train_tiny(method, name, **overrides)`.
+
+    Overrides are fields of TrainConfig, TrainingArguments or the method's options, mixed; `data`
+    replaces the files. The Run goes to `tmp_path / name`.
+    """
+
+    def train(method: str = "layer_freeze", name: str = "run", **overrides: Any) -> Any:
+        from tiny_models import TINY_OPTIONS
+
+        from peft_mrpc import train_classifier
+
+        options = {
+            **TINY_OPTIONS[method],
+            **{"num_train_epochs": 1, "per_device_train_batch_size": 4, "disable_tqdm": True},
+            **{"data": tiny_data, "model": tiny_bert, "output_dir": tmp_path / name},
+            **overrides,
+        }
+        config, others = split_overrides(method, options)
+        return train_classifier(config, others.pop("data"), **others)
+
+    return train
 
 
 @pytest.fixture(scope="session")

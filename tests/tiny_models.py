@@ -103,20 +103,25 @@ def write_tiny_model(architecture: str, folder: Path, **options: Any) -> str:
 
 
 # The options of each method that fit models so small.
+# Options of each method that fit the tiny models.
+TINY_OPTIONS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "layer_freeze": {"num_unfrozen_layers": 1},
+    "linear_probe": {},
+    "bitfit": {},
+    "ln_tuning": {},
+    "ia3": {},
+    "vera": {"r": 4},
+    "lora": {"r": 4},
+    "dora": {"r": 4},
+    "oft": {"oft_block_size": 8},
+    "prompt_tuning": {"num_virtual_tokens": 5},
+    "p_tuning": {"num_virtual_tokens": 5, "encoder_hidden_size": 8},
+    "prefix_tuning": {"num_virtual_tokens": 5},
+}
 FLAGS = {
-    "full": [],
-    "layer_freeze": ["--num_unfrozen_layers", "1"],
-    "linear_probe": [],
-    "bitfit": [],
-    "ln_tuning": [],
-    "ia3": [],
-    "vera": ["--r", "4"],
-    "lora": ["--r", "4"],
-    "dora": ["--r", "4"],
-    "oft": ["--oft_block_size", "8"],
-    "prompt_tuning": ["--num_virtual_tokens", "5"],
-    "p_tuning": ["--num_virtual_tokens", "5", "--encoder_hidden_size", "8"],
-    "prefix_tuning": ["--num_virtual_tokens", "5"],
+    method: [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    for method, options in TINY_OPTIONS.items()
 }
 
 

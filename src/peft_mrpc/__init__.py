@@ -14,6 +14,7 @@ _MODULES = {
     "UserError": "errors",
     "load_classifier": "api",
     "load_run": "runs.run",
+    "train_classifier": "api",
 }
 __all__ = sorted(_MODULES)
 

@@ -1,14 +1,57 @@
 """The Python API. The commands are thin callers of these functions; no function here prints."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.errors import UserError
 
 if TYPE_CHECKING:
     from peft_mrpc.models.classifier import Classifier
     from peft_mrpc.prompting.local_model import PromptClassifier
     from peft_mrpc.runs.run import Run
+
+
+def train_classifier(
+    config: TrainConfig,
+    data: "DataConfig | Mapping[str, Any] | None" = None,
+    *,
+    output_dir: "Path | str | None" = None,
+    **options: Any,
+) -> "Run":
+    """Adapt a pretrained model to sentence-pair classification and write its Run.
+
+    Args:
+        config: Model, method and head. Fields that are None take the value of the method's recipe.
+        data: A data set (default: MRPC from the Hub), or examples in memory: a mapping from split
+            names to lists of tuples `(sentence1, sentence2, label)`, `datasets.Dataset` or pandas
+            `DataFrame`.
+        output_dir: Directory of the Run; `runs/DATASET-MODEL-METHOD` by default.
+        options: Fields of transformers' `TrainingArguments` and options of the method, mixed.
+    Returns:
+        The Run; with `config.seeds`, the multi-seed Run.
+    Raises:
+        UserError: With one line for each fault of the arguments or the data.
+    """
+    from peft_mrpc.runs.run import Run
+    from peft_mrpc.training.job import TrainJob, split_options
+    from peft_mrpc.training.run import run_training
+
+    if config.dry_run:
+        raise UserError("dry_run: got true; expected false, the command line prints the plan.")
+    training_arguments, method_options = split_options(config.method, options)
+    job = TrainJob(
+        config,
+        DataConfig() if data is None else data,
+        training_arguments,
+        method_options,
+        None if output_dir is None else Path(output_dir),
+    )
+    run = run_training(job)
+    if not isinstance(run, Run):  # another process of a distributed training than the first
+        return None  # type: ignore[return-value]
+    return run
 
 
 def load_classifier(

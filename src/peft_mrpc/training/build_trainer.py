@@ -38,7 +38,7 @@ from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCol
 from peft_mrpc.training.callbacks import AttentionCallback, tensorboard_logs, training_attention
 from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
 from peft_mrpc.training.losses import build_class_weights, build_loss
-from peft_mrpc.training.model_selection import score_logits
+from peft_mrpc.training.model_selection import compute_eval_metrics
 from peft_mrpc.training.request import TrainJob
 from peft_mrpc.training.resuming import training_fingerprint
 from peft_mrpc.training.selection import SELECTION
@@ -157,7 +157,7 @@ def build_trainer(
             eval_dataset=held_out,
             processing_class=classifier.tokenizer,
             compute_loss_func=loss,
-            compute_metrics=partial(score_logits, classifier=classifier),
+            compute_metrics=partial(compute_eval_metrics, classifier=classifier),
             callbacks=callbacks,
         )
     if not request.method.freezes(request.options):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # Name of data that is passed as objects, in `run.json`.
 IN_MEMORY = "in_memory"
+MAX_SEED = (1 << 32) - 1
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,37 @@ class TrainJob:
         return frozenset(names | {name for name, value in given.items() if value is not None})
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds of a multi-seed training; empty for one training.
+
+        Raises:
+            UserError: If they are not two or more different seeds.
+        """
+        if self.config.seeds is None:
+            return ()
+        texts = [part.strip() for part in ",".join(map(str, self.config.seeds)).split(",")]
+        faults = [
+            f"seeds: got {text!r}; expected integers from 0 to {MAX_SEED}, such as 1,2,3."
+            for text in texts
+            if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED)
+        ]
+        raise_faults(faults)
+        seeds = tuple(map(int, texts))
+        twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
+        faults = [f"seeds: got {seed} twice; expected different seeds." for seed in twice]
+        if len(seeds) == 1:
+            faults.append(f"seeds: got {seeds[0]} alone; expected two or more, or use seed.")
+        for name in ("seed", "resume_from_checkpoint"):
+            if self.training_arguments.get(name) is not None:
+                faults.append(f"seeds: got {name} as well. Remove one of the two.")
+        raise_faults(faults)
+        return seeds
+
+    @property
     def seed(self) -> int:
         """The random seed, the first one of several."""
-        if self.config.seeds:
-            return int(self.config.seeds[0])
+        if seeds := self.seeds:
+            return seeds[0]
         seed = self.training_arguments.get("seed")
         return 42 if seed is None else int(seed)
 

@@ -1,6 +1,11 @@
-"""What the held-out part of train decides: the metric watched, the best checkpoint, a threshold."""
+"""Model selection on a validation split carved from train: checkpoint, early stopping, threshold.
 
-from collections.abc import Mapping
+The splits that a Run reports are never used for it.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,49 +13,197 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.errors import TrainingDiverged, logger
+from peft_mrpc.data.examples import DataSplits, label_counts
+from peft_mrpc.data.splits import stratified_holdout
+from peft_mrpc.errors import TrainingDiverged, raise_faults, unknown_name
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.models.batched_inference import classifier_probabilities
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.runs.writer import describe_data
-from peft_mrpc.training.selection import SELECTION, selection_seed
+from peft_mrpc.serialization import is_true
 
-# What --metric_for_best_model calls our metrics.
-SCORED_METRICS = {"accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
+logger = logging.getLogger(__name__)
+
+# Name of the split that is carved from train.
+SELECTION = "selection"
+# Our metric of each name that `metric_for_best_model` accepts besides the loss.
+EVAL_METRICS = {"accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
+SELECTION_METRICS = ("loss", *EVAL_METRICS)
 
 
-def score_logits(prediction: Any, classifier: Classifier) -> dict[str, float]:
-    """What `--metric_for_best_model` can name beside the loss, of logits, [N, C]."""
+def implied_training_arguments(
+    config: TrainConfig, fields: Mapping[str, Any], is_saving_explicit: bool
+) -> dict[str, Any]:
+    """Return the Trainer's settings that early stopping and the best checkpoint need.
+
+    Args:
+        config: Whether the training stops early.
+        fields: The fields of `TrainingArguments` that the user or the recipe sets.
+        is_saving_explicit: Whether the user set `save_strategy`. If not, the best checkpoint alone
+            is kept while training, and none afterwards.
+    """
+    stops_early = config.early_stopping_patience is not None
+    implied: dict[str, Any] = {}
+    if stops_early:
+        # A resumed training continues to count the evaluations without improvement.
+        implied |= {
+            "metric_for_best_model": "loss",
+            "restore_callback_states_from_checkpoint": True,
+        }
+    if is_true(fields.get("load_best_model_at_end", stops_early)):
+        implied |= {"load_best_model_at_end": True}
+        implied |= {} if is_saving_explicit else {"save_strategy": "best", "save_total_limit": 1}
+    return {"eval_strategy": "epoch", **implied} if implied else {}
+
+
+def uses_selection_split(config: TrainConfig, args: TrainingArguments) -> bool:
+    """Whether anything is evaluated on a part of train."""
+    return bool(args.eval_strategy != "no" or config.threshold == "auto")
+
+
+def carve_selection_split(
+    config: TrainConfig, args: TrainingArguments, data: DataSplits
+) -> DataSplits:
+    """Move a part of train to the split `selection`.
+
+    The seed of the split is `data_seed`, or `seed` if that is not set.
+
+    Raises:
+        UserError: If a label has fewer than two training examples.
+    """
+    raise_faults(selection_data_faults(args, (), data))
+    train, selection = stratified_holdout(
+        data.splits["train"], config.selection_fraction, selection_seed(args)
+    )
+    splits = {**data.splits, "train": train, SELECTION: selection}
+    return DataSplits(data.name, data.label_names, splits)
+
+
+def selection_seed(args: TrainingArguments) -> int:
+    """Return the random seed of the split."""
+    return int(args.seed if args.data_seed is None else args.data_seed)
+
+
+def selection_data_faults(
+    args: TrainingArguments, reported: Sequence[str], data: DataSplits
+) -> list[str]:
+    """Return the reasons why no validation split can be carved from these training examples.
+
+    Args:
+        args: The Trainer's.
+        reported: The splits that the Run reports.
+        data: Its `train` is still whole.
+    """
+    counts = Counter(example.label for example in data.splits["train"])
+    faults = [
+        f"selection_fraction: got 1 training example with the label {data.label_names[label]}; "
+        "expected at least 2 of each label, one to train on and one to select on."
+        for label, count in sorted(counts.items())
+        if count < 2
+    ]
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    if metric == "roc_auc" and len(counts) < len(data.label_names):
+        faults.append(
+            f"metric_for_best_model: got roc_auc, but the training examples have {len(counts)} of "
+            f"{len(data.label_names)} labels; expected loss, accuracy or f1."
+        )
+    if "train" in reported:
+        faults.append(
+            "split: got train, a part of which is held out for model selection; expected other "
+            "splits, or eval_strategy no and a fixed threshold."
+        )
+    return faults
+
+
+def selection_faults(config: TrainConfig, args: TrainingArguments) -> list[str]:
+    """Return the conflicts among the options of model selection."""
+    faults = []
+    patience, metric = config.early_stopping_patience, args.metric_for_best_model
+    if args.eval_strategy == "no":
+        needs = {
+            "early_stopping_patience": patience is not None,
+            "load_best_model_at_end": args.load_best_model_at_end and patience is None,
+            "eval_on_start": args.eval_on_start,
+        }
+        faults += [
+            f"{name}: got eval_strategy no as well; expected epoch or steps. Remove one of the two."
+            for name, is_set in needs.items()
+            if is_set
+        ]
+    if args.save_strategy == "best" and not metric:
+        faults.append(
+            "save_strategy: got best without metric_for_best_model; expected one of "
+            f"{', '.join(SELECTION_METRICS)} for it."
+        )
+    if metric is None:
+        return faults
+    if args.prediction_loss_only and not metric.endswith("loss"):
+        faults.append(
+            f"prediction_loss_only: got true, but metric_for_best_model is {metric}. Remove one of "
+            "the two."
+        )
+    if metric.removeprefix("eval_") not in SELECTION_METRICS:
+        faults += unknown_name("metric_for_best_model", metric, SELECTION_METRICS).faults
+    if args.greater_is_better is not None and args.greater_is_better == metric.endswith("loss"):
+        faults.append(
+            f"greater_is_better: got {str(args.greater_is_better).lower()} for {metric}, which "
+            "would select the worst model. Remove it."
+        )
+    return faults
+
+
+def log_training_data(data: DataSplits) -> None:
+    """Log the sizes of the training and the selection split, and the label counts."""
+    num_train, num_selection = (len(data.splits.get(s, ())) for s in ("train", SELECTION))
+    if num_selection:
+        logger.info(
+            "model selection: %d of %d training examples are held out",
+            *(num_selection, num_train + num_selection),
+        )
+    else:
+        logger.info("model selection: none, all %d training examples train", num_train)
+    counts = label_counts(data.splits["train"], data.label_names)
+    logger.info("training examples: %s", ", ".join(f"{n:,} {name}" for name, n in counts.items()))
+
+
+def compute_eval_metrics(prediction: Any, classifier: Classifier) -> dict[str, float]:
+    """Return the metrics that `metric_for_best_model` accepts besides the loss.
+
+    Args:
+        prediction: The Trainer's: `predictions` are logits, [N, C], `label_ids` labels, [N].
+        classifier: Its labels and its threshold are used.
+    Raises:
+        TrainingDiverged: If a logit is not finite.
+    """
     logits = torch.tensor(prediction.predictions)
     if not logits.isfinite().all():
         raise TrainingDiverged
     probabilities = classifier_probabilities(logits)
     predictions = predict_labels(probabilities, classifier.threshold)
     values = compute_metrics(prediction.label_ids, predictions, probabilities, classifier.labels)
-    found = {name: values[key] for name, key in SCORED_METRICS.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    metrics = {name: values[key] for name, key in EVAL_METRICS.items()}
+    return {name: value for name, value in metrics.items() if value is not None}
 
 
 def describe_selection(
-    config: TrainConfig, arguments: TrainingArguments, data: DataSplits, state: TrainerState
+    config: TrainConfig, args: TrainingArguments, data: DataSplits, state: TrainerState
 ) -> dict[str, Any] | None:
-    """What was chosen on which pairs, for `run.json`; None where all training pairs trained.
+    """Return the entry `selection` of `run.json`; None without a selection split.
 
-    `best_step`, `best_epoch` and `best_metric` are those of the model that was kept; None where it
-    is the last one.
+    `best_step`, `best_epoch` and `best_metric` are those of the selected checkpoint; None if the
+    last model is used.
     """
     if SELECTION not in data.splits:
         return None
-    is_best = arguments.load_best_model_at_end and state.best_model_checkpoint is not None
+    is_best = args.load_best_model_at_end and state.best_model_checkpoint is not None
     best_step = state.best_global_step if is_best else None
     epochs = [row["epoch"] for row in state.log_history if row.get("step") == best_step]
     return {
         "fraction": config.selection_fraction,
-        "seed": selection_seed(arguments),
+        "seed": selection_seed(args),
         **describe_data(data, [SELECTION])["splits"][SELECTION],
-        "metric": arguments.metric_for_best_model,
+        "metric": args.metric_for_best_model,
         "best_step": best_step,
         "best_epoch": epochs[0] if epochs else None,
         "best_metric": state.best_metric if is_best else None,
@@ -59,30 +212,34 @@ def describe_selection(
     }
 
 
-def say_chosen(found: Mapping[str, Any] | None) -> None:
-    """Say which checkpoint was kept, and whether it ended the training.
+def log_best_checkpoint(selection: Mapping[str, Any] | None) -> None:
+    """Log the selected checkpoint, if there is one.
 
     Args:
-        found: Of `describe_selection`.
+        selection: The entry of `describe_selection`.
     """
-    if found is None or found["best_step"] is None:
+    if selection is None or selection["best_step"] is None:
         return
-    metric = found["metric"].removeprefix("eval_")
     logger.info(
-        "kept: step %d of %d, with the best %s on %d held-out pairs (%.4f)%s",
-        *(found["best_step"], found["last_step"], metric, found["num_examples"]),
-        *(found["best_metric"], "; stopped early" if found["stopped_early"] else ""),
+        "best checkpoint: step %d of %d, %s %.4f on %d held-out examples%s",
+        *(selection["best_step"], selection["last_step"]),
+        *(selection["metric"].removeprefix("eval_"), selection["best_metric"]),
+        *(selection["num_examples"], "; stopped early" if selection["stopped_early"] else ""),
     )
 
 
-def choose_threshold(
-    arguments: TrainingArguments, data: DataSplits, classifier: Classifier
-) -> float:
-    """The threshold that is best on the held-out part of train, for accuracy or, if asked, F1."""
-    pairs = data.splits[SELECTION]
-    scores = classifier.predict_proba(pairs, arguments.per_device_eval_batch_size)[:, 1]
-    wanted = (arguments.metric_for_best_model or "").removeprefix("eval_")
-    metric = "f1" if wanted == "f1" else "accuracy"
-    threshold = tune_threshold(np.array([pair.label for pair in pairs]), scores, metric)
-    logger.info("threshold %.4f: the best %s on %d held-out pairs", threshold, metric, len(pairs))
+def select_threshold(args: TrainingArguments, data: DataSplits, classifier: Classifier) -> float:
+    """Return the threshold with the best accuracy on the selection split.
+
+    With `metric_for_best_model: f1` it is the threshold with the best macro F1.
+    """
+    examples = data.splits[SELECTION]
+    scores = classifier.predict_proba(examples, args.per_device_eval_batch_size)[:, 1]
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    metric = "f1" if name == "f1" else "accuracy"
+    labels = np.array([example.label for example in examples])
+    threshold = tune_threshold(labels, scores, metric)
+    logger.info(
+        "threshold: %.4f, the best %s on %d held-out examples", threshold, metric, len(examples)
+    )
     return threshold

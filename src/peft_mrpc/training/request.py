@@ -13,9 +13,11 @@ from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, option_owners
 from peft_mrpc.precision import keep_off, precision_defaults
+from peft_mrpc.training.job import TrainJob as NewJob
+from peft_mrpc.training.job import training_argument_names
 from peft_mrpc.training.optimizer_faults import keeps_gradients_from_us, schedule_faults
+from peft_mrpc.training.request_faults import MAX_SEED, argument_faults, idle_faults
 from peft_mrpc.training.selection import implied_arguments
-from peft_mrpc.training.validation import MAX_SEED, argument_faults, idle_faults
 
 TRAIN_DESCRIPTION = "Adapt a pretrained model to sentence-pair classification and write a Run."
 FITTED_RATES = {"learning_rate", "head_learning_rate", "layer_decay"}
@@ -37,6 +39,14 @@ class TrainJob:
     recipe_rates: frozenset[str] = frozenset()  # those that the user left to the method's recipe
     asked: frozenset[str] = frozenset()  # what the user gave, typed or in a recipe
     num_trainings: int = 1  # on these pairs: this one, and those of the same process after it
+
+    @property
+    def training_args(self) -> TrainingArguments:
+        return self.arguments
+
+    @property
+    def method_options(self) -> Any:
+        return self.options
 
 
 def parse_request(argv: Sequence[str]) -> TrainJob:
@@ -220,3 +230,33 @@ def settle_seeds(
             "the same command goes on after the seeds that are finished."
         )
     return faults
+
+
+def parse_train_command(argv: Sequence[str], command: str = "train") -> NewJob:
+    """Parse a command line to the new job, until `cli` does."""
+    path = flag_value(argv, "config")
+    recipe = load_recipe(path) if path is not None else {}
+    asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
+    method = find_method(asked.get("method", TrainConfig.method))
+    (config, data, arguments), given = parse_flags(
+        command,
+        TRAIN_DESCRIPTION,
+        (TrainConfig, DataConfig, TrainingArguments),
+        argv,
+        [recipe],
+        method.option_types(),
+        option_owners(),
+        recipe_path=path,
+    )
+    removed = {key for key, value in recipe.items() if value is None}
+    names = training_argument_names() - {"output_dir"}
+    output_dir = asked.get("output_dir")
+    return NewJob(
+        config,
+        data,
+        {n: getattr(arguments, n) for n in asked if n in names}
+        | {n: None for n in removed if n in names},
+        given,
+        Path(str(output_dir)) if output_dir is not None else None,
+        frozenset(removed),
+    )

@@ -1,4 +1,4 @@
-"""Whether a training may go on from a checkpoint: only as the training that wrote it would have."""
+"""Check that a checkpoint belongs to the training that resumes from it."""
 
 import json
 from collections.abc import Mapping
@@ -7,13 +7,13 @@ from typing import Any
 
 from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.errors import UserError
 from peft_mrpc.training.checkpoints import read_about
-from peft_mrpc.training.request import TrainJob
+from peft_mrpc.training.job import ResolvedJob
 
-# What a step of training depends on, and what is chosen by, beside the method's own options. How
-# many steps there are, how they are computed, and what is kept and logged may be another.
-DECIDING = (
+# Options that a training step or the model selection depends on, besides the method's own. The
+# number of steps, how they are computed, and what is saved and logged may change on resuming.
+RESUME_CRITICAL_OPTIONS = (
     *("method", "model", "quantization", "pooling", "head_layer", "prompt_position", "max_length"),
     *("dropout", "swap_sentences", "neftune_noise_alpha", "seed", "data_seed"),
     *("class_weights", "focal_gamma", "label_smoothing_factor", "sam_rho", "max_grad_norm"),
@@ -23,65 +23,73 @@ DECIDING = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
     *("dataloader_drop_last", "metric_for_best_model", "greater_is_better"),
 )
-# Of PEFT's options: where things lie, and what it writes down for itself.
-ELSEWHERE = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode", "_config")
+# Ends of the names of PEFT's options that are paths or are written by PEFT.
+IGNORED_OPTIONS = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode")
 
 
-def training_fingerprint(request: TrainJob, data: DataSplits) -> dict[str, Any]:
-    """What each of its checkpoints says of a training, JSON-ready.
+def training_fingerprint(resolved: ResolvedJob, data: DataSplits) -> dict[str, Any]:
+    """Return what identifies a training, for the file `training.json` of its checkpoints.
 
     Args:
-        request: The training, with everything settled that was left to a rule.
-        data: Its pairs, without those that are held out.
+        resolved: The job.
+        data: Its `train` is without the selection split.
     """
-    record = config_record(request.config, request.arguments)
-    options = {n: v for n, v in vars(request.options).items() if not n.endswith(ELSEWHERE)}
-    flags = {**{name: record.get(name) for name in DECIDING}, **options}
-    flags["num_processes"] = request.arguments.world_size
-    flags["model"] = "/".join(Path(request.config.model).parts[-2:])  # which may have moved
-    about = {"flags": flags, "train": data.fingerprint("train")}
-    plain: dict[str, Any] = json.loads(json.dumps(about, default=_plain))
+    record = config_record(resolved.config, resolved.training_args)
+    options = {
+        name: value
+        for name, value in vars(resolved.method_options).items()
+        if not name.endswith((*IGNORED_OPTIONS, "_config"))
+    }
+    flags = {**{name: record.get(name) for name in RESUME_CRITICAL_OPTIONS}, **options}
+    flags["num_processes"] = resolved.training_args.world_size
+    flags["model"] = "/".join(Path(resolved.config.model).parts[-2:])  # it may have moved
+    fingerprint = {"flags": flags, "train": data.fingerprint("train")}
+    plain: dict[str, Any] = json.loads(json.dumps(fingerprint, default=_to_json))
     return plain
 
 
-def _plain(value: Any) -> Any:
+def resume_faults(resolved: ResolvedJob, data: DataSplits) -> list[str]:
+    """Return the differences between a job and the training that wrote the checkpoint.
+
+    Optimizer and scheduler continue with the checkpoint's settings: another learning rate, say,
+    would be recorded in the Run and not be used.
+
+    Args:
+        resolved: The job.
+        data: Its `train` is without the selection split.
+    """
+    folder = resolved.training_args.resume_from_checkpoint
+    if folder is None:
+        return []
+    if resolved.output_dir.resolve() in Path(folder).resolve().parents:
+        return [
+            f"output_dir: got {str(resolved.output_dir)!r}, which contains the checkpoint {folder} "
+            "that resume_from_checkpoint names; expected another directory."
+        ]
+    try:
+        before = read_about(Path(folder))
+    except UserError as error:
+        return list(error.faults)
+    now = training_fingerprint(resolved, data)
+    faults = [
+        f"{name}: got {_format(now, name)}, but {folder} was trained with {_format(before, name)}; "
+        "expected the same, or no resume_from_checkpoint."
+        for name in sorted(before["flags"].keys() | now["flags"].keys())
+        if _format(before, name) != _format(now, name)
+    ]
+    if before["train"] != now["train"]:
+        faults.append(
+            f"resume_from_checkpoint: got {folder!r}, which was trained on other examples than the "
+            f"{len(data.splits['train']):,} of {data.name}; expected the same files, columns, "
+            "max_train_samples and selection_fraction."
+        )
+    return faults
+
+
+def _to_json(value: Any) -> Any:
     return sorted(value) if isinstance(value, set | frozenset) else str(value)
 
 
-def check_resumed(request: TrainJob, data: DataSplits) -> None:
-    """Refuse a checkpoint that another training wrote.
-
-    Optimizer and schedule are the checkpoint's: a rate that is given beside it would stand in the
-    Run and not be heeded.
-
-    Raises:
-        UserError: With every flag that was another; if the pairs were; if replacing the output
-            would remove the checkpoint.
-    """
-    folder = request.arguments.resume_from_checkpoint
-    if folder is None:
-        return
-    if request.output_dir.resolve() in Path(folder).resolve().parents:
-        raise UserError(
-            f"--output_dir: got {str(request.output_dir)!r}, which --overwrite would replace, with "
-            f"{folder}, which --resume_from_checkpoint goes on from; name another."
-        )
-    wrote, asks = read_about(Path(folder)), training_fingerprint(request, data)
-    faults = [
-        f"--{name}: got {_value(asks, name)}, but {folder} was trained with "
-        f"{_value(wrote, name)}; expected the same, or no --resume_from_checkpoint."
-        for name in sorted(wrote["flags"].keys() | asks["flags"].keys())
-        if _value(wrote, name) != _value(asks, name)
-    ]
-    if wrote["train"] != asks["train"]:
-        faults.append(
-            f"--resume_from_checkpoint: got {folder!r}, which was trained on other pairs than the "
-            f"{len(data.splits['train']):,} of {data.name} that are to train now; expected the "
-            "same files, columns, --max_train_samples and held-out part."
-        )
-    raise_faults(faults)
-
-
-def _value(about: Mapping[str, Any], name: str) -> str:
-    value = about["flags"].get(name)
+def _format(fingerprint: Mapping[str, Any], name: str) -> str:
+    value = fingerprint["flags"].get(name)
     return "nothing" if value is None else json.dumps(value)

@@ -1,196 +1,288 @@
-"""What is wrong with the flags of a training, before any data or model is looked at."""
+"""Check a resolved job before its model's weights are loaded; all faults are reported at once.
+
+The rules are limits and choices of single options, and conflicts that involve a feature of this
+package. What `TrainingArguments`, PEFT's configs, optimizers and schedulers check themselves is
+left to them.
+"""
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
-from transformers import TrainingArguments
-from transformers.integrations.integration_utils import (
-    get_available_reporting_integrations,
-    get_reporting_integration_callbacks,
-)
+from torch import nn
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_utils import SaveStrategy
-from transformers.utils.import_utils import is_liger_kernel_available
+from transformers.training_args import OptimizerNames
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.errors import choice_faults, one_line, unknown_name
-from peft_mrpc.evaluation.thresholds import THRESHOLD_METRICS
-from peft_mrpc.methods.registry import find_method
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.errors import UserError, choice_faults, one_line, raise_faults
+from peft_mrpc.evaluation.thresholds import THRESHOLD_METRICS, threshold_faults
+from peft_mrpc.methods.compatibility import validate_compatibility
+from peft_mrpc.models.loading import load_config
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.models.quantization import QUANTIZATIONS
 from peft_mrpc.training.activation_cache.callback import cache_faults
+from peft_mrpc.training.build import class_weights
 from peft_mrpc.training.checkpoints import checkpoint_faults
+from peft_mrpc.training.job import MAX_SEED, ResolvedJob
 from peft_mrpc.training.losses import loss_faults
-from peft_mrpc.training.optimizer_faults import number_faults
-from peft_mrpc.training.selection import selection_faults
+from peft_mrpc.training.model_selection import (
+    carve_selection_split,
+    selection_data_faults,
+    selection_faults,
+    uses_selection_split,
+)
+from peft_mrpc.training.optimizer_faults import OF_A_MODEL, keeps_gradients_from_us
+from peft_mrpc.training.resuming import resume_faults
 
-MAX_SEED = (1 << 32) - 1
-SWAPS = ("auto", "true", "false")
-# What train and doctor ask about a model.
-MODEL_CHOICES: dict[str, Sequence[str]] = {
-    "pooling": ("auto", "native", *POOLINGS),
+CHOICES: dict[str, Sequence[str]] = {
+    "pooling": ("native", *POOLINGS),
     "prompt_position": PROMPT_POSITIONS,
     "quantization": QUANTIZATIONS,
-}
-# Switches of the Trainer under which our evaluation has nothing to go by.
-NOT_OURS: dict[str, tuple[Any, str]] = {
-    "batch_eval_metrics": (False, "ROC-AUC is of all rows together"),
-    "eval_do_concat_batches": (True, "metrics are of all rows together"),
-    "label_names": (None, "a pair's label is always `labels`"),
+    "swap_sentences": ("true", "false"),
 }
 
 
-def argument_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
-    """What is wrong with flags before any data or model is looked at."""
-    faults = []
-    if arguments.hub_token:
-        faults.append("--hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
-    if arguments.push_to_hub and not arguments.hub_model_id:
-        faults.append("--push_to_hub: got no --hub_model_id; expected owner/name.")
-    if config.max_length < 8:
-        faults.append(f"--max_length: got {config.max_length}; expected at least 8 tokens.")
-    faults += choice_faults(config, {**MODEL_CHOICES, "swap_sentences": SWAPS})
-    faults += head_layer_faults(config.head_layer)
-    if config.dropout is not None and not 0 <= config.dropout < 1:
-        faults.append(f"--dropout: got {config.dropout}; expected 0 or more and below 1.")
-    if not (math.isfinite(config.sam_rho) and config.sam_rho >= 0):
-        faults.append(f"--sam_rho: got {config.sam_rho}; expected 0 or more, such as 0.05.")
-    faults += _rate_faults(config, arguments)
-    if (step := config.pad_to_multiple_of) is not None and step < 1:
-        faults.append(f"--pad_to_multiple_of: got {step}; expected at least 1.")
-    counts = ("per_device_train_batch_size", "per_device_eval_batch_size")
-    for name in (*counts, "gradient_accumulation_steps", "eval_accumulation_steps"):
-        if (count := getattr(arguments, name)) is not None and count < 1:
-            faults.append(f"--{name}: got {count}; expected at least 1.")
-    if arguments.max_steps != -1 and arguments.max_steps < 1:
-        faults.append(f"--max_steps: got {arguments.max_steps}; expected at least 1.")
-    faults += [
-        f"--{name}: got {seed}; expected 0 to {MAX_SEED}."
-        for name, seed in (("seed", arguments.seed), ("data_seed", arguments.data_seed))
-        if seed is not None and not 0 <= seed <= MAX_SEED
-    ]
-    if arguments.fp16 and not torch.accelerator.is_available():
-        faults.append("--fp16: got true, but there is no GPU here; drop it.")
-    faults += selection_faults(config, arguments) + cache_faults(
-        config.activation_cache, config.activation_cache_memory
-    )
-    faults += loss_faults(
-        config.class_weights, config.focal_gamma, arguments.label_smoothing_factor
-    )
-    faults += number_faults(arguments) + _switch_faults(arguments) + _tracker_faults(arguments)
-    if arguments.resume_from_checkpoint is not None:
-        folder = Path(arguments.resume_from_checkpoint)
-        faults += checkpoint_faults(folder, arguments, config.early_stopping_patience)
+def _at_least(minimum: float) -> tuple[Callable[[Any], bool], str]:
+    return lambda value: math.isfinite(value) and value >= minimum, f"at least {minimum:g}"
+
+
+def _positive() -> tuple[Callable[[Any], bool], str]:
+    return lambda value: math.isfinite(value) and value > 0, "a number above 0"
+
+
+# Options with the test of a valid value and its description. None is always valid.
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_length": _at_least(8),
+    "dropout": (lambda value: 0 <= value < 1, "0 or more and below 1"),
+    "sam_rho": _at_least(0),
+    "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "head_learning_rate": _positive(),
+    "pad_to_multiple_of": _at_least(1),
+    "selection_fraction": (lambda value: 0 < value < 1, "a number between 0 and 1"),
+    "early_stopping_patience": _at_least(1),
+    "learning_rate": _positive(),
+    "num_train_epochs": _positive(),
+    "per_device_train_batch_size": _at_least(1),
+    "per_device_eval_batch_size": _at_least(1),
+    "gradient_accumulation_steps": _at_least(1),
+    "max_grad_norm": _at_least(0),  # a negative norm trains in the wrong direction
+    "seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
+    "data_seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
+}
+# Settings of the Trainer that our evaluation does not support: the default, and the reason.
+UNSUPPORTED_ARGUMENTS: dict[str, tuple[Any, str]] = {
+    "batch_eval_metrics": (False, "ROC-AUC needs all examples together"),
+    "eval_do_concat_batches": (True, "the metrics need all examples together"),
+    "label_names": (None, "the column of the labels is always `labels`"),
+}
+
+
+def validate(
+    resolved: ResolvedJob,
+    data: DataSplits | None = None,
+    reported: Sequence[str] = (),
+) -> None:
+    """Check a resolved job.
+
+    Args:
+        resolved: The job.
+        data: Its data, to check the job against it too.
+        reported: The splits that the Run reports.
+    Raises:
+        UserError: With all faults.
+    """
+    faults = [fault for rule in RULES for fault in rule(resolved)]
+    if data is not None and not faults:
+        faults += _data_faults(resolved, data, reported)
+    names = {fault.partition(":")[0] for fault in faults}
+    # An invalid option may seem unused.
+    faults += [fault for fault in _unused_options(resolved) if fault.partition(":")[0] not in names]
+    raise_faults(faults)
+
+
+def _limit_faults(resolved: ResolvedJob) -> list[str]:
+    faults = choice_faults(resolved.config, CHOICES)
+    for name, (is_valid, expected) in LIMITS.items():
+        value = getattr(resolved.config, name, getattr(resolved.training_args, name, None))
+        if value is not None and not is_valid(value):
+            faults.append(f"{name}: got {value}; expected {expected}.")
     return faults
 
 
-def head_layer_faults(head_layer: str) -> list[str]:
-    """What is wrong with the flag, whatever the model."""
-    if head_layer in ("auto", "last") or (head_layer.isdecimal() and int(head_layer) > 0):
-        return []
-    return [
-        f"--head_layer: got {head_layer!r}; expected the number of a layer from 1 on, last or auto."
-    ]
-
-
-def _rate_faults(config: TrainConfig, arguments: TrainingArguments) -> list[str]:
-    faults = []
-    if config.layer_decay is not None and not 0 < config.layer_decay <= 1:
-        faults.append(f"--layer_decay: got {config.layer_decay}; expected above 0 and at most 1.")
-    rates = {"learning_rate": arguments.learning_rate}
-    if config.head_learning_rate is not None:
-        rates["head_learning_rate"] = config.head_learning_rate
-    if arguments.max_steps == -1:
-        rates["num_train_epochs"] = arguments.num_train_epochs
-    return faults + [
-        f"--{name}: got {value}; expected a number above 0."
-        for name, value in rates.items()
-        if not (math.isfinite(value) and value > 0)
-    ]
-
-
-def _switch_faults(arguments: TrainingArguments) -> list[str]:
-    """Switches of the Trainer that end in its midst."""
+def _argument_faults(resolved: ResolvedJob) -> list[str]:
+    args = resolved.training_args
     faults = [
-        f"--{name}: got {str(value).lower()}, but {reason}; drop it."
-        for name, (wanted, reason) in NOT_OURS.items()
-        if (value := getattr(arguments, name)) != wanted
+        f"{name}: got {str(value).lower()}, but {reason}. Remove it."
+        for name, (default, reason) in UNSUPPORTED_ARGUMENTS.items()
+        if (value := getattr(args, name)) != default
     ]
-    if arguments.use_liger_kernel and not is_liger_kernel_available():
-        faults.append(
-            "--use_liger_kernel: got true, but it is not installed. Next: pip install liger-kernel"
-        )
-    backend = arguments.torch_compile_backend
-    if arguments.torch_compile and backend is not None:
-        known = torch._dynamo.list_backends(())
-        if backend not in known:
-            faults += unknown_name("--torch_compile_backend", backend, known).faults
-    if arguments.torch_compile and (mode := arguments.torch_compile_mode) is not None:
-        modes = torch._inductor.list_mode_options()
-        if mode not in modes:
-            faults += unknown_name("--torch_compile_mode", mode, modes).faults
-    if arguments.fsdp and arguments.world_size == 1:
-        faults.append("--fsdp: got one process; start several by `accelerate launch`, or drop it.")
-    taken = set(inspect.signature(checkpoint).parameters) - {"function", "args", "kwargs"}
-    for name in set(arguments.gradient_checkpointing_kwargs or {}) - taken:
-        faults += unknown_name("--gradient_checkpointing_kwargs", name, taken).faults
+    if args.hub_token:
+        faults.append("hub_token: got a token; log in with `hf auth login` or set HF_TOKEN.")
+    if resolved.push_to_hub and not args.hub_model_id:
+        faults.append("push_to_hub: got no hub_model_id; expected owner/name.")
+    if args.fp16 and not torch.accelerator.is_available():
+        faults.append("fp16: got true, but there is no GPU. Remove it.")
     return faults
 
 
-def _tracker_faults(arguments: TrainingArguments) -> list[str]:
-    names = [name for name in arguments.report_to or [] if name not in ("none", "all")]
-    try:
-        get_reporting_integration_callbacks(names)
-    except ValueError as error:
-        return [f"--report_to: {one_line(error)}"]
-    available = get_available_reporting_integrations()
+def _feature_faults(resolved: ResolvedJob) -> list[str]:
+    config, args = resolved.config, resolved.training_args
     return [
-        f"--report_to: got {name!r}, which is not installed. Next: pip install {name}"
-        for name in names
-        if name not in available
+        *threshold_faults(config.threshold),
+        *selection_faults(config, args),
+        *loss_faults(config.class_weights, config.focal_gamma, args.label_smoothing_factor),
+        *cache_faults(config.activation_cache, config.activation_cache_memory),
     ]
 
 
-def idle_faults(
-    verb: str, config: TrainConfig, arguments: TrainingArguments, options: Any, asked: set[str]
-) -> list[str]:
-    """Flags that were given where nothing would heed them."""
+def _compatibility_faults(resolved: ResolvedJob) -> list[str]:
+    config = resolved.config
+    return validate_compatibility(
+        load_config(resolved.source),
+        config.method,
+        resolved.method_options,
+        pooling=str(config.pooling),
+        prompt_position=config.prompt_position,
+        quantization=config.quantization,
+        gradient_checkpointing=bool(resolved.training_args.gradient_checkpointing),
+    )
+
+
+def _gradient_faults(resolved: ResolvedJob) -> list[str]:
+    """Features that work on the gradients of a step, without gradients to work on."""
+    needs = {
+        "unfreeze_every": getattr(resolved.method_options, "unfreeze_every", None),
+        "sam_rho": resolved.config.sam_rho or None,
+    }
+    reason = keeps_gradients_from_us(resolved.training_args)
+    return [
+        f"{name}: got {value:g}, but {reason} leaves no gradients to work on. Remove one of the "
+        "two."
+        for name, value in needs.items()
+        if value is not None and reason
+    ]
+
+
+def _optimizer_faults(resolved: ResolvedJob) -> list[str]:
+    """Errors of the optimizer and the scheduler, found by building them for a tiny model."""
+    args = resolved.training_args
+    model: Any = nn.Linear(1, 1)
+    needs_model = any(part in args.optim for part in OF_A_MODEL)
+    where = f"optim: got {OptimizerNames(args.optim).value}"
+    try:
+        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        if not needs_model:
+            optimizer = optimizer_class(model.parameters(), **options)
+        where = f"lr_scheduler_type: got {SchedulerType(args.lr_scheduler_type).value}"
+        scheduler: Any = get_scheduler(
+            *(args.lr_scheduler_type, optimizer),
+            num_warmup_steps=1,
+            num_training_steps=10,
+            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+        )
+        parameters = inspect.signature(scheduler.step).parameters.values()
+        metric = [1.0 for parameter in parameters if parameter.default is parameter.empty]
+        for _ in range(10):
+            optimizer.step()
+            scheduler.step(*metric)
+    except ImportError as error:
+        return [f"{where}, which cannot be imported: {one_line(error)}"]
+    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError) as error:
+        return [] if needs_model else [f"{where}, which cannot be built: {one_line(error)}"]
+    return []
+
+
+def _checkpoint_faults(resolved: ResolvedJob) -> list[str]:
+    folder = resolved.training_args.resume_from_checkpoint
+    if folder is None:
+        return []
+    patience = resolved.config.early_stopping_patience
+    return checkpoint_faults(Path(folder), resolved.training_args, patience)
+
+
+RULES: tuple[Callable[[ResolvedJob], list[str]], ...] = (
+    _limit_faults,
+    _argument_faults,
+    _feature_faults,
+    _compatibility_faults,
+    _gradient_faults,
+    _optimizer_faults,
+    _checkpoint_faults,
+)
+
+
+def _data_faults(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]) -> list[str]:
+    """Conflicts between the job and its data."""
+    config, args = resolved.config, resolved.training_args
+    faults = threshold_faults(config.threshold, len(data.label_names))
+    if "train" not in data.splits:
+        return [*faults, f"{data.name}: has no train split; use train_file."]
+    uses_selection = uses_selection_split(config, args)
+    if uses_selection:
+        faults += selection_data_faults(args, reported, data)
+    if faults:
+        return faults
+    if uses_selection:
+        data = carve_selection_split(config, args, data)
+    num_train = len(data.splits["train"])
+    batch_size = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and num_train < batch_size:
+        faults.append(
+            f"dataloader_drop_last: got true, but {num_train} training examples are less than a "
+            f"batch of {batch_size}; lower per_device_train_batch_size."
+        )
+    try:
+        class_weights(resolved, data)
+    except UserError as error:
+        faults += error.faults
+    return faults + resume_faults(resolved, data)
+
+
+def _unused_options(resolved: ResolvedJob) -> list[str]:
+    """Options that the user set and that have no effect."""
+    config, args, options = resolved.config, resolved.training_args, resolved.method_options
     faults = []
-    in_no_layer = (
+    is_prompt = getattr(options, "is_prompt_learning", False)
+    trains_no_layer = (
         config.method == "linear_probe"
-        or getattr(options, "is_prompt_learning", False)
+        or is_prompt
         or getattr(options, "num_unfrozen_layers", None) == 0
     )
-    if "layer_decay" in asked and config.layer_decay is not None and in_no_layer:
+    if "layer_decay" in resolved.explicit and trains_no_layer:
         faults.append(
-            f"--layer_decay: got {config.layer_decay}, but {config.method} trains nothing in a "
-            "layer; drop it."
+            f"layer_decay: got {config.layer_decay}, but {config.method} trains no layer. Remove "
+            "it."
         )
-    if arguments.neftune_noise_alpha and getattr(options, "is_prompt_learning", False):
-        faults.append(
-            f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but transformers does "
-            f"not find the word embeddings under {config.method}; drop it, or use lora."
+    if noise := args.neftune_noise_alpha:
+        has_frozen_embeddings = resolved.method.freezes(options) and not (
+            getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
         )
-    freezes = find_method(config.method).freezes(options)
-    has_words_frozen = freezes and not (
-        getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
+        if is_prompt:
+            faults.append(
+                f"neftune_noise_alpha: got {noise:g}, but transformers does not find the word "
+                f"embeddings with {config.method}. Remove it, or use lora."
+            )
+        elif has_frozen_embeddings:
+            faults.append(
+                f"neftune_noise_alpha: got {noise:g}, but {config.method} freezes the word "
+                "embeddings. Remove it."
+            )
+    return (
+        faults
+        + _unused_cache_options(resolved)
+        + _unused_selection_options(config, args, resolved.explicit)
     )
-    if arguments.neftune_noise_alpha and has_words_frozen:
-        faults.append(
-            f"--neftune_noise_alpha: got {arguments.neftune_noise_alpha:g}, but {config.method} "
-            "leaves the word embeddings as they are; drop it."
-        )
-    faults += _idle_cache(config, asked, freezes)
-    # tune's trials are chosen on the held-out part.
-    return faults + _idle_choice(config, arguments, asked) if verb == "train" else faults
 
 
-def _idle_cache(config: TrainConfig, asked: set[str], freezes: bool) -> list[str]:
-    """Options of the activation cache that have no effect."""
+def _unused_cache_options(resolved: ResolvedJob) -> list[str]:
+    config = resolved.config
+    freezes = resolved.method.freezes(resolved.method_options)
     if freezes and config.activation_cache != "off":
         return []
     if config.activation_cache == "on":
@@ -198,39 +290,36 @@ def _idle_cache(config: TrainConfig, asked: set[str], freezes: bool) -> list[str
             f"activation_cache: got 'on', but {config.method} has no frozen layers; expected auto "
             "or off, or another method, such as layer_freeze."
         ]
-    if "activation_cache_memory" not in asked:
+    if "activation_cache_memory" not in resolved.explicit:
         return []
-    reason = f"{config.method} has no frozen layers" if not freezes else "activation_cache is off"
+    reason = "activation_cache is off" if freezes else f"{config.method} has no frozen layers"
     return [
-        f"activation_cache_memory: got {config.activation_cache_memory}, but {reason}; drop it."
+        f"activation_cache_memory: got {config.activation_cache_memory}, but {reason}. Remove it."
     ]
 
 
-def _idle_choice(config: TrainConfig, arguments: TrainingArguments, asked: set[str]) -> list[str]:
-    """What is said of choosing where nothing is chosen, or at another time."""
+def _unused_selection_options(
+    config: TrainConfig, args: TrainingArguments, explicit: frozenset[str]
+) -> list[str]:
     faults = []
     for name, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
-        kind = SaveStrategy(getattr(arguments, strategy)).value
-        if name in asked and kind != "steps":
+        value = SaveStrategy(getattr(args, strategy)).value
+        if name in explicit and value != "steps":
             faults.append(
-                f"--{name}: got {getattr(arguments, name):g}, but --{strategy} is {kind}; add "
-                f"--{strategy} steps, or drop it."
+                f"{name}: got {getattr(args, name):g}, but {strategy} is {value}. Set {strategy} "
+                "to steps, or remove it."
             )
-    is_judged = arguments.eval_strategy != "no"
-    if "selection_fraction" in asked and not is_judged and config.threshold != "auto":
+    if "selection_fraction" in explicit and not uses_selection_split(config, args):
         faults.append(
-            f"--selection_fraction: got {config.selection_fraction}, but nothing is chosen on a "
-            "part of train; add --eval_strategy epoch, --early_stopping_patience or --threshold "
-            "auto, or drop it."
+            f"selection_fraction: got {config.selection_fraction}, but nothing is selected. Set "
+            "eval_strategy to epoch, early_stopping_patience or threshold auto, or remove it."
         )
-    keeps_best = arguments.load_best_model_at_end or arguments.save_strategy == "best"
-    metric = arguments.metric_for_best_model or ""
-    has_chosen = keeps_best or (
-        config.threshold == "auto" and metric.removeprefix("eval_") in THRESHOLD_METRICS
-    )
-    if "metric_for_best_model" in asked and not has_chosen:
+    selects_checkpoint = args.load_best_model_at_end or args.save_strategy == "best"
+    metric = (args.metric_for_best_model or "").removeprefix("eval_")
+    selects_threshold = config.threshold == "auto" and metric in THRESHOLD_METRICS
+    if "metric_for_best_model" in explicit and not (selects_checkpoint or selects_threshold):
         faults.append(
-            f"--metric_for_best_model: got {metric}, but nothing is chosen by it; add "
-            "--load_best_model_at_end (or, for accuracy and f1, --threshold auto), or drop it."
+            f"metric_for_best_model: got {metric}, but nothing is selected by it. Set "
+            "load_best_model_at_end (or, for accuracy and f1, threshold auto), or remove it."
         )
     return faults

@@ -1,0 +1,302 @@
+"""Train a job and write its Run: load, resolve, validate, build, train, save, score, write."""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate.utils import broadcast_object_list
+from numpy.typing import NDArray
+from transformers import Trainer, set_seed
+
+from peft_mrpc.config import config_record
+from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.loading import (
+    load_data,
+    reported_splits,
+    warn_conflicting_labels,
+    warn_train_test_overlap,
+    warn_unknown_labels,
+)
+from peft_mrpc.distributed import prepare_processes, process_state
+from peft_mrpc.models.architecture import describe_parameters
+from peft_mrpc.models.artifact import save_classifier, save_threshold
+from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.precision import trainer_precision, warn_slow_bf16
+from peft_mrpc.runs.publishing import check_access, check_base, publish
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.writer import data_line, describe_data, write_run
+from peft_mrpc.training.activation_cache.store import ActivationCache
+from peft_mrpc.training.build import (
+    build_activation_cache,
+    build_classifier,
+    build_trainer,
+    freeze,
+    unwrap_trained_model,
+)
+from peft_mrpc.training.job import ResolvedJob, TrainJob
+from peft_mrpc.training.model_selection import (
+    carve_selection_split,
+    describe_selection,
+    log_best_checkpoint,
+    log_training_data,
+    select_threshold,
+    uses_selection_split,
+)
+from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
+from peft_mrpc.training.seeds import train_seeds
+from peft_mrpc.training.validation import validate
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job names: the base model without its weights, and the data.
+
+    Attributes:
+        base: The base model.
+        data: All splits; nothing is carved from train.
+        reported: The splits that the Run reports.
+    """
+
+    base: BaseModel
+    data: DataSplits
+    reported: list[str]
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """What a dry run returns: the training that would run, in lines of text."""
+
+    resolved: ResolvedJob
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def run_training(
+    job: TrainJob, on_seed: Callable[[Run, int, int], None] | None = None
+) -> Run | TrainingPlan | None:
+    """Train a job, evaluate the model and write the Run.
+
+    Everything that can fail is checked before the training starts. With several seeds, each one
+    becomes a Run in a subdirectory of the output directory; seeds that the same job has finished
+    are skipped.
+
+    Args:
+        job: What to train.
+        on_seed: Called after each seed with its Run, its position from 1 and the number of seeds.
+    Returns:
+        The Run; a plan for a dry run; None on the other processes of a distributed training.
+    Raises:
+        UserError: If the job is invalid.
+        TrainingDiverged: If the scores are not finite.
+    """
+    prepare_processes()  # before TrainingArguments, which look for devices
+    seeds = job.seeds
+    inputs = load_inputs(job)
+    resolved = resolve_and_validate(job, inputs)
+    if seeds and not job.config.dry_run:
+        with build_activation_cache(resolved, len(seeds)) as cache:
+
+            def train_one(one: TrainJob) -> Run | None:
+                run = _run_one(resolve_and_validate(one, inputs), inputs, cache)
+                assert not isinstance(run, TrainingPlan)
+                return run
+
+            run: Run | TrainingPlan | None = train_seeds(
+                resolved, job_record(resolved, inputs), train_one, on_seed
+            )
+    else:
+        check_output_dir(resolved.output_dir, job.config.overwrite)
+        run = _run_one(resolved, inputs)
+    if isinstance(run, Run) and resolved.push_to_hub:
+        args = resolved.training_args
+        publish(run, str(args.hub_model_id), bool(args.hub_private_repo))
+    return run
+
+
+def load_inputs(job: TrainJob) -> Inputs:
+    """Load the base model's configuration and tokenizer, and the data.
+
+    Raises:
+        UserError: If one of them cannot be loaded.
+    """
+    base = load_base_model(job.config)
+    data = load_data(job.data, job.seed)
+    split = getattr(job.data, "split", None)
+    return Inputs(base, data, reported_splits(data, split))
+
+
+def resolve_and_validate(job: TrainJob, inputs: Inputs) -> ResolvedJob:
+    """Resolve a job for its inputs and check it.
+
+    Raises:
+        UserError: With all faults.
+    """
+    resolved = resolve(job, inputs.base, inputs.data.label_names)
+    validate(resolved, inputs.data, inputs.reported)
+    args = resolved.training_args
+    if resolved.push_to_hub:
+        check_access(str(args.hub_model_id))
+        if resolved.method.is_peft:
+            check_base(resolved.source.name, resolved.source.hub_id)
+    return resolved
+
+
+def training_data(resolved: ResolvedJob, data: DataSplits) -> DataSplits:
+    """Carve the selection split from train, if the job selects anything on it."""
+    if not uses_selection_split(resolved.config, resolved.training_args):
+        return data
+    return carve_selection_split(resolved.config, resolved.training_args, data)
+
+
+def _run_one(
+    resolved: ResolvedJob, inputs: Inputs, activation_cache: ActivationCache | None = None
+) -> Run | TrainingPlan | None:
+    """Train with one seed and write the Run."""
+    data = training_data(resolved, inputs.data)
+    _log_data(resolved, data, inputs.reported)
+    set_seed(resolved.training_args.seed)
+    classifier = build_classifier(resolved, inputs.base.tokenizer, data.label_names)
+    trainable = freeze(resolved, classifier.model)
+    if resolved.config.dry_run:
+        return _plan(resolved, data, inputs.reported, trainable)
+    state = process_state()
+    staging = staged_directory(resolved.output_dir)
+    with staging if state.is_main_process else contextlib.nullcontext() as folder:
+        _train_into(folder, resolved, data, inputs.reported, classifier, activation_cache)
+    state.wait_for_everyone()
+    return load_run(resolved.output_dir) if state.is_main_process else None
+
+
+def _train_into(
+    staging: Path | None,
+    resolved: ResolvedJob,
+    data: DataSplits,
+    reported: Sequence[str],
+    classifier: Classifier,
+    activation_cache: ActivationCache | None,
+) -> None:
+    """Train and score on every process; the process with a staging directory writes."""
+    args = resolved.training_args
+    holder = [str(staging) if staging else None]
+    broadcast_object_list(holder)
+    trainer, num_truncated = build_trainer(
+        *(resolved, data, classifier, str(holder[0])), activation_cache=activation_cache
+    )
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    train_seconds = time.perf_counter() - started
+    selection = describe_selection(resolved.config, args, data, trainer.state)
+    log_best_checkpoint(selection)
+    classifier.model = unwrap_trained_model(trainer).eval()
+    folder = staging and staging / ("adapter" if resolved.method.is_peft else "model")
+    if folder is not None:  # before anything else can fail
+        save_classifier(folder, classifier, resolved.source, resolved.config.method)
+    if resolved.config.threshold == "auto":
+        classifier.threshold = select_threshold(args, data, classifier)
+        if folder is not None:
+            save_threshold(folder, classifier.threshold)
+    probabilities: dict[str, NDArray[np.float64]] = {}
+    started = time.perf_counter()
+    for split in reported:
+        probabilities[split] = classifier.predict_proba(
+            data.splits[split], args.per_device_eval_batch_size
+        )
+    score_seconds = time.perf_counter() - started
+    if staging is None:
+        return
+    if not resolved.keep_checkpoints:
+        shutil.rmtree(staging / "checkpoints", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (staging / "checkpoints").rmdir()  # empty if nothing was saved
+    # The Trainer's own rate counts the last, smaller batches as full ones.
+    num_trained = (trainer.state.epoch or 0) * len(data.splits["train"])
+    num_scored = sum(len(rows) for rows in probabilities.values())
+    record = {
+        **describe_training(resolved, data, reported, classifier, trainer),
+        "selection": selection,
+        "truncated_train_pairs": num_truncated,
+        "timing": {
+            "train_seconds": train_seconds,
+            "train_pairs_per_second": num_trained / train_seconds,
+            "score_seconds": score_seconds,
+            "score_pairs_per_second": num_scored / score_seconds,
+        },
+    }
+    write_run(staging, record, data, probabilities, classifier.threshold)
+
+
+def describe_training(
+    resolved: ResolvedJob,
+    data: DataSplits,
+    reported: Sequence[str],
+    classifier: Classifier,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """Return the entries of `run.json` about the training."""
+    return {
+        "strategy": "train",
+        "method": resolved.config.method,
+        "model": resolved.source.name,
+        "base_model_id": resolved.source.hub_id,
+        "seed": resolved.training_args.seed,
+        "threshold": classifier.threshold,
+        "trainable": describe_parameters(classifier.model),
+        "log_history": trainer.state.log_history,
+        **_job_entries(resolved, data, reported),
+    }
+
+
+def job_record(resolved: ResolvedJob, inputs: Inputs) -> dict[str, Any]:
+    """Return the entries of `run.json` that two Runs of one job have in common."""
+    return _job_entries(resolved, training_data(resolved, inputs.data), inputs.reported)
+
+
+def _job_entries(
+    resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]
+) -> dict[str, Any]:
+    config = dataclasses.replace(resolved.config, seeds=None)
+    return {
+        "num_processes": process_state().num_processes,
+        "data": describe_data(data, ["train", *(s for s in reported if s != "train")]),
+        "method_options": dict(resolved.given_options),
+        "config": config_record(config, resolved.data, resolved.training_args),
+        "precision": trainer_precision(resolved.training_args),
+    }
+
+
+def _log_data(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]) -> None:
+    warn_slow_bf16(resolved.training_args)
+    warn_conflicting_labels(data.splits["train"])
+    log_training_data(data)
+    warn_unknown_labels(data, reported)
+    warn_train_test_overlap(data, reported)
+
+
+def _plan(
+    resolved: ResolvedJob, data: DataSplits, reported: Sequence[str], trainable: str
+) -> TrainingPlan:
+    config, args = resolved.config, resolved.training_args
+    rate, head_rate = args.learning_rate, config.head_learning_rate
+    decay = "" if config.layer_decay is None else f", layer decay {config.layer_decay:g}"
+    head = describe_head(config.pooling, config.head_layer)
+    lines = (
+        data_line(data, reported),
+        f"model: {config.model}, {config.method}, at most {resolved.max_length} tokens, {head}",
+        f"learning rate: {rate:g}, head {head_rate or rate:g}{decay}",
+        f"trainable: {trainable}",
+        f"output: {resolved.output_dir}",
+        "dry run: nothing was trained or written",
+    )
+    return TrainingPlan(resolved, lines)
