@@ -1,5 +1,6 @@
-"""Rows scored once each, in batches of like length, on any number of processes."""
+"""Run a model over many rows: length-sorted batches, several processes, out-of-memory handling."""
 
+import logging
 from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Protocol, TypeVar
@@ -12,32 +13,36 @@ from numpy.typing import NDArray
 from transformers.utils.logging import tqdm
 
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, logger, one_line
+from peft_mrpc.errors import UserError, one_line
+
+logger = logging.getLogger(__name__)
 
 Row = TypeVar("Row")
 Result = TypeVar("Result")
-ScoreBatch = Callable[[list[int]], NDArray[np.float64]]
+ComputeBatch = Callable[[list[int]], NDArray[np.float64]]
 
 
 class ScoreCache(Protocol):
-    """Scores of an earlier command that did not come to its end."""
+    """Results of batches that an interrupted command has computed."""
 
     def find(self, rows: Sequence[int]) -> NDArray[np.float64] | None:
-        """The scores of these rows, [B, K], if all of them are there."""
+        """The results of these rows, [B, K], or None if one is missing."""
 
     def add(self, rows: Sequence[int], scores: NDArray[np.float64]) -> None:
-        """Keep the scores of a batch."""
+        """Store the results of a batch."""
 
 
 def length_sorted_batches(
     lengths: Sequence[int], batch_size: int, max_tokens: int | None = None
 ) -> list[list[int]]:
-    """Row numbers in batches of like length, longest first: memory runs short at once or never.
+    """Group rows of similar length, longest first: memory runs out in the first batch or never.
 
     Args:
         lengths: Tokens of each row, [N].
-        batch_size: The most rows in a batch.
-        max_tokens: The most tokens in a batch, pads included; a longer row is alone.
+        batch_size: Maximum rows per batch.
+        max_tokens: Maximum tokens per batch, with padding; a longer row is a batch by itself.
+    Returns:
+        Row numbers.
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     batches: list[list[int]] = []
@@ -52,110 +57,113 @@ def length_sorted_batches(
     return batches
 
 
-def score_rows(
+def run_batched(
     lengths: Sequence[int],
     batch_size: int,
-    score_batch: ScoreBatch,
+    compute: ComputeBatch,
     description: str,
     max_tokens: int | None = None,
-    kept: ScoreCache | None = None,
+    cache: ScoreCache | None = None,
 ) -> NDArray[np.float64]:
-    """Score every row once, spread over the processes of the job.
+    """Compute a result for every row, distributed over the processes of the job.
 
-    The batches are formed once for all processes, and handed out whole: what a row is padded to,
-    and so its score, does not depend on how many processes there are.
+    All processes form the same batches and each computes whole ones. So the padding of a row, and
+    its result, do not depend on the number of processes. The progress bar is shown if this
+    package's logger shows INFO messages, as it does in the commands.
 
     Args:
         lengths: Tokens of each row, [N].
-        batch_size: Rows in a forward pass.
-        score_batch: Scores the rows of one batch, [B] -> [B, K].
-        description: Stands before the progress bar.
-        max_tokens: The most tokens in a forward pass.
-        kept: Where the scores of each batch are found again.
+        batch_size: Rows per forward pass.
+        compute: Computes the results of a batch of rows, [B] -> [B, K].
+        description: Text before the progress bar.
+        max_tokens: Maximum tokens per forward pass.
+        cache: Results of an earlier, interrupted command.
     Returns:
-        The scores in row order, [N, K], on every process.
+        Results in row order, [N, K], on every process.
+    Raises:
+        UserError: If one row does not fit in memory, or another process has failed.
     """
     state = process_state()
-    batches = length_sorted_batches(lengths, batch_size, max_tokens)
-    scored: list[tuple[int, NDArray[np.float64]]] = []
-    with tqdm(
-        total=len(lengths),
-        desc=description,
-        unit="pair",
-        disable=not state.is_main_process,
-        mininterval=0.5,
-    ) as bar:
-        for number, batch in enumerate(batches):
+    results: list[tuple[int, NDArray[np.float64]]] = []
+    shows_bar = state.is_main_process and logger.isEnabledFor(logging.INFO)
+    with tqdm(total=len(lengths), desc=description, unit=" examples", disable=not shows_bar) as bar:
+        for number, batch in enumerate(length_sorted_batches(lengths, batch_size, max_tokens)):
             if number % state.num_processes == state.process_index:
-                scores = None if kept is None else kept.find(batch)
-                if scores is None:
-                    scores = _score_own(batch, score_batch)
-                    if kept is not None:
-                        kept.add(batch, scores)
-                scored += zip(batch, scores, strict=True)
+                output = None if cache is None else cache.find(batch)
+                if output is None:
+                    output = _compute_on_this_process(batch, compute)
+                    if cache is not None:
+                        cache.add(batch, output)
+                results += zip(batch, output, strict=True)
             bar.update(len(batch))
     if state.num_processes > 1:
-        # Gathered as objects, uneven as they are: padding to even shards would reorder rows.
+        # Gathered as objects: `gather` would need equal shards, whose padding reorders rows.
         try:
-            scored = gather_object(scored)
-        except RuntimeError as error:  # gloo's, where the other end is gone
+            results = gather_object(results)
+        except RuntimeError as error:  # gloo: the other process has ended
             raise UserError(
                 f"another process of this job has ended before its time: {one_line(error)[:100]}"
             ) from error
-    scored.sort(key=itemgetter(0))
-    assert [row for row, _ in scored] == list(range(len(lengths))), "a row was lost or doubled"
-    return np.stack([scores for _, scores in scored])
+    results.sort(key=itemgetter(0))
+    assert [row for row, _ in results] == list(range(len(lengths))), "a row was lost or duplicated"
+    return np.stack([output for _, output in results])
 
 
-def _score_own(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
-    """Score a batch of this process's share; what it meets there the others do not say."""
+def _compute_on_this_process(batch: list[int], compute: ComputeBatch) -> NDArray[np.float64]:
+    """Compute a batch; an error carries the rank, since other processes do not raise it."""
     try:
-        return score_with_retry(batch, score_batch)
+        return compute_with_retry(batch, compute)
     except UserError as error:
         if process_state().num_processes > 1:
             error.rank = process_state().process_index
         raise
 
 
-def score_with_retry(batch: list[int], score_batch: ScoreBatch) -> NDArray[np.float64]:
-    """Score a batch, in halves where the device has no memory for the whole of it."""
+def compute_with_retry(batch: list[int], compute: ComputeBatch) -> NDArray[np.float64]:
+    """Compute a batch, in halves if memory runs out.
 
-    def score(part: list[int]) -> NDArray[np.float64]:
+    Raises:
+        UserError: If one row does not fit in memory.
+    """
+
+    def compute_part(part: list[int]) -> NDArray[np.float64]:
         try:
-            return score_batch(part)
+            return compute(part)
         except torch.OutOfMemoryError as error:
             if len(part) > 1:
                 raise
             raise out_of_memory(f"row {part[0] + 1} by itself") from error
 
-    return np.concatenate(retry_in_halves(batch, score))
+    return np.concatenate(retry_in_halves(batch, compute_part))
 
 
 def retry_in_halves(batch: list[Row], compute: Callable[[list[Row]], Result]) -> list[Result]:
-    """What is computed of a batch, part by part where the device has no memory for the whole.
+    """Compute a batch, or its halves if memory runs out.
 
+    Returns:
+        One result per part, in order.
     Raises:
-        torch.OutOfMemoryError: If one row alone does not fit.
+        torch.OutOfMemoryError: If one row does not fit.
     """
     try:
         return [compute(batch)]
     except torch.OutOfMemoryError:
         if len(batch) == 1:
             raise
-    # Out of the handler, so that what the failed pass held on to is free again.
+    # After the handler, which holds references to the tensors of the failed pass.
     clear_device_cache()
     half = len(batch) // 2
-    logger.warning("out of memory with %d pairs at once: going on with %d", len(batch), half)
+    logger.warning("out of memory with a batch of %d examples: retrying with %d", len(batch), half)
     return [
-        found for part in (batch[:half], batch[half:]) for found in retry_in_halves(part, compute)
+        result for part in (batch[:half], batch[half:]) for result in retry_in_halves(part, compute)
     ]
 
 
 def out_of_memory(what: str) -> UserError:
-    """The error for what fits in no smaller piece."""
+    """The error for input that cannot be split any further."""
     return UserError(
-        f"out of memory with {what}; use a smaller or quantized model, shorter rows or fewer "
-        "demonstrations, or spread the model (--device_map auto)."
+        f"out of memory with {what}. Use a smaller or quantized model, shorter examples or fewer "
+        "demonstrations, or distribute the model (device_map: auto)."
     )
 
 

@@ -17,7 +17,7 @@ from peft_mrpc.data.files import Table
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError
 from peft_mrpc.evaluation.thresholds import label_names_of
-from peft_mrpc.models.batched_inference import classifier_probabilities, score_rows
+from peft_mrpc.models.batched_inference import classifier_probabilities, run_batched
 from peft_mrpc.models.collator import ClassificationCollator
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Classifier:
             batch = collate(features.__getitems__(rows))
             return classifier_probabilities(model(**batch.to(model.device)).logits)
 
-        probabilities = score_rows(features["length"][:], batch_size, score_batch, "scoring")
+        probabilities = run_batched(features["length"][:], batch_size, score_batch, "scoring")
         if not np.isfinite(probabilities).all():
             raise TrainingDiverged
         return probabilities

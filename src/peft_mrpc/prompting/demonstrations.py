@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.batched_inference import score_rows
+from peft_mrpc.models.batched_inference import run_batched
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_encoder, load_tokenizer
 from peft_mrpc.prompting.prompt_encoder import Show, show_nothing
@@ -170,7 +170,7 @@ def embed_pairs(pairs: Sequence[Example], retriever: str) -> NDArray[np.float64]
         unit: NDArray[np.float64] = torch.nn.functional.normalize(means).double().cpu().numpy()
         return unit
 
-    vectors = score_rows([len(ids) for ids in encoded], 64, embed, "embedding")
+    vectors = run_batched([len(ids) for ids in encoded], 64, embed, "embedding")
     joined: NDArray[np.float64] = vectors.reshape(len(pairs), -1) / np.sqrt(2)
     return joined
 

@@ -23,7 +23,7 @@ from transformers.utils.logging import tqdm
 from peft_mrpc.data.examples import Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, one_line
-from peft_mrpc.models.batched_inference import ScoreCache, score_rows
+from peft_mrpc.models.batched_inference import ScoreCache, run_batched
 from peft_mrpc.prompting.calibration import Scores
 from peft_mrpc.prompting.prompt_encoder import ANSWER_TOKENS, Questions
 from peft_mrpc.prompting.templates import Demonstration, Template
@@ -85,7 +85,7 @@ class EndpointEngine:
                 return np.stack([match_tokens(found, words) for found in answers])
 
         lengths = [len(pair.sentence1) + len(pair.sentence2) for pair in asked.pairs]
-        found = score_rows(lengths, batch_size, score_batch, name, kept=kept)
+        found = run_batched(lengths, batch_size, score_batch, name, cache=kept)
         seen, scores = found[:, 0], found[:, 1:]
         if number := int((seen == 0).sum()):
             self.unseen[name] = number

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.evaluation.thresholds import label_names_of
-from peft_mrpc.models.batched_inference import ScoreCache, score_rows
+from peft_mrpc.models.batched_inference import ScoreCache, run_batched
 from peft_mrpc.prompting.calibration import Calibration, Scores, labels_of, no_calibration
 from peft_mrpc.prompting.loglikelihood import ContinuationScorer
 from peft_mrpc.prompting.prompt_encoder import (
@@ -107,7 +107,7 @@ class LocalEngine:
             return filled
 
         lengths = [len(context) for context in contexts]
-        generated = score_rows(lengths, batch_size, answer, f"{asked.template.name}, generating")
+        generated = run_batched(lengths, batch_size, answer, f"{asked.template.name}, generating")
         ended = [self._until_end(ids) for ids in generated.astype(int).tolist()]
         return self.tokenizer.batch_decode(ended, skip_special_tokens=True)
 

@@ -20,7 +20,7 @@ from peft_mrpc.errors import logger
 from peft_mrpc.models.batched_inference import (
     ScoreCache,
     out_of_memory,
-    score_rows,
+    run_batched,
 )
 from peft_mrpc.prompting.prefix_cache import common_prefix, repeat_prefix, run_prefix
 
@@ -104,7 +104,7 @@ class ContinuationScorer:
             return self._score_batch([rows[row] for row in batch], [sequences[r] for r in batch])
 
         try:
-            return score_rows(lengths, batch_size, score_batch, description, max_tokens, kept)
+            return run_batched(lengths, batch_size, score_batch, description, max_tokens, kept)
         finally:
             self._prefix = None
 

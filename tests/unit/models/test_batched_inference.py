@@ -8,36 +8,40 @@ import torch
 from conftest import ROWS, launcher, run_command
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.batched_inference import length_sorted_batches, score_rows, score_with_retry
+from peft_mrpc.models.batched_inference import (
+    compute_with_retry,
+    length_sorted_batches,
+    run_batched,
+)
 from peft_mrpc.runs.run import load_run
 
 SHARD_SCRIPT = r"""
 import sys, numpy as np
 from peft_mrpc.distributed import process_state
-from peft_mrpc.models.batched_inference import score_rows
+from peft_mrpc.models.batched_inference import run_batched
 rows = int(sys.argv[1])
 state = process_state()
 seen = []
 def score(batch):
     seen.extend(batch)
     return np.array([[row, 2.0 * row] for row in batch])
-scores = score_rows([7 - row % 3 for row in range(rows)], 2, score, "")
+scores = run_batched([7 - row % 3 for row in range(rows)], 2, score, "")
 assert scores.tolist() == [[row, 2.0 * row] for row in range(rows)], scores
 # One write a line: two ranks share the pipe.
 sys.stdout.write(f"rank {state.process_index} of {state.num_processes} scored {len(seen)}\n")
 """
 
 
-def test_batches_hold_every_row_once_and_like_lengths_together() -> None:
+def test_batches_contain_every_row_once_and_similar_lengths() -> None:
     lengths = [3, 9, 1, 9, 5]
     assert length_sorted_batches(lengths, 2) == [[1, 3], [4, 0], [2]]
-    # At most ten tokens at once, pads included: two of 5 or less, or one of 9.
+    # At most ten tokens with padding: two of 5 or less, or one of 9.
     assert length_sorted_batches(lengths, 4, max_tokens=10) == [[1], [3], [4, 0], [2]]
     assert length_sorted_batches([30, 1], 4, max_tokens=10) == [[0], [1]]
 
 
 @pytest.mark.parametrize(("rows", "processes"), [(9, 4), (1, 2)])
-def test_rows_come_back_once_in_order_whatever_the_processes(
+def test_results_are_in_row_order_for_any_number_of_processes(
     rows: int, processes: int, tmp_path: Path
 ) -> None:
     script = tmp_path / "shard.py"
@@ -55,12 +59,12 @@ def test_rows_come_back_once_in_order_whatever_the_processes(
     assert sum(int(line.split()[-1]) for line in said) == rows
 
 
-def test_one_process_needs_no_launcher() -> None:
-    scores = score_rows([1, 2, 3], 2, lambda rows: np.array([[r] for r in rows], float), "")
+def test_runs_in_one_process_without_a_launcher() -> None:
+    scores = run_batched([1, 2, 3], 2, lambda rows: np.array([[r] for r in rows], float), "")
     assert scores.tolist() == [[0], [1], [2]]
 
 
-def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixture) -> None:
+def test_halves_a_batch_that_does_not_fit_in_memory(caplog: pytest.LogCaptureFixture) -> None:
     tried: list[int] = []
 
     def score(rows: list[int]) -> np.ndarray:
@@ -69,18 +73,18 @@ def test_a_batch_that_memory_cannot_hold_is_halved(caplog: pytest.LogCaptureFixt
             raise torch.OutOfMemoryError("CUDA out of memory")
         return np.array([[10.0 * row] for row in rows])
 
-    assert score_with_retry([3, 1, 4, 0, 5], score).tolist() == [[30], [10], [40], [0], [50]]
+    assert compute_with_retry([3, 1, 4, 0, 5], score).tolist() == [[30], [10], [40], [0], [50]]
     assert tried == [5, 2, 3, 1, 2]
-    assert "out of memory with 5 pairs at once: going on with 2" in caplog.text
+    assert "out of memory with a batch of 5 examples: retrying with 2" in caplog.text
 
     def fail(rows: list[int]) -> np.ndarray:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(UserError, match="out of memory with row 1 by itself; use a smaller"):
-        score_with_retry([0, 1], fail)
+    with pytest.raises(UserError, match="out of memory with row 1 by itself. Use a smaller"):
+        compute_with_retry([0, 1], fail)
 
 
-def test_two_processes_predict_as_one_does(
+def test_two_processes_predict_as_one(
     trained_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     outputs = []
@@ -102,7 +106,7 @@ def test_two_processes_predict_as_one_does(
         assert abs(first["probability_equivalent"] - second["probability_equivalent"]) < 1e-5
 
 
-def test_two_processes_ask_a_language_model_as_one_does(tmp_path: Path) -> None:
+def test_two_processes_prompt_as_one(tmp_path: Path) -> None:
     probabilities = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
