@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.config import DataConfig, PromptConfig, TrainConfig
 from peft_mrpc.errors import UserError
 
 if TYPE_CHECKING:
     from peft_mrpc.models.classifier import Classifier
-    from peft_mrpc.prompting.local_model import PromptClassifier
+    from peft_mrpc.prompting.classifier import PromptClassifier
     from peft_mrpc.runs.run import Run
 
 
@@ -85,3 +85,42 @@ def load_classifier(
     if endpoint is not None:
         raise UserError(f"endpoint: got {endpoint}, but {name} uses no served model; drop it.")
     return load_fine_tuned(folder, info)
+
+
+def evaluate_prompt(
+    config: PromptConfig, data: "DataConfig | Mapping[str, Any] | None" = None
+) -> "Run":
+    """Score examples with a prompted causal LM and write a Run.
+
+    Args:
+        config: Model, templates, demonstrations, calibration and output directory.
+        data: A data set (default: MRPC from the Hub), or examples in memory, as for
+            `train_classifier`.
+    Returns:
+        The Run.
+    Raises:
+        UserError: With one line for each fault of the options, the templates, the data or the
+            prompts.
+    """
+    from peft_mrpc.prompting.run import run_prompting
+
+    # None in other processes of a distributed job than the first.
+    return run_prompting(config, DataConfig() if data is None else data)  # type: ignore[return-value]
+
+
+def preview_prompts(
+    config: PromptConfig, data: "DataConfig | Mapping[str, Any] | None" = None
+) -> list[str]:
+    """Check a hard prompt and describe its data and prompts, without loading the model's weights.
+
+    Args:
+        config: As for `evaluate_prompt`.
+        data: As for `evaluate_prompt`.
+    Returns:
+        Lines of text.
+    Raises:
+        UserError: As `evaluate_prompt`.
+    """
+    from peft_mrpc.prompting.run import preview_prompts as preview
+
+    return preview(config, DataConfig() if data is None else data)

@@ -2,11 +2,15 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 DEFAULT_CLASSIFIER = "bert-base-uncased"
+# Name of data that is passed as objects, in `run.json`.
+IN_MEMORY = "in_memory"
 DEFAULT_CAUSAL_LM = "meta-llama/Llama-3.1-8B-Instruct"
 
 # Fields of TrainConfig that a method's recipe may set, with the value where neither the user nor
@@ -384,6 +388,26 @@ class DoctorConfig:
         True,
         "with --method and --model: run some steps on random weights, print time and memory",
         common=True,
+    )
+
+
+def default_output_dir(
+    method: str, model: str, data: DataConfig | Mapping[str, Any], command: str = "train"
+) -> Path:
+    """`runs/DATASET-MODEL-METHOD` in characters that every file system accepts.
+
+    The name begins with the command, unless that is `train`.
+    """
+    if not isinstance(data, DataConfig):
+        dataset = IN_MEMORY
+    elif data.train_file or data.validation_file or data.test_file:
+        dataset = "files"
+    else:
+        dataset = data.dataset
+    parts = [Path(dataset).name, Path(model).name, method]
+    prefix = [] if command == "train" else [command]
+    return Path(
+        "runs", "-".join([*prefix, *(re.sub(r"[^\w.]+", "_", p).strip("_") for p in parts)])
     )
 
 

@@ -1,8 +1,9 @@
-"""Against a server on this machine that answers in the forms of vLLM and of llama.cpp."""
+"""A local server with the response formats of vLLM and of llama.cpp."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,32 +12,29 @@ import numpy as np
 import pytest
 from conftest import ROWS, run_command
 
-from peft_mrpc.api import load_classifier
-from peft_mrpc.config import DataConfig
+from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
+from peft_mrpc.api import preview_prompts
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.hard_prompt import main
 from peft_mrpc.predict import main as predict
 from peft_mrpc.prompting import endpoint
-from peft_mrpc.prompting.endpoint import match_tokens
-from peft_mrpc.prompting.prompt_encoder import Questions
-from peft_mrpc.prompting.template_files import load_template
-from peft_mrpc.runs.run import load_run
+from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder, match_tokens
+from peft_mrpc.prompting.templates import load_template
 
 WORDS = [("No", "no"), ("Yes",)]
 LABELS = ["not_equivalent", "equivalent"]
 
 
 class Server(ThreadingHTTPServer):
-    """Says Yes the likelier the longer the question; every third request is too many at first."""
+    """The probability of Yes grows with the prompt; a third of the prompts is refused once."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[dict[str, Any]] = []
+        self.received: list[dict[str, Any]] = []
         self.refused: set[str] = set()
         self.is_broken = False
-        self.forbidden: str | None = None  # a sentence that it will not read
-        self.choice: Any = None  # what every answer is, if not what is likely
+        self.forbidden: str | None = None  # a sentence that gets status 400
+        self.content: Any = None  # the body of every response, if not None
 
     @property
     def url(self) -> str:
@@ -49,18 +47,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         key = self.headers.get("Authorization")
-        self.server.asked.append({"path": self.path, "key": key, **body})
+        self.server.received.append({"path": self.path, "key": key, **body})
         text = body.get("prompt") or body["messages"][-1]["content"]
-        if self.server.choice is not None:
-            return self.answer(200, self.server.choice)
+        if self.server.content is not None:
+            return self.answer(200, self.server.content)
         if self.server.is_broken or (self.server.forbidden or "\0") in text:
             return self.answer(400, {"error": "no such model"})
         if len(text) % 3 == 0 and text not in self.server.refused:
             self.server.refused.add(text)
             return self.answer(429, {"error": "too many"})
         share = 0.2 + 0.6 * (len(text) % 100) / 100
-        likeliest = {" Yes": share, " No": 0.9 - share, "no": 0.05, "!": 0.01}
-        logs = {token: float(np.log(value)) for token, value in likeliest.items()}
+        probabilities = {" Yes": share, " No": 0.9 - share, "no": 0.05, "!": 0.01}
+        logs = {token: float(np.log(value)) for token, value in probabilities.items()}
         if self.path.endswith("/chat/completions"):
             top = [{"token": token, "logprob": value} for token, value in logs.items()]
             choice: dict[str, Any] = {
@@ -84,119 +82,119 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setattr(endpoint, "WAITS", (0.01, 0.01))
+    monkeypatch.setattr(endpoint, "BACKOFF_FACTOR", 0.01)
     with Server() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
 
 
-def flags(server: Server, pair_files: dict[str, str], tmp_path: Path) -> list[str]:
-    return [
-        *("--endpoint", server.url, "--model", "served", "--output_dir", str(tmp_path / "run")),
-        *("--validation_file", pair_files["validation"]),
-    ]
+@pytest.fixture
+def config(server: Server, tmp_path: Path) -> PromptConfig:
+    return PromptConfig(model="served", endpoint=server.url, output_dir=str(tmp_path / "run"))
 
 
-def test_a_served_model_is_asked_in_chat_and_in_plain_text(
-    server: Server, pair_files: dict[str, str], tmp_path: Path
+@pytest.fixture
+def data(pair_files: dict[str, str]) -> DataConfig:
+    return DataConfig(validation_file=pair_files["validation"])
+
+
+def test_chats_and_plain_texts_are_scored_by_the_first_token(
+    config: PromptConfig, data: DataConfig, server: Server
 ) -> None:
-    wordings = ["--template", "paraphrase,paraphrase_rewrite", "--scoring", "generate"]
-    main([*flags(server, pair_files, tmp_path), *wordings])
-    run = load_run(tmp_path / "run")
-    data = load_data(DataConfig(validation_file=pair_files["validation"]))
-    pairs = data.splits["validation"]
-    for pair, found in zip(pairs, run.predictions("validation").probabilities, strict=True):
+    templates = [load_template("paraphrase"), load_template("paraphrase_rewrite")]
+    config = replace(config, template="paraphrase,paraphrase_rewrite", scoring="generate")
+    run = evaluate_prompt(config, data)
+    examples = load_data(data).splits["validation"]
+    rows = run.predictions("validation").probabilities
+    for example, probabilities in zip(examples, rows, strict=True):
         logits = np.zeros(2)
-        for text in (_chat(pair), _plain(pair)):
+        pair = (example.sentence1, example.sentence2)
+        chat, plain = templates[0].to_messages(*pair)[-1]["content"], templates[1].to_text(*pair)
+        for text in (chat, plain):
             share = 0.2 + 0.6 * (len(text) % 100) / 100
-            no = 0.9 - share + (0.05 if text == _plain(pair) else 0)  # `no` is a word of one
+            no = 0.9 - share + (0.05 if text == plain else 0)  # `no` is a word of one template
             logits += np.log([no, share]) / 2
-        assert np.allclose(found, np.exp(logits) / np.exp(logits).sum())
-    paths = {one["path"] for one in server.asked}
+        assert np.allclose(probabilities, np.exp(logits) / np.exp(logits).sum())
+    paths = {body["path"] for body in server.received}
     assert paths == {"/v1/chat/completions", "/v1/completions"} and server.refused
-    assert all(one["temperature"] == 0 and one["model"] == "served" for one in server.asked)
+    assert all(body["temperature"] == 0 and body["model"] == "served" for body in server.received)
     answers = [json.loads(line) for line in (run.path / "answers" / "validation.jsonl").open()]
-    assert [one["answer"] for one in answers] == ["equivalent"] * len(ROWS) + [None] * len(ROWS)
+    expected = ["equivalent"] * len(ROWS) + [None] * len(ROWS)
+    assert [answer["answer"] for answer in answers] == expected
     generated = run.record["templates"]["paraphrase_rewrite"]["validation"]["generated"]
     assert generated["unparsable"] == len(ROWS) and generated["accuracy_of_all"] == 0
-    again = load_classifier(str(run.path), endpoint=server.url).predict_proba(pairs, 4)
-    assert np.allclose(again, run.predictions("validation").probabilities)
+    again = load_classifier(run, endpoint=server.url).predict_proba(examples, 4)
+    assert np.allclose(again, rows)
 
 
-def _chat(pair: Any) -> str:
-    template = load_template("paraphrase")
-    return template.messages(pair.sentence1, pair.sentence2)[-1]["content"]
+def test_a_preview_sends_nothing(config: PromptConfig, data: DataConfig, server: Server) -> None:
+    lines = preview_prompts(config, data)
+    assert f"model: served (served at {server.url})" in lines and "templates: paraphrase" in lines
+    assert not server.received
 
 
-def _plain(pair: Any) -> str:
-    return load_template("paraphrase_rewrite").plain(pair.sentence1, pair.sentence2)
+def error_of(config: PromptConfig, data: DataConfig, **changes: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        evaluate_prompt(replace(config, **changes), data)
+    assert not Path(str(config.output_dir)).exists()
+    (fault,) = caught.value.faults
+    return fault
 
 
-def test_dry_run_asks_a_served_model_nothing(
-    server: Server, pair_files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_options_without_meaning_for_a_server_are_refused(
+    config: PromptConfig, data: DataConfig
 ) -> None:
-    main([*flags(server, pair_files, tmp_path), "--dry_run"])
-    said = capsys.readouterr().out
-    assert f"model: served, served at {server.url}" in said and "templates: paraphrase" in said
-    assert not server.asked and not (tmp_path / "run").exists()
+    message = error_of(config, data, template="channel_that_is", calibration="batch")
+    assert "endpoint: channel_that_is has direction channel" in message
+    message = error_of(config, data, quantization="none")
+    assert "quantization: got none with an endpoint, where the server decides" in message
+    for address in ("http://", "http:///v1", "http://host:port/v1", "localhost:8000"):
+        message = error_of(config, data, endpoint=address)
+        assert f"endpoint: got '{address}'; expected http://HOST:PORT/v1." in message
 
 
-def test_what_keeps_a_served_model_from_answering_is_one_line(
-    server: Server,
-    pair_files: dict[str, str],
-    tmp_path: Path,
-    fails: Callable[..., str],
-    monkeypatch: pytest.MonkeyPatch,
+def test_failures_of_a_server_are_one_line(
+    config: PromptConfig, data: DataConfig, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = flags(server, pair_files, tmp_path)
-    said = fails(main, *given, "--template", "channel_that_is")
-    assert "--endpoint: channel_that_is reads the probabilities of the pair itself" in said
     server.is_broken = True
-    said = fails(main, *given)
-    assert "chat/completions gave no answer: 400" in said and "no such model" in said
+    message = error_of(config, data)
+    assert "got status 400 of" in message and "no such model" in message
     monkeypatch.setattr(
         "time.sleep", lambda _: pytest.fail("waited for a server that is not there")
     )
-    said = fails(main, *given, "--endpoint", "http://127.0.0.1:9/v1")
-    assert "--endpoint: http://127.0.0.1:9/v1/chat/completions gave no answer:" in said
-    assert "Connection refused; is it running there?" in said
-    for wrong in ("http://", "http:///v1", "http://host:port/v1"):
-        said = fails(main, *given, "--endpoint", wrong)
-        assert f"--endpoint: got '{wrong}'; expected http://HOST:PORT/v1." in said
-    said = fails(main, *given, "--quantization", "none")
-    assert "--quantization: got none, but --endpoint leaves to the server" in said
-    said = fails(main, *given, "--endpoint", "localhost:8000")
-    assert "--endpoint: got 'localhost:8000'; expected http://HOST:PORT/v1." in said
-    assert not (tmp_path / "run").exists()
+    message = error_of(config, data, endpoint="http://127.0.0.1:9/v1")
+    assert "endpoint: got no response of http://127.0.0.1:9/v1/chat/completions:" in message
+    assert "Connection refused; is the server running there?" in message
 
 
-def test_texts_and_key_go_where_the_user_says_and_nowhere_else(
+def test_the_address_and_the_key_are_not_stored(
+    config: PromptConfig,
+    data: DataConfig,
     server: Server,
     pair_files: dict[str, str],
-    tmp_path: Path,
     fails: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    main(flags(server, pair_files, tmp_path))
-    artifact = tmp_path / "run" / "prompt" / "peft_mrpc.json"
+    run = evaluate_prompt(config, data)
+    artifact = run.path / "prompt" / "peft_mrpc.json"
     assert server.url not in artifact.read_text()
-    # As somebody might publish it.
+    # A published artifact could name a server; texts must not be sent there.
     artifact.write_text(json.dumps(json.loads(artifact.read_text()) | {"endpoint": server.url}))
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
-    server.asked.clear()
-    given = [str(tmp_path / "run"), "--input", pair_files["unlabelled"]]
-    said = fails(predict, *given)
-    assert "--endpoint: got none, but" in said and "with served on a server" in said
-    said = fails(predict, *given, "--endpoint", "localhost")
-    assert "--endpoint: got 'localhost'; expected http://HOST:PORT/v1." in said
-    assert not server.asked
-    predict([*given, "--endpoint", server.url])
-    assert {one["key"] for one in server.asked} == {"Bearer secret"}
+    server.received.clear()
+    arguments = [str(run.path), "--input", pair_files["unlabelled"]]
+    message = fails(predict, *arguments)
+    assert "--endpoint: got none, but" in message and "with served on a server" in message
+    message = fails(predict, *arguments, "--endpoint", "localhost")
+    assert "--endpoint: got 'localhost'; expected http://HOST:PORT/v1." in message
+    assert not server.received
+    predict([*arguments, "--endpoint", server.url])
+    assert {body["key"] for body in server.received} == {"Bearer secret"}
 
 
 @pytest.mark.parametrize(
-    ("choice", "said"),
+    ("choice", "message"),
     [
         ({"message": {}, "logprobs": {"content": [{}]}}, "KeyError 'top_logprobs'"),
         ({"message": {}, "logprobs": {"content": [{"top_logprobs": []}]}}, "without log-prob"),
@@ -207,16 +205,11 @@ def test_texts_and_key_go_where_the_user_says_and_nowhere_else(
         (None, "TypeError"),
     ],
 )
-def test_an_answer_of_another_form_is_one_line(
-    choice: Any,
-    said: str,
-    server: Server,
-    pair_files: dict[str, str],
-    tmp_path: Path,
-    fails: Callable[..., str],
+def test_responses_in_another_format_are_one_line(
+    choice: Any, message: str, config: PromptConfig, data: DataConfig, server: Server
 ) -> None:
-    server.choice = {"choices": None if choice is None else [choice]}
-    assert said in fails(main, *flags(server, pair_files, tmp_path))
+    server.content = {"choices": None if choice is None else [choice]}
+    assert message in error_of(config, data)
 
 
 @pytest.mark.parametrize(
@@ -227,40 +220,44 @@ def test_an_answer_of_another_form_is_one_line(
         ({"message": {"content": "No"}}, "No"),
     ],
 )
-def test_a_model_that_says_nothing_answers_nothing(choice: Any, text: str, server: Server) -> None:
-    server.choice = {"choices": [choice]}
-    engine = endpoint.EndpointEngine(server.url, "served")
-    asked = Questions(load_template("paraphrase"), LABELS, [Example(0, "a", "b")], [[]])
-    assert engine.generate(asked, 1) == [text]
+def test_generated_texts_may_be_empty(choice: Any, text: str, server: Server) -> None:
+    server.content = {"choices": [choice]}
+    encoder = RequestEncoder("served", LABELS)
+    batch = encoder.encode(load_template("paraphrase"), [Example(0, "a", "b")], [[]])
+    assert EndpointEngine(server.url, "served").generate(batch, 1) == [text]
 
 
-def test_what_one_process_alone_meets_is_said_by_it(
+@pytest.mark.distributed
+def test_an_error_of_one_process_is_reported_with_its_rank(
     server: Server, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     _, second, *_ = sorted(ROWS, key=lambda row: -len(row[0] + row[1]))
     server.forbidden = second[0]
-    given = [*flags(server, pair_files, tmp_path), "--batch_size", "1"]
-    done = run_command("hard_prompt", *given, processes=2)
-    assert done.returncode != 0
-    (line,) = [one for one in done.stderr.splitlines() if one.startswith("peft-mrpc: rank 1: --")]
-    assert "chat/completions gave no answer: 400" in line and "no such model" in line
+    options = ["--endpoint", server.url, "--model", "served", "--batch_size", "1"]
+    options += ["--validation_file", pair_files["validation"]]
+    options += ["--output_dir", str(tmp_path / "run")]
+    process = run_command("hard_prompt", *options, processes=2)
+    assert process.returncode != 0
+    prefix = "peft-mrpc: rank 1: --endpoint: got status 400"
+    (line,) = [line for line in process.stderr.splitlines() if line.startswith(prefix)]
+    assert "no such model" in line
     assert not (tmp_path / "run").exists()
 
 
-def test_words_that_no_token_ends_are_said(
-    server: Server, pair_files: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_label_words_of_several_tokens_are_logged(
+    config: PromptConfig, data: DataConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     template = tmp_path / "long.yaml"
     words = "{equivalent: The same thing, not_equivalent: 'No'}"
     template.write_text(f"text: '{{sentence1}} {{sentence2}}'\nlabel_words: {words}\n")
-    main([*flags(server, pair_files, tmp_path), "--template", str(template)])
-    assert "of 'The same thing' the first token alone is asked for" in caplog.text
+    evaluate_prompt(replace(config, template=str(template)), data)
+    assert "label word 'The same thing' is scored by its first token only" in caplog.text
 
 
-def test_tokens_are_a_labels_that_begin_its_words_and_no_others() -> None:
-    found = match_tokens({" No": np.log(0.5), "no": np.log(0.1), "Y": np.log(0.2), "!": -9}, WORDS)
-    assert np.allclose(found, [1, np.log(0.6), np.log(0.2)])
-    # Both begin with `same`, which tells nothing; the second is not there at all.
+def test_a_token_counts_for_the_only_label_whose_words_begin_with_it() -> None:
+    top = {" No": np.log(0.5), "no": np.log(0.1), "Y": np.log(0.2), "!": -9}
+    assert np.allclose(match_tokens(top, WORDS), [1, np.log(0.6), np.log(0.2)])
+    # Words of both labels begin with `same`; no token belongs to the second.
     words = [("same day",), ("same hour",)]
-    found = match_tokens({"same": np.log(0.5), " same day": np.log(0.2), "x": np.log(0.01)}, words)
-    assert np.allclose(found, [0, np.log(0.2), np.log(0.01)])
+    top = {"same": np.log(0.5), " same day": np.log(0.2), "x": np.log(0.01)}
+    assert np.allclose(match_tokens(top, words), [0, np.log(0.2), np.log(0.01)])

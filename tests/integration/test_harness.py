@@ -12,16 +12,17 @@ from peft_mrpc.config import DataConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
-from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
-from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
-from peft_mrpc.prompting.template_files import load_template
-from peft_mrpc.prompting.templates import Template
+from peft_mrpc.prompting.classifier import PromptClassifier
+from peft_mrpc.prompting.demonstrations import FixedDemonstrations, sample_demonstrations
+from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.prompt_encoder import PromptEncoder
+from peft_mrpc.prompting.templates import Template, load_template
 
 LONG = {"equivalent": ("yes, they do",), "not_equivalent": ("no, they do not",)}
 
 
 @pytest.mark.parametrize(("count", "words"), [(0, None), (3, None), (2, LONG)])
-def test_labels_score_as_in_the_harness(count: int, words: Any) -> None:
+def test_label_scores_equal_those_of_the_harness(count: int, words: Any) -> None:
     """Label words of one token, and of several."""
     template = load_template("paraphrase_harness")
     template = replace(template, label_words=words or template.label_words)
@@ -31,7 +32,7 @@ def test_labels_score_as_in_the_harness(count: int, words: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(not MRPC.is_dir(), reason="needs MRPC")
 @pytest.mark.parametrize("count", [0, 8])
-def test_all_of_mrpcs_dev_scores_as_in_the_harness(count: int) -> None:
+def test_all_of_mrpcs_validation_split_scores_equally(count: int) -> None:
     compare(str(MRPC), "validation", 408, load_template("paraphrase_harness"), count)
 
 
@@ -43,10 +44,13 @@ def compare(dataset: str, split: str, num_pairs: int, template: Template, count:
     assert len(pairs) == num_pairs
     labels = list(data.label_names)
     peer = run_harness(model, tokenizer, template, labels, pairs, train, count)
-    shown = choose_demonstrations(train, labels, count, "first", 0)
     classifier = PromptClassifier(
-        LocalEngine(model, tokenizer, 4096), [template], labels, fixed(shown)
+        PromptEncoder(tokenizer, labels, 4096),
+        LocalEngine(model),
+        [template],
+        labels,
+        FixedDemonstrations(sample_demonstrations(train, labels, count, "first", 0)),
     )
-    found = classifier.label_scores(pairs, 8)[0]
-    assert np.abs(found - peer.log_probabilities).max() < 1e-4
-    assert (found.argmax(1) == peer.log_probabilities.argmax(1)).all()
+    scores = classifier.score(pairs, 8)[0].labels
+    assert np.abs(scores - peer.log_probabilities).max() < 1e-4
+    assert (scores.argmax(1) == peer.log_probabilities.argmax(1)).all()

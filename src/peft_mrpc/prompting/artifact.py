@@ -1,6 +1,6 @@
 """The directory of a hard prompt: templates, demonstrations and calibration, saved and loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,12 @@ from peft_mrpc.models.artifact import base_model_source, save_info
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.calibration import Calibration
-from peft_mrpc.prompting.demonstrations import build_show
-from peft_mrpc.prompting.endpoint import EndpointEngine, address_faults
-from peft_mrpc.prompting.local_model import Engine, LocalEngine, PromptClassifier
-from peft_mrpc.prompting.prompt_encoder import Show
-from peft_mrpc.prompting.template_files import build_template
-from peft_mrpc.prompting.templates import Demonstration
+from peft_mrpc.prompting.classifier import PromptClassifier
+from peft_mrpc.prompting.demonstrations import DemonstrationSelector, build_selector
+from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder, endpoint_faults
+from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.prompt_encoder import PromptEncoder, max_prompt_length
+from peft_mrpc.prompting.templates import Demonstration, build_template
 from peft_mrpc.runs.run import ARTIFACT_FILE, POOL_FILE
 from peft_mrpc.serialization import read_json_lines, write_json_lines
 
@@ -26,21 +26,23 @@ def save_prompt(
     classifier: PromptClassifier,
     source: ModelSource,
     config: PromptConfig,
-    shown: Sequence[Demonstration],
+    demonstrations: Sequence[Demonstration],
     calibrated_on: str,
 ) -> None:
-    """Write all that asks the same questions again; the pool of nearest pairs in a file of its own.
+    """Write everything that builds the same prompts again.
 
     Args:
-        folder: The artifact's.
+        folder: The artifact's directory.
         classifier: Templates and calibration.
         source: The model.
-        config: How it was asked.
-        shown: The demonstrations, or the pairs that the nearest are found among.
-        calibrated_on: The split that the calibration was fitted to, where it looks at one.
+        config: Options of the model and the prompts.
+        demonstrations: The demonstrations of every prompt, or the pool of `nearest`, which has a
+            file of its own.
+        calibrated_on: The split that the calibration was fitted to, if it uses one.
     """
+    is_nearest = config.demonstrations == "nearest"
+    rows = [asdict(shot) for shot in demonstrations]
     calibration = classifier.calibration
-    pairs = [asdict(one) for one in shown]
     save_info(
         folder,
         source,
@@ -50,33 +52,33 @@ def save_prompt(
         batch_tokens=config.batch_tokens,
         device_map=config.device_map,
         quantization=config.quantization,
-        # Not where: whoever made this would say whom texts and key are sent to.
+        # Without its address: that would disclose where texts and the key are sent.
         is_served=config.endpoint is not None,
-        templates=[template.record() for template in classifier.templates],
+        templates=[template.to_dict() for template in classifier.templates],
         demonstrations={
             "count": config.num_demonstrations,
             "how": config.demonstrations,
-            "shown": [] if config.demonstrations == "nearest" else pairs,
+            "shown": [] if is_nearest else rows,
         },
-        calibration=calibration and {**calibration.record(), "split": calibrated_on},
+        calibration=calibration and {**calibration.to_dict(), "split": calibrated_on},
     )
-    if pairs and config.demonstrations == "nearest":
-        write_json_lines(folder / POOL_FILE, pairs)
+    if rows and is_nearest:
+        write_json_lines(folder / POOL_FILE, rows)
 
 
 def load_prompt(
-    folder: Path, info: dict[str, Any], endpoint: str | None = None
+    folder: Path, info: Mapping[str, Any], endpoint: str | None = None
 ) -> PromptClassifier:
-    """Load a prompted causal LM as a classifier.
+    """Load a saved prompt classifier with its model.
 
     Args:
-        folder: The directory.
+        folder: The artifact's directory.
         info: Its description, as `models.artifact.read_info` returns it.
         endpoint: Address of the server, for a prompt that was evaluated with a served model.
     Raises:
         UserError: If the address is missing or has no use, or the model does not load.
     """
-    raise_faults(address_faults(endpoint))
+    raise_faults(endpoint_faults(endpoint))
     is_served = bool(info.get("is_served") or info.get("endpoint"))
     if is_served and endpoint is None:
         raise UserError(
@@ -85,31 +87,33 @@ def load_prompt(
         )
     if endpoint is not None and not is_served:
         raise UserError(f"endpoint: got {endpoint}, but {folder} uses no served model; drop it.")
-    where = str(folder / ARTIFACT_FILE)
+    labels = list(info["label_names"])
+    encoder: PromptEncoder | RequestEncoder
+    engine: LocalEngine | EndpointEngine
+    if endpoint is not None:
+        encoder = RequestEncoder(info["model"], labels)
+        engine = EndpointEngine(endpoint, info["model"])
+    else:
+        source = base_model_source(dict(info))
+        tokenizer = load_tokenizer(source)
+        model = load_causal_lm(source, info["quantization"], info.get("device_map", "replica"))
+        max_length = max_prompt_length(model.config, info["max_length"])
+        encoder = PromptEncoder(tokenizer, labels, max_length)
+        engine = LocalEngine(model, tokenizer.pad_token_id or 0, info.get("batch_tokens"))
     calibration = info.get("calibration")
     return PromptClassifier(
-        _load_engine(info, endpoint),
-        [build_template(one, where) for one in info.get("templates") or [info["template"]]],
-        info["label_names"],
-        show=_load_demonstrations(folder, info),
-        calibration=None if calibration is None else Calibration.from_record(calibration),
+        encoder,
+        engine,
+        [build_template(keys, str(folder / ARTIFACT_FILE)) for keys in info["templates"]],
+        labels,
+        selector=_load_selector(folder, info),
+        calibration=None if calibration is None else Calibration.from_dict(calibration),
     )
 
 
-def _load_engine(info: dict[str, Any], endpoint: str | None) -> Engine:
-    if endpoint is not None:
-        return EndpointEngine(endpoint, info["model"])
-    source = base_model_source(info)
-    device_map = info.get("device_map", "replica")
-    model = load_causal_lm(source, info["quantization"], device_map)
-    tokenizer = load_tokenizer(source)
-    return LocalEngine(model, tokenizer, info["max_length"], info.get("batch_tokens"))
-
-
-def _load_demonstrations(folder: Path, info: dict[str, Any]) -> Show:
-    """What shows each pair the demonstrations that it was scored with."""
-    about = info.get("demonstrations") or {"count": 0, "how": "", "shown": []}
-    is_nearest = about["count"] and about["how"] == "nearest"
-    rows = read_json_lines(folder / POOL_FILE) if is_nearest else about["shown"]
-    shown = [Demonstration(**row) for row in rows]
-    return build_show(about["how"], about["count"], shown, info["label_names"])
+def _load_selector(folder: Path, info: Mapping[str, Any]) -> DemonstrationSelector:
+    record = info.get("demonstrations") or {"count": 0, "how": "first", "shown": []}
+    is_nearest = record["count"] and record["how"] == "nearest"
+    rows = read_json_lines(folder / POOL_FILE) if is_nearest else record["shown"]
+    shots = [Demonstration(**row) for row in rows]
+    return build_selector(record["how"], record["count"], shots, info["label_names"])

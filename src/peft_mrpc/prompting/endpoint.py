@@ -1,13 +1,14 @@
-"""A language model that is served elsewhere, asked through an OpenAI-compatible API.
+"""A model behind an OpenAI-compatible API.
 
-Such an API gives the likeliest tokens at the place of the answer, not the whole distribution: a
-label whose words are not among them gets what the least likely of these has, which is more than its
-own. A label's word of several tokens goes by its first.
+Such an API returns the most likely tokens at the position of the answer, not the whole
+distribution. A label whose words are not among them gets the value of the least likely token
+returned, an upper bound of its own. Label words of several tokens are scored by their first token.
 """
 
 import contextlib
+import hashlib
+import json
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,194 +17,250 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from accelerate.utils import gather_object
 from numpy.typing import NDArray
-from transformers.utils.logging import tqdm
 
 from peft_mrpc.data.examples import Example
-from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, logger, one_line
 from peft_mrpc.models.batched_inference import ScoreCache, run_batched
-from peft_mrpc.prompting.calibration import Scores
-from peft_mrpc.prompting.prompt_encoder import ANSWER_TOKENS, Questions
+from peft_mrpc.prompting.generation import MAX_NEW_TOKENS
+from peft_mrpc.prompting.scores import TemplateScores
 from peft_mrpc.prompting.templates import Demonstration, Template
 
-NUM_LIKELIEST = 20  # the most that vLLM and OpenAI give
-# To be reached, and to answer: a server on a CPU takes one prompt after the other.
+NUM_TOP_TOKENS = 20  # the most that vLLM and OpenAI return
 CONNECT_TIMEOUT = 10
-TIMEOUTS = (CONNECT_TIMEOUT, 600)
-# Too many requests, or a server that has to be waited for.
-PASSING = (429, 500, 502, 503, 504)
-WAITS = (1, 4, 16)
-# What an answer of another form makes of reading it.
-UNREADABLE = (KeyError, TypeError, IndexError, AttributeError, ValueError)
+READ_TIMEOUT = 600  # a server on a CPU answers one prompt after the other
+# Too many requests, or a server that is restarting.
+RETRY_STATUSES = (429, 500, 502, 503, 504)
+NUM_RETRIES = 4
+BACKOFF_FACTOR = 1.0  # waits of 0, 2, 4 and 8 seconds
+MAX_CONNECTIONS = 128
+# Errors of reading a response of another form.
+FORMAT_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ValueError)
+
+
+@dataclass(frozen=True)
+class RequestBatch:
+    """N examples as requests to a server, which tokenizes them itself.
+
+    Attributes:
+        template: The template.
+        label_names: Names of the C labels.
+        requests: Path and body of each request, [N].
+        lengths: Characters of each example, [N].
+    """
+
+    template: Template
+    label_names: Sequence[str]
+    requests: Sequence[tuple[str, dict[str, Any]]]
+    lengths: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all requests."""
+        return hashlib.sha256(json.dumps(self.requests).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class RequestEncoder:
+    """Writes examples as requests: chats, or text to continue for templates of style `plain`.
+
+    Attributes:
+        model: Name of the model on the server.
+        label_names: Names of the C labels.
+    """
+
+    model: str
+    label_names: Sequence[str]
+
+    def encode(
+        self,
+        template: Template,
+        examples: Sequence[Example],
+        demonstrations: Sequence[Sequence[Demonstration]],
+    ) -> RequestBatch:
+        """The requests of N examples, each after its demonstrations."""
+        requests = [
+            self._request(template, example.sentence1, str(example.sentence2), shots)
+            for example, shots in zip(examples, demonstrations, strict=True)
+        ]
+        lengths = [len(example.sentence1) + len(str(example.sentence2)) for example in examples]
+        return RequestBatch(template, self.label_names, requests, lengths)
+
+    def _request(
+        self,
+        template: Template,
+        sentence1: str,
+        sentence2: str,
+        demonstrations: Sequence[Demonstration],
+    ) -> tuple[str, dict[str, Any]]:
+        body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
+        if template.style == "plain":
+            prompt = template.to_text(sentence1, sentence2, demonstrations)
+            return "completions", body | {"prompt": prompt, "logprobs": NUM_TOP_TOKENS}
+        messages = template.to_messages(sentence1, sentence2, demonstrations)
+        body |= {"messages": messages, "logprobs": True, "top_logprobs": NUM_TOP_TOKENS}
+        return "chat/completions", body
 
 
 @dataclass
 class EndpointEngine:
-    """Scores labels by the likeliest first tokens of the answer.
+    """Scores labels by the most likely first tokens of the answer.
 
     Attributes:
-        url: Of the API, up to `/v1`.
-        model: The name it is served under.
-        unseen: For each template, how many pairs had a label that was not among the likeliest.
-        has_answered: Whether it ever did; one that did not is not waited for when it is gone.
+        url: Base URL of the API, up to `/v1`.
+        model: Name of the model on the server.
+        num_incomplete: For each template, examples with a label outside the most likely tokens.
     """
 
     url: str
     model: str
-    unseen: dict[str, int] = field(default_factory=dict)
-    has_answered: bool = False
+    num_incomplete: dict[str, int] = field(default_factory=dict)
 
-    def identity(self) -> dict[str, Any]:
-        """What of it a score depends on; the server may have another model under the same name."""
-        return {"url": self.url, "model": self.model, "served": self._served}
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything except the prompts that a score depends on, as far as the server tells."""
+        return {"url": self.url, "model": self.model, "served": self._served_models}
 
     @cached_property
-    def _served(self) -> Any:
-        """What the server says of its models, but for the hour; nothing if it says nothing."""
+    def _session(self) -> Any:
+        """Connections to the server, with retries for passing failures."""
         import requests
+        from requests.adapters import HTTPAdapter
+        from urllib3.util import Retry
 
-        with contextlib.suppress(requests.RequestException, *UNREADABLE):
-            answer = requests.get(
-                f"{self.url.rstrip('/')}/models", headers=_headers(), timeout=CONNECT_TIMEOUT
-            )
-            models = answer.json()["data"]
-            return [{k: v for k, v in one.items() if k != "created"} for one in models]
+        retry = Retry(
+            total=NUM_RETRIES,
+            connect=0,  # a server that is not there is not waited for
+            status_forcelist=RETRY_STATUSES,
+            allowed_methods=None,
+            backoff_factor=BACKOFF_FACTOR,
+            raise_on_status=False,
+        )
+        session = requests.Session()
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS, max_retries=retry))
+        if key := os.environ.get("OPENAI_API_KEY"):
+            session.headers["Authorization"] = f"Bearer {key}"
+        return session
+
+    @cached_property
+    def _served_models(self) -> Any:
+        """The server's description of its models without their timestamps; None if it has none."""
+        with contextlib.suppress(OSError, *FORMAT_ERRORS):  # requests' errors are OSErrors
+            models = self._session.get(self._address("models"), timeout=CONNECT_TIMEOUT).json()
+            return [{k: v for k, v in m.items() if k != "created"} for m in models["data"]]
         return None
 
-    def score(self, asked: Questions, batch_size: int, kept: ScoreCache | None = None) -> Scores:
-        """What a template says of the pairs; `batch_size` requests at a time."""
-        requests = self._requests(asked)
-        words, name = asked.template.words(asked.label_names), asked.template.name
-        if long := [word for own in words for word in own if len(word.split()) > 1]:
-            logger.warning("%s: of %r the first token alone is asked for", name, long[0])
+    def score(
+        self, batch: RequestBatch, batch_size: int, cache: ScoreCache | None = None
+    ) -> TemplateScores:
+        """Label scores of the examples, `batch_size` requests at a time."""
+        words, name = batch.template.verbalizer(batch.label_names), batch.template.name
+        if long := [word for texts in words for word in texts if len(word.split()) > 1]:
+            logger.warning("%s: label word %r is scored by its first token only", name, long[0])
 
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
             with ThreadPoolExecutor(len(rows)) as pool:
-                answers = pool.map(lambda row: self._likeliest(*requests[row]), rows)
-                return np.stack([match_tokens(found, words) for found in answers])
+                tokens = pool.map(lambda row: self._top_tokens(*batch.requests[row]), rows)
+                return np.stack([match_tokens(top, words) for top in tokens])
 
-        lengths = [len(pair.sentence1) + len(pair.sentence2) for pair in asked.pairs]
-        found = run_batched(lengths, batch_size, score_batch, name, cache=kept)
-        seen, scores = found[:, 0], found[:, 1:]
-        if number := int((seen == 0).sum()):
-            self.unseen[name] = number
+        columns = run_batched(batch.lengths, batch_size, score_batch, name, None, cache)
+        is_complete, scores = columns[:, 0], columns[:, 1:]
+        if count := int((is_complete == 0).sum()):
+            self.num_incomplete[name] = count
             logger.warning(
-                "%s: for %d of %d pairs a label was not among the %d likeliest tokens",
-                *(name, number, len(asked.pairs), NUM_LIKELIEST),
+                "%s: %d of %d examples have a label outside the %d most likely tokens",
+                *(name, count, len(batch), NUM_TOP_TOKENS),
             )
-        return Scores.of_labels(scores)
+        return TemplateScores.from_labels(scores)
 
-    def generate(self, asked: Questions, batch_size: int) -> list[str]:
-        """The likeliest words after each prompt, one after the other (temperature 0)."""
-        requests, state = self._requests(asked), process_state()
-        own = range(state.process_index, len(requests), state.num_processes)
-        with ThreadPoolExecutor(batch_size) as pool:
-            found = pool.map(lambda row: self._written(*requests[row]), own)
-            title, silent = f"{asked.template.name}, generating", not state.is_main_process
-            bar = tqdm(found, title, total=len(own), unit="pair", disable=silent)
-            written = list(zip(own, bar, strict=True))
-        if state.num_processes > 1:
-            written = gather_object(written)
-        return [text for _, text in sorted(written)]
+    def generate(self, batch: RequestBatch, batch_size: int) -> list[str]:
+        """The most likely text after each prompt (temperature 0)."""
 
-    def _written(self, path: str, body: dict[str, Any]) -> str:
-        """What the model writes; nothing where it ends at once."""
-        choice = self._post(path, body | {"max_tokens": ANSWER_TOKENS})
+        def generate_batch(rows: list[int]) -> NDArray[Any]:
+            with ThreadPoolExecutor(len(rows)) as pool:
+                texts = list(pool.map(lambda row: self._text(*batch.requests[row]), rows))
+            return np.array(texts, dtype=object)[:, None]
+
+        description = f"{batch.template.name}, generating"
+        texts = run_batched(batch.lengths, batch_size, generate_batch, description)
+        return [str(text) for (text,) in texts]
+
+    def _text(self, path: str, body: dict[str, Any]) -> str:
+        """The generated text; empty if the model ends at once."""
+        choice = self._post(path, body | {"max_tokens": MAX_NEW_TOKENS})
         try:
             text = choice["text"] if "text" in choice else choice["message"]["content"]
-        except UNREADABLE as error:
-            raise self._unreadable(path, error) from error
+        except FORMAT_ERRORS as error:
+            raise self._format_error(path, error) from error
         return "" if text is None else str(text)
 
-    def _unreadable(self, path: str, error: Exception) -> UserError:
-        return UserError(
-            f"--endpoint: {self.url.rstrip('/')}/{path} gave no answer of an OpenAI-compatible "
-            f"API: {type(error).__name__} {one_line(error)[:150]}"
-        )
-
-    def _requests(self, asked: Questions) -> list[tuple[str, dict[str, Any]]]:
-        both = zip(asked.pairs, asked.shown, strict=True)
-        return [self._request(asked.template, pair, shown) for pair, shown in both]
-
-    def _request(
-        self, template: Template, pair: Example, shown: Sequence[Demonstration]
-    ) -> tuple[str, dict[str, Any]]:
-        """Path and body: a chat, or text to be continued where the template says plain."""
-        body = {"model": self.model, "max_tokens": 1, "temperature": 0}
-        if template.style == "plain":
-            prompt = template.plain(pair.sentence1, pair.sentence2, shown)
-            return "completions", body | {"prompt": prompt, "logprobs": NUM_LIKELIEST}
-        messages = template.messages(pair.sentence1, pair.sentence2, shown)
-        likeliest = {"logprobs": True, "top_logprobs": NUM_LIKELIEST}
-        return "chat/completions", body | {"messages": messages} | likeliest
-
-    def _likeliest(self, path: str, body: dict[str, Any]) -> dict[str, float]:
-        """The likeliest tokens of the answer's first place, with their log-probabilities."""
+    def _top_tokens(self, path: str, body: dict[str, Any]) -> dict[str, float]:
+        """The most likely first tokens of the answer with their log-probabilities."""
         choice = self._post(path, body)
-        likeliest: dict[str, float] = {}
+        tokens: dict[str, float] = {}
         try:
-            found = choice.get("logprobs") or {}
-            if content := found.get("content"):  # a chat's form, and llama.cpp's for both
+            logprobs = choice.get("logprobs") or {}
+            if content := logprobs.get("content"):  # chats; llama.cpp uses it for both
                 top = content[0]["top_logprobs"]
-                likeliest = {one["token"]: float(one["logprob"]) for one in top}
-            elif top := found.get("top_logprobs"):
-                likeliest = {token: float(value) for token, value in top[0].items()}
-        except UNREADABLE as error:
-            raise self._unreadable(path, error) from error
-        if not likeliest:
+                tokens = {token["token"]: float(token["logprob"]) for token in top}
+            elif top := logprobs.get("top_logprobs"):
+                tokens = {token: float(value) for token, value in top[0].items()}
+        except FORMAT_ERRORS as error:
+            raise self._format_error(path, error) from error
+        if not tokens:
             raise UserError(
-                f"--endpoint: got an answer of {self.url}/{path} without log-probabilities; "
-                "expected a server that gives `logprobs`."
+                f"endpoint: got a response of {self._address(path)} without log-probabilities; "
+                "expected a server that returns `logprobs`."
             )
-        return likeliest
+        return tokens
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """The first choice of an answer; waits and asks again where that may help.
+        """The first choice of the response.
 
         Raises:
-            UserError: If the server is not there, refuses, or answers something else.
+            UserError: If the server is unreachable, refuses, or returns something else.
         """
         import requests
 
-        where = f"{self.url.rstrip('/')}/{path}"
-        said = ""
-        for wait in (*WAITS, None):
-            try:
-                answer = requests.post(where, json=body, headers=_headers(), timeout=TIMEOUTS)
-                self.has_answered = True
-                if answer.ok:
-                    return dict(answer.json()["choices"][0])
-                said = f"{answer.status_code} {' '.join(answer.text.split())[:200]}"
-                if answer.status_code not in PASSING:
-                    break
-            except (requests.ConnectionError, requests.Timeout) as error:
-                said = f"{unreachable(error)}; is it running there?"
-                if isinstance(error, requests.ConnectionError) and not self.has_answered:
-                    break
-            except requests.RequestException as error:
-                said = one_line(error)[:150]
-                break
-            except UNREADABLE as error:
-                raise self._unreadable(path, error) from error
-            if wait is not None:
-                time.sleep(wait)
-        raise UserError(f"--endpoint: {where} gave no answer: {said}")
+        where = self._address(path)
+        try:
+            timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
+            response = self._session.post(where, json=body, timeout=timeouts)
+            if response.ok:
+                return dict(response.json()["choices"][0])
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise UserError(
+                f"endpoint: got no response of {where}: {innermost_message(error)}; is the server "
+                "running there?"
+            ) from error
+        except FORMAT_ERRORS as error:
+            raise self._format_error(path, error) from error
+        except requests.RequestException as error:
+            raise UserError(
+                f"endpoint: got no response of {where}: {one_line(error)[:150]}"
+            ) from error
+        text = " ".join(response.text.split())[:200]
+        raise UserError(f"endpoint: got status {response.status_code} of {where}: {text}")
+
+    def _address(self, path: str) -> str:
+        return f"{self.url.rstrip('/')}/{path}"
+
+    def _format_error(self, path: str, error: Exception) -> UserError:
+        return UserError(
+            f"endpoint: got a response of {self._address(path)} in another format than an "
+            f"OpenAI-compatible API's: {type(error).__name__} {one_line(error)[:150]}"
+        )
 
 
-def _headers() -> dict[str, str]:
-    key = os.environ.get("OPENAI_API_KEY")
-    return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def unreachable(error: BaseException) -> str:
-    """Why a server was not reached, by the innermost of the errors that wrap each other."""
-    said = one_line(error)
+def innermost_message(error: BaseException) -> str:
+    """The message of the innermost of the errors that wrap each other."""
+    message = one_line(error)
     while error.__cause__ or error.__context__:
         error = error.__cause__ or error.__context__ or error
-        said = one_line(error) if error.args else said
-    return said[:200]
+        message = one_line(error) if error.args else message
+    return message[:200]
 
 
 def is_url(text: str) -> bool:
@@ -211,37 +268,35 @@ def is_url(text: str) -> bool:
     try:
         parts = urlsplit(text)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         return False
 
 
-def address_faults(endpoint: str | None) -> list[str]:
-    """What is wrong with `--endpoint`, if it is given."""
+def endpoint_faults(endpoint: str | None) -> list[str]:
+    """The fault of an endpoint that is not an address."""
     if endpoint is None or is_url(endpoint):
         return []
-    return [f"--endpoint: got {endpoint!r}; expected http://HOST:PORT/v1."]
+    return [f"endpoint: got {endpoint!r}; expected http://HOST:PORT/v1."]
 
 
-def match_tokens(
-    likeliest: dict[str, float], words: Sequence[Sequence[str]]
-) -> NDArray[np.float64]:
-    """Whether all labels were seen (1 or 0), and the log-probability of each, [1 + C].
+def match_tokens(top: dict[str, float], words: Sequence[Sequence[str]]) -> NDArray[np.float64]:
+    """Whether all labels are among the tokens (1 or 0), and the log-probability of each, [1 + C].
 
-    A token is a label's if it is the beginning of one of its words, or the whole of it, and of no
-    other label's. Spaces around it do not count.
+    A token belongs to a label if one of its words begins with the token and no other label's word
+    does. Spaces around tokens and words are ignored.
     """
-    floor = min(likeliest.values())
-    scores, seen = [], 1.0
-    for number, own in enumerate(words):
-        others = [word for other, more in enumerate(words) if other != number for word in more]
-        found = [
+    minimum = min(top.values())
+    scores, is_complete = [], 1.0
+    for label, texts in enumerate(words):
+        others = [word for other, more in enumerate(words) if other != label for word in more]
+        values = [
             value
-            for token, value in likeliest.items()
-            if (said := token.strip())
-            and any(word.strip().startswith(said) for word in own)
-            and not any(word.strip().startswith(said) for word in others)
+            for token, value in top.items()
+            if (text := token.strip())
+            and any(word.strip().startswith(text) for word in texts)
+            and not any(word.strip().startswith(text) for word in others)
         ]
-        if not found:
-            found, seen = [floor], 0.0
-        scores.append(np.logaddexp.reduce(found))
-    return np.array([seen, *scores])
+        if not values:
+            values, is_complete = [minimum], 0.0
+        scores.append(np.logaddexp.reduce(values))
+    return np.array([is_complete, *scores])

@@ -1,8 +1,15 @@
-"""A causal LM asked through templates: prompts to token ids, log-probabilities to label scores."""
+"""Encode examples with templates: the only place where prompts become token ids.
 
-from collections.abc import Callable, Sequence
+An encoding is used for everything that follows: the preview, the scores and the generations.
+"""
+
+import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -12,286 +19,348 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line, raise_faults
-from peft_mrpc.prompting.calibration import Scores
-from peft_mrpc.prompting.loglikelihood import Continuation
-from peft_mrpc.prompting.prefix_cache import common_prefix
-from peft_mrpc.prompting.special_tokens import ControlTokens
+from peft_mrpc.prompting.loglikelihood import Continuation, common_prefix_length
+from peft_mrpc.prompting.scores import TemplateScores, channel_scores
 from peft_mrpc.prompting.templates import Demonstration, Template
 
-# Llama 3.1's template writes today's date unless it is given one: the same prompt every day.
+# Llama 3.1's chat template inserts today's date by default; a fixed date keeps prompts constant.
 CHAT_DATE = "26 Jul 2024"
-# How long an answer is that a model writes.
-ANSWER_TOKENS = 8
-# What demonstrations each pair is shown.
-Show = Callable[[Sequence[Example]], list[list[Demonstration]]]
 
 
-@dataclass(frozen=True)
-class Questions:
-    """What an engine is asked.
-
-    Attributes:
-        template: The wording.
-        label_names: Names of the C labels.
-        pairs: N pairs.
-        shown: The demonstrations that stand before each of them.
-    """
-
-    template: Template
-    label_names: Sequence[str]
-    pairs: Sequence[Example]
-    shown: Sequence[Sequence[Demonstration]]
-
-
-def show_nothing(pairs: Sequence[Example]) -> list[list[Demonstration]]:
-    """No demonstrations, for any pair."""
-    return [[] for _ in pairs]
-
-
-def prompt_limit(config: PretrainedConfig, max_length: int) -> int:
-    """The most tokens of a prompt and its answer: those asked for, or as the model allows."""
+def max_prompt_length(config: PretrainedConfig, max_length: int) -> int:
+    """The most tokens of a prompt with its answer: `max_length`, or fewer if the model says so."""
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
 @dataclass(frozen=True)
-class PromptEncoder:
-    """Turns pairs into the continuations to score, and their log-probabilities into label scores.
+class PromptBatch:
+    """N examples encoded with one template, K continuations each.
+
+    With direction `direct` the continuations are the words of each label in turn, with direction
+    `channel` sentence 2 under each label, then sentence 1 under each label for `both_orders`.
 
     Attributes:
-        tokenizer: The model's, with a chat template or without.
-        template: The question.
+        template: The template.
         label_names: Names of the C labels.
-        max_length: Most tokens of a prompt and its answer; a longer one is an error.
+        tokenizer: The tokenizer of the ids.
+        rows: The continuations, N rows of K.
+    """
+
+    template: Template
+    label_names: Sequence[str]
+    tokenizer: PreTrainedTokenizerBase
+    rows: Sequence[Sequence[Continuation]]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt with its longest answer, [N]."""
+        return [max(option.num_tokens for option in row) for row in self.rows]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over all token ids."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            for option in row:
+                sizes = (len(option.context), len(option.tokens))
+                digest.update(np.array([*sizes, *option.context, *option.tokens]).tobytes())
+        return digest.hexdigest()
+
+    def template_scores(self, log_likelihoods: NDArray[np.float64]) -> TemplateScores:
+        """Label scores from the log-likelihoods of the continuations, [N, K].
+
+        The score of a label is the log-probability that one of its words is the answer. With
+        `length_normalized` the log-probability of a word is the mean over its tokens.
+        """
+        num_tokens = np.array([[len(option.tokens) for option in row] for row in self.rows])
+        if self.template.direction == "channel":
+            shape = (len(self.rows), -1, len(self.label_names))
+            return channel_scores(log_likelihoods.reshape(shape), num_tokens.reshape(shape))
+        if self.template.length_normalized:
+            log_likelihoods = log_likelihoods / num_tokens
+        words = self.template.verbalizer(self.label_names)
+        ends = np.cumsum([len(texts) for texts in words])[:-1]
+        parts = np.split(log_likelihoods, ends, axis=1)
+        labels = [np.logaddexp.reduce(part, axis=1) for part in parts]
+        return TemplateScores.from_labels(np.stack(labels, axis=1))
+
+    def decode(self, token_ids: Sequence[int], **options: Any) -> str:
+        """The text of token ids."""
+        return str(self.tokenizer.decode(list(token_ids), **options))
+
+    def preview(self) -> list[str]:
+        """The prompts of the first example, and the continuations that are scored."""
+        names = list(self.label_names)
+        if self.template.direction == "direct":
+            words = self.template.verbalizer(names)
+            names = [name for name, texts in zip(names, words, strict=True) for _ in texts]
+        row = self.rows[0]
+        options = zip(row, names * (len(row) // len(names)), strict=True)
+        lines = []
+        for context, group in groupby(options, key=lambda option: option[0].context):
+            texts = [f"{self._exact_text(o.tokens)!r} ({name})" for o, name in group]
+            lines += [indent(self._exact_text(context), "    "), f"  then {' or '.join(texts)}"]
+        return lines
+
+    def _exact_text(self, token_ids: Sequence[int]) -> str:
+        return self.decode(token_ids, clean_up_tokenization_spaces=False)
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes examples with templates for one model.
+
+    Attributes:
+        tokenizer: The model's tokenizer, with or without a chat template.
+        label_names: Names of the C labels.
+        max_length: Most tokens of a prompt with its answer; longer prompts are an error.
     """
 
     tokenizer: PreTrainedTokenizerBase
-    template: Template
     label_names: Sequence[str]
     max_length: int
 
-    @property
-    def is_chat(self) -> bool:
-        """Whether prompts are turns of a chat."""
-        if self.template.direction == "channel" or self.template.style == "plain":
-            return False
-        return self.template.style == "chat" or self.tokenizer.chat_template is not None
-
-    @cached_property
-    def _control_tokens(self) -> ControlTokens:
-        return ControlTokens(self.tokenizer)
-
     def encode(
-        self, pairs: Sequence[Example], shown: Sequence[Sequence[Demonstration]]
-    ) -> list[list[Continuation]]:
-        """K continuations for each pair: each label's words, or sentence 2 under each label.
+        self,
+        template: Template,
+        examples: Sequence[Example],
+        demonstrations: Sequence[Sequence[Demonstration]],
+    ) -> PromptBatch:
+        """Encode N examples, each after its demonstrations.
 
         Raises:
-            UserError: If two labels have the same tokens, or a prompt is too long; every pair that
-                is too long is named.
+            UserError: If two labels have the same tokens, or naming every example whose prompt is
+                too long.
         """
-        if self.template.style == "chat" and self.tokenizer.chat_template is None:
+        if template.style == "chat" and self.tokenizer.chat_template is None:
             raise UserError(
-                f"--template: {self.template.name!r} is a chat, and this model has no chat "
-                "template; use style plain."
+                f"template: {template.name!r} has style chat, and this model has no chat template; "
+                "use style plain."
             )
-        pairs = [self._control_tokens.hide_in_pair(pair) for pair in pairs]
-        shown = [[self._control_tokens.hide_in_shown(one) for one in own] for own in shown]
-        if self.template.direction == "channel":
-            rows = self._channel_rows(pairs)
+        pairs = [self._escape_pair(ex.sentence1, str(ex.sentence2)) for ex in examples]
+        shots = [
+            [
+                Demonstration(*self._escape_pair(shot.sentence1, shot.sentence2), shot.label)
+                for shot in row
+            ]
+            for row in demonstrations
+        ]
+        if template.direction == "channel":
+            rows = self._encode_channel(template, pairs)
         else:
-            rows = self._answer_rows(pairs, shown)
-            self._check_answers(rows[0])
-        lengths = [max(one.num_tokens for one in row) for row in rows]
+            rows = self._encode_answers(template, pairs, shots)
+            self._check_answers(template, rows[0])
+        batch = PromptBatch(template, self.label_names, self.tokenizer, rows)
         raise_faults(
             [
-                f"row {pair.idx + 1}, {self.template.name}: its prompt has {length} tokens; "
-                f"expected at most {self.max_length} (max_length, or what the model allows). "
-                "Shorten it, or show fewer demonstrations."
-                for pair, length in zip(pairs, lengths, strict=True)
+                f"row {example.idx + 1}, {template.name}: its prompt has {length} tokens; expected "
+                f"at most {self.max_length} (max_length, or the model's limit). Shorten it, or use "
+                "fewer demonstrations."
+                for example, length in zip(examples, batch.lengths, strict=True)
                 if length > self.max_length
             ]
         )
+        return batch
+
+    def _encode_answers(
+        self,
+        template: Template,
+        pairs: Sequence[tuple[str, str]],
+        demonstrations: Sequence[Sequence[Demonstration]],
+    ) -> list[list[Continuation]]:
+        """The words of each label after the question."""
+        prompts = [
+            self._prompt(template, pair, shots)
+            for pair, shots in zip(pairs, demonstrations, strict=True)
+        ]
+        contexts = self._tokenize(template, prompts)
+        separator = self._before_answer(template, prompts[0], pairs[0], demonstrations[0])
+        words = [separator + word for word in self._words(template)]
+        # The last token of a context can change with the word after it, so both are tokenized
+        # together; once for all examples if all prompts have the same end.
+        is_same_end = len({prompt[-16:] for prompt in prompts}) == 1
+        sample = prompts[:1] if is_same_end else prompts
+        joint = self._tokenize(template, [prompt + word for prompt in sample for word in words])
+        rows = []
+        for number, context in enumerate(contexts):
+            base = 0 if is_same_end else number
+            answers = joint[base * len(words) : (base + 1) * len(words)]
+            num_same = min(num_unchanged_tokens(contexts[base], answer) for answer in answers)
+            rows.append(
+                [
+                    split_continuation(contexts[base], answer, context, num_same)
+                    for answer in answers
+                ]
+            )
         return rows
 
-    def _check_answers(self, row: Sequence[Continuation]) -> None:
-        """Refuse words of which one is another, or begins it: it is as likely at least."""
-        words = [word for own in self._words() for word in own]
-        answers = [one.context + one.tokens for one in row]
+    def _encode_channel(
+        self, template: Template, pairs: Sequence[tuple[str, str]]
+    ) -> list[list[Continuation]]:
+        """Sentence 2 after sentence 1 and the words of each label."""
+        orders = [list(pairs)]
+        if template.both_orders:
+            orders.append([(second, first) for first, second in pairs])
+        columns = []
+        for order in orders:
+            for label in self.label_names:
+                before = [template.to_channel_text(first, label) for first, _ in order]
+                after = [f" {second}" for _, second in order]
+                columns.append(self._encode_texts(template, before, after))
+        return [list(row) for row in zip(*columns, strict=True)]
+
+    def _encode_texts(
+        self, template: Template, before: Sequence[str], after: Sequence[str]
+    ) -> list[Continuation]:
+        """Each text after its context; without a context after the BOS token."""
+        if not any(before):
+            bos = self.tokenizer.bos_token_id
+            start = self.tokenizer.eos_token_id if bos is None else bos
+            ids = self._tokenize(template, [text.strip() for text in after], is_prompt=False)
+            return [Continuation((int(start),), tuple(row)) for row in ids]
+        contexts = self._tokenize(template, before)
+        joint = self._tokenize(template, [a + b for a, b in zip(before, after, strict=True)])
+        return [
+            split_continuation(context, ids, context, num_unchanged_tokens(context, ids))
+            for context, ids in zip(contexts, joint, strict=True)
+        ]
+
+    def _check_answers(self, template: Template, row: Sequence[Continuation]) -> None:
+        """Refuse label words that are token prefixes of others: they are always as likely."""
+        words = self._words(template)
+        answers = [option.context + option.tokens for option in row]
         raise_faults(
             [
-                f"--template: {self.template.name!r}: got the words {words[a]!r} and {words[b]!r}, "
-                "of which one is or begins the other in this model's tokens; expected others."
+                f"template: {template.name!r}: label words {words[a]!r} and {words[b]!r}: one is a "
+                "token prefix of the other; choose different label words."
                 for a in range(len(words))
                 for b in range(a + 1, len(words))
                 if answers[a][: len(answers[b])] == answers[b][: len(answers[a])]
             ]
         )
 
-    def scores(
-        self, log_probabilities: NDArray[np.float64], rows: Sequence[Sequence[Continuation]]
-    ) -> Scores:
-        """What the log-probabilities of the continuations say of the labels, [N, K].
+    def _words(self, template: Template) -> list[str]:
+        """All label words, in the order of the labels."""
+        return [word for texts in template.verbalizer(self.label_names) for word in texts]
 
-        A label's score is the log-probability that any of its words is the answer;
-        length-normalized, of each word the mean over its tokens.
-        """
-        lengths = np.array([[len(one.tokens) for one in row] for row in rows])
-        if self.template.direction == "channel":
-            shape = (len(rows), -1, len(self.label_names))
-            return channel_scores(log_probabilities.reshape(shape), lengths.reshape(shape))
-        if self.template.length_normalized:
-            log_probabilities = log_probabilities / lengths
-        sizes = np.cumsum([len(words) for words in self._words()])[:-1]
-        of_labels = np.split(log_probabilities, sizes, axis=1)
-        labels = [np.logaddexp.reduce(own, axis=1) for own in of_labels]
-        return Scores.of_labels(np.stack(labels, axis=1))
+    # ---- prompts as text ----
 
-    def prompt(self, pair: Example, shown: Sequence[Demonstration]) -> str:
-        """The text after which the answer comes."""
-        if not self.is_chat:
-            return self.template.plain(pair.sentence1, pair.sentence2, shown)
-        messages = self.template.messages(pair.sentence1, pair.sentence2, shown)
-        return self._chat(messages, add_generation_prompt=True)
+    def _is_chat(self, template: Template) -> bool:
+        if template.direction == "channel" or template.style == "plain":
+            return False
+        return template.style == "chat" or self.tokenizer.chat_template is not None
 
-    def _chat(self, messages: list[dict[str, str]], **options: Any) -> str:
-        """A chat as this model writes it; without a system role that text is the user's."""
-        fixed: dict[str, Any] = {"tokenize": False, "date_string": CHAT_DATE}
-        # Qwen3's would begin with a thought, not the answer.
-        fixed |= {"enable_thinking": False, **options}
+    def _prompt(
+        self, template: Template, pair: tuple[str, str], demonstrations: Sequence[Demonstration]
+    ) -> str:
+        """The text in front of the answer."""
+        if not self._is_chat(template):
+            return template.to_text(*pair, demonstrations)
+        messages = template.to_messages(*pair, demonstrations)
+        return self._apply_chat_template(template, messages, add_generation_prompt=True)
+
+    def _apply_chat_template(
+        self, template: Template, messages: list[dict[str, str]], **options: Any
+    ) -> str:
+        """The chat as text; a system message joins the first user turn if roles forbid it."""
+        # Without `enable_thinking=False` Qwen3's answers begin with a thought.
+        options |= {"tokenize": False, "date_string": CHAT_DATE, "enable_thinking": False}
         try:
-            return str(self.tokenizer.apply_chat_template(messages, **fixed))
+            return str(self.tokenizer.apply_chat_template(messages, **options))
         except TemplateError as error:
             if messages[0]["role"] != "system":
                 raise UserError(
-                    f"--template: {self.template.name!r}: this model's chat template refuses it: "
+                    f"template: {template.name!r}: this model's chat template refuses it: "
                     f"{one_line(error)[:200]}"
                 ) from error
         system, first, *rest = messages
-        content = f"{system['content']}\n\n{first['content']}"
-        return self._chat([{**first, "content": content}, *rest], **options)
+        messages = [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+        return self._apply_chat_template(template, messages, **options)
 
-    def _before_answer(self, prompt: str, pair: Example, shown: Sequence[Demonstration]) -> str:
-        """What stands between prompt and answer: a space, or what the chat template writes."""
-        if not self.is_chat:
+    def _before_answer(
+        self,
+        template: Template,
+        prompt: str,
+        pair: tuple[str, str],
+        demonstrations: Sequence[Demonstration],
+    ) -> str:
+        """Text between prompt and answer: a space, or what the chat template writes."""
+        if not self._is_chat(template):
             return " "
-        word = self._words()[0][0]
-        messages = self.template.messages(pair.sentence1, pair.sentence2, shown)
-        whole = self._chat([*messages, {"role": "assistant", "content": word}])
-        begins, _, _ = whole[len(prompt) :].partition(word)
-        return begins if whole.startswith(prompt) and not begins.strip() else ""
+        word = self._words(template)[0]
+        messages = template.to_messages(*pair, demonstrations)
+        chat = self._apply_chat_template(
+            template, [*messages, {"role": "assistant", "content": word}]
+        )
+        separator, _, _ = chat[len(prompt) :].partition(word)
+        return separator if chat.startswith(prompt) and not separator.strip() else ""
 
-    @property
-    def answered_labels(self) -> list[str]:
-        """The label that each continuation of a row speaks for; a second order has them again."""
-        if self.template.direction == "channel":
-            return list(self.label_names)
-        both = zip(self.label_names, self._words(), strict=True)
-        return [name for name, words in both for _ in words]
+    # ---- text to token ids ----
 
-    def _words(self) -> list[tuple[str, ...]]:
-        return self.template.words(self.label_names)
-
-    def _answer_rows(
-        self, pairs: Sequence[Example], shown: Sequence[Sequence[Demonstration]]
-    ) -> list[list[Continuation]]:
-        prompts = [self.prompt(*both) for both in zip(pairs, shown, strict=True)]
-        contexts = self._tokenize(prompts)
-        space = self._before_answer(prompts[0], pairs[0], shown[0])
-        words = [space + word for own in self._words() for word in own]
-        # What stands before a word can change its tokens, so both are tokenized together: once
-        # for all, where all prompts end alike.
-        ends_alike = len({prompt[-16:] for prompt in prompts}) == 1
-        sample = prompts[:1] if ends_alike else prompts
-        joint = self._tokenize([prompt + word for prompt in sample for word in words])
-        rows = []
-        for number, context in enumerate(contexts):
-            first = 0 if ends_alike else number
-            own = joint[first * len(words) : (first + 1) * len(words)]
-            same = min(_num_same(contexts[first], ids) for ids in own)
-            rows.append([_split(contexts[first], ids, context, same) for ids in own])
-        return rows
-
-    def _channel_rows(self, pairs: Sequence[Example]) -> list[list[Continuation]]:
-        orders = [[(p.sentence1, p.sentence2) for p in pairs]]
-        if self.template.both_orders:
-            orders.append([(p.sentence2, p.sentence1) for p in pairs])
-        columns = []
-        for sentences in orders:
-            for label in self.label_names:
-                before = [self.template.channel(first, label) for first, _ in sentences]
-                after = [f" {second}" for _, second in sentences]
-                columns.append(self._column(before, after))
-        return [list(row) for row in zip(*columns, strict=True)]
-
-    def _column(self, before: Sequence[str], after: Sequence[str]) -> list[Continuation]:
-        """Each text after its context; without one, after the token that begins a text."""
-        if not any(before):
-            bos = self.tokenizer.bos_token_id
-            start = self.tokenizer.eos_token_id if bos is None else bos
-            alone = self._tokenize([text.strip() for text in after], special=False)
-            return [Continuation((int(start),), tuple(ids)) for ids in alone]
-        contexts = self._tokenize(list(before))
-        joint = self._tokenize([a + b for a, b in zip(before, after, strict=True)])
-        return [_split(a, b, a, _num_same(a, b)) for a, b in zip(contexts, joint, strict=True)]
-
-    def _tokenize(self, texts: list[str], special: bool = True) -> list[list[int]]:
+    def _tokenize(
+        self, template: Template, texts: Sequence[str], is_prompt: bool = True
+    ) -> list[list[int]]:
         # A chat template writes the BOS itself; a second one would change every score.
-        add = special and not self.is_chat
-        ids = self._control_tokens.tokenize(texts, add)
+        adds_special = is_prompt and not self._is_chat(template)
+        encoding = self.tokenizer(list(texts), add_special_tokens=adds_special)
+        ids: list[list[int]] = encoding["input_ids"]
         bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        if add and eos is not None and bos != eos:  # T5-like tokenizers end every text
+        if adds_special and eos is not None and bos != eos:  # T5-like tokenizers append EOS
             ids = [row[:-1] if row[-1:] == [eos] else row for row in ids]
-        if special and any(row[:2] == [bos, bos] for row in ids):
+        if is_prompt and any(row[:2] == [bos, bos] for row in ids):
             raise UserError(
-                f"--template: {self.template.name!r}: the prompt begins with two BOS tokens, which "
-                "the text or the chat template writes as well as the tokenizer."
+                f"template: {template.name!r}: the prompt begins with two BOS tokens, one of the "
+                "tokenizer and one of the text or the chat template; remove one."
             )
-        if special and not add and (lead := self._bos_of_texts):
-            # A chat template that leaves the BOS to the tokenizer, as some older ones do.
-            ids = [row if row[:1] == lead else [*lead, *row] for row in ids]
+        if is_prompt and not adds_special and (start := self._tokenizer_bos):
+            # Some chat templates leave the BOS to the tokenizer.
+            ids = [row if row[:1] == start else [*start, *row] for row in ids]
         return ids
 
     @cached_property
-    def _bos_of_texts(self) -> list[int]:
-        """What the tokenizer begins a text with, if that is its BOS."""
+    def _tokenizer_bos(self) -> list[int]:
+        """The BOS as a list if the tokenizer begins texts with it, else an empty list."""
         bos = self.tokenizer.bos_token_id
-        begun = self.tokenizer("a")["input_ids"][:1]
-        return begun if bos is not None and begun == [bos] else []
+        start: list[int] = self.tokenizer("a")["input_ids"][:1]
+        return start if bos is not None and start == [bos] else []
+
+    def _escape_pair(self, sentence1: str, sentence2: str) -> tuple[str, str]:
+        """Break special tokens such as `<|im_end|>` in sentences: a space after their first letter.
+
+        A tokenizer cannot tell whether the chat template or a sentence wrote a special token, so a
+        sentence could end its own turn.
+        """
+        if self._special_tokens is None:
+            return sentence1, sentence2
+        escape = self._special_tokens.sub
+        return escape(r"\2 ", sentence1), escape(r"\2 ", sentence2)
+
+    @cached_property
+    def _special_tokens(self) -> re.Pattern[str] | None:
+        """Matches the first letter of each special token, also of overlapping ones."""
+        added = self.tokenizer.added_tokens_decoder.values()
+        names = [token.content for token in added if token.special]
+        return re.compile(f"(?=({'|'.join(map(re.escape, names))}))(.)", re.S) if names else None
 
 
-def channel_scores(log_likelihoods: NDArray[np.float64], lengths: NDArray[np.int64]) -> Scores:
-    """What sentences read after each other say of the labels (arXiv:2108.04106).
+def num_unchanged_tokens(context: Sequence[int], joint: Sequence[int]) -> int:
+    """How many tokens of a context stay the same with a word after it."""
+    return common_prefix_length([tuple(context), tuple(joint[:-1])])
 
-    A label's score is its share of the log-likelihoods of the second sentence (long and rare
-    sentences have large ones under every label), in the order of the sentences that speaks less
-    for the last label: two that mean the same lead to each other. A fit reads the shares and the
-    log-likelihoods, whole and per token; of two orders the smaller first, so that it does not
-    matter which sentence stands first.
+
+def split_continuation(
+    sample_context: Sequence[int], joint: Sequence[int], context: Sequence[int], num_same: int
+) -> Continuation:
+    """The continuation of `context` by the tokens of a word.
 
     Args:
-        log_likelihoods: Of N pairs in O orders under C labels, in nats, [N, O, C].
-        lengths: Over how many tokens these are sums, [N, O, C].
+        sample_context: The context that was tokenized with the word; it has the same end.
+        joint: Token ids of the sample context with the word.
+        context: The context to continue.
+        num_same: Tokens of the sample context that no word changes. The changed tokens at its end
+            belong to the continuations of all words, so that all have the same context.
     """
-    shares = log_likelihoods / np.abs(log_likelihoods).mean(axis=-1, keepdims=True)
-    gaps = shares[:, :, -1] - shares.mean(axis=-1)  # [N, O]
-    labels = shares[np.arange(len(shares)), gaps.argmin(axis=1)]  # [N, C]
-    figures = [shares, log_likelihoods, log_likelihoods / lengths]
-    by_order = np.concatenate([np.sort(one, axis=1) for one in figures], axis=1)  # [N, V, C]
-    return Scores(labels, by_order.transpose(1, 0, 2))
-
-
-def _num_same(context: Sequence[int], joint: Sequence[int]) -> int:
-    """How many tokens of a context are as they were with a word after it."""
-    return common_prefix([tuple(context), tuple(joint[:-1])])
-
-
-def _split(
-    context: Sequence[int], joint: Sequence[int], own: Sequence[int], same: int
-) -> Continuation:
-    """The continuation of `own`, as `joint` continues `context` after its first `same` tokens.
-
-    Where a word changes the context's last token, the changed one belongs to the continuation: of
-    all words of a row, or one would be scored with a token more than another.
-    """
-    cut = len(context) - same
-    return Continuation(tuple(own[: len(own) - cut]), tuple(joint[same:]))
+    num_changed = len(sample_context) - num_same
+    return Continuation(tuple(context[: len(context) - num_changed]), tuple(joint[num_same:]))

@@ -1,303 +1,535 @@
-"""What a hard prompt comes to: demonstrations, label scores, calibration, a Run's files."""
+"""Evaluate a hard prompt: encode, score, calibrate, and write the Run."""
 
-import functools
+import logging
+import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc import __version__
-from peft_mrpc import config as cfg
-from peft_mrpc.config import config_record
+from peft_mrpc.config import (
+    IN_MEMORY,
+    DataConfig,
+    PromptConfig,
+    config_record,
+    default_output_dir,
+)
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
+from peft_mrpc.data.loading import (
+    load_data,
+    reported_splits,
+    warn_train_test_overlap,
+    warn_unknown_labels,
+)
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import logger
+from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.models.batched_inference import ScoreCache
-from peft_mrpc.models.hub import ModelSource
+from peft_mrpc.models.hub import ModelSource, resolve_model
+from peft_mrpc.models.loading import check_causal_lm, load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
-    CONTENT_FREE,
-    Calibration,
-    Scores,
-    affine,
+    CONTENT_FREE_TEXTS,
+    CalibrationData,
     affine_out_of_fold,
-    batch,
-    contextual,
-    evidence_of,
-    labels_of,
-    no_calibration,
+    fit_calibration,
 )
-from peft_mrpc.prompting.generation import (
-    Answers,
-    describe_answers,
-    generate_answers,
-    write_answers,
+from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
+from peft_mrpc.prompting.demonstrations import (
+    DemonstrationSelector,
+    TrainSample,
+    build_selector,
+    label_prior,
+    label_uses,
+    sample_train,
 )
-from peft_mrpc.prompting.local_model import PromptClassifier
+from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder
+from peft_mrpc.prompting.generation import answer_records, summarize_answers, write_answers
+from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.score_cache import FileScoreCache
-from peft_mrpc.prompting.templates import Demonstration
-from peft_mrpc.prompting.train_sampling import label_prior
-from peft_mrpc.prompting.validation import train_uses
+from peft_mrpc.prompting.scores import TemplateScores, stack_features
+from peft_mrpc.prompting.templates import Template, load_templates
+from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
 from peft_mrpc.runs.model_card import figure_texts
-from peft_mrpc.runs.writer import describe_data, write_run
+from peft_mrpc.runs.publishing import check_access, check_base, publish
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.writer import data_line, describe_data, write_run
 
+logger = logging.getLogger(__name__)
+
+# Below this share of the probability the model's answer is probably another text.
 LOW_LABEL_MASS = 0.1
-# Flags that mean nothing to a model that is served.
-OF_A_LOADED_MODEL = ("quantization", "device_map", "share_prefix", "batch_tokens")
+# Names of encoded sets besides the reported splits.
+CALIBRATION_SET, CONTENT_FREE = "train", "content-free"
+TEMPLATE_METRICS = ("accuracy", "f1", "roc_auc")
 Array = NDArray[np.float64]
 
 
-class Asker:
-    """One command's questions, from its flags to its Run.
+@dataclass(frozen=True)
+class PromptJob:
+    """A hard prompt before its model is loaded: checked, resolved and encoded.
 
-    Args:
-        config: The flags of the prompt.
-        data_config: The flags of the data.
+    Attributes:
+        config: Options of the prompt.
+        data_config: Options of the data.
+        data: The examples.
+        splits: The splits to report.
+        output_dir: Directory of the Run.
         source: The model.
-        data: The pairs.
-        splits: Which of them are reported.
-        classifier: The model, its templates and demonstrations; its calibration is set here.
-        scratch: Where scores are kept until the Run is written.
-        drawn: The training pairs that are fitted on, and those that are shown to every pair, or
-            the pool of the nearest.
+        templates: T templates.
+        train_sample: The training examples that the prompt uses.
+        selector: Selects the demonstrations of each example.
+        encoder: Encodes examples for the model.
+        batches: The encodings by split, one for each template: of the reported splits, of the
+            calibration set and of the content-free examples.
     """
 
-    def __init__(
-        self,
-        config: cfg.PromptConfig,
-        data_config: cfg.DataConfig,
-        source: ModelSource,
-        data: DataSplits,
-        splits: Sequence[str],
-        classifier: PromptClassifier,
-        scratch: Path,
-        drawn: tuple[list[Example], list[Demonstration]],
-    ) -> None:
-        self.config = config
-        self.data_config = data_config
-        self.source = source
-        self.data = data
-        self.splits = splits
-        self.classifier = classifier
-        self.scratch = scratch
-        self.label_names = data.label_names
-        self.held, self.shown = drawn
-        self.templates: dict[str, dict[str, Any]] = {}  # what each reached by itself
-        self.chosen = ""  # by --combine best
+    config: PromptConfig
+    data_config: DataConfig
+    data: DataSplits
+    splits: Sequence[str]
+    output_dir: Path
+    source: ModelSource
+    templates: Sequence[Template]
+    train_sample: TrainSample
+    selector: DemonstrationSelector
+    encoder: Encoder
+    batches: Mapping[str, Sequence[Any]]
 
-    def ask_into(self, staging: Path | None) -> None:
-        """Score on every process; the one that has a staging directory writes."""
-        started = time.perf_counter()
-        held = self.held
-        if held:
-            logger.info("%d labelled training pairs to choose and to fit on", len(held))
-        train_scores = self._score("train", held) if held else None
-        if self.config.combine == "best":
-            assert train_scores is not None
-            train_scores = self._choose_template(train_scores, _labels(held))
-        scores = {split: self._score(split, self.data.splits[split]) for split in self.splits}
-        fit = self._fitter(train_scores, _labels(held))
-        calibrations = {split: fit(found) for split, found in scores.items()}
-        probabilities = {
-            split: calibrations[split].classify(found) for split, found in scores.items()
-        }
-        # New pairs are answered by what the first split gave.
-        self.classifier.calibration = calibrations[self.splits[0]]
-        for split, found in scores.items():
-            self._describe_templates(split, found, fit)
-        generated = self._generate() if self.config.scoring == "generate" else {}
-        seconds = time.perf_counter() - started
-        if staging is None:
-            return
-        write_answers(staging, generated)
-        save_prompt(
-            *(staging / "prompt", self.classifier, self.source, self.config, self.shown),
-            calibrated_on=self.splits[0],
-        )
-        count = len(held) + sum(map(len, probabilities.values()))
-        record = self._record(len(held)) | {
-            "timing": {"score_seconds": seconds, "score_pairs_per_second": count / seconds}
-        }
-        write_run(staging, record, self.data, probabilities)
+    @property
+    def score_folder(self) -> Path:
+        """Directory of the scores of an interrupted run."""
+        return self.output_dir.with_name(f".{self.output_dir.name}.scores")
 
-    def template_lines(self) -> list[str]:
-        """What each wording reaches by itself, where there are several."""
-        if len(self.templates) < 2:
-            return []
-        width = max(map(len, self.templates))
-        lines = []
-        for name, about in self.templates.items():
-            for split, values in about.items():
-                if split in self.splits and "accuracy" in values:
-                    accuracy, *f1, area = figure_texts(values, list(self.label_names))
-                    lines.append(
-                        f"{name:<{width}}  {split}: accuracy {accuracy}, F1 {' / '.join(f1)}, "
-                        f"ROC-AUC {area}"
-                    )
-        return [*lines, f"chosen on train: {self.chosen}"] if self.chosen else lines
 
-    def _score(self, split: str, pairs: Sequence[Example]) -> list[Scores]:
-        """What each template says, found again where it was asked before."""
+@dataclass
+class PromptEvaluation:
+    """The results of a job.
 
-        def keep(template: str) -> ScoreCache:
-            asked = self._asked(template) | {
-                "pairs": [[pair.sentence1, pair.sentence2] for pair in pairs]
-            }
-            kept = FileScoreCache(self.scratch, process_state().process_index, asked)
-            if len(kept):
-                logger.info("%s: %d pairs of %s were scored before", template, len(kept), split)
-            return kept
+    Attributes:
+        classifier: The classifier, calibrated on the first split.
+        probabilities: Of each reported split, [N, C].
+        seconds: Time of scoring, calibrating and generating.
+        templates: Label probability mass and metrics by template and split.
+        selected: The template selected on train by `combine best`.
+        answers: Records of generated texts by split.
+    """
 
-        scores = self.classifier.ask(pairs, self.config.batch_size, keep)
-        for name, mass in self.classifier.label_mass.items():
-            self.templates.setdefault(name, {}).setdefault(split, {})["label_mass"] = mass
-            if mass is not None and mass < LOW_LABEL_MASS:
-                logger.warning(
-                    "%s, %s: only %.1f%% of the probability falls on the label words; the model "
-                    "answers something else. Try another --template.",
-                    *(split, name, 100 * mass),
-                )
-        return scores
+    classifier: PromptClassifier
+    probabilities: dict[str, Array]
+    seconds: float
+    templates: dict[str, dict[str, Any]]
+    selected: str | None = None
+    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
-    def _asked(self, template: str) -> dict[str, Any]:
-        """All that a score depends on, beside the pairs."""
-        one = next(t for t in self.classifier.templates if t.name == template)
-        config = self.config
-        names = ("quantization", "num_demonstrations", "demonstrations", "share_prefix", "endpoint")
-        return {
-            **{name: getattr(config, name) for name in names},
-            "model": self._identity(),
-            "labels": list(self.label_names),
-            "template": one.record(),
-            "shown": [asdict(shown) for shown in self.shown],
-        }
 
-    def _identity(self) -> dict[str, Any]:
-        """What the model is: its files, how it computes, and by which version of this package."""
-        folder = Path(self.source.location)
-        files = sorted(folder.iterdir()) if folder.is_dir() else []
-        stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-        known = {"location": self.source.location, "files": stats, "version": __version__}
-        return known | self.classifier.engine.identity()
+def run_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]) -> Run | None:
+    """Evaluate a hard prompt and write its Run.
 
-    def _choose_template(
-        self, scores: Sequence[Scores], references: NDArray[np.int64]
-    ) -> list[Scores]:
-        """Go on with the template that is best on training pairs; its scores on these."""
-        fit = self._fitter(scores, references)
-        reached = {}
-        for number, template in enumerate(self.classifier.templates):
-            own = [scores[number]]
-            if self.config.calibration == "affine":
-                evidence = evidence_of(own)
-                probabilities = affine_out_of_fold(evidence, references, self.config.seed)
-            else:
-                probabilities = fit(own, [number]).classify(own)
-            found = self._metrics(probabilities, references)
-            self.templates[template.name]["train"].update(found)
-            reached[template.name] = float(np.mean(list(found["f1"].values())))
-        self.chosen = max(reached, key=lambda name: reached[name])
-        best = reached[self.chosen]
-        logger.info("%s is best on training pairs: macro F1 %.3f", self.chosen, best)
-        number = list(reached).index(self.chosen)
-        self.classifier.templates = [self.classifier.templates[number]]
-        self.classifier.label_mass = {}
-        return [scores[number]]
-
-    def _fitter(
-        self, train_scores: Sequence[Scores] | None, references: NDArray[np.int64]
-    ) -> Callable[..., Calibration]:
-        """What fits the calibration to what some of the templates say."""
-        kind, prior = self.config.calibration, label_prior(self.config, self.data)
-        content_free = None
-        if kind == "contextual":
-            empty = [Example(row, text, text) for row, text in enumerate(CONTENT_FREE)]
-            content_free = labels_of(self.classifier.ask(empty, len(empty)))
-
-        @functools.cache  # the same for every split
-        def fit_affine(chosen: tuple[int, ...]) -> Calibration:
-            assert train_scores is not None
-            evidence = evidence_of([train_scores[number] for number in chosen])
-            return affine(evidence, references, self.config.seed)
-
-        def fit(said: Sequence[Scores], which: Sequence[int] | None = None) -> Calibration:
-            chosen = list(range(len(said))) if which is None else list(which)
-            if kind == "affine":
-                return fit_affine(tuple(chosen))
-            scores = labels_of(said)
-            if kind == "contextual":
-                assert content_free is not None
-                found = contextual(scores, content_free[chosen])
-            else:
-                found = batch(scores) if kind == "batch" else no_calibration(scores)
-            return found if prior is None else found.with_prior(scores, prior)
-
-        return fit
-
-    def _generate(self) -> Answers:
-        """What the model writes for each pair, beside the label words' probabilities."""
-        answers: Answers = {}
-        for split in self.splits:
-            answers[split] = generate_answers(
-                self.classifier, self.data.splits[split], self.config.batch_size
+    Args:
+        config: Options of the prompt.
+        data: Options of the data, or the examples of each split.
+    Returns:
+        The Run; None on the other processes of a distributed job.
+    Raises:
+        UserError: Naming every fault of the options, the templates, the data or the prompts.
+    """
+    job = prepare_prompting(config, data)
+    state = process_state()
+    try:
+        evaluation = evaluate(job, load_engine(job))
+    except (KeyboardInterrupt, UserError) as error:
+        if job.score_folder.is_dir():
+            error.add_note(
+                f"The scores so far are in {job.score_folder}: the same command continues."
             )
-            for name, about in describe_answers(
-                answers[split], self.data.splits[split], self.label_names
-            ).items():
-                self.templates[name].setdefault(split, {})["generated"] = about
-        return answers
+        raise
+    if state.is_main_process:
+        with staged_directory(job.output_dir) as folder:
+            _write(folder, job, evaluation)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return None
+    shutil.rmtree(job.score_folder, ignore_errors=True)
+    run = load_run(job.output_dir)
+    if config.push_to_hub:
+        publish(run, str(config.hub_model_id), config.hub_private_repo)
+    return run
 
-    def _describe_templates(
-        self, split: str, scores: Sequence[Scores], fit: Callable[..., Calibration]
-    ) -> None:
-        """What each template by itself reaches where labels are known."""
-        references = _labels(self.data.splits[split])
-        if (references == UNKNOWN_LABEL).any():
-            return
-        for number, template in enumerate(self.classifier.templates):
-            own = [scores[number]]
-            found = self._metrics(fit(own, [number]).classify(own), references)
-            self.templates[template.name].setdefault(split, {}).update(found)
 
-    def _metrics(self, probabilities: Array, references: NDArray[np.int64]) -> dict[str, Any]:
-        values = compute_metrics(
-            references, probabilities.argmax(axis=1), probabilities, self.label_names
+# ---- before the model is loaded ----
+
+
+def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]) -> PromptJob:
+    """Check the options, load data and templates, and encode every prompt.
+
+    Raises:
+        UserError: Naming every fault.
+    """
+    validate_options(config)
+    data_config = data if isinstance(data, DataConfig) else DataConfig(dataset=IN_MEMORY)
+    default = default_output_dir("hard_prompt", config.model, data)
+    output_dir = Path(config.output_dir or default).expanduser()
+    check_output_dir(output_dir, config.overwrite)
+    if config.push_to_hub:
+        check_access(str(config.hub_model_id))
+    loaded = load_data(data, config.seed)
+    splits = reported_splits(loaded, data_config.split)
+    templates = load_templates(config.template, loaded.label_names)
+    validate_prompts(config, templates, loaded, splits)
+    train_sample = sample_train(config, loaded, splits)
+    warn_unknown_labels(loaded, splits)
+    if train_sample.calibration or train_sample.demonstrations:
+        warn_train_test_overlap(loaded, splits)
+    selector = build_selector(
+        config.demonstrations,
+        config.num_demonstrations,
+        train_sample.demonstrations,
+        loaded.label_names,
+    )
+    source = resolve_source(config)  # may convert a model first
+    if config.push_to_hub:
+        check_base(source.name, source.hub_id)
+    encoder = build_encoder(config, source, loaded.label_names)
+    examples: dict[str, Sequence[Example]] = {split: loaded.splits[split] for split in splits}
+    if train_sample.calibration:
+        examples = {CALIBRATION_SET: train_sample.calibration} | examples
+    if config.calibration == "contextual":
+        examples[CONTENT_FREE] = content_free_examples()
+    batches = encode_examples(encoder, templates, selector, examples)
+    return PromptJob(
+        *(config, data_config, loaded, splits, output_dir, source, templates, train_sample),
+        *(selector, encoder, batches),
+    )
+
+
+def content_free_examples() -> list[Example]:
+    """Examples without content, for contextual calibration."""
+    return [Example(row, text, text) for row, text in enumerate(CONTENT_FREE_TEXTS)]
+
+
+def resolve_source(config: PromptConfig) -> ModelSource:
+    """The model; only the name of one behind an API."""
+    if config.endpoint:
+        return ModelSource(config.model, config.model, config.base_model_id)
+    return resolve_model(config.model, config.base_model_id)
+
+
+def build_encoder(
+    config: PromptConfig, source: ModelSource, label_names: Sequence[str]
+) -> PromptEncoder | RequestEncoder:
+    """The encoder of the model, with its only tokenizer.
+
+    Raises:
+        UserError: If the model is not a causal LM.
+    """
+    if config.endpoint:
+        return RequestEncoder(config.model, label_names)
+    max_length = max_prompt_length(check_causal_lm(source), config.max_length)
+    return PromptEncoder(load_tokenizer(source), label_names, max_length)
+
+
+def encode_examples(
+    encoder: Encoder,
+    templates: Sequence[Template],
+    selector: DemonstrationSelector,
+    examples: Mapping[str, Sequence[Example]],
+) -> dict[str, list[Any]]:
+    """Encode the examples of each split with each template.
+
+    Raises:
+        UserError: Naming every prompt that cannot be encoded.
+    """
+    faults: list[str] = []
+    batches: dict[str, list[Any]] = {split: [] for split in examples}
+    for split, rows in examples.items():
+        demonstrations = selector.select(rows)
+        for template in templates:
+            try:
+                batches[split].append(encoder.encode(template, rows, demonstrations))
+            except UserError as error:
+                named = [f"{split}, {f}" if f.startswith("row ") else f for f in error.faults]
+                faults += [fault for fault in named if fault not in faults]
+    raise_faults(faults)
+    return batches
+
+
+def preview_prompts(config: PromptConfig, data: DataConfig | Mapping[str, Any]) -> list[str]:
+    """The data, the prompts and their lengths, without loading the model's weights.
+
+    Raises:
+        UserError: Naming every fault.
+    """
+    job = prepare_prompting(config, data)
+    place = f"served at {config.endpoint}" if config.endpoint else config.quantization
+    lines = [data_line(job.data, job.splits), f"model: {config.model} ({place})"]
+    if config.endpoint:
+        lines.append(f"templates: {', '.join(template.name for template in job.templates)}")
+    else:
+        lines += _prompt_lines(job.batches, job.splits[0])
+    lines.append(f"output: {job.output_dir}")
+    return [*lines, "dry run: no weights were loaded, nothing was scored, no Run was written"]
+
+
+def _prompt_lines(batches: Mapping[str, Sequence[PromptBatch]], split: str) -> list[str]:
+    lines = []
+    for name, encoded in batches.items():
+        lengths = [length for batch in encoded for length in batch.lengths]
+        templates = f" x {len(encoded)} templates" if len(encoded) > 1 else ""
+        lines.append(
+            f"prompts: {name} {len(encoded[0]):,} examples{templates}, {sum(lengths):,} tokens, "
+            f"mean {np.mean(lengths):.0f}, at most {max(lengths):,}"
         )
-        return {name: values[name] for name in ("accuracy", "f1", "roc_auc")}
-
-    def _record(self, num_held: int) -> dict[str, Any]:
-        names = [template.name for template in self.classifier.templates]
-        return {
-            "strategy": "hard_prompt",
-            "method": "hard_prompt",
-            "model": self.source.name,
-            "base_model_id": self.source.hub_id,
-            "seed": self.config.seed,
-            "num_processes": process_state().num_processes,
-            "data": describe_data(self.data, self.splits),
-            "label_mass": {
-                split: {name: self.templates[name][split].get("label_mass") for name in names}
-                for split in self.splits
-            },
-            "templates": self.templates,
-            "chosen_template": self.chosen or None,
-            # What training labels were used for, and how many pairs.
-            "uses_labels": {"for": train_uses(self.config), "calibration_pairs": num_held},
-            "config": self._config_record()
-            | {"templates": [template.record() for template in self.classifier.templates]},
-        }
-
-    def _config_record(self) -> dict[str, Any]:
-        """The flags; how a served model is held and run nobody here knows."""
-        record = config_record(self.data_config, self.config)
-        unknown = OF_A_LOADED_MODEL if self.config.endpoint else ()
-        return {name: value for name, value in record.items() if name not in unknown}
+    for batch in batches[split]:
+        lines += ["", f"{batch.template.name}, first example of {split}:", *batch.preview()]
+    return [*lines, ""]
 
 
-def _labels(pairs: Sequence[Example]) -> NDArray[np.int64]:
-    return np.array([pair.label for pair in pairs], dtype=np.int64)
+# ---- with the model ----
+
+
+def load_engine(job: PromptJob) -> Engine:
+    """Load the model of a job, or connect to its server."""
+    config = job.config
+    if config.endpoint:
+        logger.info("hard_prompt: %s at %s", config.model, config.endpoint)
+        return EndpointEngine(config.endpoint, config.model)
+    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
+    assert isinstance(job.encoder, PromptEncoder)
+    return LocalEngine(
+        load_causal_lm(job.source, config.quantization, config.device_map),
+        job.encoder.tokenizer.pad_token_id or 0,
+        config.batch_tokens,
+        config.share_prefix,
+    )
+
+
+def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
+    """Score every split, calibrate, and compute the metrics of each template."""
+    started = time.perf_counter()
+    config, sample = job.config, job.train_sample
+    templates, batches = list(job.templates), {**job.batches}
+    results: dict[str, dict[str, Any]] = {template.name: {} for template in templates}
+    data = CalibrationData(
+        config.calibration,
+        config.seed,
+        label_prior(config, job.data),
+        _score(job, engine, batches, CALIBRATION_SET, results) if sample.calibration else (),
+        sample.references,
+    )
+    if CONTENT_FREE in batches:
+        content_free = [engine.score(batch, len(batch)) for batch in batches[CONTENT_FREE]]
+        data = replace(data, content_free=content_free)
+    selected = None
+    if config.combine == "best":
+        index = select_template(templates, data, job.data.label_names, results)
+        selected, data = templates[index].name, data.of_template(index)
+        templates = [templates[index]]
+        batches = {split: [encoded[index]] for split, encoded in batches.items()}
+    scores = {split: _score(job, engine, batches, split, results) for split in job.splits}
+    calibrations = {split: fit_calibration(scores[split], data) for split in job.splits}
+    evaluation = PromptEvaluation(
+        PromptClassifier(
+            job.encoder,
+            engine,
+            templates,
+            list(job.data.label_names),
+            job.selector,
+            calibrations[job.splits[0]],  # new examples are classified like the first split
+        ),
+        {split: calibrations[split].predict_proba(scores[split]) for split in job.splits},
+        0.0,
+        results,
+        selected,
+    )
+    if len(templates) > 1:
+        _describe_templates(job, templates, scores, data, results)
+    if config.scoring == "generate":
+        _generate(job, engine, batches, evaluation)
+    evaluation.seconds = time.perf_counter() - started
+    return evaluation
+
+
+def _score(
+    job: PromptJob,
+    engine: Engine,
+    batches: Mapping[str, Sequence[Any]],
+    split: str,
+    results: Mapping[str, dict[str, Any]],
+) -> list[TemplateScores]:
+    """The scores of a split by each template, with those of an interrupted run."""
+    fingerprint = engine.fingerprint()
+    all_scores = []
+    for batch in batches[split]:
+        template = batch.template
+        cache = FileScoreCache(
+            job.score_folder,
+            process_state().process_index,
+            {"engine": fingerprint, "prompts": batch.fingerprint()},
+        )
+        if len(cache):
+            logger.info(
+                "%s: %d examples of %s are scored already", template.name, len(cache), split
+            )
+        scores = engine.score(batch, job.config.batch_size, cache)
+        mass = label_mass(template, scores)
+        results[template.name].setdefault(split, {})["label_mass"] = mass
+        if mass is not None and mass < LOW_LABEL_MASS:
+            logger.warning(
+                "%s, %s: the label words have only %.1f%% of the probability, so the model's "
+                "answer is probably another text. Try another template.",
+                *(split, template.name, 100 * mass),
+            )
+        all_scores.append(scores)
+    return all_scores
+
+
+def label_mass(template: Template, scores: TemplateScores) -> float | None:
+    """Mean probability of all label words together; None if the scores are not probabilities."""
+    if template.direction == "channel" or template.length_normalized:
+        return None
+    return float(np.exp(scores.labels).sum(axis=1).mean())
+
+
+def select_template(
+    templates: Sequence[Template],
+    data: CalibrationData,
+    label_names: Sequence[str],
+    results: Mapping[str, dict[str, Any]],
+) -> int:
+    """The index of the template with the best macro F1 on the calibration set.
+
+    An affine calibration is evaluated on examples that it was not fitted to.
+    """
+    macro_f1 = []
+    for index, template in enumerate(templates):
+        template_data = data.of_template(index)
+        scores = template_data.train_scores
+        if data.kind == "affine":
+            features = stack_features(scores)
+            probabilities = affine_out_of_fold(features, data.references, data.seed)
+        else:
+            probabilities = fit_calibration(scores, template_data).predict_proba(scores)
+        metrics = _metrics(probabilities, data.references, label_names)
+        results[template.name][CALIBRATION_SET].update(metrics)
+        macro_f1.append(float(np.mean(list(metrics["f1"].values()))))
+    best = int(np.argmax(macro_f1))
+    logger.info("%s has the best macro F1 on train: %.3f", templates[best].name, macro_f1[best])
+    return best
+
+
+def _describe_templates(
+    job: PromptJob,
+    templates: Sequence[Template],
+    scores: Mapping[str, Sequence[TemplateScores]],
+    data: CalibrationData,
+    results: Mapping[str, dict[str, Any]],
+) -> None:
+    """Add the metrics of each of several templates on the labelled splits."""
+    for split in job.splits:
+        references = np.array([example.label for example in job.data.splits[split]])
+        if (references == UNKNOWN_LABEL).any():
+            continue
+        for index, template in enumerate(templates):
+            template_scores = [scores[split][index]]
+            calibration = fit_calibration(template_scores, data.of_template(index))
+            probabilities = calibration.predict_proba(template_scores)
+            results[template.name][split].update(
+                _metrics(probabilities, references, job.data.label_names)
+            )
+
+
+def _metrics(
+    probabilities: Array, references: NDArray[np.int64], label_names: Sequence[str]
+) -> dict[str, Any]:
+    predictions = probabilities.argmax(axis=1)
+    metrics = compute_metrics(references, predictions, probabilities, label_names)
+    return {name: metrics[name] for name in TEMPLATE_METRICS}
+
+
+def _generate(
+    job: PromptJob,
+    engine: Engine,
+    batches: Mapping[str, Sequence[Any]],
+    evaluation: PromptEvaluation,
+) -> None:
+    """Generate answers, a cross-check of the label words' probabilities."""
+    for split in job.splits:
+        examples = job.data.splits[split]
+        evaluation.answers[split] = []
+        for batch in batches[split]:
+            if batch.template.direction == "channel":
+                continue
+            texts = engine.generate(batch, job.config.batch_size)
+            records = answer_records(batch.template, examples, texts)
+            summary = summarize_answers(records, examples, job.data.label_names)
+            evaluation.templates[batch.template.name][split]["generated"] = summary
+            evaluation.answers[split] += records
+
+
+# ---- the Run ----
+
+
+def _write(folder: Path, job: PromptJob, evaluation: PromptEvaluation) -> None:
+    config, demonstrations = job.config, job.train_sample.demonstrations
+    write_answers(folder, evaluation.answers)
+    save_prompt(
+        *(folder / "prompt", evaluation.classifier, job.source, config, demonstrations),
+        calibrated_on=job.splits[0],
+    )
+    write_run(folder, _record(job, evaluation), job.data, evaluation.probabilities)
+
+
+def _record(job: PromptJob, evaluation: PromptEvaluation) -> dict[str, Any]:
+    """The content of `run.json` that is particular to hard prompts."""
+    config, templates = job.config, evaluation.classifier.templates
+    num_calibration = len(job.train_sample.calibration)
+    count = num_calibration + sum(map(len, evaluation.probabilities.values()))
+    options = config_record(job.data_config, config)
+    if config.endpoint:
+        options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+    return {
+        "strategy": "hard_prompt",
+        "method": "hard_prompt",
+        "model": job.source.name,
+        "base_model_id": job.source.hub_id,
+        "seed": config.seed,
+        "num_processes": process_state().num_processes,
+        "data": describe_data(job.data, job.splits),
+        "label_mass": {
+            split: {t.name: evaluation.templates[t.name][split]["label_mass"] for t in templates}
+            for split in job.splits
+        },
+        "templates": evaluation.templates,
+        "chosen_template": evaluation.selected,
+        "uses_labels": {"for": label_uses(config), "calibration_pairs": num_calibration},
+        "config": options | {"templates": [template.to_dict() for template in templates]},
+        "timing": {
+            "score_seconds": evaluation.seconds,
+            "score_pairs_per_second": count / evaluation.seconds,
+        },
+    }
+
+
+def template_lines(run: Run) -> list[str]:
+    """One line for each of several templates and each split: the metrics of the template alone."""
+    record = run.record
+    if len(record["templates"]) < 2:
+        return []
+    width = max(map(len, record["templates"]))
+    lines = []
+    for name, splits in record["templates"].items():
+        for split, values in splits.items():
+            if split in run.metrics and "accuracy" in values:
+                accuracy, *f1, area = figure_texts(values, run.label_names)
+                lines.append(
+                    f"{name:<{width}}  {split}: accuracy {accuracy}, F1 {' / '.join(f1)}, "
+                    f"ROC-AUC {area}"
+                )
+    selected = record["chosen_template"]
+    return [*lines, f"selected on train: {selected}"] if selected else lines

@@ -1,140 +1,158 @@
-"""What of a hard prompt's flags does not stand together, before a model is loaded."""
+"""Check the options of a hard prompt, before its data and before its model are loaded."""
 
 from collections.abc import Sequence
 
-from peft_mrpc import config as cfg
+from peft_mrpc.config import PromptConfig
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits
+from peft_mrpc.distributed import process_state
+from peft_mrpc.errors import choice_faults, raise_faults
+from peft_mrpc.models.quantization import QUANTIZATIONS
+from peft_mrpc.prompting.calibration import CALIBRATIONS
+from peft_mrpc.prompting.demonstrations import DEMONSTRATION_CHOICES, label_uses
+from peft_mrpc.prompting.endpoint import endpoint_faults
 from peft_mrpc.prompting.templates import Template
 
-# Fewer pairs than this have no shares to speak of.
-FEWEST = 8
+CHOICES = {
+    "quantization": QUANTIZATIONS,
+    "calibration": CALIBRATIONS,
+    "demonstrations": DEMONSTRATION_CHOICES,
+    "combine": ("ensemble", "best"),
+    "label_prior": ("none", "uniform", "train"),
+    "scoring": ("words", "generate"),
+    "device_map": ("replica", "auto"),
+}
+MINIMUM = {
+    "batch_size": 1,
+    "batch_tokens": 1,
+    "max_length": 1,
+    "num_demonstrations": 0,
+    "num_calibration_pairs": 4,
+}
+MAX_SEED = (1 << 32) - 1
+# Options of a model in this process, without effect on one behind an API.
+LOCAL_OPTIONS = ("quantization", "device_map", "share_prefix", "batch_tokens")
+# Fewer examples have no meaningful label frequencies.
+MIN_BATCH_CALIBRATION = 8
 
 
-def prompt_faults(
-    config: cfg.PromptConfig,
-    templates: Sequence[Template],
-    data: DataSplits,
-    splits: Sequence[str],
-) -> list[str]:
-    """What of these flags does not stand together, or not with these pairs."""
-    empty = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
-    return [
-        *empty,
-        *_channel_faults(config, templates),
-        *_demonstration_faults(config),
-        *_calibration_faults(config, templates),
-        *_endpoint_faults(config, templates),
-        *_pair_faults(config, data, splits),
+def validate_options(config: PromptConfig) -> None:
+    """Check everything that needs neither data nor templates.
+
+    Raises:
+        UserError: Naming every fault.
+    """
+    faults = [
+        f"{name}: got {getattr(config, name)}; expected at least {minimum}."
+        for name, minimum in MINIMUM.items()
+        if getattr(config, name) < minimum
     ]
-
-
-def _channel_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
-    """What the noisy channel does not give."""
-    faults = []
-    channels = [one.name for one in templates if one.direction == "channel"]
-    if config.num_demonstrations and channels:
+    if not 0 <= config.seed <= MAX_SEED:
+        faults.append(f"seed: got {config.seed}; expected 0 to {MAX_SEED}.")
+    if config.push_to_hub and not config.hub_model_id:
+        faults.append("push_to_hub: got no hub_model_id; expected owner/name.")
+    faults += choice_faults(config, CHOICES) + endpoint_faults(config.endpoint)
+    if config.endpoint:
+        faults += [
+            f"{name}: got {getattr(config, name)} with an endpoint, where the server decides; "
+            "drop it."
+            for name in LOCAL_OPTIONS
+            if getattr(config, name) != getattr(PromptConfig, name)
+        ]
+    if config.device_map == "auto" and process_state().num_processes > 1:
         faults.append(
-            f"--num_demonstrations: got {config.num_demonstrations}, but {channels[0]} reads the "
-            "noisy channel, which shows none; drop it, or use another --template."
-        )
-    if config.calibration == "contextual" and channels:
-        faults.append(
-            f"--calibration: got contextual, but {channels[0]} reads the noisy channel, and there "
-            "is nothing to read of a pair without content; use batch or affine."
-        )
-    mute = [one.name for one in templates if not all(one.label_words.values())]
-    is_raw = config.calibration == "none" and config.label_prior == "none"
-    if is_raw and (mute or 0 < len(channels) < len(templates)):
-        name = (mute or channels)[0]
-        faults.append(
-            f"--template: {name} reads the noisy channel, whose raw scores say one label of nearly "
-            "every pair; add --calibration batch (or affine), or --label_prior train."
-        )
-    if config.scoring == "generate" and len(channels) == len(templates):
-        faults.append(
-            f"--scoring: got generate, but {channels[0]} reads the noisy channel, which asks "
-            "nothing; add a --template that does."
-        )
-    return faults
-
-
-def _demonstration_faults(config: cfg.PromptConfig) -> list[str]:
-    faults = []
-    if config.calibration == "contextual" and config.demonstrations == "nearest":
-        faults.append(
-            "--calibration: got contextual, but --demonstrations nearest gives each pair a context "
-            "of its own; use batch or affine."
+            "device_map: got auto in a job of several processes, each of which would use every "
+            "GPU; start one process, or use replica."
         )
     if config.demonstrations != "balanced" and not config.num_demonstrations:
         faults.append(
-            f"--demonstrations: got {config.demonstrations} and none to show; add "
-            "--num_demonstrations."
+            f"demonstrations: got {config.demonstrations} without any; set num_demonstrations."
         )
-    return faults
-
-
-def _calibration_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
-    faults = []
-    if config.combine == "best" and len(templates) < 2:
-        faults.append("--combine: got best of one template; expected several in --template.")
-    is_fitted = config.calibration == "affine" or config.combine == "best"
-    if config.num_calibration_pairs != cfg.PromptConfig.num_calibration_pairs and not is_fitted:
+    if config.calibration == "contextual" and config.demonstrations == "nearest":
         faults.append(
-            f"--num_calibration_pairs: got {config.num_calibration_pairs}, which nothing is fitted "
-            "to; add --calibration affine or --combine best, or drop it."
+            "calibration: got contextual, but with nearest demonstrations each example has a "
+            "context of its own; use batch or affine."
+        )
+    is_fitted = config.calibration == "affine" or config.combine == "best"
+    if config.num_calibration_pairs != PromptConfig.num_calibration_pairs and not is_fitted:
+        faults.append(
+            f"num_calibration_pairs: got {config.num_calibration_pairs}, but nothing is fitted; "
+            "use calibration affine or combine best, or drop it."
         )
     if config.label_prior != "none" and config.calibration == "affine":
         faults.append(
-            f"--label_prior: got {config.label_prior}, but the affine fit knows the labels' "
-            "shares; drop it."
+            f"label_prior: got {config.label_prior}, but the affine fit includes the prior; drop "
+            "it."
         )
-    return faults
+    raise_faults(faults)
 
 
-def _endpoint_faults(config: cfg.PromptConfig, templates: Sequence[Template]) -> list[str]:
-    """What an API does not give."""
+def validate_prompts(
+    config: PromptConfig, templates: Sequence[Template], data: DataSplits, splits: Sequence[str]
+) -> None:
+    """Check the options together with the templates and the data.
+
+    Raises:
+        UserError: Naming every fault.
+    """
+    raise_faults([*_template_faults(config, templates), *_data_faults(config, data, splits)])
+
+
+def _template_faults(config: PromptConfig, templates: Sequence[Template]) -> list[str]:
     faults = []
-    channels = [one.name for one in templates if one.direction == "channel"]
-    if config.endpoint and channels:
+    channel = [template.name for template in templates if template.direction == "channel"]
+    normalized = [template.name for template in templates if template.length_normalized]
+    if channel and config.num_demonstrations:
         faults.append(
-            f"--endpoint: {channels[0]} reads the probabilities of the pair itself, and of a "
-            "served model the answer's first token alone is asked for; use another --template."
+            f"num_demonstrations: got {config.num_demonstrations}, but {channel[0]} has direction "
+            "channel, which has no demonstrations; drop it, or use another template."
         )
-    normalized = [one.name for one in templates if one.length_normalized]
+    if channel and config.calibration == "contextual":
+        faults.append(
+            f"calibration: got contextual, but {channel[0]} has direction channel, which has no "
+            "content-free examples; use batch or affine."
+        )
+    # The scores of a label without words are not comparable with those of others.
+    bare = [template.name for template in templates if not all(template.label_words.values())]
+    is_mixed = 0 < len(channel) < len(templates)
+    if (bare or is_mixed) and config.calibration == config.label_prior == "none":
+        faults.append(
+            f"template: {(bare or channel)[0]} has direction channel, whose raw scores give nearly "
+            "every example the same label; use calibration batch or affine, or label_prior train."
+        )
+    if len(channel) == len(templates) and config.scoring == "generate":
+        faults.append(
+            f"scoring: got generate, but {channel[0]} has direction channel, which asks no "
+            "question; add a template with direction direct."
+        )
+    if config.combine == "best" and len(templates) < 2:
+        faults.append("combine: got best with one template; expected several in template.")
+    if config.endpoint and channel:
+        faults.append(
+            f"endpoint: {channel[0]} has direction channel, which needs the probabilities of whole "
+            "sentences, and the API returns those of the first token; use another template."
+        )
     if config.endpoint and normalized:
         faults.append(
-            f"--endpoint: {normalized[0]} is length-normalized, and of a served model the answer's "
-            "first token alone is asked for; use another --template."
+            f"endpoint: {normalized[0]} is length-normalized, and the API returns the "
+            "probabilities of the first token only; use another template."
         )
     return faults
 
 
-def _pair_faults(config: cfg.PromptConfig, data: DataSplits, splits: Sequence[str]) -> list[str]:
-    """What these pairs do not give."""
-    faults = []
+def _data_faults(config: PromptConfig, data: DataSplits, splits: Sequence[str]) -> list[str]:
+    faults = [f"{data.name}: split {split} is empty." for split in splits if not data.splits[split]]
     if config.calibration == "batch" or config.label_prior != "none":
         faults += [
-            f"{data.name}: split {split} has {len(data.splits[split])} pairs; a calibration over "
-            f"the pairs themselves needs at least {FEWEST}."
+            f"{data.name}: split {split} has {len(data.splits[split])} examples; a calibration on "
+            f"the scored examples needs at least {MIN_BATCH_CALIBRATION}."
             for split in splits
-            if len(data.splits[split]) < FEWEST
+            if len(data.splits[split]) < MIN_BATCH_CALIBRATION
         ]
-    if uses := train_uses(config):
+    if uses := label_uses(config):
         if "train" not in data.splits:
-            faults.append(f"{uses[0]}: needs training pairs; give --train_file.")
+            faults.append(f"{uses[0]}: needs training examples; set train_file.")
         elif "train" in splits:
-            faults.append(f"--split: got train, which {uses[0]} draws from; expected other splits.")
-        elif not any(pair.label != UNKNOWN_LABEL for pair in data.splits["train"]):
-            faults.append(f"{uses[0]}: needs labels, and the training pairs have none.")
+            faults.append(f"split: got train, which {uses[0]} samples from; expected other splits.")
+        elif all(example.label == UNKNOWN_LABEL for example in data.splits["train"]):
+            faults.append(f"{uses[0]}: needs labels, and the training examples have none.")
     return faults
-
-
-def train_uses(config: cfg.PromptConfig) -> list[str]:
-    """Which flags make use of the labels of training pairs."""
-    uses = {
-        f"--num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,
-        "--calibration affine": config.calibration == "affine",
-        "--label_prior train": config.label_prior == "train",
-        "--combine best": config.combine == "best",
-    }
-    return [flag for flag, is_used in uses.items() if is_used]

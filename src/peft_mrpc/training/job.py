@@ -7,14 +7,12 @@ without them.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.data.examples import SPLITS
 from peft_mrpc.errors import closest, raise_faults
 
 if TYPE_CHECKING:
@@ -23,8 +21,6 @@ if TYPE_CHECKING:
     from peft_mrpc.methods.registry import Method
     from peft_mrpc.models.hub import ModelSource
 
-# Name of data that is passed as objects, in `run.json`.
-IN_MEMORY = "in_memory"
 MAX_SEED = (1 << 32) - 1
 
 
@@ -194,23 +190,3 @@ def training_argument_names() -> frozenset[str]:
     from transformers import TrainingArguments
 
     return frozenset(item.name for item in dataclasses.fields(TrainingArguments) if item.init)
-
-
-def default_output_dir(
-    method: str, model: str, data: DataConfig | Mapping[str, Any], command: str = "train"
-) -> Path:
-    """`runs/DATASET-MODEL-METHOD` in characters that every file system accepts.
-
-    The name begins with the command, unless that is `train`.
-    """
-    if not isinstance(data, DataConfig):
-        dataset = IN_MEMORY
-    elif any(getattr(data, f"{split}_file") for split in SPLITS):
-        dataset = "files"
-    else:
-        dataset = data.dataset
-    parts = [Path(dataset).name, Path(model).name, method]
-    prefix = [] if command == "train" else [command]
-    return Path(
-        "runs", "-".join([*prefix, *(re.sub(r"[^\w.]+", "_", p).strip("_") for p in parts)])
-    )

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
 
-from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
+from peft_mrpc.config import IN_MEMORY, TRAIN_DEFAULTS, DataConfig, TrainConfig, default_output_dir
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.methods.peft_adapters import set_tokenizer
 from peft_mrpc.methods.registry import (
@@ -38,10 +38,8 @@ from peft_mrpc.models.loading import (
 from peft_mrpc.models.modeling_sentence_pair import ALIGNS
 from peft_mrpc.precision import keep_off, padding_step, precision_defaults, trainer_precision
 from peft_mrpc.training.job import (
-    IN_MEMORY,
     ResolvedJob,
     TrainJob,
-    default_output_dir,
     training_argument_names,
 )
 from peft_mrpc.training.model_selection import implied_training_arguments

@@ -4,35 +4,35 @@ from pathlib import Path
 import pytest
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.prompting.template_files import (
+from peft_mrpc.prompting.generation import parse_answer
+from peft_mrpc.prompting.templates import (
     load_template,
     load_templates,
     packaged_templates,
     parse_template,
 )
-from peft_mrpc.prompting.templates import parse_answer
 
 LABELS = ["not_equivalent", "equivalent"]
 
 
-def test_packaged_templates_load_and_answer_each_of_their_labels() -> None:
+def test_packaged_templates_load_and_have_distinct_words() -> None:
     assert len(packaged_templates()) > 8
     for name in packaged_templates():
         template = load_template(name)
         assert template.name == name and template.description
-        words = template.words(list(template.label_words))
+        words = template.verbalizer(list(template.label_words))
         assert len(set(words)) == len(words)
-        # What is saved in a Run is read as the file was.
-        assert parse_template(json.dumps(template.record()), name) == template
+        # A Run stores the template in the same form.
+        assert parse_template(json.dumps(template.to_dict()), name) == template
 
 
-def test_all_are_those_that_answer_the_datas_labels() -> None:
+def test_all_is_every_template_with_the_labels_of_the_data() -> None:
     paraphrases = load_templates("all", LABELS)
     assert len([one for one in paraphrases if one.direction == "direct"]) >= 8
     assert {one.name for one in load_templates("all", ["duplicate", "not_duplicate"])} == {
         "duplicate_questions"
     }
-    with pytest.raises(UserError, match="got all, but no packaged one answers x, y"):
+    with pytest.raises(UserError, match="got all, but no packaged template has the labels x, y"):
         load_templates("all", ["x", "y"])
     assert [one.name for one in load_templates("paraphrase_true, paraphrase", LABELS)] == [
         *("paraphrase_true", "paraphrase")
@@ -42,7 +42,7 @@ def test_all_are_those_that_answer_the_datas_labels() -> None:
 MINE = "text: '{sentence1} {sentence2}'\nlabel_words: {equivalent: X, not_equivalent: Y}\n"
 
 
-def test_a_directory_stands_for_its_templates(tmp_path: Path) -> None:
+def test_a_directory_loads_all_its_templates(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(MINE)
     (tmp_path / "a.yml").write_text(f"name: first\n{MINE}")
     (tmp_path / "notes.txt").write_text("no template")
@@ -53,10 +53,12 @@ def test_a_directory_stands_for_its_templates(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(f"name: paraphrase\n{MINE}")
     with pytest.raises(UserError) as caught:
         load_templates(f"paraphrase,{tmp_path},nowhere", LABELS)
-    said = str(caught.value)
-    assert "a.yml: key 'text': got the field {it}" in said and "a.yml: key 'text' lacks" in said
-    assert "b" in said and "got 'nowhere'; expected a YAML file, a directory" in said
-    assert "got 'paraphrase' twice" in said
+    message = str(caught.value)
+    assert (
+        "a.yml: key 'text': got the field {it}" in message and "a.yml: key 'text' lacks" in message
+    )
+    assert "b" in message and "got 'nowhere'; expected a YAML file, a directory" in message
+    assert "got 'paraphrase' twice" in message
     empty = tmp_path / "empty"
     empty.mkdir()
     with pytest.raises(UserError, match="empty', a directory without a .yaml file"):
@@ -82,12 +84,15 @@ PAIR = "text: '{sentence1} {sentence2}'"
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\n{PAIR}", ["got the key 'text' twice"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words['b']: got none"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk", ["'style': got 'talk'"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nboth_orders: true", ["for direction channel"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nboth_orders: true",
+            ["effect with direction channel"],
+        ),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nlength_normalized: 1", ["true or false"]),
         (
             "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\n"
             "length_normalized: true",
-            ["'length_normalized': is for direction direct"],
+            ["effect with direction direct"],
         ),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nsystem: 3", ["'system': got 3"]),
         (
@@ -96,11 +101,11 @@ PAIR = "text: '{sentence1} {sentence2}'"
         ),
         (
             "text: '{sentence1}'\nlabel_words: {a: [X, Z], b: Y}\ndirection: channel",
-            ["takes one text for a label"],
+            ["got several texts for a label"],
         ),
         (
             "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\nstyle: chat",
-            ["direction channel continues plain text"],
+            ["expected plain with direction channel"],
         ),
         ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
         (
@@ -109,7 +114,7 @@ PAIR = "text: '{sentence1} {sentence2}'"
         ),
         (f"{PAIR}\nlabel_words: {{1: X, 0: Y}}", ["got the label 1; expected its name in quotes"]),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nanswer_prefix:", ["'answer_prefix': got None"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nname: ''", ["'name': got none; expected a name"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nname: ''", ["'name': got ''; expected a name"]),
         (
             "text: '{sentence1}'\nlabel_words: {a: null, b: null}\ndirection: channel",
             ["label_words: got None more than once"],
@@ -117,7 +122,7 @@ PAIR = "text: '{sentence1} {sentence2}'"
         ("[", ["not valid YAML"]),
     ],
 )
-def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> None:
+def test_every_fault_of_a_template_is_reported(text: str, faults: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parse_template(text, "mine.yaml")
     for fault in faults:
@@ -143,7 +148,7 @@ def test_every_fault_of_a_template_is_named(text: str, faults: list[str]) -> Non
         ("paraphrase_choice", "b", None),
     ],
 )
-def test_an_answer_is_the_label_it_begins_by_naming_or_none(
+def test_an_answer_is_the_label_at_its_beginning_unless_it_is_ambiguous(
     name: str, text: str, label: str | None
 ) -> None:
     assert parse_answer(text, load_template(name)) == label

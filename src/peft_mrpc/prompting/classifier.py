@@ -1,0 +1,81 @@
+"""A classifier made of a language model, templates, demonstrations and a calibration."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from peft_mrpc.data.examples import Example, Inputs, as_examples
+from peft_mrpc.evaluation.thresholds import label_names_of
+from peft_mrpc.models.batched_inference import ScoreCache
+from peft_mrpc.prompting.calibration import Calibration, no_calibration
+from peft_mrpc.prompting.demonstrations import DemonstrationSelector, FixedDemonstrations
+from peft_mrpc.prompting.scores import TemplateScores, stack_label_scores
+from peft_mrpc.prompting.templates import Demonstration, Template
+
+
+class Encoder(Protocol):
+    """Encodes examples for an engine: as token ids, or as requests to a server."""
+
+    def encode(
+        self,
+        template: Template,
+        examples: Sequence[Example],
+        demonstrations: Sequence[Sequence[Demonstration]],
+    ) -> Any:
+        """The encodings of N examples."""
+
+
+class Engine(Protocol):
+    """Scores and continues encoded prompts: a local model, or one behind an API."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything except the prompts that a score depends on."""
+
+    def score(self, batch: Any, batch_size: int, cache: ScoreCache | None = None) -> TemplateScores:
+        """Label scores of the examples."""
+
+    def generate(self, batch: Any, batch_size: int) -> list[str]:
+        """The most likely text after each prompt."""
+
+
+@dataclass
+class PromptClassifier:
+    """Classifies examples with a prompted model, through one template or several.
+
+    Attributes:
+        encoder: Encodes examples for the engine.
+        engine: The model.
+        templates: T templates.
+        labels: Names of the C labels.
+        selector: Selects the demonstrations of each example.
+        calibration: Turns label scores into probabilities; None for the raw scores.
+        threshold: Probability above which the last of two labels is predicted.
+    """
+
+    encoder: Encoder
+    engine: Engine
+    templates: Sequence[Template]
+    labels: list[str]
+    selector: DemonstrationSelector = field(default_factory=FixedDemonstrations)
+    calibration: Calibration | None = None
+    threshold: float = 0.5
+
+    def score(self, examples: Sequence[Example], batch_size: int = 16) -> list[TemplateScores]:
+        """The uncalibrated scores of N examples by each template."""
+        demonstrations = self.selector.select(examples)
+        batches = [self.encoder.encode(t, examples, demonstrations) for t in self.templates]
+        return [self.engine.score(batch, batch_size) for batch in batches]
+
+    def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
+        """Probabilities of the labels, [N, C], columns in the order of `labels`."""
+        scores = self.score(as_examples(inputs), batch_size)
+        calibration = self.calibration or no_calibration(stack_label_scores(scores))
+        return calibration.predict_proba(scores)
+
+    def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
+        """The predicted label name of each example."""
+        probabilities = self.predict_proba(inputs, batch_size)
+        return label_names_of(probabilities, self.labels, self.threshold)
