@@ -28,9 +28,8 @@ from matplotlib.figure import Figure
 
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.evaluation.plot_style import on_page
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.report.cost_plots import RunPoint, plot_accuracy_against_parameters
+from peft_mrpc.report.plots import RunPoint, plot_accuracy_against_parameters
 from peft_mrpc.runs.run import Run, load_run
 
 MINILM = ["--model", "builtin:minilm"]
@@ -274,8 +273,7 @@ def draw(results: dict[str, Any]) -> Figure:
         )
     some = next(iter(results.values()))
     title = f"MRPC dev, {some['num_examples']} pairs: mean and deviation over seeds"
-    with on_page():
-        return plot_accuracy_against_parameters(points, title)
+    return plot_accuracy_against_parameters(points, title)
 
 
 if __name__ == "__main__":

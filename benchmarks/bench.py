@@ -29,7 +29,7 @@ from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.errors import UserError
-from peft_mrpc.evaluation.plot_style import save_picture
+from peft_mrpc.evaluation.plot_style import save_figure
 
 HERE = Path(__file__).parent
 BESIDE = HERE.parent.parent / "shared" / "data" / "glue" / "MRPC"
@@ -190,7 +190,7 @@ class Report:
     def draw(self, build: Callable[[], Figure]) -> None:
         """Draw the picture of the page."""
         if not (self.output or self.quick):
-            save_picture(build(), HERE / f"{self.name}.png")
+            save_figure(build(), HERE / f"{self.name}.png")
 
 
 def build_report(name: str, options: argparse.Namespace, *packages: str) -> Report:

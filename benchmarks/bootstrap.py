@@ -1,10 +1,11 @@
-"""Time of the paired bootstrap behind a comparison: every figure of every run, 10,000 times.
+"""Time of the paired bootstrap of a comparison: every metric of every run, 10,000 times.
 
     python benchmarks/bootstrap.py
 
-Answers of 5 runs to 1,725 pairs (MRPC's test split has as many) are drawn by chance, each run right
-on about four of five. The peer measures the same figures of one draw after another with
-scikit-learn, on fewer draws; both are said in draws a second. One thread.
+The predictions of 5 runs for 1,725 examples (the size of MRPC's test split) are random, with an
+accuracy of about 80% for each run. The peer computes the same metrics with scikit-learn, one
+resample after the other, with fewer resamples. Both are reported in resamples per second, with one
+thread.
 """
 
 import resource
@@ -23,9 +24,9 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from peft_mrpc.evaluation.bootstrap import DRAWS, bootstrap
+from peft_mrpc.evaluation.bootstrap import NUM_RESAMPLES, bootstrap
 
-NUM_RUNS, NUM_ROWS, PEER_DRAWS = 5, 1725, 100
+NUM_RUNS, NUM_EXAMPLES, PEER_RESAMPLES = 5, 1725, 100
 GOAL_SECONDS = 2.0
 Array = NDArray[np.float64]
 
@@ -33,63 +34,69 @@ Array = NDArray[np.float64]
 def main() -> None:
     options = build_parser(__doc__).parse_args()
     report = build_report("bootstrap", options)
-    references, chances = draw_answers()
-    predictions = [(own[:, 1] > 0.5).astype(int) for own in chances]
-    bootstrap(references, predictions, chances, 2, draws=100)  # what is compiled or loaded first
-    draws = DRAWS // 10 if options.quick else DRAWS
-    seconds = min(time_ours(references, predictions, chances, draws) for _ in range(3))
-    peer = time_peer(references, predictions, chances, PEER_DRAWS)
+    references, probabilities = draw_predictions()
+    predictions = [(rows[:, 1] > 0.5).astype(int) for rows in probabilities]
+    bootstrap(references, predictions, probabilities, 2, num_resamples=100)  # warm-up
+    num_resamples = NUM_RESAMPLES // 10 if options.quick else NUM_RESAMPLES
+    seconds = min(
+        time_ours(references, predictions, probabilities, num_resamples) for _ in range(3)
+    )
+    peer = time_peer(references, predictions, probabilities, PEER_RESAMPLES)
     row = speed_row(
-        f"{NUM_RUNS} runs x {NUM_ROWS:,} pairs, all figures",
-        *(draws / seconds, PEER_DRAWS / peer, round(DRAWS / GOAL_SECONDS * peer / PEER_DRAWS)),
+        f"{NUM_RUNS} runs x {NUM_EXAMPLES:,} examples, all metrics",
+        *(
+            num_resamples / seconds,
+            PEER_RESAMPLES / peer,
+            round(NUM_RESAMPLES / GOAL_SECONDS * peer / PEER_RESAMPLES),
+        ),
         seconds=seconds,
-        draws=draws,
+        num_resamples=num_resamples,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    row["unit"] = "draws/s"
+    row["unit"] = "resamples/s"
     report.write([row])
     report.show(goal_table([row]), "goals")
-    print(f"{draws:,} draws in {seconds:.2f} s (to reach: 10,000 in {GOAL_SECONDS:g} s)")
+    print(f"{num_resamples:,} resamples in {seconds:.2f} s (goal: 10,000 in {GOAL_SECONDS:g} s)")
 
 
-def draw_answers() -> tuple[NDArray[np.int64], list[Array]]:
-    """True labels [N], and the probabilities of each run, [N, 2]."""
-    draw = np.random.default_rng(0)
-    references = (draw.random(NUM_ROWS) < 0.665).astype(int)
-    scores = [draw.normal((2 * references - 1) * 0.9) + 0.4 for _ in range(NUM_RUNS)]
-    positive = [1 / (1 + np.exp(-2 * own)) for own in scores]
+def draw_predictions() -> tuple[NDArray[np.int64], list[Array]]:
+    """True labels, [N], and the probabilities of each run, [N, 2]."""
+    rng = np.random.default_rng(0)
+    references = (rng.random(NUM_EXAMPLES) < 0.665).astype(int)
+    scores = [rng.normal((2 * references - 1) * 0.9) + 0.4 for _ in range(NUM_RUNS)]
+    positive = [1 / (1 + np.exp(-2 * score)) for score in scores]
     return references, [np.stack([1 - p, p], axis=1) for p in positive]
 
 
 def time_ours(
     references: NDArray[np.int64],
     predictions: Sequence[NDArray[np.int64]],
-    chances: Sequence[Array],
-    draws: int,
+    probabilities: Sequence[Array],
+    num_resamples: int,
 ) -> float:
     started = time.perf_counter()
-    bootstrap(references, predictions, chances, 2, draws=draws)
+    bootstrap(references, predictions, probabilities, 2, num_resamples=num_resamples)
     return time.perf_counter() - started
 
 
 def time_peer(
     references: NDArray[np.int64],
     predictions: Sequence[NDArray[np.int64]],
-    chances: Sequence[Array],
-    draws: int,
+    probabilities: Sequence[Array],
+    num_resamples: int,
 ) -> float:
-    """What users write: draw rows, and ask scikit-learn for each figure of each run."""
-    draw = np.random.default_rng(0)
+    """The usual code: draw examples, and compute each metric of each run with scikit-learn."""
+    rng = np.random.default_rng(0)
     started = time.perf_counter()
-    for _ in range(draws):
-        rows = draw.integers(NUM_ROWS, size=NUM_ROWS)
+    for _ in range(num_resamples):
+        rows = rng.integers(NUM_EXAMPLES, size=NUM_EXAMPLES)
         labels = references[rows]
-        for said, own in zip(predictions, chances, strict=True):
+        for predicted, scores in zip(predictions, probabilities, strict=True):
             for measure in (accuracy_score, matthews_corrcoef):
-                measure(labels, said[rows])
-            f1_score(labels, said[rows], average=None)
+                measure(labels, predicted[rows])
+            f1_score(labels, predicted[rows], average=None)
             for measure in (roc_auc_score, average_precision_score, brier_score_loss):
-                measure(labels, own[rows, 1])
+                measure(labels, scores[rows, 1])
     return time.perf_counter() - started
 
 

@@ -2,10 +2,10 @@
 
     python benchmarks/example_report.py --output_dir runs/example
 
-Trains what is not there yet (hours on two cores), asks SmolLM2, and compares; with
-`--pictures docs/example` it writes the pictures of the documentation too, for which Chromium and
-Playwright are needed; examples are shown of the quickstart's report, whose sentences are free. Runs
-of `accuracy.py` in the same directory are found and used.
+Trains the Runs that are missing (hours on two cores), evaluates SmolLM2 with a prompt, and writes
+the report. `--pictures docs/example` also takes the screenshots of the documentation, which needs
+Chromium and Playwright. The screenshot of examples shows the quickstart's report, whose sentences
+are free. Runs of `accuracy.py` in the same directory are reused.
 """
 
 import shutil
@@ -14,11 +14,11 @@ from pathlib import Path
 from accuracy import ROWS, run_all
 from bench import build_parser, run
 
-from peft_mrpc.compare import compare
+from peft_mrpc import compare_runs
 
 METHODS = ("lora", "full", "layer_freeze", "prompt_tuning")
 SEEDS = ("1", "2", "3")
-ASKED = [
+PROMPT = [
     *["hard_prompt", "--model", "builtin:smollm2", "--quantization", "none"],
     *["--template", "all_channel", "--calibration", "batch", "--label_prior", "train"],
 ]
@@ -35,7 +35,7 @@ def main() -> None:
     parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/example"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--pictures", type=Path, help="where the documentation's pictures go")
+    parser.add_argument("--pictures", type=Path, help="directory of the screenshots")
     parser.add_argument(
         "--quickstart", type=Path, default=Path("runs/quickstart/comparison"), help="its report"
     )
@@ -46,17 +46,19 @@ def main() -> None:
         for seed in SEEDS
         for name in METHODS
     }
-    commands[options.output_dir / "hard_prompt"] = [*ASKED, *common]
+    commands[options.output_dir / "hard_prompt"] = [*PROMPT, *common]
     for _ in run_all(commands, options.jobs):
         pass
-    report = options.output_dir / "report"
-    print(compare(sorted(map(str, commands)), report, overwrite=True))
+    report = compare_runs(sorted(commands))
+    folder = options.output_dir / "report"
+    report.write(folder, overwrite=True)
+    print(report.to_text())
     if options.pictures:
-        take_pictures(report, options.quickstart, options.pictures)
+        take_pictures(folder, options.quickstart, options.pictures)
 
 
 def take_pictures(report: Path, quickstart: Path, folder: Path) -> None:
-    """Copy the plots, and photograph the page."""
+    """Copy plots, and take screenshots of the page."""
     from playwright.sync_api import sync_playwright
 
     folder.mkdir(parents=True, exist_ok=True)

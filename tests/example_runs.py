@@ -1,23 +1,26 @@
-"""Runs written by the real code from given probabilities, for tests of what reads Runs."""
+"""Runs written by the package from given probabilities, for tests of what reads Runs."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from peft_mrpc.data.examples import DataSplits, Example
-from peft_mrpc.runs.run import Run
+from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.writer import describe_data, write_run
 
 NAMES = ("not_equivalent", "equivalent")
 TRUTH = [1, 1, 1, 0, 0]
+# Probabilities of "equivalent": "a" and "b" are correct on four of the five examples.
 SCORES = {"a": [0.9, 0.8, 0.6, 0.7, 0.1], "b": [0.9, 0.2, 0.6, 0.3, 0.1]}
+PERFECT = [0.9, 0.8, 0.6, 0.2, 0.1]
 
 
 def build_run(
     path: Path,
-    positive: list[float],
+    positive: Sequence[float],
     method: str = "full",
     names: tuple[str, ...] = NAMES,
     sentence: str = "sentence",
@@ -25,17 +28,31 @@ def build_run(
     config: dict[str, Any] | None = None,
     train_seconds: float = 3.0,
     truth: Sequence[int] = TRUTH,
-    learned: int = 0,
+    num_leaked: int = 0,
 ) -> Run:
-    """A Run written by the real code from given answers; so many of its pairs it was trained on."""
+    """Write a Run.
+
+    Args:
+        path: Its directory.
+        positive: Probability of "equivalent" of each test example.
+        method: Its method.
+        names: Label names in the order of their indices.
+        sentence: Beginning of each first sentence.
+        seed: Its seed.
+        config: Its configuration.
+        train_seconds: Its training time.
+        truth: The label of each test example, as an index of NAMES.
+        num_leaked: How many of the test examples are training examples too.
+    """
     labels = [names.index(NAMES[t]) for t in truth]
-    pairs = tuple(Example(i, f"{sentence} {i}", f"other {i}", t) for i, t in enumerate(labels))
-    train = tuple(Example(i, f"trained {i}", "on", t) for i, t in enumerate(labels[learned:]))
-    data = DataSplits("toy", names, {"train": pairs[:learned] + train, "test": pairs})
+    test = tuple(Example(i, f"{sentence} {i}", f"other {i}", t) for i, t in enumerate(labels))
+    train = tuple(Example(i, f"trained {i}", "on", t) for i, t in enumerate(labels[num_leaked:]))
+    data = DataSplits("toy", names, {"train": test[:num_leaked] + train, "test": test})
     columns = {"equivalent": np.array(positive), "not_equivalent": 1 - np.array(positive)}
     path.mkdir(parents=True)
     (path / "model").mkdir()
     record = {
+        "strategy": "train",
         "method": method,
         "model": "some/model-x",
         "base_model_id": "some/model-x",
@@ -51,3 +68,32 @@ def build_run(
         "config": config or {},
     }
     return write_run(path, record, data, {"test": np.stack([columns[n] for n in names], axis=1)})
+
+
+def build_three_label_run(path: Path, method: str = "full", weight: float = 0.5) -> Run:
+    """Write a Run of three labels whose predictions are better the larger the weight."""
+    names = ("contradiction", "entailment", "neutral")
+    examples = tuple(Example(i, f"s{i}", f"t{i}", i % 3) for i in range(30))
+    data = DataSplits("nli", names, {"test": examples})
+    record = {
+        **{"method": method, "model": "m", "base_model_id": None, "seed": 1, "config": {}},
+        **{"strategy": "train", "data": describe_data(data, ["test"])},
+        "timing": {"score_pairs_per_second": 1.0},
+    }
+    noise = np.random.default_rng(0).dirichlet(np.ones(3), 30)
+    probabilities = noise * (1 - weight) + np.eye(3)[np.arange(30) % 3] * weight
+    (path / "model").mkdir(parents=True)
+    return write_run(path, record, data, {"test": probabilities})
+
+
+def change_json(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change a JSON file in place."""
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def change_record(run: Run, change: Callable[[Any], Any]) -> Run:
+    """Change a Run's `run.json`, and load it again."""
+    change_json(run.path / "run.json", change)
+    return load_run(run.path)

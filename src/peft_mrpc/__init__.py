@@ -12,6 +12,7 @@ _MODULES = {
     "PromptConfig": "config",
     "TrainConfig": "config",
     "UserError": "errors",
+    "compare_runs": "api",
     "evaluate_prompt": "api",
     "load_classifier": "api",
     "load_run": "runs.run",

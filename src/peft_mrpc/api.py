@@ -1,6 +1,6 @@
 """The Python API. The commands are thin callers of these functions; no function here prints."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from peft_mrpc.errors import UserError
 if TYPE_CHECKING:
     from peft_mrpc.models.classifier import Classifier
     from peft_mrpc.prompting.classifier import PromptClassifier
+    from peft_mrpc.report.build import Report
     from peft_mrpc.runs.run import Run
 
 
@@ -124,3 +125,22 @@ def preview_prompts(
     from peft_mrpc.prompting.run import preview_prompts as preview
 
     return preview(config, DataConfig() if data is None else data)
+
+
+def compare_runs(runs: "Sequence[Run | Path | str]", **options: Any) -> "Report":
+    """Compare Runs on the same examples.
+
+    Args:
+        runs: Runs or their directories. Runs that differ in the seed only are aggregated.
+        options: Fields of `CompareConfig`: `split`, `join_seeds`, `equivalence_margin`,
+            `max_examples`. Its output directory and quality gate apply to the command only.
+    Returns:
+        A report with `metrics`, `to_markdown()`, `write_html(path)` and `write(output_dir)`.
+    Raises:
+        UserError: If an option is invalid, a Run is missing or damaged, or was scored on other
+            examples.
+    """
+    from peft_mrpc.config import CompareConfig
+    from peft_mrpc.report.build import build_report
+
+    return build_report(runs, CompareConfig(**options))

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> None:
         if run is None:  # another process of the job
             return
         from peft_mrpc.prompting.run import template_lines
-        from peft_mrpc.runs.writer import summary
+        from peft_mrpc.runs.summary import summary
 
         lines = [*template_lines(run), summary(run)]
     from peft_mrpc.distributed import process_state

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc import hard_prompt, train
+from peft_mrpc.api import compare_runs
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import parse_flags
-from peft_mrpc.compare import compare
 from peft_mrpc.config import QuickstartConfig
 from peft_mrpc.errors import UserError
+from peft_mrpc.report.build import REPORT_FILE
 from peft_mrpc.runs.run import RUN_FILE
 
 DESCRIPTION = "Run every strategy on the built-in pairs and compare them; no network, no GPU."
@@ -44,8 +45,10 @@ def main(argv: Sequence[str]) -> None:
             hard_prompt.main(arguments)
         else:
             train.main(["--method", name, *arguments])
-    report = compare([str(folder / name) for name in STEPS], folder / "comparison", overwrite=True)
-    sys.stdout.write(f"\n{report}\n")
+    report = compare_runs([folder / name for name in STEPS])
+    report.write(folder / "comparison", overwrite=True)
+    address = folder / "comparison" / REPORT_FILE
+    sys.stdout.write(f"\n{report.to_text()}\n\nReport: {address}\n")
     sys.stderr.write(f"done in {time.perf_counter() - started:.0f} s\n")
 
 

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.cli.progress import progress_bars
     from peft_mrpc.distributed import process_state
     from peft_mrpc.runs.run import Run
-    from peft_mrpc.runs.writer import seed_line, summary
+    from peft_mrpc.runs.summary import seed_line, summary
     from peft_mrpc.training.run import run_training
 
     def print_seed(run: Run, number: int, count: int) -> None:

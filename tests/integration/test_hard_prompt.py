@@ -359,7 +359,7 @@ def test_publishing_warns_about_training_examples(
     nearest = {"num_demonstrations": 2, "demonstrations": "nearest"}
     run = evaluate(config, data_with_train, max_length=2048, **nearest)
     count = len((run.artifact / "pool.jsonl").read_text().splitlines())
-    assert count == run.num_pool_pairs > 2
+    assert count == run.num_pool_examples > 2
     collect_files(run, "owner/name", tmp_path / "published")
     assert f"{count} labelled training" in caplog.text
     assert f"{count} training" in (tmp_path / "published" / "README.md").read_text()

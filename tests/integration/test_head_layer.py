@@ -130,7 +130,7 @@ def test_a_run_records_the_layer_and_labels_with_it(
     )
     run = load_run(folder)
     assert run.record["config"]["head_layer"] == "1"
-    assert "and reads layer 1 of the encoder" in (folder / "README.md").read_text("utf-8")
+    assert "on layer 1 of the encoder" in (folder / "README.md").read_text("utf-8")
     again = load_classifier(str(folder))
     assert again.model.config.num_hidden_layers == 1
     predictions = read_json_lines(folder / "predictions" / "validation.jsonl")

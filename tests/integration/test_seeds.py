@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from conftest import run_command
 
-from peft_mrpc import compare, predict
+from peft_mrpc import compare_runs, predict
 from peft_mrpc.api import load_classifier
-from peft_mrpc.evaluation.seed_aggregation import combine_metrics
 from peft_mrpc.runs.model_card import build_card
 from peft_mrpc.runs.publishing import collect_files
 from peft_mrpc.runs.run import load_run
@@ -42,10 +41,10 @@ def test_each_sub_run_is_what_training_with_its_seed_alone_writes(
 ) -> None:
     assert [p.name for p in seeds_run.parent.iterdir()] == ["run"]
     assert {p.name for p in seeds_run.iterdir()} == {
-        *("README.md", "metrics.json", "plots", "run.json", "seeds")
+        *("seed_1", "seed_2", "seed_3")
     }
     main([*flags, "--seed", "2", "--output_dir", str(tmp_path / "alone")])
-    sub_run = seeds_run / "seeds" / "2"
+    sub_run = seeds_run / "seed_2"
     for name in FILES:
         assert (sub_run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     mine, theirs = load_run(sub_run).record, load_run(tmp_path / "alone").record
@@ -63,11 +62,11 @@ def test_each_seed_chooses_on_pairs_of_its_own(
         main([*chosen, "--seeds", "1,2", "--output_dir", str(tmp_path / "both")])
     assert caplog.text.count("pairs are held out to choose on") == 1
     main([*chosen, "--seed", "2", "--output_dir", str(tmp_path / "alone")])
-    sub_run = tmp_path / "both" / "seeds" / "2"
+    sub_run = tmp_path / "both" / "seed_2"
     for name in FILES:
         assert (sub_run / name).read_bytes() == (tmp_path / "alone" / name).read_bytes(), name
     both, second = load_run(tmp_path / "both").record, load_run(sub_run).record
-    assert both["threshold"] == load_run(tmp_path / "both" / "seeds" / "1").record["threshold"]
+    assert both["threshold"] == load_run(tmp_path / "both" / "seed_1").record["threshold"]
     assert second["selection"] == load_run(tmp_path / "alone").record["selection"]
     fingerprints = {record["selection"]["fingerprint"] for record in (both, second)}
     assert len(fingerprints) == 2
@@ -75,7 +74,7 @@ def test_each_seed_chooses_on_pairs_of_its_own(
 
 def test_the_metrics_are_means_with_deviation_and_worst_seed(seeds_run: Path) -> None:
     values = load_run(seeds_run).metrics["validation"]
-    each = {s: load_run(seeds_run / "seeds" / s).metrics["validation"] for s in "312"}
+    each = {s: load_run(seeds_run / f"seed_{s}").metrics["validation"] for s in "312"}
     accuracies = [one["accuracy"] for one in each.values()]
     assert values["accuracy"] == pytest.approx(sum(accuracies) / 3)
     assert values["std"]["accuracy"] == pytest.approx(statistics.stdev(accuracies))
@@ -85,31 +84,7 @@ def test_the_metrics_are_means_with_deviation_and_worst_seed(seeds_run: Path) ->
     assert values["num_seeds"] == 3 and values["num_examples"] == 9
     assert values["seeds"]["2"]["roc_auc"] == each["2"]["roc_auc"]
     assert each[str(values["worst_seed"])]["accuracy"] == min(accuracies)
-    assert values["confusion_matrix"] == each["3"]["confusion_matrix"]
-
-
-def test_metrics_combine_as_worked_by_hand() -> None:
-    rows: list[dict[str, Any]] = [
-        {
-            "accuracy": accuracy,
-            "macro_f1": 0.5,
-            "mcc": 0.0,
-            "f1": {"no": 0.0, "yes": f1},
-            "roc_auc": area,
-            "num_examples": 10,
-            "majority_accuracy": 0.6,
-            "confusion_matrix": [[1, 2], [3, 4]],
-        }
-        for accuracy, f1, area in ((0.5, 0.2, 0.5), (0.7, 0.4, None))
-    ]
-    values = combine_metrics(rows, [4, 9])
-    assert values["accuracy"] == pytest.approx(0.6)
-    # Two values d apart have the sample standard deviation d / sqrt(2).
-    assert values["std"]["accuracy"] == pytest.approx(0.2 / 2**0.5)
-    assert values["std"]["f1"] == pytest.approx({"no": 0.0, "yes": 0.2 / 2**0.5})
-    assert values["roc_auc"] is None and values["std"]["roc_auc"] is None
-    assert values["worst_seed"] == 4 and "num_examples" not in values["std"]
-    assert "confusion_matrix" not in values["std"]
+    assert values["confusion_matrix"] == each["1"]["confusion_matrix"]
 
 
 def test_times_and_memory_are_of_each_seed_and_in_total(seeds_run: Path) -> None:
@@ -120,13 +95,13 @@ def test_times_and_memory_are_of_each_seed_and_in_total(seeds_run: Path) -> None
     assert timing["train_seconds"] == pytest.approx(sum(each) / 3)
     peaks = [one["peak_memory"]["resident_bytes"] for one in timing["seeds"].values()]
     assert record["peak_memory"]["resident_bytes"] == max(peaks)
-    assert record["seeds"] == [3, 1, 2] and record["seed"] == 3
+    assert record["seeds"] == [1, 2, 3] and record["seed"] == 1
 
 
 def test_the_first_seeds_model_stands_for_the_run(
     seeds_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
-    run, first = load_run(seeds_run), load_run(seeds_run / "seeds" / "3")
+    run, first = load_run(seeds_run), load_run(seeds_run / "seed_1")
     assert run.artifact == first.artifact
     expected = first.predictions("validation").probabilities
     assert (run.predictions("validation").probabilities == expected).all()
@@ -136,25 +111,24 @@ def test_the_first_seeds_model_stands_for_the_run(
     scored = np.array([row["probability_equivalent"] for row in rows])
     assert np.abs(scored - expected[:, 1]).max() < 1e-5
     card = build_card(run, "owner/name")
-    assert "The model here is that of seed 3, the first and not the best" in card
+    assert "This model is the one of seed 1" in card
     accuracy = first.metrics["validation"]["accuracy"]
-    assert f"value: {round(accuracy, 4)}" in card and "| validation, seed 3 | 9 |" in card
+    assert f"value: {round(accuracy, 4)}" in card and "| validation, seed 1 | 9 |" in card
     collect_files(run, "owner/name", tmp_path / "published")
     published = {p.name for p in (tmp_path / "published").rglob("*")}
-    assert {"adapter_config.json", "seeds.png", "confusion_matrix.png", "metrics.json"} <= published
-    assert "seeds" not in published
+    assert {"adapter_config.json", "confusion_matrix.png", "metrics.json"} <= published
     assert load_classifier(str(seeds_run)).labels == ["not_equivalent", "equivalent"]
 
 
 def test_compare_shows_the_deviation(seeds_run: Path, trained_run: Path, tmp_path: Path) -> None:
-    table = compare.compare([str(seeds_run), str(trained_run)], tmp_path / "report")
+    report = compare_runs([seeds_run, trained_run])
     values = load_run(seeds_run).metrics["validation"]
-    assert f"{values['accuracy']:.3f} ± {values['std']['accuracy']:.3f}" in table
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    assert report["rows"][1]["seeds"] == [3, 1, 2] and "std" not in report["rows"][2]
-    page = (tmp_path / "report" / "report.md").read_text()
-    assert "mean and standard deviation over training seeds" in page
-    assert "seed 3, 1, 2" in (tmp_path / "report" / "report.html").read_text()
+    assert f"{values['accuracy']:.3f} ± {values['std']['accuracy']:.3f}" in report.to_text()
+    rows = report.to_json()["rows"]
+    assert rows[1]["seeds"] == [1, 2, 3] and "std" not in rows[2]
+    assert "± is the standard deviation over training seeds" in report.to_markdown()
+    report.write_html(tmp_path / "report.html")
+    assert "seed 1, 2, 3" in (tmp_path / "report.html").read_text()
 
 
 def test_an_interrupted_run_keeps_its_finished_seeds_and_goes_on(
@@ -179,7 +153,7 @@ def test_an_interrupted_run_keeps_its_finished_seeds_and_goes_on(
     assert "Finished seeds (5" in said and "the same command goes on with the others" in said
     (kept,) = tmp_path.iterdir()
     assert kept.name.startswith(".r.seeds-")
-    first = kept / "seeds" / "5"
+    first = kept / "seed_5"
     before = (first / "run.json").read_bytes()
     assert not (kept / "unfinished").exists()
 
@@ -187,9 +161,9 @@ def test_an_interrupted_run_keeps_its_finished_seeds_and_goes_on(
     assert again.returncode == 0, again.stderr[-2000:]
     assert "seed 5 (1 of 3, finished before)" in again.stdout
     assert [p.name for p in tmp_path.iterdir()] == ["r"]
-    assert (tmp_path / "r" / "seeds" / "5" / "run.json").read_bytes() == before
+    assert (tmp_path / "r" / "seed_5" / "run.json").read_bytes() == before
     main([*long, "--output_dir", str(tmp_path / "whole")])
-    for name in ("metrics.json", "README.md", "seeds/7/predictions/validation.jsonl"):
+    for name in ("seed_7/metrics.json", "seed_7/README.md", "seed_7/predictions/validation.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "r" / name).read_bytes()
 
 
@@ -214,7 +188,7 @@ def test_a_seed_that_fails_costs_no_other_and_another_command_starts_anew(
     main([*flags, "--seeds", "1,2", "--r", "2", "--output_dir", str(tmp_path / "r")])
     kept = [p.name for p in tmp_path.iterdir() if p.name.startswith(".r.seeds-")]
     assert len(kept) == 1  # of the command that failed
-    assert len(list((tmp_path / "r" / "seeds").iterdir())) == 2
+    assert len(list((tmp_path / "r").iterdir())) == 2
 
 
 def test_a_run_over_seeds_is_replaced_only_when_asked(
@@ -226,7 +200,7 @@ def test_a_run_over_seeds_is_replaced_only_when_asked(
     out = ["--output_dir", str(tmp_path / "run")]
     assert "already holds a Run" in fails(main, *flags, "--seeds", "1,2", *out)
     main([*flags, "--seed", "1", "--overwrite", *out])
-    assert not (tmp_path / "run" / "seeds").exists()
+    assert not (tmp_path / "run" / "seed_1").exists()
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
@@ -236,7 +210,7 @@ def test_two_processes_train_every_seed(flags: list[str], tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("seed 2 (2 of 2)") == 1
     assert load_run(out).metrics["validation"]["num_seeds"] == 2
-    assert load_run(tmp_path / "run" / "seeds" / "2").record["num_processes"] == 2
+    assert load_run(tmp_path / "run" / "seed_2").record["num_processes"] == 2
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 

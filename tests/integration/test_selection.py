@@ -184,7 +184,7 @@ def test_the_run_holds_the_best_and_no_checkpoints(
     saved = run.predictions("validation").probabilities
     again = load_classifier(str(run.path)).predict_proba(pairs_of(run), 32)
     assert np.abs(again - saved).max() < 1e-5
-    assert f"held out to choose epoch {record['best_epoch']:g} on" in build_card(run)
+    assert f"held out to select epoch {record['best_epoch']:g}" in build_card(run)
 
 
 def test_early_stopping_takes_steps_and_checkpoints_of_ones_own(train: Callable[..., Run]) -> None:
@@ -376,7 +376,7 @@ def test_a_threshold_changes_predictions_and_survives_a_reload(
     right = float((moved.predictions == moved.references).mean())
     assert run.metrics["validation"]["accuracy"] == pytest.approx(right)
     assert run.metrics["validation"]["roc_auc"] == plain.metrics["validation"]["roc_auc"]
-    assert f"above {threshold:.4f}" in build_card(run)
+    assert f"exceeds {threshold:.4f}" in build_card(run)
     output = tmp_path / "out.jsonl"
     # As it is fetched from the Hub: the artifact alone.
     folder = shutil.copytree(run.artifact, tmp_path / "fetched")
@@ -399,7 +399,7 @@ def test_the_best_threshold_is_chosen_on_held_out_pairs_and_stored(
     assert predictor.threshold == run.record["threshold"] == pytest.approx(expected, abs=1e-5)
     assert run.record["config"]["threshold"] == "auto"
     assert run.record["selection"]["num_examples"] == 16
-    assert "to choose the threshold on" in build_card(run)
+    assert "to select the threshold" in build_card(run)
 
 
 @pytest.mark.parametrize(

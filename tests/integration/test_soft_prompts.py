@@ -155,7 +155,7 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
 
 def test_the_card_says_where_the_prompt_stands(after_run: Path, trained_run: Path) -> None:
     card = (after_run / "README.md").read_text()
-    assert "5 virtual tokens stand after its first token. The head is `aligned`." in card
+    assert "5 virtual tokens are inserted after the first token. The head is `aligned`" in card
     assert "virtual tokens" not in (trained_run / "README.md").read_text()
 
 

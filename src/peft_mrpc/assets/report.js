@@ -1,15 +1,15 @@
 "use strict";
-// The page works without this; with it, tables sort, the page can be turned dark, and the examples
-// can be looked through. Text from the data is only ever set as text.
+// Sortable tables, a switch of the theme, and the example browser. The rest of the page works without
+// JavaScript. Text from the data is inserted as text, never as markup.
 
 const PER_STEP = 20;
 const byId = (id) => document.getElementById(id);
 
 function element(name, className, text) {
-  const made = document.createElement(name);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const node = document.createElement(name);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
 }
 
 function makeSortable(table) {
@@ -25,7 +25,7 @@ function makeSortable(table) {
     header.replaceChildren(button);
     button.addEventListener("click", () => {
       const isNumber = [...body.rows].some((row) => row.cells[column].dataset.sort !== undefined);
-      // Numbers begin with the highest, names with the first.
+      // The first click sorts numbers from the highest, names from the first.
       const now = header.getAttribute("aria-sort");
       const first = isNumber ? "descending" : "ascending";
       const second = isNumber ? "ascending" : "descending";
@@ -35,7 +35,7 @@ function makeSortable(table) {
       const sign = order === "ascending" ? 1 : -1;
       const rows = [...body.rows].sort((a, b) => {
         const [one, two] = [value(a, column), value(b, column)];
-        // What has no figure stays below, whichever way the others go.
+        // Missing numbers stay last in either order.
         if (typeof one !== typeof two) return typeof one === "number" ? -1 : 1;
         return sign * (typeof one === "number" ? one - two : one.localeCompare(two));
       });
@@ -47,21 +47,21 @@ function makeSortable(table) {
 function startTheme(onChange) {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
-  const isDark = () => (document.documentElement.dataset.page || (system.matches ? "dark" : "light")) === "dark";
+  const isDark = () => (document.documentElement.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
   const name = () => {
-    button.textContent = isDark() ? "Light page" : "Dark page";
+    button.textContent = isDark() ? "Light theme" : "Dark theme";
     onChange(isDark() ? "dark" : "light");
   };
   button.hidden = false;
   button.addEventListener("click", () => {
-    document.documentElement.dataset.page = isDark() ? "light" : "dark";
+    document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     name();
   });
   system.addEventListener("change", name);
   name();
 }
 
-// Words of both sentences that lie on a longest common subsequence; the others are marked.
+// Indices of the words on a longest common subsequence of two sentences; the others are marked.
 const words = (text) => text.match(/\s+|[\p{L}\p{N}]+(?:['’.,][\p{L}\p{N}]+)*|[^\s\p{L}\p{N}]/gu) || [];
 const isSpace = (word) => /^\s+$/.test(word);
 const fold = (word) => word.toLowerCase();
@@ -109,7 +109,7 @@ function markedSentence(parts, common) {
       continue;
     }
     let marked = parts[i];
-    // Neighbours that are both missing are one mark, the space between them included.
+    // Neighbouring words are one mark, with the space between them.
     while (i + 1 < parts.length) {
       const next = isSpace(parts[i + 1]) ? i + 2 : i + 1;
       if (next >= parts.length || common.has(next)) break;
@@ -123,19 +123,19 @@ function markedSentence(parts, common) {
   return line;
 }
 
-function startExplorer(data) {
+function startBrowser(data) {
   const controls = Object.fromEntries(["text", "run", "outcome", "agreement", "order"].map((id) => [id, byId(id)]));
   const { labels, runs, truth } = data;
   const isRight = (run, row) => data.predictions[run][row] === truth[row];
   const numRight = truth.map((_, row) => runs.filter((_, run) => isRight(run, row)).length);
   const folded = truth.map((_, row) => fold(`${data.sentence1[row]}\n${data.sentence2[row]}`));
-  let page = "light";
-  let found = [];
-  let shown = 0;
+  let theme = "light";
+  let matching = [];
+  let numShown = 0;
 
   runs.forEach((run, number) => controls.run.append(new Option(run.name, number)));
-  labels.forEach((said, p) => labels.forEach((is, t) => {
-    if (p !== t) controls.outcome.append(new Option(`says “${said}”, is “${is}”`, `${t},${p}`));
+  labels.forEach((predicted, p) => labels.forEach((label, t) => {
+    if (p !== t) controls.outcome.append(new Option(`“${label}” predicted as “${predicted}”`, `${t},${p}`));
   }));
 
   function matches(row) {
@@ -143,12 +143,12 @@ function startExplorer(data) {
     if (/^#\d+$/.test(text) ? `#${data.idx[row]}` !== text : !folded[row].includes(text)) return false;
     const chosen = controls.run.value === "" ? runs.map((_, run) => run) : [Number(controls.run.value)];
     const outcome = controls.outcome.value;
-    const answers = {
+    const outcomes = {
       "": () => true,
       right: (run) => isRight(run, row),
       wrong: (run) => !isRight(run, row),
     }[outcome] || ((run) => outcome === `${truth[row]},${data.predictions[run][row]}`);
-    if (!chosen.some(answers)) return false;
+    if (!chosen.some(outcomes)) return false;
     const right = numRight[row];
     const isAlone = (isSought, count) => right === count && chosen.some((run) => isRight(run, row) === isSought);
     switch (controls.agreement.value) {
@@ -168,52 +168,52 @@ function startExplorer(data) {
 
   function example(row) {
     const item = element("li", "example");
-    const title = element("h3", "", `#${data.idx[row]}, labelled `);
+    const title = element("h3", "", `#${data.idx[row]}, label: `);
     title.append(element("b", "", labels[truth[row]]));
     const parts = [words(data.sentence1[row]), words(data.sentence2[row])];
     const common = commonWords(...parts);
     const sentences = element("div");
     sentences.append(markedSentence(parts[0], common[0]), markedSentence(parts[1], common[1]));
-    const answers = element("ul", "answers");
+    const predictions = element("ul", "predictions");
     runs.forEach((run, number) => {
       const ok = isRight(number, row);
       const line = element("li", ok ? "right" : "wrong");
-      const said = element("span", "said", `${labels[data.predictions[number][row]]} ${(data.confidences[number][row] / 10).toFixed(0)} % `);
-      said.append(element("b", "", ok ? "✓ right" : "✗ wrong"));
+      const predicted = element("span", "predicted", `${labels[data.predictions[number][row]]} ${(data.confidences[number][row] / 10).toFixed(0)} % `);
+      predicted.append(element("b", "", ok ? "✓ correct" : "✗ incorrect"));
       const bar = element("span", "bar");
       bar.setAttribute("aria-hidden", "true");
       const fill = element("i");
       fill.style.width = `${data.confidences[number][row] / 10}%`;
-      fill.style.background = run[page];
+      fill.style.background = run[theme];
       fill.dataset.run = number;
       bar.append(fill);
-      line.append(element("span", "", run.name), said, bar);
-      answers.append(line);
+      line.append(element("span", "", run.name), predicted, bar);
+      predictions.append(line);
     });
-    item.append(title, sentences, answers);
+    item.append(title, sentences, predictions);
     return item;
   }
 
   function showMore() {
-    const next = found.slice(shown, shown + PER_STEP);
+    const next = matching.slice(numShown, numShown + PER_STEP);
     const items = next.map(example);
     byId("list").append(...items);
-    shown += next.length;
-    byId("more").hidden = shown >= found.length;
+    numShown += next.length;
+    byId("more").hidden = numShown >= matching.length;
     return items[0];
   }
 
   function update() {
-    found = truth.map((_, row) => row).filter(matches);
+    matching = truth.map((_, row) => row).filter(matches);
     const order = controls.order.value;
     if (order !== "row") {
       const sign = order === "sure" ? -1 : 1;
-      found.sort((a, b) => sign * (confidence(a) - confidence(b)));
+      matching.sort((a, b) => sign * (confidence(a) - confidence(b)));
     }
-    shown = 0;
+    numShown = 0;
     byId("list").replaceChildren();
-    const all = truth.length === data.total ? `${data.total}` : `${truth.length} shown here (those that some Run has wrong first) of ${data.total}`;
-    byId("count").textContent = found.length ? `${found.length} of ${all} pairs` : `No pair fits; ${all} pairs in all`;
+    const all = truth.length === data.total ? `${data.total}` : `${truth.length} included here (examples with errors first) of ${data.total}`;
+    byId("count").textContent = matching.length ? `${matching.length} of ${all} examples` : `No example matches; ${all} examples in total`;
     showMore();
   }
 
@@ -222,7 +222,7 @@ function startExplorer(data) {
   byId("filters").addEventListener("reset", () => setTimeout(update));
   byId("more").addEventListener("click", () => {
     const first = showMore();
-    // The keyboard goes on where the new ones begin.
+    // Move the focus to the first new example.
     if (first) {
       first.tabIndex = -1;
       first.focus();
@@ -230,13 +230,13 @@ function startExplorer(data) {
   });
   update();
   return (name) => {
-    page = name;
+    theme = name;
     document.querySelectorAll(".bar i").forEach((fill) => {
-      fill.style.background = runs[fill.dataset.run][page];
+      fill.style.background = runs[fill.dataset.run][theme];
     });
   };
 }
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
-const recolor = byId("data") ? startExplorer(JSON.parse(byId("data").textContent)) : () => {};
+const recolor = byId("data") ? startBrowser(JSON.parse(byId("data").textContent)) : () => {};
 startTheme(recolor);

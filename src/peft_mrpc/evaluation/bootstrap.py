@@ -1,7 +1,7 @@
-"""Rows drawn anew: what figures, their differences and ROC curves would be on other rows.
+"""Paired bootstrap over examples: intervals of metrics, of their differences and of ROC curves.
 
-Answers of several runs to the same rows are drawn together, so that what makes a row hard for all
-of them is in no difference. Shapes: N rows, R runs, C labels, D draws.
+All Runs are resampled together, so that the difficulty of the examples cancels in differences.
+Shapes: N examples, R runs, C labels, D resamples, P points of a curve.
 """
 
 from collections.abc import Sequence
@@ -10,19 +10,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.evaluation.reliability import NUM_ECE_BINS, bin_numbers
+from peft_mrpc.evaluation.reliability import NUM_ECE_BINS, assign_bins
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
-DRAWS = 10_000
-# Draws at once: their weights stay in a cache where 10,000 of 1,725 rows would be 138 MB.
-BLOCK = 1_000
+NUM_RESAMPLES = 10_000
+# Resamples computed at a time: their weights fit in a cache; 10,000 of 1,725 examples are 138 MB.
+BLOCK_SIZE = 1_000
 
 
 @dataclass(frozen=True)
 class Interval:
-    """From where to where a figure is, at 95 %."""
+    """A 95% interval, unless the function that returns it states another level."""
 
     low: float
     high: float
@@ -33,84 +33,88 @@ def bootstrap(
     predictions: Sequence[Labels],
     probabilities: Sequence[Array] | None,
     num_labels: int,
-    draws: int = DRAWS,
+    num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Array]:
-    """Draw rows with replacement, the same for every run, and measure again.
+    """Draw examples with replacement, the same for every run, and compute the metrics.
 
     Args:
         references: True labels, [N].
-        predictions: Each run's labels, R of [N].
-        probabilities: Each run's probabilities, R of [N, C]; None for what is said by labels alone.
-        num_labels: How many labels there are.
-        draws: How often rows are drawn.
-        seed: Fixes the draws.
+        predictions: Predicted labels of each run, R of [N].
+        probabilities: Probabilities of each run, R of [N, C]; None computes metrics of labels only.
+        num_labels: Number of labels, C.
+        num_resamples: Number of resamples, D.
+        seed: Seed of the draws.
     Returns:
-        For `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc`, and of probabilities `roc_auc`,
-        `average_precision`, `brier` and `ece`, what each draw gives, [R, D]. The areas are not a
-        number in a draw that lacks a label. ECE keeps the bins of all the rows.
+        Values of each resample, [R, D], of `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc`, and
+        with probabilities `roc_auc`, `average_precision`, `brier` and `ece`. The areas are NaN in a
+        resample that lacks a label. ECE uses the bins of the original examples.
     """
     count = len(references)
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     cells = [np.eye(num_labels * num_labels)[references * num_labels + p] for p in predictions]
-    counted = np.concatenate(cells, axis=1)  # [N, R C C]
-    losses = [row_losses(references, own) for own in probabilities or ()]
-    sweeps = [[Sweep.of(*view) for view in _views(references, own)] for own in probabilities or ()]
-    parts = []
-    for start in range(0, draws, BLOCK):
-        weights = _draw_weights(draw, count, min(BLOCK, draws - start))
-        confusion = (counted.T @ weights).T
-        measured = _measure(confusion.reshape(-1, len(predictions), num_labels, num_labels))
+    one_hot_cells = np.concatenate(cells, axis=1)  # [N, R C C]
+    losses = [example_losses(references, rows) for rows in probabilities or ()]
+    rankings = [
+        [WeightedRankMetrics.build(*view) for view in _binary_views(references, rows)]
+        for rows in probabilities or ()
+    ]
+    blocks = []
+    for start in range(0, num_resamples, BLOCK_SIZE):
+        weights = _draw_weights(rng, count, min(BLOCK_SIZE, num_resamples - start))
+        confusion = (one_hot_cells.T @ weights).T
+        values = _label_metrics(confusion.reshape(-1, len(predictions), num_labels, num_labels))
         if probabilities is not None:
-            areas = [np.mean([one.areas(weights) for one in own], axis=0) for own in sweeps]
-            measured["roc_auc"], measured["average_precision"] = np.stack(areas, axis=1)
-            lost = [own.T @ weights / count for own in losses]
-            measured["brier"] = np.stack([own[0] for own in lost])
-            measured["ece"] = np.stack([np.abs(own[1:]).sum(axis=0) for own in lost])
-        parts.append(measured)
-    return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+            areas = [np.mean([view.areas(weights) for view in run], axis=0) for run in rankings]
+            values["roc_auc"], values["average_precision"] = np.stack(areas, axis=1)
+            mean_losses = [loss.T @ weights / count for loss in losses]
+            values["brier"] = np.stack([loss[0] for loss in mean_losses])
+            values["ece"] = np.stack([np.abs(loss[1:]).sum(axis=0) for loss in mean_losses])
+        blocks.append(values)
+    return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
 
 
-def _draw_weights(draw: np.random.Generator, count: int, size: int) -> Array:
-    """How often each row is drawn, [N, D]."""
-    rows = draw.integers(count, size=(size, count))
+def _draw_weights(rng: np.random.Generator, count: int, size: int) -> Array:
+    """How often each resample draws each example, [N, D]."""
+    rows = rng.integers(count, size=(size, count))
     rows += np.arange(size)[:, None] * count
     times = np.bincount(rows.ravel(), minlength=size * count).reshape(size, count)
     return np.ascontiguousarray(times.T, dtype=np.float64)
 
 
-def row_losses(references: Labels, probabilities: Array) -> Array:
-    """What each row adds to the Brier score and to the gap of its ECE bin, [N, 1 + bins]."""
+def example_losses(references: Labels, probabilities: Array) -> Array:
+    """Contribution of each example to the Brier score and to its ECE bin, [N, 1 + bins]."""
     rows = np.arange(len(references))
     truth = np.eye(probabilities.shape[1])[references]
     losses = np.zeros((len(references), 1 + NUM_ECE_BINS))
     losses[:, 0] = 0.5 * ((probabilities - truth) ** 2).sum(axis=1)
-    right = probabilities.argmax(axis=1) == references
-    losses[rows, 1 + bin_numbers(probabilities)] = probabilities.max(axis=1) - right
+    is_correct = probabilities.argmax(axis=1) == references
+    losses[rows, 1 + assign_bins(probabilities)] = probabilities.max(axis=1) - is_correct
     return losses
 
 
-def _views(references: Labels, probabilities: Array) -> list[tuple[NDArray[np.bool_], Array]]:
-    """Truth and score of the last of two labels; of more, of each against the rest."""
+def _binary_views(
+    references: Labels, probabilities: Array
+) -> list[tuple[NDArray[np.bool_], Array]]:
+    """Truth and score of the positive label; of more than two labels, of each against the rest."""
     labels = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
     return [(references == label, probabilities[:, label]) for label in labels]
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """Rows from the highest score down, as the areas under their curves are added up.
-
-    Every draw weighs the same rows in the same order: one pass over the rows serves all draws.
+class WeightedRankMetrics:
+    """ROC-AUC and average precision of weighted examples, for many weightings in one pass.
 
     Attributes:
-        groups: Of each score the positive and the negative rows that have it.
+        groups: Indices of the positive and of the negative examples of each distinct score, highest
+            score first.
     """
 
     groups: list[tuple[list[int], list[int]]]
 
     @classmethod
-    def of(cls, is_positive: NDArray[np.bool_], scores: Array) -> "Sweep":
-        """Order rows by their scores, [N] each."""
+    def build(cls, is_positive: NDArray[np.bool_], scores: Array) -> "WeightedRankMetrics":
+        """Sort examples by their scores, [N] each."""
         order = np.argsort(-scores, kind="stable")
         starts = np.flatnonzero(np.append(True, np.diff(scores[order]) != 0))
         groups = []
@@ -120,110 +124,117 @@ class Sweep:
         return cls(groups)
 
     def areas(self, weights: Array) -> Array:
-        """ROC-AUC and average precision with a weight for each row, [N, D] -> [2, D].
+        """ROC-AUC and average precision for each column of weights, [N, D] -> [2, D].
 
-        ROC-AUC is the share of pairs of a positive and a negative row in which the positive scores
-        higher, ties counting a half (Mann and Whitney, 1947); average precision the mean of the
-        precision over the positives, those of one score found together, as scikit-learn has it.
+        ROC-AUC is the share of pairs of a positive and a negative example in which the positive one
+        has the higher score, ties counting one half (Mann and Whitney, 1947). Average precision is
+        the mean precision at each positive example, with ties as in scikit-learn.
         """
         size = weights.shape[1]
-        wins, gained, positive, changed = (np.zeros(size) for _ in range(4))
-        # Nothing yet is nearly nothing: it divides, and is gone when a whole number is added.
-        passed = np.full(size, 1e-300)
-        for is_right, is_wrong in self.groups:
-            for row in is_right:
-                passed += weights[row]
-                positive += weights[row]
-            for row in is_wrong:
-                passed += weights[row]
-                wins += np.multiply(weights[row], positive, out=changed)
-            if is_right and is_wrong:  # ties: each counted as won above, a half of it is not
-                tied = weights[is_right].sum(axis=0) * weights[is_wrong].sum(axis=0)
+        wins, precision_sum, num_positive, scratch = (np.zeros(size) for _ in range(4))
+        # Avoids 0 / 0 at the start, and vanishes when a whole number is added.
+        num_seen = np.full(size, 1e-300)
+        for positives, negatives in self.groups:
+            for row in positives:
+                num_seen += weights[row]
+                num_positive += weights[row]
+            for row in negatives:
+                num_seen += weights[row]
+                wins += np.multiply(weights[row], num_positive, out=scratch)
+            if positives and negatives:  # ties were counted as wins: take one half back
+                tied = weights[positives].sum(axis=0) * weights[negatives].sum(axis=0)
                 wins -= tied / 2
-            if is_right:
-                is_one = len(is_right) == 1
-                found = weights[is_right[0]] if is_one else weights[is_right].sum(axis=0)
-                np.multiply(found, positive, out=changed)
-                changed /= passed
-                gained += changed
-        negative = np.rint(passed - positive)
-        pairs = positive * negative
-        has_both = pairs > 0
+            if positives:
+                is_single = len(positives) == 1
+                drawn = weights[positives[0]] if is_single else weights[positives].sum(axis=0)
+                np.multiply(drawn, num_positive, out=scratch)
+                scratch /= num_seen
+                precision_sum += scratch
+        num_negative = np.rint(num_seen - num_positive)
+        num_pairs = num_positive * num_negative
+        has_both = num_pairs > 0
         return np.stack(
             [
-                np.divide(own, of, out=np.full(size, np.nan), where=has_both)
-                for own, of in ((wins, pairs), (gained, positive))
+                np.divide(total, divisor, out=np.full(size, np.nan), where=has_both)
+                for total, divisor in ((wins, num_pairs), (precision_sum, num_positive))
             ]
         )
 
 
-def _measure(confusion: Array) -> dict[str, Array]:
-    """Accuracy, F1 and MCC of each draw and run, [D, R, C, C] -> each [R, D]."""
+def _label_metrics(confusion: Array) -> dict[str, Array]:
+    """Accuracy, F1 and MCC of each resample and run, [D, R, C, C] -> each [R, D]."""
     hits = np.diagonal(confusion, axis1=2, axis2=3)  # [D, R, C]
     total = confusion.sum(axis=(2, 3))
     sizes = confusion.sum(axis=3) + confusion.sum(axis=2)
     f1 = np.divide(2 * hits, sizes, out=np.zeros_like(hits), where=sizes > 0)
-    measured = {
+    values = {
         "accuracy": (hits.sum(axis=2) / total).T,
         "macro_f1": f1.mean(axis=2).T,
         "mcc": _matthews(confusion).T,
     }
-    return measured | {f"f1_{label}": f1[:, :, label].T for label in range(f1.shape[2])}
+    return values | {f"f1_{label}": f1[:, :, label].T for label in range(f1.shape[2])}
 
 
 def _matthews(confusion: Array) -> Array:
-    """Matthews correlation, [D, R, C, C] -> [D, R]; 0 for a constant answer (Gorodkin, 2004)."""
+    """Matthews correlation, [D, R, C, C] -> [D, R]; 0 for constant predictions (Gorodkin, 2004)."""
     count = confusion.sum(axis=(2, 3))
-    right = np.trace(confusion, axis1=2, axis2=3)
-    true, said = confusion.sum(axis=3), confusion.sum(axis=2)  # [D, R, C]
-    shared = count * right - (true * said).sum(axis=2)
-    spread = (count**2 - (true**2).sum(axis=2)) * (count**2 - (said**2).sum(axis=2))
-    found: Array = np.divide(
-        shared, np.sqrt(np.maximum(spread, 0)), out=np.zeros_like(shared), where=spread > 0
+    correct = np.trace(confusion, axis1=2, axis2=3)
+    true, predicted = confusion.sum(axis=3), confusion.sum(axis=2)  # [D, R, C]
+    covariance = count * correct - (true * predicted).sum(axis=2)
+    variance = (count**2 - (true**2).sum(axis=2)) * (count**2 - (predicted**2).sum(axis=2))
+    mcc: Array = np.divide(
+        covariance,
+        np.sqrt(np.maximum(variance, 0)),
+        out=np.zeros_like(covariance),
+        where=variance > 0,
     )
-    return found
+    return mcc
 
 
-def percentile_interval(drawn: Array, level: float = 0.95) -> Interval:
-    """The middle of what the draws gave (Efron, 1979)."""
+def percentile_interval(resampled: Array, level: float = 0.95) -> Interval:
+    """Percentile bootstrap interval (Efron, 1979)."""
     tail = 100 * (1 - level) / 2
-    low, high = np.nanpercentile(drawn, [tail, 100 - tail])
+    low, high = np.nanpercentile(resampled, [tail, 100 - tail])
     return Interval(float(low), float(high))
 
 
-def reflected_interval(drawn: Array, found: float, level: float = 0.95) -> Interval:
-    """The middle of the draws, mirrored at what was found (Davison and Hinkley, 1997, 5.2).
+def basic_bootstrap_interval(resampled: Array, estimate: float, level: float = 0.95) -> Interval:
+    """Basic (reflected) bootstrap interval (Davison and Hinkley, 1997, 5.2).
 
-    For a calibration error: drawing adds the noise of its bins once more, so draws lie too high by
-    as much as what was found does (arXiv:1909.10155, section 4).
+    For calibration errors: resampling adds the noise of the bins a second time, so percentiles lie
+    too high by the bias of the estimate itself (arXiv:1909.10155, section 4).
     """
-    middle = percentile_interval(drawn, level)
-    return Interval(2 * found - middle.high, 2 * found - middle.low)
+    percentiles = percentile_interval(resampled, level)
+    return Interval(2 * estimate - percentiles.high, 2 * estimate - percentiles.low)
 
 
 def roc_band(
-    references: Labels, scores: Array, draws: int = 1000, points: int = 101, seed: int = 0
+    references: Labels,
+    scores: Array,
+    num_resamples: int = 1000,
+    num_points: int = 101,
+    seed: int = 0,
 ) -> tuple[Array, Array, Array]:
-    """Where 95 % of ROC curves lie when the rows are drawn anew.
+    """Pointwise 95% bootstrap band of a ROC curve.
 
     Args:
         references: True labels, 0 or 1, [N].
         scores: Score of label 1, [N].
-        draws: How often rows are drawn.
-        points: False positive rates at which the curves are read.
-        seed: Fixes the draws.
+        num_resamples: Number of resamples.
+        num_points: Number of false positive rates, P.
+        seed: Seed of the draws.
     Returns:
-        The rates, and from where to where the true positive rate is at each, [P] each.
+        False positive rates, and the lower and upper true positive rate at each, [P] each.
     """
     order = np.argsort(-scores, kind="stable")
     truth, ranked = references[order], scores[order]
-    # Rows of one score are passed together: the curve has a point after the last of them.
+    # Examples of equal score are passed together: the curve has a point after the last of them.
     ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
-    grid = np.linspace(0, 1, points)
-    draw = np.random.default_rng(seed)
+    grid = np.linspace(0, 1, num_points)
+    rng = np.random.default_rng(seed)
     curves = []
-    for _ in range(draws):
-        weights = np.bincount(draw.integers(len(truth), size=len(truth)), minlength=len(truth))
+    for _ in range(num_resamples):
+        weights = np.bincount(rng.integers(len(truth), size=len(truth)), minlength=len(truth))
         positive = np.append(0, (weights * (truth == 1)).cumsum()[ends])
         negative = np.append(0, (weights * (truth == 0)).cumsum()[ends])
         if positive[-1] and negative[-1]:

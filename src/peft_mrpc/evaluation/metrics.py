@@ -1,7 +1,7 @@
-"""Scores of a classifier, as `evaluate` modules that need no network.
+"""Classification metrics as `evaluate` modules that work offline.
 
-Each metric is an `evaluate.Metric` that can be used alone, loaded by its path, or combined by
-`evaluate.combine`; the numbers are scikit-learn's. `compute_metrics` gives all of them for one
+Each metric is an `evaluate.Metric` that can be used by itself, loaded by its path, or combined with
+`evaluate.combine`. The values are scikit-learn's. `compute_metrics` computes all of them for one
 split.
 """
 
@@ -50,14 +50,14 @@ class ProbabilityMetric(evaluate.Metric):  # type: ignore[misc]
 
 
 def _names(label_names: Sequence[str] | None, *labels: Any) -> list[str]:
-    """Names of the labels; where none are given, their numbers."""
+    """Names of the labels, by default their indices."""
     if label_names is not None:
         return list(label_names)
-    return [str(index) for index in range(1 + max(int(np.max(each)) for each in labels))]
+    return [str(index) for index in range(1 + max(int(np.max(array)) for array in labels))]
 
 
 class Accuracy(LabelMetric):
-    """Share of rows whose predicted label is right."""
+    """Share of examples with a correct predicted label."""
 
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, Any]:
         return {"accuracy": float(sk.accuracy_score(references, predictions))}
@@ -79,7 +79,7 @@ class F1PerClass(LabelMetric):
 
 
 class MatthewsCorrelation(LabelMetric):
-    """Matthews correlation coefficient: 0 for a constant answer, whatever the class balance."""
+    """Matthews correlation coefficient: 0 for constant predictions, whatever the class balance."""
 
     def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, Any]:
         with warnings.catch_warnings():
@@ -117,9 +117,9 @@ class ClassificationReport(LabelMetric):
 
 
 class RocAuc(ProbabilityMetric):
-    """Area under the ROC curve; over more than two classes the mean of one against the rest.
+    """Area under the ROC curve; for more than two classes the one-vs-rest mean.
 
-    None where the references hold fewer classes than there are: the area is not defined then.
+    None if a class does not occur in the references, because the area is undefined then.
     """
 
     def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
@@ -131,9 +131,9 @@ class RocAuc(ProbabilityMetric):
 
 
 class AveragePrecision(ProbabilityMetric):
-    """Average precision of the positive (last) class; over more than two classes the macro mean.
+    """Average precision of the positive (last) class; for more than two classes the macro mean.
 
-    None where the references hold fewer classes than there are.
+    None if a class does not occur in the references.
     """
 
     def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
@@ -151,8 +151,8 @@ class AveragePrecision(ProbabilityMetric):
 class Brier(ProbabilityMetric):
     """Brier score: for two classes the mean of (p - y)^2 of the positive class, in [0, 1].
 
-    Over more than two classes half the squared distance to the one-hot truth, which is the same
-    number for two.
+    For any number of classes it is half the squared distance to the one-hot truth, which equals
+    that mean for two.
     """
 
     def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
@@ -162,15 +162,15 @@ class Brier(ProbabilityMetric):
 
 
 class ExpectedCalibrationError(ProbabilityMetric):
-    """Calibration error of the winning label, over bins of equal mass (arXiv:1909.10155)."""
+    """Calibration error of the predicted label over bins of equal mass (arXiv:1909.10155)."""
 
     def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
         bins = confidence_bins(np.asarray(references), np.asarray(prediction_scores))
-        gaps = sum(one.count * abs(one.confidence - one.right) for one in bins)
-        return {"ece": float(gaps / sum(one.count for one in bins))}
+        gaps = sum(each.count * abs(each.confidence - each.accuracy) for each in bins)
+        return {"ece": float(gaps / sum(each.count for each in bins))}
 
 
-METRICS: dict[str, type[evaluate.Metric]] = {
+MODULES: dict[str, type[evaluate.Metric]] = {
     "accuracy": Accuracy,
     "f1_per_class": F1PerClass,
     "roc_auc": RocAuc,
@@ -184,14 +184,14 @@ METRICS: dict[str, type[evaluate.Metric]] = {
 
 
 def module_path(name: str) -> str:
-    """Where `evaluate.load` finds a metric, with no network: `evaluate.load(module_path("brier"))`.
+    """Path of a metric for `evaluate.load`, as in `evaluate.load(module_path("brier"))`.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If the name is unknown.
     """
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return str(Path(__file__).parents[1] / "evaluate_modules" / name)
+    if name not in MODULES:
+        raise unknown_name("metric", name, MODULES)
+    return str(Path(__file__).parents[1] / "evaluate_modules" / f"{name}.py")
 
 
 def compute_metrics(
@@ -200,7 +200,7 @@ def compute_metrics(
     probabilities: NDArray[np.float64],
     label_names: Sequence[str],
 ) -> dict[str, Any]:
-    """Every metric of one split.
+    """Compute every metric of one split.
 
     Args:
         references: True label indices, [N].
@@ -208,19 +208,19 @@ def compute_metrics(
         probabilities: [N, C].
         label_names: Names of the C labels.
     Returns:
-        The entries of one split in `metrics.json`; `majority_accuracy` is what always answering
-        the most frequent label of these rows would reach.
+        The entry of one split in `metrics.json`. `majority_accuracy` is the accuracy of always
+        predicting the most frequent label of these examples.
     """
     results: dict[str, Any] = {"num_examples": len(references)}
     counts = np.bincount(references, minlength=len(label_names))
     results["majority_accuracy"] = float(counts.max() / counts.sum())
-    for metric_type in METRICS.values():
+    for metric_type in MODULES.values():
         inputs = (
             {"predictions": predictions}
             if issubclass(metric_type, LabelMetric)
             else {"prediction_scores": probabilities}
         )
-        # In memory: the rows are all here, on one rank, and no file need be shared.
+        # In memory: one process holds all examples, so no file is shared.
         metric = metric_type(keep_in_memory=True)
         results |= metric.compute(references=references, label_names=list(label_names), **inputs)
     return results

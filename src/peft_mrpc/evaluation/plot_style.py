@@ -1,24 +1,26 @@
-"""How pictures look: one colour for each method, a light and a dark page, and files of both kinds.
+"""The look of plots: colours of methods, a light and a dark theme, and saving of figures.
 
-Pictures are drawn within `on_page`, which sets matplotlib's own defaults; what is drawn takes greys
-from there and method colours from `run_styles`, so no drawing function knows which page it is on.
+A plot function has a keyword argument `theme` and the decorator `themed`, which sets matplotlib's
+defaults while the function runs.
 """
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, ParamSpec
 
 import matplotlib
 from matplotlib import colors
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# One colour for each method, the same in every picture: Okabe and Ito's colour-blind safe ones for
-# the common methods, Paul Tol's muted ones for the others.
+BLUE, ORANGE = "#0072B2", "#D55E00"
+# The colour of each method in every plot: the colour-blind safe palette of Okabe and Ito for common
+# methods, Paul Tol's muted palette for the others.
 METHOD_COLORS = {
-    "layer_freeze": "#0072B2",
-    "prompt_tuning": "#D55E00",
+    "layer_freeze": BLUE,
+    "prompt_tuning": ORANGE,
     "hard_prompt": "#009E73",
     "full": "#CC79A7",
     "lora": "#E69F00",
@@ -36,82 +38,101 @@ OTHER_COLORS = ("#8C6D1F", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^vDPX<>phd8*"
 DPI = 150
-# Ink, softer ink, lines and paper of a page; the report's style sheet has the same.
-PAGES = {
-    "light": {"ink": "#1a1f26", "soft": "#5a6472", "line": "#d8dde4", "paper": "#ffffff"},
-    "dark": {"ink": "#e8ebef", "soft": "#a3adba", "line": "#3a424d", "paper": "#171c22"},
-}
-# A line or a dot has to stand out from the page by this much (WCAG 2.2, 1.4.11).
-CONTRAST = 3.0
+# Minimum contrast of lines and markers with the background (WCAG 2.2, 1.4.11).
+MIN_CONTRAST = 3.0
+
+Parameters = ParamSpec("Parameters")
 
 
-@contextlib.contextmanager
-def on_page(page: str = "light") -> Iterator[None]:
-    """Draw for a light or a dark page: figures built within take its colours and keep them."""
-    own = PAGES[page]
-    settings: Any = {
-        **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), own["ink"]),
-        **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), own["soft"]),
-        **dict.fromkeys(("figure.facecolor", "axes.facecolor"), own["paper"]),
-        # A name may hold dollars.
-        "text.parse_math": False,
-        "grid.color": own["line"],
-        "grid.linewidth": 0.6,
-        "axes.axisbelow": True,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.titlesize": 10,
-        "axes.labelsize": 9.5,
-        "xtick.labelsize": 9,
-        "ytick.labelsize": 9,
-        "legend.fontsize": 8.5,
-        "legend.title_fontsize": 8.5,
-        "legend.frameon": False,
-        # The same picture is the same file: names of an SVG's parts come from this, not by chance.
-        "svg.hashsalt": "peft-mrpc",
-    }
-    with matplotlib.rc_context(settings):
-        yield
+@dataclass(frozen=True)
+class Theme:
+    """Colours of a page; the style sheet of the report uses the same.
+
+    Attributes:
+        name: `light` or `dark`.
+        ink: Text.
+        muted: Axes, reference lines and secondary text.
+        grid: Grid lines.
+        background: The page.
+    """
+
+    name: str
+    ink: str
+    muted: str
+    grid: str
+    background: str
+
+    def readable(self, color: str) -> str:
+        """A colour of the same hue with enough contrast to the background."""
+        goal = colors.to_rgb("white" if luminance(self.background) < 0.5 else "black")
+        for share in range(0, 100, 5):
+            red, green, blue = (
+                a + (b - a) * share / 100 for a, b in zip(colors.to_rgb(color), goal, strict=True)
+            )
+            mixed = str(colors.to_hex((red, green, blue)))
+            if contrast(mixed, self.background) >= MIN_CONTRAST:
+                return mixed
+        return str(colors.to_hex(goal))
+
+    def method_color(self, method: str, unknown: Sequence[str] = ()) -> str:
+        """The colour of a method, lightened or darkened until it is readable.
+
+        Args:
+            method: A method.
+            unknown: Methods without a colour of their own, which get different spare colours.
+        """
+        position = unknown.index(method) if method in unknown else 0
+        color = METHOD_COLORS.get(method) or OTHER_COLORS[position % len(OTHER_COLORS)]
+        return self.readable(color)
+
+    def method_styles(self, methods: Sequence[str]) -> list[tuple[str, str]]:
+        """Colour and line style of each Run: Runs of one method differ by their line style."""
+        styles: list[tuple[str, str]] = []
+        unknown = sorted({method for method in methods if method not in METHOD_COLORS})
+        for position, method in enumerate(methods):
+            repetition = methods[:position].count(method)
+            line_style = LINE_STYLES[repetition % len(LINE_STYLES)]
+            styles.append((self.method_color(method, unknown), line_style))
+        return styles
+
+    def settings(self) -> Any:
+        """Settings of matplotlib."""
+        return {
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), self.ink),
+            **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), self.muted),
+            **dict.fromkeys(("figure.facecolor", "axes.facecolor"), self.background),
+            "text.parse_math": False,  # names may contain dollar signs
+            "grid.color": self.grid,
+            "grid.linewidth": 0.6,
+            "axes.axisbelow": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "axes.labelsize": 9.5,
+            "xtick.labelsize": 9,
+            "ytick.labelsize": 9,
+            "legend.fontsize": 8.5,
+            "legend.title_fontsize": 8.5,
+            "legend.frameon": False,
+        }
 
 
-def soft_ink() -> str:
-    """The page's grey for what is beside the point."""
-    return str(matplotlib.rcParams["axes.edgecolor"])
+LIGHT = Theme("light", ink="#1a1f26", muted="#5a6472", grid="#d8dde4", background="#ffffff")
+DARK = Theme("dark", ink="#e8ebef", muted="#a3adba", grid="#3a424d", background="#171c22")
+THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
-def paper() -> str:
-    """The page's own colour."""
-    return str(matplotlib.rcParams["figure.facecolor"])
+def themed(plot: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
+    """Run a plot function with matplotlib's settings of its keyword argument `theme`."""
 
+    @functools.wraps(plot)
+    def plot_with_theme(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Figure:
+        theme = kwargs.get("theme", LIGHT)
+        assert isinstance(theme, Theme)
+        with matplotlib.rc_context(theme.settings()):
+            return plot(*args, **kwargs)
 
-def run_styles(methods: Sequence[str]) -> list[tuple[str, str]]:
-    """Colour and line style of each Run: colour by method, style by its turn within the method."""
-    styles: list[tuple[str, str]] = []
-    unknown = sorted({m for m in methods if m not in METHOD_COLORS})
-    for position, method in enumerate(methods):
-        turn = methods[:position].count(method)
-        styles.append((method_color(method, unknown), LINE_STYLES[turn % len(LINE_STYLES)]))
-    return styles
-
-
-def method_color(method: str, unknown: Sequence[str] = ()) -> str:
-    """A method's colour, made lighter or darker where it would not stand out from the page."""
-    place = unknown.index(method) if method in unknown else 0
-    color = METHOD_COLORS.get(method) or OTHER_COLORS[place % len(OTHER_COLORS)]
-    return readable(color)
-
-
-def readable(color: str) -> str:
-    """A colour of the same hue that stands out from the page."""
-    page = paper()
-    goal = colors.to_rgb("white" if luminance(page) < 0.5 else "black")
-    own = colors.to_rgb(color)
-    for share in range(0, 100, 5):
-        red, green, blue = (a + (b - a) * share / 100 for a, b in zip(own, goal, strict=True))
-        mixed = str(colors.to_hex((red, green, blue)))
-        if contrast(mixed, page) >= CONTRAST:
-            return mixed
-    return str(colors.to_hex(goal))
+    return plot_with_theme
 
 
 def luminance(color: str) -> float:
@@ -123,24 +144,33 @@ def luminance(color: str) -> float:
     return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(first: str, second: str) -> float:
     """Contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
-    dark, light = sorted((luminance(one), luminance(other)))
+    dark, light = sorted((luminance(first), luminance(second)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def add_legend(axis: Axes, title: str | None = None, columns: int = 1) -> None:
-    """Name the lines below the axes, where they can hide none."""
+    """Add a legend below the axes, where it cannot cover lines."""
     axis.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, title=title, borderpad=0
     )
 
 
-def save_picture(figure: Figure, *paths: Path) -> None:
-    """Write a figure by its files' endings; the same figure always as the same bytes."""
-    for path in paths:
-        metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, dpi=DPI, metadata=metadata)
-        # Everything has its place now: a second file need not seek it again, which takes as long
-        # as the drawing.
-        figure.set_layout_engine("none")
+def save_figure(figure: Figure, file: Path | IO[bytes], file_format: str | None = None) -> None:
+    """Save a figure so that equal figures give equal bytes.
+
+    Args:
+        figure: The figure.
+        file: A path, or a binary file.
+        file_format: `png` or `svg`; by default the suffix of the path.
+    """
+    if file_format is None:
+        assert isinstance(file, Path), "a binary file has no suffix"
+        file_format = file.suffix.removeprefix(".")
+    metadata = {"Date": None} if file_format == "svg" else {"Software": None}
+    # SVG element ids are hashes with this salt, not random.
+    with matplotlib.rc_context({"svg.hashsalt": "peft-mrpc"}):
+        figure.savefig(file, dpi=DPI, metadata=metadata, format=file_format)
+    # The layout is final: computing it again for a second file takes as long as drawing.
+    figure.set_layout_engine("none")

@@ -1,68 +1,72 @@
-"""Metrics of several seeds as one: means, deviations, the worst."""
+"""Aggregate metrics and records of one training over several seeds."""
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-SHOWN_FIGURES = ("accuracy", "macro_f1", "f1", "roc_auc", "mcc")
-# What a metrics.json says of the rows and not of the answers: the same for every seed.
-FACTS = ("num_examples", "majority_accuracy")
+from peft_mrpc.evaluation.metric_names import EXAMPLE_STATISTICS
+
+# Metrics stored for every seed.
+SEED_METRICS = ("accuracy", "macro_f1", "f1", "roc_auc", "mcc")
 
 
-def combine_metrics(values: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """One split's metrics over seeds.
+def aggregate_metrics(values: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Aggregate the metrics of one split over seeds.
 
     Args:
         values: Each seed's entry of `metrics.json`.
         seeds: The seeds.
     Returns:
-        The same keys with the means (but the first seed's confusion matrix, whose model and
-        predictions the Run is read for), `std`, the sample standard deviations, each seed's main
-        figures, and the seed with the lowest accuracy (then macro F1).
+        The same keys with means. The confusion matrix is that of the first seed, whose model
+        represents the Run. In addition: `std`, the sample standard deviations; `num_seeds`;
+        `seeds`, the main metrics of each seed; `worst_seed`, the seed with the lowest accuracy
+        (ties: the lowest macro F1).
     """
     worst = min(range(len(seeds)), key=lambda i: (values[i]["accuracy"], values[i]["macro_f1"]))
-    figures = [{k: v for k, v in value.items() if k not in FACTS} for value in values]
+    metrics = [{k: v for k, v in value.items() if k not in EXAMPLE_STATISTICS} for value in values]
     return {
-        **average(values),
-        "std": average(figures, statistics.stdev),
+        **aggregate_nested(values),
+        "std": aggregate_nested(metrics, statistics.stdev),
         "num_seeds": len(seeds),
         "worst_seed": seeds[worst],
         "seeds": {
-            str(seed): {name: value[name] for name in SHOWN_FIGURES}
+            str(seed): {name: value[name] for name in SEED_METRICS}
             for seed, value in zip(seeds, values, strict=True)
         },
     }
 
 
-def average(
-    values: Sequence[Any], of: Callable[[Sequence[float]], float] = statistics.fmean
+def aggregate_nested(
+    values: Sequence[Mapping[str, Any]],
+    reduce: Callable[[Sequence[float]], float] = statistics.fmean,
 ) -> dict[str, Any]:
-    """Mappings of one shape as one, each number the mean (or the spread) of theirs.
+    """Reduce the numbers of equally shaped mappings, by default to their means.
 
-    None stays where any has none; a mean of lists (the confusion matrix) is the first of them, a
-    spread leaves them out.
+    A number is None where any of the values is None. Means of lists (the confusion matrix) and
+    texts are the first value; other reductions omit them.
     """
-    combined: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, first in values[0].items():
-        theirs = [value[key] for value in values]
+        entries = [value[key] for value in values]
         if isinstance(first, Mapping):
-            combined[key] = average(theirs, of)
-        elif isinstance(first, list):
-            combined |= {key: first} if of is statistics.fmean else {}
-        elif None in theirs:
-            combined[key] = None
-        elif of is statistics.fmean and all(value == first for value in theirs):
-            combined[key] = first  # a count stays a whole number
+            result[key] = aggregate_nested(entries, reduce)
+        elif isinstance(first, list | str):
+            result |= {key: first} if reduce is statistics.fmean else {}
+        elif None in entries:
+            result[key] = None
+        elif reduce is statistics.fmean and all(entry == first for entry in entries):
+            result[key] = first  # counts stay integers
         else:
-            combined[key] = of(theirs)
-    return combined
+            result[key] = reduce(entries)
+    return result
 
 
-def seeds_record(records: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
-    """`run.json` of Runs over several seeds: the first one's, with times and memory of each.
+def aggregate_records(records: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
+    """Aggregate the contents of `run.json` over seeds.
 
-    A time without `total` in its name is the mean: what training once costs.
+    Returns:
+        The first record without its log, with `seeds`, the maximum of `peak_memory`, and `timing`:
+        means, totals (`total_train_seconds`, `total_score_seconds`) and the values of each seed.
     """
     first = records[0]
     timings = [record["timing"] for record in records]
@@ -70,19 +74,19 @@ def seeds_record(records: Sequence[Mapping[str, Any]], seeds: Sequence[int]) -> 
     totals = {
         f"total_{name}": sum(timing[name] for timing in timings)
         for name in ("train_seconds", "score_seconds")
+        if all(timing.get(name) is not None for timing in timings)
     }
     return {
         **{key: value for key, value in first.items() if key != "log_history"},
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "finished": max(record["finished"] for record in records),
         "seeds": list(seeds),
         "peak_memory": {key: max(memory[key] for memory in memories) for key in memories[0]},
         "timing": {
-            **average(timings),
+            **aggregate_nested(timings),
             **totals,
             "seeds": {
                 str(seed): {**timing, "peak_memory": memory}
                 for seed, timing, memory in zip(seeds, timings, memories, strict=True)
             },
         },
-        "config": {**first["config"], "seeds": [str(seed) for seed in seeds]},
     }

@@ -1,6 +1,6 @@
-"""From probabilities to predictions: the one place where a label is decided.
+"""Decision thresholds: from probabilities to predicted labels.
 
-Shapes: N pairs, C classes, V distinct scores.
+Shapes: N examples, C classes, V distinct scores.
 """
 
 import math
@@ -9,17 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-# A threshold in a gap narrower than this would not survive another machine's rounding.
+# Narrower gaps between scores may not survive the rounding of another machine.
 NARROWEST_GAP = 1e-9
-# What a threshold can be best for.
-THRESHOLD_METRICS = ("accuracy", "f1")
 
 
 def predict_labels(probabilities: NDArray[np.float64], threshold: float = 0.5) -> NDArray[np.int64]:
     """Predicted label indices, [N], of probabilities, [N, C].
 
-    Of two classes the positive (last) one where its probability is above the threshold; of more
-    the most probable, which for two is the threshold 0.5.
+    Of two classes the positive (last) one is predicted where its probability is above the
+    threshold. Of more, the most probable one, which for two is the threshold 0.5.
     """
     if probabilities.shape[1] != 2:
         return np.asarray(probabilities.argmax(axis=1), np.int64)
@@ -33,18 +31,18 @@ def label_names_of(
     return [labels[index] for index in predict_labels(probabilities, threshold)]
 
 
-def threshold_faults(wanted: str, num_classes: int | None = None) -> list[str]:
-    """What is wrong with `--threshold`, alone or for so many classes."""
+def threshold_faults(threshold: str, num_classes: int | None = None) -> list[str]:
+    """Errors of the option `threshold`, by itself or for a number of classes."""
     try:
-        value = None if wanted == "auto" else float(wanted)
+        value = None if threshold == "auto" else float(threshold)
     except ValueError:
         value = math.nan
     if value is not None and not 0 < value < 1:
-        return [f"--threshold: got {wanted!r}; expected auto or a number between 0 and 1."]
+        return [f"threshold: got {threshold!r}; expected auto or a number between 0 and 1."]
     if num_classes not in (None, 2) and value != 0.5:
         return [
-            f"--threshold: got {wanted}, but there are {num_classes} labels, of which the most "
-            "probable is predicted; expected two. Drop it."
+            f"threshold: got {threshold!r} with {num_classes} labels; a threshold needs exactly "
+            "two. Remove the option: the most probable label is predicted."
         ]
     return []
 
@@ -52,39 +50,39 @@ def threshold_faults(wanted: str, num_classes: int | None = None) -> list[str]:
 def tune_threshold(
     references: NDArray[np.int64], scores: NDArray[np.float64], metric: str = "accuracy"
 ) -> float:
-    """The threshold that is best on some pairs.
+    """Find the threshold with the best value of a metric.
 
-    Between two neighbouring scores every threshold predicts the same. Of all such gaps that reach
-    the best value the widest is taken, of equally wide ones that nearest 0.5, and of it the middle:
-    far from every score that it was chosen on.
+    Every threshold between two neighbouring scores gives the same predictions. Of all such gaps
+    with the best value this chooses the widest, of equally wide ones the nearest to 0.5, and
+    returns its middle, which is far from every score.
 
     Args:
         references: True labels, 0 or 1, [N].
         scores: Probabilities of label 1, [N].
-        metric: One of THRESHOLD_METRICS; `f1` is the mean of both classes' F1.
+        metric: One of `metric_names.THRESHOLD_METRICS`; `f1` is the mean of both classes' F1.
     """
     values, inverse = np.unique(scores, return_inverse=True)  # [V], [N]
     counts = np.zeros((2, len(values) + 1))
     np.add.at(counts, (references, inverse + 1), 1)
-    # Of each label, the pairs at or below gap g's lower end: those that it calls negative.
+    # For each gap, the examples of each label at or below its lower end, which it calls negative.
     true_negative, false_negative = counts.cumsum(axis=1)  # [V + 1] each
     false_positive = (references == 0).sum() - true_negative
     true_positive = (references == 1).sum() - false_negative
-    wrong = false_negative + false_positive
+    errors = false_negative + false_positive
     if metric == "f1":
-        reached = (_f1(true_negative, wrong) + _f1(true_positive, wrong)) / 2
+        value = (_f1(true_negative, errors) + _f1(true_positive, errors)) / 2
     else:
-        reached = -wrong
+        value = -errors
     lower, upper = np.append(0.0, values), np.append(values, 1.0)
     width = np.round(upper - lower, 12)
-    reached[width < NARROWEST_GAP] = -np.inf
+    value[width < NARROWEST_GAP] = -np.inf
     middle = (lower + upper) / 2
-    best = np.flatnonzero(reached >= reached.max() - 1e-12)
-    chosen = min(best, key=lambda gap: (-width[gap], abs(middle[gap] - 0.5)))
-    return float(middle[chosen])
+    best = np.flatnonzero(value >= value.max() - 1e-12)
+    gap = min(best, key=lambda gap: (-width[gap], abs(middle[gap] - 0.5)))
+    return float(middle[gap])
 
 
-def _f1(right: NDArray[np.float64], wrong: NDArray[np.float64]) -> NDArray[np.float64]:
-    """F1 of one of two classes: each wrong call is a miss of one and a false alarm of the other."""
-    total = 2 * right + wrong
-    return np.divide(2 * right, total, out=np.zeros_like(total), where=total > 0)
+def _f1(correct: NDArray[np.float64], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """F1 of one of two classes: an error is a miss of one and a false alarm of the other."""
+    total = 2 * correct + errors
+    return np.divide(2 * correct, total, out=np.zeros_like(total), where=total > 0)

@@ -18,7 +18,13 @@ from peft_mrpc.models.external import (
 )
 from peft_mrpc.models.hub import ModelSource, quiet_transformers, resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_tokenizer
-from peft_mrpc.runs.run import ARTIFACT_FILE, ARTIFACT_FOLDERS, RUN_FILE, load_run
+from peft_mrpc.runs.run import (
+    ARTIFACT_FILE,
+    ARTIFACT_FOLDERS,
+    RUN_FILE,
+    load_run,
+    seed_folders,
+)
 from peft_mrpc.serialization import read_json, write_json
 
 
@@ -75,7 +81,7 @@ def resolve_artifact(name: str) -> Path:
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _download(name)
-    if (path / "seeds").is_dir():
+    if seed_folders(path):
         path = load_run(path).model_run.path
     for folder in ARTIFACT_FOLDERS:
         if (path / folder / ARTIFACT_FILE).is_file():

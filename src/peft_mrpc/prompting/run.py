@@ -54,11 +54,11 @@ from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.scores import TemplateScores, stack_features
 from peft_mrpc.prompting.templates import Template, load_templates
 from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
-from peft_mrpc.runs.model_card import figure_texts
+from peft_mrpc.runs.summary import data_line, format_metrics
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
-from peft_mrpc.runs.writer import data_line, describe_data, write_run
+from peft_mrpc.runs.writer import describe_data, write_run
 
 logger = logging.getLogger(__name__)
 
@@ -526,7 +526,7 @@ def template_lines(run: Run) -> list[str]:
     for name, splits in record["templates"].items():
         for split, values in splits.items():
             if split in run.metrics and "accuracy" in values:
-                accuracy, *f1, area = figure_texts(values, run.label_names)
+                accuracy, *f1, area = format_metrics(values, run.label_names)
                 lines.append(
                     f"{name:<{width}}  {split}: accuracy {accuracy}, F1 {' / '.join(f1)}, "
                     f"ROC-AUC {area}"

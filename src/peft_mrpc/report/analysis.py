@@ -1,231 +1,196 @@
-"""How sure a comparison is: an interval for every figure, a test for every difference."""
+"""Significance analysis: an interval for each metric, tests for each difference of two Runs."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc.evaluation.bootstrap import (
-    DRAWS,
+    NUM_RESAMPLES,
     Interval,
+    basic_bootstrap_interval,
     bootstrap,
+    example_losses,
     percentile_interval,
-    reflected_interval,
-    row_losses,
 )
+from peft_mrpc.evaluation.metric_names import METRICS, SCALAR_METRICS
 from peft_mrpc.evaluation.significance import (
-    almost_stochastic_order,
     detectable_difference,
-    equivalence,
-    holm,
-    mcnemar,
-    permutation,
+    equivalence_test,
+    holm_adjustment,
+    mcnemar_test,
+    permutation_test,
     wilson_interval,
 )
-from peft_mrpc.formatting import p_text
-from peft_mrpc.report.tables import FIGURE_NAMES
+from peft_mrpc.report.comparison import Comparison
 
-if TYPE_CHECKING:
-    from peft_mrpc.report.comparison import Comparison
-
-# Below this a difference is called one.
-LEVEL = 0.05
-MIN_SEEDS = 3
-# Accuracies less far apart than this are the same to a reader who asks whether one costs anything.
-MARGIN = 0.02
-# Not defined where the rows lack a label.
-AREAS = ("roc_auc", "average_precision")
+SIGNIFICANCE_LEVEL = 0.05
 
 
-def describe_evidence(
-    comparison: "Comparison", margin: float = MARGIN, seed: int = 0
-) -> dict[str, Any]:
-    """Intervals of each Run's figures, and each two Runs' difference.
+def analyze(comparison: Comparison, margin: float = 0.02, seed: int = 0) -> dict[str, Any]:
+    """Compute intervals of each Run's metrics, and analyze the differences of all pairs of Runs.
 
-    A Run over several seeds is right on a row by the share of its seeds that are, and its figures
-    are the means of its seeds' in every draw of rows; over the seeds themselves two Runs are
-    compared by almost stochastic order.
+    For a multi-seed Run, an example counts as correct by the share of seeds that predict it
+    correctly, and metrics are means over the seeds in every resample.
 
     Args:
         comparison: The Runs.
-        margin: Accuracies less far apart than this count as equivalent.
-        seed: Fixes all draws.
+        margin: Accuracies that differ by less than this are equivalent.
+        seed: Seed of all draws.
     Returns:
-        `intervals`, one mapping for each Run: 95% for `accuracy` (Wilson) and, by paired
-        bootstrap, `f1` of each label and the other figures. `differences`, one for each two Runs,
-        the more accurate first: `accuracy` (in shares) with its interval, the `others`, rows
-        that one alone has right (by the first seed), the exact McNemar probability (over seeds: by
-        permutation), the same by Holm for all these differences, the least difference that these
-        rows would show, and the probability of the data if they were `margin` apart.
+        The part `analysis` of `report.json`, described in `assets/report.schema.json`.
     """
-    drawn = _draw(comparison, seed)
-    references = comparison.predictions[0].references
-    hits = [
-        np.array([one.predictions == references for one in seeds]) for seeds in comparison.answers
-    ]
-    order = sorted(range(len(hits)), key=lambda n: -hits[n].mean())
+    resampled = _resample_metrics(comparison, seed)
+    is_correct = [
+        np.array([rows.is_correct for rows in seeds]) for seeds in comparison.seed_predictions
+    ]  # [S, N] each
+    order = sorted(range(len(is_correct)), key=lambda n: -is_correct[n].mean())
     differences = [
-        _difference(comparison, drawn, hits, pair, margin, seed) for pair in combinations(order, 2)
+        _difference(comparison, resampled, is_correct, pair, margin, seed)
+        for pair in combinations(order, 2)
     ]
-    for one, adjusted in zip(differences, holm([one["p"] for one in differences]), strict=True):
-        one["holm"] = adjusted
+    adjusted = holm_adjustment([difference["p"] for difference in differences])
+    for difference, p_value in zip(differences, adjusted, strict=True):
+        difference["holm"] = p_value
     return {
         "level": 0.95,
-        "draws": DRAWS,
+        "draws": NUM_RESAMPLES,
         "margin": margin,
-        "intervals": _intervals(comparison, drawn, hits),
+        "intervals": _intervals(comparison, resampled, is_correct),
         "differences": differences,
     }
 
 
+def is_significant(difference: Mapping[str, Any]) -> bool:
+    """Whether two accuracies differ significantly, adjusted for the number of comparisons."""
+    return float(difference["holm"]) < SIGNIFICANCE_LEVEL
+
+
+def is_equivalent(difference: Mapping[str, Any]) -> bool:
+    """Whether two accuracies are shown to differ by less than the margin."""
+    return float(difference["equivalence"]) < SIGNIFICANCE_LEVEL
+
+
+def find_difference(first: str, second: str, analysis: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The difference of two Runs, in either order."""
+    difference: Mapping[str, Any] = next(
+        entry
+        for entry in analysis["differences"]
+        if {entry["first"], entry["second"]} == {first, second}
+    )
+    return difference
+
+
 def _difference(
-    comparison: "Comparison",
-    drawn: Mapping[str, NDArray[np.float64]],
-    hits: Sequence[NDArray[np.bool_]],
+    comparison: Comparison,
+    resampled: Mapping[str, NDArray[np.float64]],
+    is_correct: Sequence[NDArray[np.bool_]],
     pair: tuple[int, int],
     margin: float,
     seed: int,
 ) -> dict[str, Any]:
-    """What is known of two Runs' difference, but for Holm's adjustment."""
+    """The analysis of two Runs, without the adjusted p value."""
     first, second = pair
-    one, other = hits[first], hits[second]  # right or not, by seed and row
-    gaps = one.mean(axis=0) - other.mean(axis=0)
-    by_draw = drawn["accuracy"][first] - drawn["accuracy"][second]
-    is_single = len(one) == len(other) == 1
+    ours, theirs = is_correct[first], is_correct[second]
+    by_example = ours.mean(axis=0) - theirs.mean(axis=0)
+    by_resample = resampled["accuracy"][first] - resampled["accuracy"][second]
+    is_single_seed = len(ours) == len(theirs) == 1
     return {
         "first": comparison.names[first],
         "second": comparison.names[second],
-        "accuracy": float(gaps.mean()),
-        "interval": _as_list(percentile_interval(by_draw)),
-        "others": _other_differences(comparison, drawn, first, second),
-        "only_first_right": int((one[0] & ~other[0]).sum()),
-        "only_second_right": int((other[0] & ~one[0]).sum()),
-        "test": "mcnemar" if is_single else "permutation",
-        "p": mcnemar(one[0], other[0]) if is_single else permutation(gaps, seed=seed),
-        "detectable": detectable_difference(len(gaps), float((one[0] != other[0]).mean())),
-        "equivalence": equivalence(gaps, margin),
-        "dominance": _dominance(one.mean(axis=1), other.mean(axis=1)),
+        "accuracy": float(by_example.mean()),
+        "interval": _as_list(percentile_interval(by_resample)),
+        "other_metrics": _metric_differences(comparison, resampled, first, second),
+        "only_first_right": int((ours[0] & ~theirs[0]).sum()),
+        "only_second_right": int((theirs[0] & ~ours[0]).sum()),
+        "test": "mcnemar" if is_single_seed else "permutation",
+        "p": mcnemar_test(ours[0], theirs[0])
+        if is_single_seed
+        else permutation_test(by_example, seed=seed),
+        "detectable": detectable_difference(len(by_example), float((ours[0] != theirs[0]).mean())),
+        "equivalence": equivalence_test(by_example, margin),
     }
 
 
-def _draw(comparison: "Comparison", seed: int) -> dict[str, NDArray[np.float64]]:
-    """Each Run's figures in every draw of rows, the mean of its seeds', [R, D] each."""
-    flat = [one for seeds in comparison.answers for one in seeds]
-    references, num_labels = flat[0].references, len(comparison.label_names)
-    drawn = bootstrap(
-        references,
-        [one.predictions for one in flat],
-        [one.probabilities for one in flat],
+def _resample_metrics(comparison: Comparison, seed: int) -> dict[str, NDArray[np.float64]]:
+    """Each Run's metrics in each resample, means over its seeds, [R, D] each."""
+    flat = [rows for seeds in comparison.seed_predictions for rows in seeds]
+    num_labels = len(comparison.label_names)
+    resampled = bootstrap(
+        comparison.references,
+        [rows.predictions for rows in flat],
+        [rows.probabilities for rows in flat],
         num_labels,
         seed=seed,
     )
-    ends = np.cumsum([len(seeds) for seeds in comparison.answers])[:-1]
-    has_areas = len(np.unique(references)) == num_labels
+    ends = np.cumsum([len(seeds) for seeds in comparison.seed_predictions])[:-1]
+    has_all_labels = len(np.unique(comparison.references)) == num_labels
     return {
         name: np.stack([part.mean(axis=0) for part in np.split(values, ends)])
-        for name, values in drawn.items()
-        if has_areas or name not in AREAS
+        for name, values in resampled.items()
+        if has_all_labels or name not in METRICS or not METRICS[name].needs_all_labels
     }
 
 
 def _intervals(
-    comparison: "Comparison",
-    drawn: Mapping[str, NDArray[np.float64]],
-    hits: Sequence[NDArray[np.bool_]],
+    comparison: Comparison,
+    resampled: Mapping[str, NDArray[np.float64]],
+    is_correct: Sequence[NDArray[np.bool_]],
 ) -> list[dict[str, Any]]:
     intervals = []
     for number, name in enumerate(comparison.names):
-        own = {key: _as_list(percentile_interval(of[number])) for key, of in drawn.items()}
-        error = reflected_interval(drawn["ece"][number], _calibration_error(comparison, number))
-        own["ece"] = [max(0.0, end) for end in _as_list(error)]
-        exact = wilson_interval(round(hits[number].mean(axis=0).sum()), hits[number].shape[1])
-        f1 = {label: own.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)}
-        intervals.append({"name": name, **own, "accuracy": _as_list(exact), "f1": f1})
+        entry: dict[str, Any] = {
+            key: _as_list(percentile_interval(values[number])) for key, values in resampled.items()
+        }
+        ece = _calibration_error(comparison, number)
+        basic = basic_bootstrap_interval(resampled["ece"][number], ece)
+        entry["ece"] = [max(0.0, end) for end in _as_list(basic)]
+        num_correct = round(is_correct[number].mean(axis=0).sum())
+        entry["accuracy"] = _as_list(wilson_interval(num_correct, is_correct[number].shape[1]))
+        f1 = {label: entry.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)}
+        intervals.append({"name": name, **entry, "f1": f1})
     return intervals
 
 
-def _calibration_error(comparison: "Comparison", number: int) -> float:
-    """A Run's ECE over its seeds, as it is measured in every draw."""
-    gaps = [row_losses(o.references, o.probabilities)[:, 1:] for o in comparison.answers[number]]
-    return float(np.mean([np.abs(own.mean(axis=0)).sum() for own in gaps]))
+def _calibration_error(comparison: Comparison, number: int) -> float:
+    """A Run's mean ECE over seeds, in the bins of the bootstrap."""
+    errors = [
+        np.abs(example_losses(rows.references, rows.probabilities)[:, 1:].mean(axis=0)).sum()
+        for rows in comparison.seed_predictions[number]
+    ]
+    return float(np.mean(errors))
 
 
-def _other_differences(
-    comparison: "Comparison", drawn: Mapping[str, NDArray[np.float64]], first: int, second: int
+def _metric_differences(
+    comparison: Comparison, resampled: Mapping[str, NDArray[np.float64]], first: int, second: int
 ) -> dict[str, Any]:
-    """Difference and interval of every figure but accuracy."""
-    one, two = (comparison.runs[n].metrics[comparison.split] for n in (first, second))
-    values = {name: (one[name], two[name]) for name in FIGURE_NAMES}
-    for index, label in enumerate(comparison.label_names):
-        values[f"f1_{index}"] = (one["f1"][label], two["f1"][label])
-    found = {}
-    for name, (left, right) in values.items():
-        if name in drawn and None not in (left, right):
-            gaps = drawn[name][first] - drawn[name][second]
-            is_error = name == "ece"
-            interval = (
-                reflected_interval(gaps, left - right) if is_error else percentile_interval(gaps)
-            )
-            found[name] = {"difference": left - right, "interval": _as_list(interval)}
-    by_label = {
-        label: found.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)
+    """Difference and interval of each metric but accuracy; undefined metrics are omitted."""
+    ours, theirs = comparison.metrics[first], comparison.metrics[second]
+
+    def entry(key: str, left: float, right: float) -> dict[str, Any]:
+        by_resample = resampled[key][first] - resampled[key][second]
+        interval = (
+            basic_bootstrap_interval(by_resample, left - right)
+            if key == "ece"
+            else percentile_interval(by_resample)
+        )
+        return {"difference": left - right, "interval": _as_list(interval)}
+
+    differences: dict[str, Any] = {
+        metric.name: entry(metric.name, ours[metric.name], theirs[metric.name])
+        for metric in SCALAR_METRICS
+        if metric.name != "accuracy"
+        and metric.name in resampled
+        and None not in (ours[metric.name], theirs[metric.name])
     }
-    return {**found, "f1": by_label}
+    differences["f1"] = {
+        label: entry(f"f1_{index}", ours["f1"][label], theirs["f1"][label])
+        for index, label in enumerate(comparison.label_names)
+    }
+    return differences
 
 
 def _as_list(interval: Interval) -> list[float]:
     return [interval.low, interval.high]
-
-
-def _dominance(one: NDArray[np.float64], other: NDArray[np.float64]) -> float | None:
-    """Almost stochastic order over the seeds' accuracies, where both have some."""
-    if min(len(one), len(other)) < MIN_SEEDS:
-        return None
-    return almost_stochastic_order(one.tolist(), other.tolist())
-
-
-def is_sure(difference: Mapping[str, Any]) -> bool:
-    """Whether a difference is one, all those that were looked at counted."""
-    return float(difference["holm"]) < LEVEL
-
-
-def is_same(difference: Mapping[str, Any]) -> bool:
-    """Whether two accuracies are surely less than the margin apart."""
-    return float(difference["equivalence"]) < LEVEL
-
-
-def difference_header(margin: float) -> list[str]:
-    """Names of the columns of the table of differences."""
-    return [
-        *("better", "than", "points", "95%", "sure", "p (Holm)", "p", "ROC-AUC, points"),
-        *("right alone", f"same within {100 * margin:g} points", "over seeds"),
-    ]
-
-
-def difference_cells(differences: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """The differences as text."""
-    return [
-        [
-            one["first"],
-            one["second"],
-            f"{100 * one['accuracy']:+.1f}",
-            " to ".join(f"{100 * end:+.1f}" for end in one["interval"]),
-            "yes" if is_sure(one) else "no",
-            p_text(one["holm"]),
-            p_text(one["p"]),
-            _area_text(one["others"].get("roc_auc")),
-            f"{one['only_first_right']} : {one['only_second_right']}",
-            f"{'yes' if is_same(one) else 'no'} ({p_text(one['equivalence'])})",
-            "-" if one["dominance"] is None else f"ε {one['dominance']:.2f}",
-        ]
-        for one in differences
-    ]
-
-
-def _area_text(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    ends = " to ".join(f"{100 * end:+.1f}" for end in found["interval"])
-    return f"{100 * found['difference']:+.1f} ({ends})"

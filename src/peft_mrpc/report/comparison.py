@@ -1,218 +1,240 @@
-"""Runs brought together: the same rows, labels in one order, seeds joined."""
+"""Runs aligned for comparison: the same examples, labels in one order."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.runs.run import Predictions, Run
-
-FIGURES = ("accuracy", "f1", "macro_f1", "roc_auc", "average_precision", "mcc", "brier", "ece")
+from peft_mrpc.evaluation.metric_names import REPORTED_METRICS
+from peft_mrpc.runs.run import Predictions, Run, group_seed_runs
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs and their answers on the same rows, labels in one order.
+    """Runs and their predictions for the same examples, labels in one order.
 
     Attributes:
-        names: One for each Run, all different.
+        names: A unique name for each Run.
         runs: The Runs.
-        split: The split compared on.
+        split: The split that is compared.
         label_names: Names of the C labels, in the first Run's order.
-        answers: Each Run's answers, for each of its seeds.
+        seed_predictions: The predictions of each Run, for each of its seeds.
     """
 
     names: list[str]
     runs: list[Run]
     split: str
     label_names: list[str]
-    answers: list[list[Predictions]]
+    seed_predictions: list[list[Predictions]]
 
     @property
     def predictions(self) -> list[Predictions]:
-        """Each Run's answers, of a Run over seeds the first seed's: those that it stands for."""
-        return [seeds[0] for seeds in self.answers]
+        """The predictions of each Run; of a multi-seed Run, the first seed's."""
+        return [seeds[0] for seeds in self.seed_predictions]
 
     @property
-    def where(self) -> str:
-        """What was scored: data set, split, size."""
-        name = self.runs[0].record["data"]["name"]
-        return f"{name} {self.split}, {len(self.predictions[0].idx):,} pairs"
+    def references(self) -> NDArray[np.int64]:
+        """True label indices, [N]."""
+        return self.predictions[0].references
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The metrics of each Run for the split."""
+        return [run.metrics[self.split] for run in self.runs]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The data set as the first Run recorded it."""
+        return dict(self.runs[0].record["data"])
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the examples."""
+        return str(self.data["splits"][self.split]["fingerprint"])
+
+    @property
+    def description(self) -> str:
+        """Data set, split and number of examples."""
+        return f"{self.data['name']} {self.split}, {len(self.references):,} examples"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The table: the majority baseline first, then a row for each Run, in the order given."""
-        first = self.runs[0].metrics[self.split]
-        baseline = _majority_row(self.predictions[0].references, self.label_names)
-        baseline["accuracy"] = first["majority_accuracy"]
-        return [baseline] + [
-            _table_row(name, run, run.metrics[self.split])
+        """Rows of the results: the majority baseline, then each Run in its order."""
+        return [self._baseline_row()] + [
+            _run_row(name, run, run.metrics[self.split])
             for name, run in zip(self.names, self.runs, strict=True)
         ]
 
+    def _baseline_row(self) -> dict[str, Any]:
+        """Metrics of always predicting the most frequent label."""
+        counts = np.bincount(self.references, minlength=len(self.label_names))
+        majority = int(counts.argmax())
+        share = float(counts[majority] / counts.sum())
+        # The majority label has precision `share` and recall 1; the F1 of the others is 0.
+        f1 = dict.fromkeys(self.label_names, 0.0)
+        f1[self.label_names[majority]] = 2 * share / (1 + share)
+        return {
+            "name": f"always “{self.label_names[majority].replace('_', ' ')}”",
+            "method": "majority",
+            "accuracy": share,
+            "f1": f1,
+            "macro_f1": float(np.mean(list(f1.values()))),
+            "roc_auc": 0.5,
+        }
 
-def load_comparison(
-    runs: Sequence[Run],
-    split: str | None,
-    join: Callable[[Sequence[Run]], list[Run]] | None = None,
+
+def build_comparison(
+    runs: Sequence[Run], split: str | None = None, join_seeds: bool = True
 ) -> Comparison:
-    """Align Runs, or say why they cannot be.
+    """Align Runs.
 
     Args:
         runs: The Runs.
-        split: Split to compare on; None for test where all have it, else validation.
-        join: Makes one of Runs that differ by their seed alone, if they are to be.
-
+        split: Split to compare; None for test if all Runs have it, else validation.
+        join_seeds: Whether Runs that differ in the seed only become one multi-seed Run.
     Raises:
-        UserError: If a Run lacks the split or its labels, or was scored on other rows.
+        UserError: If a Run occurs twice, lacks the split or its labels, is damaged, or was scored
+            on other examples.
     """
-    places = [run.path.resolve() for run in runs]
-    faults = [
-        f"RUN: got {run.path} twice; name each Run once."
-        for position, run in enumerate(runs)
-        if run.path.resolve() in places[:position]
-    ]
-    raise_faults(faults)
-    runs = join(runs) if join else runs
+    paths = [run.path.resolve() for run in runs]
+    raise_faults(
+        [
+            f"RUN: got {run.path} twice; name each Run once."
+            for position, run in enumerate(runs)
+            if paths[position] in paths[:position]
+        ]
+    )
+    if join_seeds:
+        runs = group_seed_runs(runs)
     split = split or _common_split(runs)
-    faults = [
-        f"{run.path}: has no labelled split {split!r}; it has {', '.join(run.metrics) or 'none'}."
+    raise_faults(
+        [
+            f"{run.path}: has no labelled split {split!r}; it has "
+            f"{', '.join(run.metrics) or 'none'}."
+            for run in runs
+            if split not in run.metrics
+        ]
+    )
+    _check_same_examples(runs, split)
+    label_names = runs[0].label_names
+    seed_predictions = [
+        [_align(seed.predictions(split), seed.label_names, label_names) for seed in run.seed_runs]
         for run in runs
-        if split not in run.metrics
     ]
-    raise_faults(faults)
-    first = runs[0]
+    _check_predictions(runs, split, seed_predictions)
+    return Comparison(_unique_names(runs), list(runs), split, label_names, seed_predictions)
+
+
+def _check_same_examples(runs: Sequence[Run], split: str) -> None:
+    """Refuse Runs with other labels or examples than the first."""
+    faults, first = [], runs[0]
     for run in runs[1:]:
-        mine, theirs = (_fingerprint(r, split) for r in (first, run))
         if set(run.label_names) != set(first.label_names):
             faults.append(
                 f"{run.path}: has the labels {', '.join(run.label_names)}; expected those of "
                 f"{first.path}, {', '.join(first.label_names)}. Compare Runs of one data set."
             )
-        elif mine != theirs:
+        elif _fingerprint(run, split) != _fingerprint(first, split):
             faults.append(
-                f"{run.path}: was scored on other rows of {split!r} than {first.path} "
-                f"({_rows_text(run, split)} against {_rows_text(first, split)}); "
-                "expected the same data set and limits."
+                f"{run.path}: was scored on other examples of {split!r} than {first.path} "
+                f"({_describe_split(run, split)}; {_describe_split(first, split)}); expected the "
+                "same data set and limits."
             )
     raise_faults(faults)
-    answers = [
-        [_align(one.predictions(split), one, first.label_names) for one in run.seed_runs]
-        for run in runs
-    ]
-    _check_answers(runs, split, answers)
-    return Comparison(_unique_names(runs), list(runs), split, first.label_names, answers)
 
 
 def _fingerprint(run: Run, split: str) -> str:
-    try:
-        return str(run.record["data"]["splits"][split]["fingerprint"])
-    except KeyError as error:
+    splits = run.record["data"]["splits"]
+    if split not in splits:
         raise UserError(
-            f"{run.path}: damaged: run.json knows no split {split!r}, metrics.json does."
-        ) from error
+            f"{run.path}: damaged: run.json has no split {split!r}, but metrics.json has."
+        )
+    return str(splits[split]["fingerprint"])
 
 
-def _check_answers(
-    runs: Sequence[Run], split: str, answers: Sequence[Sequence[Predictions]]
+def _describe_split(run: Run, split: str) -> str:
+    data = run.record["data"]
+    return f"{data['name']}, {data['splits'][split]['num_examples']} examples"
+
+
+def _check_predictions(
+    runs: Sequence[Run], split: str, seed_predictions: Sequence[Sequence[Predictions]]
 ) -> None:
-    """Make sure that predictions are those that were measured, and of rows with the same labels.
+    """Refuse predictions that do not fit to the metrics, or to the first Run's examples.
 
     Raises:
-        UserError: If a file was changed since, or was mixed up with another Run's.
+        UserError: If a file was changed or exchanged.
     """
-    faults, first = [], answers[0][0]
-    for run, seeds in zip(runs, answers, strict=True):
-        for one, rows in zip(run.seed_runs, seeds, strict=True):
-            path = one.path / "predictions" / f"{split}.jsonl"
+    faults, first = [], seed_predictions[0][0]
+    for run, seeds in zip(runs, seed_predictions, strict=True):
+        for seed_run, rows in zip(run.seed_runs, seeds, strict=True):
+            path = seed_run.predictions_path(split)
             if not np.array_equal(rows.idx, first.idx):
                 faults.append(f"{path}: damaged: has other labelled rows than {runs[0].path}.")
             elif not np.array_equal(rows.references, first.references):
                 row = int(rows.idx[(rows.references != first.references).argmax()])
                 faults.append(f"{path}: damaged: row {row} has another label in {runs[0].path}.")
             elif not len(rows.idx):
-                faults.append(f"{path}: holds no labelled row; expected some to compare on.")
+                faults.append(f"{path}: has no labelled row; expected at least one.")
             else:
-                measured = one.metrics[split]["accuracy"]
-                found = float((rows.predictions == rows.references).mean())
-                if abs(found - measured) > 1e-6:
+                recorded = seed_run.metrics[split]["accuracy"]
+                accuracy = float(rows.is_correct.mean())
+                if abs(accuracy - recorded) > 1e-6:
                     faults.append(
-                        f"{path}: damaged: its accuracy is {found:.4f}, metrics.json has "
-                        f"{measured:.4f}. Write the Run anew."
+                        f"{path}: damaged: its accuracy is {accuracy:.4f}, metrics.json has "
+                        f"{recorded:.4f}. Write the Run again."
                     )
     raise_faults(faults)
 
 
 def _common_split(runs: Sequence[Run]) -> str:
-    for split in ("test", "validation"):
-        if all(split in run.metrics for run in runs):
+    common = set.intersection(*(set(run.metrics) for run in runs))
+    for split in ("test", "validation", *sorted(common)):
+        if split in common:
             return split
-    shared = set.intersection(*(set(run.metrics) for run in runs))
-    if not shared:
-        have = "; ".join(f"{run.path}: {', '.join(run.metrics) or 'none'}" for run in runs)
-        raise UserError(f"compare: the Runs share no labelled split ({have}).")
-    return sorted(shared)[0]
+    splits = "; ".join(f"{run.path}: {', '.join(run.metrics) or 'none'}" for run in runs)
+    raise UserError(f"RUN: the Runs have no labelled split in common ({splits}).")
 
 
-def _rows_text(run: Run, split: str) -> str:
-    record = run.record["data"]
-    return f"{record['name']}, {record['splits'][split]['num_examples']} rows"
-
-
-def _align(rows: Predictions, run: Run, label_names: Sequence[str]) -> Predictions:
-    """Bring a Run's labels into the order of `label_names`, and leave out unlabelled rows."""
-    columns = [run.label_names.index(name) for name in label_names]
+def _align(rows: Predictions, run_labels: Sequence[str], label_names: Sequence[str]) -> Predictions:
+    """Reorder a Run's labels as in `label_names`, and drop unlabelled examples."""
+    columns = [run_labels.index(name) for name in label_names]
     position = np.argsort(columns)
-    known = rows.references != UNKNOWN_LABEL
+    labelled = rows.references != UNKNOWN_LABEL
     return Predictions(
-        rows.idx[known],
-        position[rows.references[known]],
-        position[rows.predictions[known]],
-        rows.probabilities[known][:, columns],
+        rows.idx[labelled],
+        position[rows.references[labelled]],
+        position[rows.predictions[labelled]],
+        rows.probabilities[labelled][:, columns],
     )
 
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
-    """Each Run's name, where two have one with as much of their paths' ends as tells them apart."""
+    """The name of each Run; equal names get the shortest distinct ends of their paths."""
     names = [run.name for run in runs]
     parts = [run.path.resolve().parts for run in runs]
+    unique = names
     for depth in range(1, max(map(len, parts)) + 1):
-        ends = ["/".join(own[-depth:]) for own in parts]
-        told = [
-            f"{run.name} ({end})" if names.count(run.name) > 1 else run.name
-            for run, end in zip(runs, ends, strict=True)
+        unique = [
+            f"{name} ({'/'.join(path[-depth:])})" if names.count(name) > 1 else name
+            for name, path in zip(names, parts, strict=True)
         ]
-        if len(set(told)) == len(told):
+        if len(set(unique)) == len(unique):
             break
-    return told
+    return unique
 
 
-def _majority_row(references: Any, label_names: Sequence[str]) -> dict[str, Any]:
-    counts = np.bincount(references, minlength=len(label_names))
-    winner = int(counts.argmax())
-    share = counts[winner] / counts.sum()
-    # All rows get the winner: its precision is its share, its recall 1; every other F1 is 0.
-    f1 = [2 * share / (1 + share) if i == winner else 0.0 for i in range(len(label_names))]
-    return {
-        "name": f"always “{label_names[winner].replace('_', ' ')}”",
-        "method": "majority",
-        "accuracy": float(share),
-        "f1": dict(zip(label_names, map(float, f1), strict=True)),
-        "macro_f1": float(np.mean(f1)),
-        "roc_auc": 0.5,
-    }
-
-
-def _table_row(name: str, run: Run, values: dict[str, Any]) -> dict[str, Any]:
+def _run_row(name: str, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     trainable = run.record.get("trainable")
     timing = run.record["timing"]
     return {
         "name": name,
         "method": run.record["method"],
         "model": run.record["model"],
-        **{key: values[key] for key in FIGURES},
+        **{metric.name: values[metric.name] for metric in REPORTED_METRICS},
         "trained_parameters": trainable["trained"] if trainable else 0,
         "trained_share": trainable["trained"] / trainable["total"] if trainable else 0.0,
         "train_seconds": timing.get("train_seconds"),

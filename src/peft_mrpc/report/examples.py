@@ -1,61 +1,64 @@
-"""What the report's explorer of examples shows: sentences, labels, each Run's answers."""
+"""The example browser of a report: sentences, labels and each Run's predictions."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from peft_mrpc.evaluation.plot_style import on_page, run_styles
+from peft_mrpc.evaluation.plot_style import DARK, LIGHT
 from peft_mrpc.report.comparison import Comparison
-from peft_mrpc.report.sentences import Sentences
+from peft_mrpc.serialization import read_json_lines
 
-MAX_EXAMPLES = 5000
-# A document is cut in the report; what was scored is in the data.
+# Longer texts are cut in the report.
 MAX_CHARACTERS = 2000
 
 
-def explorer_data(
-    comparison: Comparison, sentences: Sentences, max_examples: int = MAX_EXAMPLES
-) -> dict[str, Any]:
-    """Examples as columns, small enough to stand in a page.
+def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
+    """Collect examples by column, in a compact form for the page.
 
-    Where there are more rows than `max_examples`, those that some Run has wrong come first, and
-    the others are drawn by chance.
+    If there are more than `max_examples`, examples that a Run predicts incorrectly come first, and
+    the others are drawn at random.
 
     Returns:
-        `labels`, `runs` (name and colours), `total` rows, and for each row shown `idx`, `truth`,
-        `sentence1`, `sentence2`, and by Run `predictions` and `confidences` (in thousandths).
+        `labels`, `runs` (name and colours), `total` examples, and for each included example `idx`,
+        `truth`, `sentence1`, `sentence2`, and by Run `predictions` and `confidences` (in
+        thousandths).
     """
-    rows = comparison.predictions
-    wrong = np.any([one.predictions != one.references for one in rows], axis=0)
-    order = np.lexsort((np.random.default_rng(0).random(len(wrong)), ~wrong))
-    kept = np.sort(order[:max_examples])
-    shown = [sentences[int(idx)] for idx in rows[0].idx[kept]]
+    predictions = comparison.predictions
+    has_error = np.any([~rows.is_correct for rows in predictions], axis=0)
+    order = np.lexsort((np.random.default_rng(0).random(len(has_error)), ~has_error))
+    chosen = np.sort(order[:max_examples])
+    idx = predictions[0].idx[chosen]
+    rows = {
+        row["idx"]: row
+        for row in read_json_lines(comparison.runs[0].predictions_path(comparison.split))
+    }
     return {
         "labels": [name.replace("_", " ") for name in comparison.label_names],
         "runs": _runs(comparison),
-        "total": len(wrong),
-        "idx": rows[0].idx[kept].tolist(),
-        "truth": rows[0].references[kept].tolist(),
-        "sentence1": [_cut(pair[0]) for pair in shown],
-        "sentence2": [_cut(pair[1]) for pair in shown],
-        "predictions": [one.predictions[kept].tolist() for one in rows],
+        "total": len(has_error),
+        "idx": idx.tolist(),
+        "truth": predictions[0].references[chosen].tolist(),
+        **{
+            name: [_cut(rows[int(i)].get(name) or "") for i in idx]
+            for name in ("sentence1", "sentence2")
+        },
+        "predictions": [rows.predictions[chosen].tolist() for rows in predictions],
         "confidences": [
-            np.rint(1000 * one.probabilities[kept, one.predictions[kept]]).astype(int).tolist()
-            for one in rows
+            np.rint(1000 * rows.probabilities[chosen, rows.predictions[chosen]])
+            .astype(int)
+            .tolist()
+            for rows in predictions
         ],
     }
 
 
 def _runs(comparison: Comparison) -> list[Mapping[str, str]]:
     methods = [run.record["method"] for run in comparison.runs]
-    colors = {}
-    for page in ("light", "dark"):
-        with on_page(page):
-            colors[page] = [color for color, _ in run_styles(methods)]
+    light, dark = LIGHT.method_styles(methods), DARK.method_styles(methods)
     return [
-        {"name": name, "light": light, "dark": dark}
-        for name, light, dark in zip(comparison.names, colors["light"], colors["dark"], strict=True)
+        {"name": name, "light": on_light[0], "dark": on_dark[0]}
+        for name, on_light, on_dark in zip(comparison.names, light, dark, strict=True)
     ]
 
 

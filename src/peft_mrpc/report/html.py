@@ -1,20 +1,20 @@
-"""A comparison as one HTML file that needs nothing but itself."""
+"""A report as one HTML file without external resources."""
 
 import base64
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from peft_mrpc.report.comparison import Comparison
 from peft_mrpc.report.plots import CAPTIONS
-from peft_mrpc.report.tables import figure_values, gap_values
-from peft_mrpc.report.text import Report
+from peft_mrpc.report.summary import Summary, difference_notes, method_descriptions, seeds_note
+from peft_mrpc.report.tables import ReportTables
+from peft_mrpc.report.text import report_title
 from peft_mrpc.runs.run import Run
 
 SECTIONS = {
@@ -24,63 +24,46 @@ SECTIONS = {
 }
 
 
-@dataclass(frozen=True)
-class SortedRow:
-    """What the page sorts a row by, and which of its cells are the best of their column.
-
-    Attributes:
-        sort: A number for each cell but the first, None where it has none.
-        best: Positions of the best.
-        fixed: Whether it is no Run's, but what Runs are held against.
-    """
-
-    sort: Sequence[float | None]
-    best: frozenset[int] = frozenset()
-    fixed: bool = False
-
-
-def write_html(
-    path: Path,
-    report: Report,
-    plots: Path,
+def report_html(
+    comparison: Comparison,
+    analysis: Mapping[str, Any],
+    summary: Summary,
+    tables: ReportTables,
+    plots: Mapping[str, Mapping[str, bytes]],
     examples: Mapping[str, Any] | None,
-    why_no_examples: str = "",
-) -> None:
-    """Write the page.
+) -> str:
+    """Render the page.
 
     Args:
-        path: Of the file.
-        report: What was found.
-        plots: Where the pictures lie, `NAME.svg` and `NAME_dark.svg`.
-        examples: The explorer's data, if there is any.
-        why_no_examples: What is said in its place.
+        comparison: The Runs.
+        analysis: The significance analysis.
+        summary: The summary.
+        tables: The tables.
+        plots: SVG files by plot and theme, `light` and `dark`.
+        examples: Data of the example browser; None omits it.
     """
-    style, script = (_asset(f"report.{kind}") for kind in ("css", "js"))
+    style, script = _asset("report.css"), _asset("report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    comparison = report.comparison
-    page = environment.from_string(_asset("report.html.jinja")).render(
-        report=report,
-        results=report.table(),
-        numbers=result_numbers(report),
-        differences=report.differences(),
-        difference_numbers=difference_numbers(report),
-        figures=report.figures(),
-        figure_numbers=figure_numbers(report),
-        gaps=report.gaps(),
-        gap_numbers=gap_numbers(report),
+    return environment.from_string(_asset("report.html.jinja")).render(
+        title=report_title(comparison),
+        description=comparison.description,
+        fingerprint=comparison.fingerprint,
+        summary=summary,
+        tables=tables,
+        methods=method_descriptions(comparison),
+        seeds_note=seeds_note(comparison),
+        difference_notes=difference_notes(analysis),
         sections=[
-            (key, title, [name for name in inside if name in report.pictures])
-            for key, (title, inside) in SECTIONS.items()
-            if set(inside) & set(report.pictures)
+            (key, name, [plot for plot in members if plot in plots])
+            for key, (name, members) in SECTIONS.items()
+            if any(plot in plots for plot in members)
         ],
-        images={name: _image(plots, name) for name in report.pictures},
+        images={name: _image(files) for name, files in plots.items()},
         captions=CAPTIONS,
         examples=examples,
-        why_no_examples=why_no_examples,
-        fingerprint=comparison.runs[0].record["data"]["splits"][comparison.split]["fingerprint"],
         runs=[
-            provenance(name, run)
+            _provenance(name, run)
             for name, run in zip(comparison.names, comparison.runs, strict=True)
         ],
         style=Markup(style),
@@ -88,7 +71,6 @@ def write_html(
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-    path.write_text(page, encoding="utf-8")
 
 
 def _asset(name: str) -> str:
@@ -96,96 +78,25 @@ def _asset(name: str) -> str:
 
 
 def _hash(text: str) -> str:
-    """What a page says of an own style or script, so that its browser runs no other (CSP 3)."""
+    """Hash of an inline style or script, for the page's Content Security Policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _image(plots: Path, name: str) -> dict[str, str]:
-    """A picture as addresses that hold it, and its size in CSS pixels."""
-    light, dark = (plots / f"{name}{suffix}.svg" for suffix in ("", "_dark"))
-    size = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', light.read_text("utf-8"))
-    assert size, "matplotlib's SVGs have a viewBox, in points"
+def _image(files: Mapping[str, bytes]) -> dict[str, str]:
+    """Data URLs of a plot by theme, and its size in CSS pixels."""
+    size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', files["light"])
+    assert size, "matplotlib's SVG files have a viewBox, in points"
     width, height = (float(points) * 96 / 72 for points in size.groups())
     image = {"width": f"{width:.0f}", "height": f"{height:.0f}"}
     if width > height:
-        image["wide"] = "yes"  # on a phone it is moved sideways, not made too small to read
-    for page, path in (("light", light), ("dark", dark)):
-        text = base64.b64encode(path.read_bytes()).decode()
-        image[page] = f"data:image/svg+xml;base64,{text}"
+        image["wide"] = "yes"  # scrolls sideways on a phone, to stay readable
+    for theme, content in files.items():
+        image[theme] = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     return image
 
 
-def result_numbers(report: Report) -> list[SortedRow]:
-    """What the rows of the table of results are sorted by."""
-    names = report.comparison.label_names
-    rows = report.rows
-    values = [
-        [
-            row["accuracy"],
-            *(row["f1"][name] for name in names),
-            row["roc_auc"],
-            row.get("trained_parameters"),
-            row.get("train_seconds"),
-            row.get("score_pairs_per_second"),
-            row.get("peak_memory_bytes"),
-        ]
-        for row in rows
-    ]
-    best = [
-        max((own[column] for own in values[1:] if own[column] is not None), default=None)
-        for column in range(2 + len(names))
-    ]
-    return [
-        SortedRow(
-            own,
-            frozenset(
-                n for n, top in enumerate(best) if place and top is not None and own[n] == top
-            ),
-            fixed=place == 0,
-        )
-        for place, own in enumerate(values)
-    ]
-
-
-def difference_numbers(report: Report) -> list[SortedRow]:
-    """What the rows of the table of differences are sorted by."""
-    return [
-        SortedRow(
-            [
-                None,
-                one["accuracy"],
-                one["interval"][0],
-                None,
-                one["holm"],
-                one["p"],
-                one["others"].get("roc_auc", {}).get("difference"),
-                one["only_first_right"],
-                one["equivalence"],
-                one["dominance"],
-            ]
-        )
-        for one in report.evidence["differences"]
-    ]
-
-
-def figure_numbers(report: Report) -> list[SortedRow]:
-    """What the rows of the table of figures are sorted by."""
-    names = report.comparison.label_names
-    return [SortedRow(figure_values(row, names)) for row in report.rows[1:]]
-
-
-def gap_numbers(report: Report) -> list[SortedRow]:
-    """What the rows of the table of other differences are sorted by."""
-    names = report.comparison.label_names
-    rows = [gap_values(one, names) for one in report.evidence["differences"]]
-    return [
-        SortedRow([None, *(None if one is None else one["difference"] for one in row)])
-        for row in rows
-    ]
-
-
-def provenance(name: str, run: Run) -> dict[str, str]:
-    """Where a Run comes from, for the foot of the page."""
+def _provenance(name: str, run: Run) -> dict[str, str]:
+    """Where and when a Run was made."""
     record = run.record
     return {
         "name": name,

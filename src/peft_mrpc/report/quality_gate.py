@@ -1,155 +1,169 @@
-"""Bars that Runs have to meet, for jobs that should fail where they do not."""
+"""The quality gate of a comparison: minimum values, and limits relative to a baseline."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.errors import UserError, raise_faults, unknown_name
+from peft_mrpc.evaluation.metric_names import (
+    F1_OF_LABEL,
+    METRICS,
+    REPORTED_METRICS,
+    flatten_metrics,
+)
+from peft_mrpc.report.comparison import Comparison
 
-if TYPE_CHECKING:
-    from peft_mrpc.config import CompareConfig
-    from peft_mrpc.report.comparison import Comparison
-
-# Of the last two less is better: they may lie above a baseline's, and under no bar.
-ERRORS = ("brier", "ece")
-SCORES = ("accuracy", "macro_f1", "mcc", "roc_auc", "average_precision")
-# F1 of every label, or of one: f1.equivalent.
-F1, ONE_F1 = "f1", "f1."
-
-Bars = Mapping[str, float]
+# Differences of this size are rounding errors.
+ROUNDING = 1e-12
 
 
-def parse_bars(config: "CompareConfig") -> tuple[Bars, Bars]:
-    """What `--fail_under` and `--no_worse_than` say, checked as far as they can be without Runs.
+@dataclass(frozen=True)
+class QualityGate:
+    """Thresholds for the metrics of all Runs.
 
-    Returns:
-        Bars and slacks by metric; with a baseline and no slack accuracy's is 0.
-    Raises:
-        UserError: For a metric that is none, or a number that none of its can be.
+    Attributes:
+        minimum: Minimum values by metric; `f1` applies to every label, `f1.LABEL` to one.
+        baseline: Directory of the Run that the others are compared with.
+        tolerance: How much worse than the baseline a metric may be.
     """
-    under, faults = _parse("--fail_under", config.fail_under, SCORES)
-    slack, more = _parse("--no_worse_than", config.no_worse_than, (*SCORES, *ERRORS), "accuracy")
+
+    minimum: Mapping[str, float]
+    baseline: str | None
+    tolerance: Mapping[str, float]
+
+    def failures(self, comparison: Comparison) -> list[str]:
+        """One line for each Run and metric that fails.
+
+        Raises:
+            UserError: If a label does not exist, or the baseline is not among the Runs.
+        """
+        self._check_labels(comparison.label_names)
+        values = [flatten_metrics(metrics) for metrics in comparison.metrics]
+        failures = [
+            f"{name}: {_describe(metric)} {_format(value)} is under {minimum:g}"
+            for option, minimum in self.minimum.items()
+            for name, run_values in zip(comparison.names, values, strict=True)
+            for metric, value in _select(run_values, option)
+            if value is None or value < minimum - ROUNDING
+        ]
+        if self.baseline is None:
+            return failures
+        position = self._find_baseline(comparison)
+        for option, tolerance in self.tolerance.items():
+            for name, run_values in zip(comparison.names, values, strict=True):
+                for metric, value in _select(run_values, option):
+                    reference = values[position][metric]
+                    is_score = _is_higher_better(metric)
+                    # Undefined for both Runs, because the examples are the same: not worse.
+                    if value is None or reference is None:
+                        continue
+                    loss = reference - value if is_score else value - reference
+                    if loss > tolerance + ROUNDING:
+                        side = "below" if is_score else "above"
+                        failures.append(
+                            f"{name}: {_describe(metric)} {_format(value)} is more than "
+                            f"{tolerance:g} {side} {comparison.names[position]}'s "
+                            f"{_format(reference)}"
+                        )
+        return failures
+
+    def _check_labels(self, label_names: Sequence[str]) -> None:
+        known = [F1_OF_LABEL + label for label in label_names]
+        faults: list[str] = []
+        for argument, options in (("fail_under", self.minimum), ("no_worse_than", self.tolerance)):
+            for option in options:
+                if option.startswith(F1_OF_LABEL) and option not in known:
+                    faults += unknown_name(argument, option, known).faults
+        raise_faults(faults)
+
+    def _find_baseline(self, comparison: Comparison) -> int:
+        path = Path(self.baseline or "").resolve()
+        for number, run in enumerate(comparison.runs):
+            if path in (run.path.resolve(), *(seed.path.resolve() for seed in run.seed_runs)):
+                return number
+        known = ", ".join(str(run.path) for run in comparison.runs)
+        raise UserError(
+            f"baseline: got {self.baseline!r}; expected one of the compared Runs: {known}."
+        )
+
+
+def parse_quality_gate(
+    fail_under: str | None = None, baseline: str | None = None, no_worse_than: str | None = None
+) -> QualityGate:
+    """Parse the options of the quality gate.
+
+    Args:
+        fail_under: `METRIC=NUMBER,...`: minimum values.
+        baseline: Directory of one of the Runs.
+        no_worse_than: `METRIC=NUMBER,...`, or a number for accuracy: tolerance relative to the
+            baseline; by default no accuracy may be lower.
+    Raises:
+        UserError: If a metric is unknown or a number is not between 0 and 1.
+    """
+    scores = [metric.name for metric in REPORTED_METRICS if metric.higher_is_better]
+    every = [metric.name for metric in REPORTED_METRICS]
+    minimum, faults = _parse("fail_under", fail_under, scores)
+    tolerance, more = _parse("no_worse_than", no_worse_than, every, default_metric="accuracy")
     faults += more
-    if config.no_worse_than is not None and not config.baseline:
-        faults.append("--no_worse_than: got no --baseline; expected one of the Runs.")
+    if no_worse_than is not None and not baseline:
+        faults.append("no_worse_than: needs a baseline; set baseline to one of the Runs.")
     raise_faults(faults)
-    return under, slack or {"accuracy": 0.0}
+    return QualityGate(minimum, baseline, tolerance or {"accuracy": 0.0})
 
 
 def _parse(
-    flag: str, given: str | None, metrics: Sequence[str], alone: str = ""
+    argument: str, text: str | None, metrics: Sequence[str], default_metric: str = ""
 ) -> tuple[dict[str, float], list[str]]:
-    """`METRIC=NUMBER,...`, or a number for the metric `alone`: what it says, and what is wrong."""
-    bars: dict[str, float] = {}
+    """Values by metric, and faults."""
+    values: dict[str, float] = {}
     faults: list[str] = []
-    for text in given.split(",") if given is not None else ():
-        name, is_named, value = text.strip().rpartition("=")
-        number = _share(value)
-        if number is None or not (is_named or alone):
-            either = " or a number" if alone else ""
+    for part in text.split(",") if text is not None else ():
+        name, equals, number = (word.strip() for word in part.rpartition("="))
+        value = _parse_share(number)
+        if value is None or not (equals or default_metric):
+            alternative = " or a number" if default_metric else ""
             faults.append(
-                f"{flag}: got {text.strip()!r}; expected METRIC=NUMBER{either}, 0 to 1."
-                f" Metrics: {', '.join([*metrics, F1, ONE_F1 + 'LABEL'])}."
+                f"{argument}: got {part.strip()!r}; expected METRIC=NUMBER{alternative}, 0 to 1. "
+                f"Metrics: {', '.join([*metrics, F1_OF_LABEL + 'LABEL'])}."
             )
             continue
-        name = name.strip() if is_named else alone
-        if name not in (*metrics, F1) and not name.startswith(ONE_F1):
-            why = " Less is better of it: hold it against a --baseline." if name in ERRORS else ""
-            faults += [fault + why for fault in unknown_name(flag, name, (*metrics, F1)).faults]
-        if name in bars:
-            faults.append(f"{flag}: got {name} twice; name each metric once.")
-        bars[name] = number
-    return bars, faults
+        name = name if equals else default_metric
+        if name not in metrics and not name.startswith(F1_OF_LABEL):
+            note = ""
+            if name in METRICS and not METRICS[name].higher_is_better:
+                note = " Lower values of it are better: compare it with a baseline."
+            faults += [fault + note for fault in unknown_name(argument, name, metrics).faults]
+        if name in values:
+            faults.append(f"{argument}: got {name} twice; name each metric once.")
+        values[name] = value
+    return values, faults
 
 
-def _share(text: str) -> float | None:
+def _parse_share(text: str) -> float | None:
     try:
-        number = float(text)
+        value = float(text)
     except ValueError:
         return None
-    return number if math.isfinite(number) and 0 <= number <= 1 else None
+    return value if math.isfinite(value) and 0 <= value <= 1 else None
 
 
-def check_labels(bars: Bars, slack: Bars, label_names: Sequence[str]) -> None:
-    """Make sure that F1 is asked of labels that there are.
-
-    Raises:
-        UserError: If there is none of that name.
-    """
-    faults: list[str] = []
-    for flag, wanted in (("--fail_under", bars), ("--no_worse_than", slack)):
-        for name in wanted:
-            if name.startswith(ONE_F1) and name.removeprefix(ONE_F1) not in label_names:
-                known = [ONE_F1 + label for label in label_names]
-                faults += unknown_name(flag, name, known).faults
-    raise_faults(faults)
+def _select(values: Mapping[str, float | None], option: str) -> Iterator[tuple[str, float | None]]:
+    """The metrics of an option: one, or F1 of every label."""
+    for metric, value in values.items():
+        if metric == option or (option == "f1" and metric.startswith(F1_OF_LABEL)):
+            yield metric, value
 
 
-def find_baseline(config: "CompareConfig", comparison: "Comparison") -> int | None:
-    """Which of the Runs is the baseline.
-
-    Raises:
-        UserError: If it is none of them.
-    """
-    if config.baseline is None:
-        return None
-    wanted = Path(config.baseline).resolve()
-    for number, run in enumerate(comparison.runs):
-        if wanted in (run.path.resolve(), *(one.path.resolve() for one in run.seed_runs)):
-            return number
-    known = ", ".join(str(run.path) for run in comparison.runs)
-    raise UserError(
-        f"--baseline: got {config.baseline!r}; expected one of the Runs compared: {known}."
-    )
+def _is_higher_better(metric: str) -> bool:
+    return metric.startswith(F1_OF_LABEL) or METRICS[metric].higher_is_better
 
 
-def missed_bars(
-    comparison: "Comparison", bars: Bars, baseline: int | None, slack: Bars
-) -> list[str]:
-    """Which Run misses what, one line each."""
-    values = [
-        _figures(run.metrics[comparison.split], (*SCORES, *ERRORS)) for run in comparison.runs
-    ]
-    missed = [
-        f"{name}: {_said(metric)} {_number(found)} is under {bar:g}"
-        for wanted, bar in bars.items()
-        for name, own in zip(comparison.names, values, strict=True)
-        for metric, found in _chosen(own, wanted)
-        if found is None or found < bar - 1e-12
-    ]
-    if baseline is None:
-        return missed
-    for wanted, most in slack.items():
-        for name, own in zip(comparison.names, values, strict=True):
-            for metric, found in _chosen(own, wanted):
-                mark = values[baseline][metric]
-                sign, side = (-1, "above") if metric in ERRORS else (1, "below")
-                # What is defined for neither is no worse: the rows are the same.
-                if None not in (found, mark) and sign * (mark - found) > most + 1e-12:
-                    missed.append(
-                        f"{name}: {_said(metric)} {_number(found)} is more than {most:g} {side} "
-                        f"{comparison.names[baseline]}'s {_number(mark)}"
-                    )
-    return missed
+def _describe(metric: str) -> str:
+    if metric.startswith(F1_OF_LABEL):
+        return f"F1 of {metric.removeprefix(F1_OF_LABEL)!r}"
+    return metric
 
 
-def _figures(values: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
-    own = {name: values[name] for name in metrics}
-    return own | {ONE_F1 + label: value for label, value in values["f1"].items()}
-
-
-def _chosen(own: Mapping[str, Any], wanted: str) -> list[tuple[str, Any]]:
-    """The figures that a bar is about: its own, or F1 of every label."""
-    if wanted != F1:
-        return [(wanted, own[wanted])]
-    return [(name, value) for name, value in own.items() if name.startswith(ONE_F1)]
-
-
-def _said(metric: str) -> str:
-    is_f1 = metric.startswith(ONE_F1)
-    return f"F1 of {metric.removeprefix(ONE_F1)!r}" if is_f1 else metric
-
-
-def _number(value: float | None) -> str:
-    return "(not defined: a label has no rows)" if value is None else f"{value:.4f}"
+def _format(value: float | None) -> str:
+    return "(not defined: a label has no examples)" if value is None else f"{value:.4f}"

@@ -1,17 +1,19 @@
-"""What a comparison found, in words: what wins, by how much, how sure, at what cost."""
+"""The summary of a report: which Run is best, by how much, how significantly, at what cost."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peft_mrpc.formatting import METHOD_WORDS, duration, p_text, rate_text, share_text, short_count
-from peft_mrpc.report.analysis import is_sure
+from peft_mrpc.report.analysis import find_difference, is_significant
 from peft_mrpc.report.comparison import Comparison
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Card:
-    """One fact of the first screen: what it is, the figure, what is to be said of it."""
+class SummaryTile:
+    """One key figure: its name, value and explanation."""
 
     name: str
     value: str
@@ -19,182 +21,217 @@ class Card:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Summary:
     """The first screen of a report.
 
     Attributes:
-        headline: What wins, in one sentence.
-        text: How sure that is, in two or three.
-        cards: The figures behind it.
+        headline: The best Run, in one sentence.
+        text: Baseline, significance, costs and warnings, in a few sentences.
+        tiles: Key figures.
     """
 
     headline: str
     text: str
-    cards: tuple[Card, ...]
+    tiles: tuple[SummaryTile, ...]
 
     def __str__(self) -> str:
         return f"{self.headline} {self.text}"
 
 
-def build_verdict(comparison: Comparison, evidence: Mapping[str, Any]) -> Verdict:
-    """Say what was found, and claim no more than was measured."""
-    guess, *rows = comparison.rows()
+def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summary:
+    """Summarize a comparison without claims beyond the measurements."""
+    baseline, *rows = comparison.rows()
     ranked = sorted(rows, key=lambda row: -row["accuracy"])
-    best = ranked[0]
-    count = len(comparison.predictions[0].idx)
-    low, high = _interval(best["name"], evidence)
-    gain = 100 * (best["accuracy"] - guess["accuracy"])
-    headline = f"{_winners(ranked)} right on {best['accuracy']:.1%} of {count:,} sentence pairs."
-    labels = " or ".join(f"“{name.replace('_', ' ')}”" for name in comparison.label_names)
-    said = [
-        f"The question of each pair: {labels}?",
-        f"A{_guessing(guess)[1:]} would be right on {guess['accuracy']:.1%}"
-        f"{_beaten(gain, low, guess)}.",
+    best, count = ranked[0], len(comparison.references)
+    low, high = next(
+        entry["accuracy"] for entry in analysis["intervals"] if entry["name"] == best["name"]
+    )
+    gain = 100 * (best["accuracy"] - baseline["accuracy"])
+    majority = baseline["name"].removeprefix("always ")
+    labels = ", ".join(f"“{name.replace('_', ' ')}”" for name in comparison.label_names)
+    sentences = [
+        f"Labels: {labels}.",
+        f"Always predicting {majority} has an accuracy of {baseline['accuracy']:.1%}"
+        f"{_baseline_note(gain, low, baseline)}.",
     ]
     if best["method"] in METHOD_WORDS:
-        said.append(f"{best['method']}: {METHOD_WORDS[best['method']]}.")
-    reach = f"{best['name']}; {low:.1%} to {high:.1%} on other rows (95%)"
-    kind = "Most accurate" if len(ranked) > 1 else "Accuracy"
-    cards = [Card(kind, f"{best['accuracy']:.1%}", reach)]
+        sentences.append(f"{best['method']}: {METHOD_WORDS[best['method']]}.")
+    tiles = [
+        SummaryTile(
+            "Most accurate" if len(ranked) > 1 else "Accuracy",
+            f"{best['accuracy']:.1%}",
+            f"{best['name']}; 95% interval {low:.1%} to {high:.1%}",
+        )
+    ]
     if len(ranked) > 1:
-        lead, sentence = _lead(best, ranked[1], evidence, count)
-        said += [sentence] if sentence else []
-        once = [row["name"] for row in ranked[:2] if row["trained_parameters"] and "std" not in row]
-        if once:
-            said.append(f"Trained once: {' and '.join(once)}; another seed may change the order.")
-        cards.append(lead)
-    cards += [
-        Card("Over guessing", f"{gain:+.1f} points", f"over {_guessing(guess)}"),
-        Card("What it takes", _training(best), _running(best)),
+        tile, sentence = _lead(best, ranked[1], analysis, count)
+        tiles.append(tile)
+        sentences += [sentence] if sentence else []
+        single = [
+            row["name"] for row in ranked[:2] if row["trained_parameters"] and "std" not in row
+        ]
+        if single:
+            verb = "was" if len(single) == 1 else "were"
+            sentences.append(
+                f"{' and '.join(single)} {verb} trained with one seed; another seed may change the "
+                "order."
+            )
+    tiles += [
+        SummaryTile(
+            "Over the baseline", f"{gain:+.1f} points", f"over always predicting {majority}"
+        ),
+        SummaryTile("Cost", _training_cost(best), _running_cost(best)),
     ]
-    if cheaper := _cheaper(ranked, evidence):
-        name, reached = cheaper["name"], f"{cheaper['accuracy']:.1%}"
-        less = f"{_training(cheaper)} against {_training(best)}"
-        said.append(f"{name} takes less ({less}) and is not shown to be worse ({reached}).")
-        cards.append(Card("Cheaper, not shown worse", reached, f"{name}: {_training(cheaper)}"))
-    said += _trained_on(comparison) + _learned(comparison)
-    return Verdict(headline, " ".join(said), tuple(cards))
+    if cheaper := _find_cheaper(ranked, analysis):
+        accuracy = f"{cheaper['accuracy']:.1%}"
+        sentences.append(
+            f"{cheaper['name']} costs less ({_training_cost(cheaper)}, compared with "
+            f"{_training_cost(best)}), and its accuracy of {accuracy} is not significantly lower."
+        )
+        note = f"{cheaper['name']}: {_training_cost(cheaper)}"
+        tiles.append(SummaryTile("Cheaper, not significantly worse", accuracy, note))
+    sentences += _training_set_notes(comparison) + _leakage_notes(comparison)
+    return Summary(_headline(ranked, count), " ".join(sentences), tuple(tiles))
 
 
-def _trained_on(comparison: Comparison) -> list[str]:
-    """Whether what trained did so on the same pairs: a lead may be theirs."""
-    found: dict[int, list[str]] = {}
-    fingerprints = set()
-    for name, run in zip(comparison.names, comparison.runs, strict=True):
-        train = run.record["data"]["splits"].get("train")
-        if "trainable" in run.record and train:
-            found.setdefault(train["num_examples"], []).append(name)
-            fingerprints.add(train["fingerprint"])
-    if len(fingerprints) < 2:
-        return []
-    if len(found) == 1:
-        return ["They were trained on as many pairs, but not on the same."]
-    counts = [f"{' and '.join(found[count])} on {count:,}" for count in sorted(found)]
-    return [f"They were not trained on the same pairs: {', '.join(counts)}."]
+def method_descriptions(comparison: Comparison) -> dict[str, str]:
+    """What each method does, by name; unknown methods are omitted."""
+    methods = (run.record["method"] for run in comparison.runs)
+    return {name: METHOD_WORDS[name] for name in methods if name in METHOD_WORDS}
 
 
-def _learned(comparison: Comparison) -> list[str]:
-    """Of whose figures a part was learned by heart: of pairs that stand in its training set too."""
-    found = {
-        name: run.record["data"]["splits"][comparison.split].get("num_leaked")
-        for name, run in zip(comparison.names, comparison.runs, strict=True)
-        if "trainable" in run.record
+def seeds_note(comparison: Comparison) -> str:
+    """Explanation of ±, if a Run has several seeds."""
+    if not any(run.members for run in comparison.runs):
+        return ""
+    return (
+        "± is the standard deviation over training seeds, beside the mean. Confusion matrices, "
+        "curves and examples show the first seed."
+    )
+
+
+def difference_notes(analysis: Mapping[str, Any]) -> dict[str, str]:
+    """Explanation of the columns of the table of differences."""
+    margin = f"{100 * analysis['margin']:g} points"
+    draws = f"{analysis['draws']:,}"
+    return {
+        "accuracy, points": "difference in accuracy on the same examples, in percentage points",
+        "95% interval": f"of the difference, by paired bootstrap with {draws} resamples",
+        "significant": "adjusted p value below 0.05",
+        "p (Holm)": "p value with Holm's adjustment for the number of differences in this table",
+        "p": "p value of the exact McNemar test of equal accuracy; for several seeds, of the "
+        "paired permutation test",
+        "ROC-AUC, points": "difference in ROC-AUC with its interval by the same bootstrap",
+        "correct alone": "number of examples that only the more accurate Run predicts correctly, "
+        "and number that only the other does (first seeds)",
+        f"within {margin}": "whether two one-sided tests (TOST) show that the accuracies differ by "
+        f"less than {margin}, with their p value",
     }
-    return [
-        f"{name} was trained on {count:,} of these pairs: its figures say the less of others."
-        for name, count in found.items()
-        if count
-    ]
 
 
-def _winners(ranked: Sequence[Mapping[str, Any]]) -> str:
-    """Who is the most accurate, up to the verb that says how accurate."""
+def _headline(ranked: Sequence[Row], count: int) -> str:
+    accuracy = f"{ranked[0]['accuracy']:.1%}"
     if len(ranked) == 1:
-        return f"{ranked[0]['name']} is"
+        return f"{ranked[0]['name']} has an accuracy of {accuracy} on {count:,} examples."
     top = [row for row in ranked if round(100 * (ranked[0]["accuracy"] - row["accuracy"]), 1) == 0]
-    if len(top) == 1:
-        return f"{top[0]['name']} is the most accurate of {len(ranked)} strategies:"
     names = " and ".join(row["name"] for row in top)
     if len(top) == len(ranked):
-        return f"{names} are as accurate as each other:"
-    return f"{names} are the most accurate of {len(ranked)} strategies:"
-
-
-def _beaten(gain: float, low: float, guess: Mapping[str, Any]) -> str:
-    """What is to be said of the best where it is not surely better than guessing."""
-    if round(gain, 1) <= 0:
-        return "; nothing here does better"
-    return "; the gain over that may be chance" if low <= guess["accuracy"] else ""
-
-
-def _guessing(guess: Mapping[str, Any]) -> str:
-    return f"always answering {guess['name'].removeprefix('always ')}"
-
-
-def _interval(name: str, evidence: Mapping[str, Any]) -> Sequence[float]:
-    found = next(one["accuracy"] for one in evidence["intervals"] if one["name"] == name)
-    return list(found)
-
-
-def find_difference(one: str, other: str, evidence: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The difference of two Runs, whichever stands first in it."""
-    found: Mapping[str, Any] = next(
-        each for each in evidence["differences"] if {each["first"], each["second"]} == {one, other}
+        return f"{names} are equally accurate: {accuracy} on {count:,} examples."
+    verb = "is" if len(top) == 1 else "are"
+    return (
+        f"{names} {verb} the most accurate of {len(ranked)} strategies: {accuracy} on "
+        f"{count:,} examples."
     )
-    return found
+
+
+def _baseline_note(gain: float, low: float, baseline: Row) -> str:
+    """A note if the best Run is not clearly better than the majority baseline."""
+    if round(gain, 1) <= 0:
+        return "; no Run is better"
+    return "; the 95% interval of the best Run includes it" if low <= baseline["accuracy"] else ""
 
 
 def _lead(
-    best: Mapping[str, Any], second: Mapping[str, Any], evidence: Mapping[str, Any], count: int
-) -> tuple[Card, str]:
-    """Whether the lead would be there on other rows."""
+    best: Row, second: Row, analysis: Mapping[str, Any], count: int
+) -> tuple[SummaryTile, str]:
+    """The difference of the two most accurate Runs, and its significance."""
     points = 100 * (best["accuracy"] - second["accuracy"])
     if round(points, 1) == 0:
-        return Card("Lead", "none", f"over {second['name']}"), ""
-    difference = find_difference(best["name"], second["name"], evidence)
-    number = len(evidence["differences"])
+        return SummaryTile("Lead", "none", f"over {second['name']}"), ""
+    difference = find_difference(best["name"], second["name"], analysis)
+    number = len(analysis["differences"])
     p_value = p_text(difference["holm"])
-    p_said = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
-    p_said += f", {number} comparisons allowed for" if number > 1 else ""
-    if is_sure(difference):
-        sureness, short = f"which is more than chance would give ({p_said})", "more than chance"
+    p_value = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
+    p_value += f", adjusted for {number} comparisons" if number > 1 else ""
+    if is_significant(difference):
+        result = f"which is significant ({p_value})"
+        short = "significant"
     else:
-        least = 100 * difference["detectable"]
-        sureness = (
-            f"which may be chance: {count:,} pairs can show a lead of {least:.1f} points ({p_said})"
+        detectable = 100 * difference["detectable"]
+        result = (
+            f"which is not significant ({p_value}); {count:,} examples can show a difference of "
+            f"{detectable:.1f} points"
         )
-        short = "may be chance"
-    sentence = f"{best['name']} leads {second['name']} by {points:.1f} points, {sureness}."
-    return Card("Lead", f"{points:+.1f} points", f"over {second['name']}; {short}"), sentence
+        short = "not significant"
+    sentence = f"{best['name']} leads {second['name']} by {points:.1f} points, {result}."
+    tile = SummaryTile("Lead", f"{points:+.1f} points", f"over {second['name']}; {short}")
+    return tile, sentence
 
 
-def _training(row: Mapping[str, Any]) -> str:
-    """How long it was trained."""
+def _training_cost(row: Row) -> str:
     if not row["trained_parameters"]:
         return "no training"
     seconds = row["train_seconds"]
     return "training" if seconds is None else f"{duration(seconds)} of training"
 
 
-def _running(row: Mapping[str, Any]) -> str:
-    """What was trained, and what it runs at."""
-    speed = f"{rate_text(row['score_pairs_per_second'])} pairs/s"
-    memory = f"{row['peak_memory_bytes'] / 1e9:.2f} GB of memory"
-    if not row["trained_parameters"]:
-        return f"{speed}, {memory}"
-    count = f"{short_count(row['trained_parameters'])} parameters"
-    return f"{count}, {share_text(row['trained_share'])} of the model; then {speed}; {memory}"
+def _running_cost(row: Row) -> str:
+    """Trained parameters, speed and memory."""
+    parts = [
+        f"{rate_text(row['score_pairs_per_second'])} examples/s",
+        f"{row['peak_memory_bytes'] / 1e9:.2f} GB of memory",
+    ]
+    if row["trained_parameters"]:
+        count, share = short_count(row["trained_parameters"]), share_text(row["trained_share"])
+        parts.insert(0, f"{count} trained parameters, {share} of the model")
+    return "; ".join(parts)
 
 
-def _cheaper(
-    ranked: Sequence[Mapping[str, Any]], evidence: Mapping[str, Any]
-) -> Mapping[str, Any] | None:
-    """The cheapest to train that is not surely worse than the best, if it halves the cost."""
+def _find_cheaper(ranked: Sequence[Row], analysis: Mapping[str, Any]) -> Row | None:
+    """The Run with the shortest training that is not significantly worse, if it halves the time."""
     best = ranked[0]
-    equals = [
+    candidates = [
         row
         for row in ranked[1:]
-        if not is_sure(find_difference(best["name"], row["name"], evidence))
+        if not is_significant(find_difference(best["name"], row["name"], analysis))
         and (row["train_seconds"] or 0) < 0.5 * (best["train_seconds"] or 0)
     ]
-    return min(equals, key=lambda row: row["train_seconds"] or 0, default=None)
+    return min(candidates, key=lambda row: row["train_seconds"] or 0, default=None)
+
+
+def _training_set_notes(comparison: Comparison) -> list[str]:
+    """A note if the Runs were trained on different examples."""
+    names_by_size: dict[int, list[str]] = {}
+    fingerprints = set()
+    for name, run in zip(comparison.names, comparison.runs, strict=True):
+        train = run.record["data"]["splits"].get("train")
+        if "trainable" in run.record and train:
+            names_by_size.setdefault(train["num_examples"], []).append(name)
+            fingerprints.add(train["fingerprint"])
+    if len(fingerprints) < 2:
+        return []
+    if len(names_by_size) == 1:
+        return ["The Runs were trained on equally many, but different examples."]
+    sizes = [f"{' and '.join(names)} on {size:,}" for size, names in sorted(names_by_size.items())]
+    return [f"The Runs were trained on different examples: {', '.join(sizes)}."]
+
+
+def _leakage_notes(comparison: Comparison) -> list[str]:
+    """Warnings about evaluation examples that are training examples too."""
+    return [
+        f"{name}: {count:,} of these examples also occur in its training set; its metrics "
+        "overestimate performance on unseen examples."
+        for name, run in zip(comparison.names, comparison.runs, strict=True)
+        if "trainable" in run.record
+        and (count := run.record["data"]["splits"][comparison.split].get("num_leaked"))
+    ]

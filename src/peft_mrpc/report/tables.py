@@ -1,78 +1,201 @@
-"""Tables of every figure with its interval, and of its differences."""
+"""The tables of a report: cells as text, with the numbers to sort by."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-FIGURE_NAMES = {
-    "macro_f1": "macro F1",
-    "mcc": "MCC",
-    "roc_auc": "ROC-AUC",
-    "average_precision": "average precision",
-    "brier": "Brier score",
-    "ece": "calibration error",
-}
-# Less is better of these.
-ERRORS = ("brier", "ece")
+from peft_mrpc.evaluation.metric_names import SCALAR_METRICS
+from peft_mrpc.formatting import duration, p_text, rate_text, share_text, short_count
+from peft_mrpc.report.analysis import is_equivalent, is_significant
+from peft_mrpc.report.comparison import Comparison
+from peft_mrpc.runs.summary import format_metrics
+
+# Metrics with one value, other than accuracy.
+OTHER_METRICS = tuple(metric for metric in SCALAR_METRICS if metric.name != "accuracy")
 
 
-def figure_header(label_names: Sequence[str]) -> list[str]:
-    """Names of the columns of the table of figures."""
-    f1 = [f"F1 {name.replace('_', ' ')}" for name in label_names]
-    return ["method", "accuracy", *f1, *(_name(name) for name in FIGURE_NAMES)]
+@dataclass(frozen=True)
+class Cell:
+    """One cell.
+
+    Attributes:
+        text: Its text.
+        value: The number to sort by; None sorts last.
+        is_best: Whether it is the best of its column.
+    """
+
+    text: str
+    value: float | None = None
+    is_best: bool = False
 
 
-def figure_values(row: Mapping[str, Any], label_names: Sequence[str]) -> list[float | None]:
-    """One Run's figures in the order of the columns; None where one is not defined."""
-    f1 = [row["f1"][name] for name in label_names]
-    return [row["accuracy"], *f1, *(row[name] for name in FIGURE_NAMES)]
+@dataclass(frozen=True)
+class Table:
+    """A table whose first column has names.
+
+    Attributes:
+        header: Names of the columns.
+        rows: The cells of each row.
+        has_baseline: Whether the first row is the baseline and not a Run.
+    """
+
+    header: list[str]
+    rows: list[list[Cell]]
+    has_baseline: bool = False
+
+    @property
+    def texts(self) -> list[list[str]]:
+        """Header and rows as text."""
+        return [self.header, *([cell.text for cell in row] for row in self.rows)]
 
 
-def figure_cells(
-    row: Mapping[str, Any], interval: Mapping[str, Any], label_names: Sequence[str]
-) -> list[str]:
-    """One Run's figures, each with its interval, as text."""
-    ends = [interval["accuracy"], *(interval["f1"][name] for name in label_names)]
-    ends += [interval.get(name) for name in FIGURE_NAMES]
+@dataclass(frozen=True)
+class ReportTables:
+    """All tables of a report.
+
+    Attributes:
+        results: The main metrics and costs of the baseline and of each Run, most accurate first.
+        metrics: All metrics of each Run with their intervals.
+        differences: Differences in accuracy of all pairs of Runs, with tests.
+        metric_differences: Differences in the other metrics.
+    """
+
+    results: Table
+    metrics: Table
+    differences: Table
+    metric_differences: Table
+
+
+def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportTables:
+    """Build the tables of a report."""
+    names, differences = comparison.label_names, analysis["differences"]
+    baseline, *rows = comparison.rows()
+    rows = sorted(rows, key=lambda row: -row["accuracy"])
+    intervals = {entry["name"]: entry for entry in analysis["intervals"]}
+    metric_header = [f"F1 {_readable(name)}" for name in names] + [
+        metric.label + ("" if metric.higher_is_better else " (lower is better)")
+        for metric in OTHER_METRICS
+    ]
+    return ReportTables(
+        results=_results(baseline, rows, names),
+        metrics=Table(
+            ["method", "accuracy", *metric_header],
+            [_metric_cells(row, intervals[row["name"]], names) for row in rows],
+        ),
+        differences=Table(
+            [
+                *("more accurate", "than", "accuracy, points", "95% interval", "significant"),
+                *("p (Holm)", "p", "ROC-AUC, points", "correct alone"),
+                f"within {100 * analysis['margin']:g} points (p)",
+            ],
+            [_difference_cells(difference) for difference in differences],
+        ),
+        metric_differences=Table(
+            ["more accurate", "than", *metric_header],
+            [_metric_difference_cells(difference, names) for difference in differences],
+        ),
+    )
+
+
+def _results(
+    baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+) -> Table:
+    metrics = ["accuracy", *(f"F1 {_readable(name)}" for name in names), "ROC-AUC"]
+    columns = [[_main_metrics(row, names)[n] for row in rows] for n in range(len(metrics))]
+    best = [max((v for v in column if v is not None), default=None) for column in columns]
+    return Table(
+        ["method", *metrics, "trained", "training", "examples/s", "peak memory"],
+        [
+            _result_cells(row, names, best if row is not baseline else ())
+            for row in (baseline, *rows)
+        ],
+        has_baseline=True,
+    )
+
+
+def _main_metrics(row: Mapping[str, Any], names: Sequence[str]) -> list[float | None]:
+    return [row["accuracy"], *(row["f1"][name] for name in names), row["roc_auc"]]
+
+
+def _result_cells(
+    row: Mapping[str, Any], names: Sequence[str], best: Sequence[float | None]
+) -> list[Cell]:
+    """Cells of the results; metrics equal to `best` are marked."""
+    values = _main_metrics(row, names)
+    cells = [Cell(row["name"])]
+    for position, (text, value) in enumerate(zip(format_metrics(row, names), values, strict=True)):
+        is_best = bool(best) and value is not None and value == best[position]
+        cells.append(Cell(text, value, is_best))
+    trained, seconds = row.get("trained_parameters"), row.get("train_seconds")
+    rate, memory = row.get("score_pairs_per_second"), row.get("peak_memory_bytes")
+    share = f"{short_count(trained)} ({share_text(row['trained_share'])})" if trained else "-"
     return [
-        row["name"],
+        *cells,
+        Cell(share, trained),
+        Cell("-" if seconds is None else duration(seconds), seconds),
+        Cell("-" if rate is None else rate_text(rate), rate),
+        Cell("-" if memory is None else f"{memory / 1e9:.2f} GB", memory),
+    ]
+
+
+def _metric_cells(
+    row: Mapping[str, Any], interval: Mapping[str, Any], names: Sequence[str]
+) -> list[Cell]:
+    entries = [
+        (row["accuracy"], interval["accuracy"]),
+        *((row["f1"][name], interval["f1"][name]) for name in names),
+        *((row[metric.name], interval.get(metric.name)) for metric in OTHER_METRICS),
+    ]
+    return [
+        Cell(row["name"]),
         *(
-            "-" if value is None or own is None else f"{value:.3f} ({own[0]:.3f} to {own[1]:.3f})"
-            for value, own in zip(figure_values(row, label_names), ends, strict=True)
+            Cell("-")
+            if value is None or ends is None
+            else Cell(f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})", value)
+            for value, ends in entries
         ),
     ]
 
 
-def gap_header(label_names: Sequence[str]) -> list[str]:
-    """Names of the columns of the table of differences in other figures than accuracy."""
-    return ["more accurate", "than", *figure_header(label_names)[2:]]
-
-
-def gap_values(
-    difference: Mapping[str, Any], label_names: Sequence[str]
-) -> list[Mapping[str, Any] | None]:
-    """Two Runs' differences in the order of the columns; None where one is not defined."""
-    others = difference["others"]
+def _difference_cells(difference: Mapping[str, Any]) -> list[Cell]:
+    low, high = difference["interval"]
+    equivalent = "yes" if is_equivalent(difference) else "no"
+    alone = difference["only_first_right"], difference["only_second_right"]
     return [
-        *(others["f1"].get(name) for name in label_names),
-        *(others.get(name) for name in FIGURE_NAMES),
+        Cell(difference["first"]),
+        Cell(difference["second"]),
+        Cell(_points(difference["accuracy"]), difference["accuracy"]),
+        Cell(f"{_points(low)} to {_points(high)}", low),
+        Cell("yes" if is_significant(difference) else "no"),
+        Cell(p_text(difference["holm"]), difference["holm"]),
+        Cell(p_text(difference["p"]), difference["p"]),
+        _points_cell(difference["other_metrics"].get("roc_auc")),
+        Cell(f"{alone[0]} : {alone[1]}", alone[0]),
+        Cell(f"{equivalent} ({p_text(difference['equivalence'])})", difference["equivalence"]),
     ]
 
 
-def gap_cells(difference: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
-    """Two Runs' differences in points, each with its interval, as text."""
+def _metric_difference_cells(difference: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+    others = difference["other_metrics"]
     return [
-        difference["first"],
-        difference["second"],
-        *(_points(found) for found in gap_values(difference, label_names)),
+        Cell(difference["first"]),
+        Cell(difference["second"]),
+        *(_points_cell(others["f1"].get(name)) for name in names),
+        *(_points_cell(others.get(metric.name)) for metric in OTHER_METRICS),
     ]
 
 
-def _points(found: Mapping[str, Any] | None) -> str:
-    if found is None:
-        return "-"
-    low, high = (f"{100 * end:+.1f}" for end in found["interval"])
-    return f"{100 * found['difference']:+.1f} ({low} to {high})"
+def _points_cell(entry: Mapping[str, Any] | None) -> Cell:
+    """A difference in points with its interval."""
+    if entry is None:
+        return Cell("-")
+    low, high = map(_points, entry["interval"])
+    return Cell(f"{_points(entry['difference'])} ({low} to {high})", entry["difference"])
 
 
-def _name(figure: str) -> str:
-    return FIGURE_NAMES[figure] + (" (less is better)" if figure in ERRORS else "")
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}"
+
+
+def _readable(label_name: str) -> str:
+    return label_name.replace("_", " ")

@@ -86,7 +86,7 @@ def check_publishable(run: Run) -> None:
 
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     """Lay out in `folder` what the repository will hold, without a path of this machine in it."""
-    if count := run.num_pool_pairs:
+    if count := run.num_pool_examples:
         logger.warning(
             "push: %d labelled training pairs go along: demonstrations are found among them", count
         )

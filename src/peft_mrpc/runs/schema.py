@@ -1,86 +1,78 @@
-"""What the JSON files of a Run hold, so that a damaged one is told by its place and not by a crash.
+"""Validation of a Run's JSON files, so that damaged ones give one clear line each.
 
-A shape is a type, a tuple of types, a list of one shape that all entries have, or a mapping of keys
-to shapes; the key `EACH` stands for any other key, and a key that ends in `?` may be missing.
+The schemas are `assets/run.schema.json` and `assets/metrics.schema.json`.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
-EACH = "*"
-NUMBER = (int, float)
-FIGURE = (int, float, type(None))
-TYPE_NAMES = {
-    str: "text",
-    int: "a whole number",
-    NUMBER: "a number",
-    FIGURE: "a number or null",
-    list: "a list",
-    dict: "an object",
-}
+from jsonschema import Draft202012Validator, ValidationError
 
-RECORD: Mapping[str, Any] = {
-    **dict.fromkeys(("method", "model", "finished"), str),
-    "base_model_id": (str, type(None)),
-    "seed": int,
-    "seeds?": [int],
-    **dict.fromkeys(("config", "versions"), dict),
-    "data": {
-        "name": str,
-        "label_names": [str],
-        "splits": {EACH: {"num_examples": int, "fingerprint": str, "num_leaked?": int}},
-    },
-    "timing": {"score_pairs_per_second": NUMBER, "train_seconds?": FIGURE},
-    "peak_memory": {"resident_bytes": NUMBER},
-    "hardware": {"cpu": str, "gpus": [str]},
-    "trainable?": {"trained": NUMBER, "total": NUMBER},
-}
-METRICS: Mapping[str, Any] = {
-    EACH: {
-        **dict.fromkeys(("accuracy", "macro_f1", "mcc", "brier", "ece"), NUMBER),
-        **dict.fromkeys(("majority_accuracy", "num_examples"), NUMBER),
-        **dict.fromkeys(("roc_auc", "average_precision"), FIGURE),
-        "f1": {EACH: NUMBER},
-        "confusion_matrix": list,
-        "std?": dict,
-        "seeds?": {EACH: {"accuracy": NUMBER}},
-    }
-}
+from peft_mrpc.errors import raise_faults
+
+MAX_VALUE_LENGTH = 40
 
 
-def shape_faults(content: Any, shape: Any, place: str = "") -> list[str]:
-    """Where JSON is not as it should be.
+def validate_record(path: Path, content: Any) -> None:
+    """Validate the content of `run.json`.
+
+    Raises:
+        UserError: With one line for each fault.
+    """
+    raise_faults([f"{path}: damaged: {fault}." for fault in schema_faults(content, "run")])
+
+
+def validate_metrics(path: Path, content: Any, label_names: Sequence[str]) -> None:
+    """Validate the content of `metrics.json` for the labels of the Run.
+
+    Raises:
+        UserError: With one line for each fault.
+    """
+    faults = schema_faults(content, "metrics")
+    if not faults:
+        faults = [
+            f"{split}.f1 lacks {', '.join(missing)}"
+            for split, values in content.items()
+            if (missing := sorted(set(label_names) - set(values["f1"])))
+        ]
+    raise_faults([f"{path}: damaged: {fault}." for fault in faults])
+
+
+def schema_faults(content: Any, schema: str) -> list[str]:
+    """Compare JSON with a schema.
 
     Args:
-        content: As read.
-        shape: What it should be.
-        place: Of the content in its file, `data.splits.test`.
+        content: Parsed JSON.
+        schema: Name of the schema in `assets`, such as `run`.
+    Returns:
+        One text for each fault, such as `data.splits.test lacks fingerprint`.
     """
-    where = place or "the file"
-    if isinstance(shape, list) and isinstance(content, list):
-        parts = enumerate(content)
-        return [f for n, one in parts for f in shape_faults(one, shape[0], f"{where}.{n}")]
-    if not isinstance(shape, Mapping):
-        shape = list if isinstance(shape, list) else shape
-        # To Python a bool is an int.
-        if isinstance(content, shape) and not isinstance(content, bool):
-            return []
-        wanted = TYPE_NAMES.get(shape, "text or null")
-        return [f"{where} is {_short(content)}; expected {wanted}"]
-    if not isinstance(content, Mapping):
-        return [f"{where} is {_short(content)}; expected an object"]
-    faults, known = [], {key.removesuffix("?"): part for key, part in shape.items() if key != EACH}
-    for key in shape:
-        if key != EACH and not key.endswith("?") and key not in content:
-            faults.append(f"{where} lacks {key}")
-    for key, value in content.items():
-        part = known.get(key, shape.get(EACH))
-        is_absent = value is None and f"{key}?" in shape
-        if part is not None and not is_absent:
-            faults += shape_faults(value, part, f"{place}.{key}".lstrip("."))
-    return faults
+    errors = _validator(schema).iter_errors(content)
+    ordered = sorted(errors, key=lambda error: list(map(str, error.path)))
+    # Each missing key is an error of its own, with the same text.
+    return list(dict.fromkeys(map(_format_error, ordered)))
 
 
-def _short(content: Any) -> str:
-    text = repr(content)
-    return text if len(text) <= 40 else text[:39] + "…"
+@cache
+def _validator(schema: str) -> Draft202012Validator:
+    asset = resources.files("peft_mrpc") / "assets" / f"{schema}.schema.json"
+    return Draft202012Validator(json.loads(asset.read_text("utf-8")))
+
+
+def _format_error(error: ValidationError) -> str:
+    where = ".".join(map(str, error.path)) or "the file"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{where} lacks {', '.join(missing)}"
+    value = json.dumps(error.instance, ensure_ascii=False)
+    if len(value) > MAX_VALUE_LENGTH:
+        value = value[: MAX_VALUE_LENGTH - 1] + "…"
+    if error.validator == "type":
+        types = error.validator_value
+        expected = types if isinstance(types, str) else " or ".join(types)
+        return f"{where} is {value}; expected {expected}"
+    return f"{where} is {value}; expected {error.validator} {error.validator_value}"

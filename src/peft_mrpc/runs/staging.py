@@ -1,11 +1,14 @@
-"""Where a Run or a report is built, and how it gets into its place: whole, or not at all."""
+"""Write directories and files completely or not at all."""
 
 import contextlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from peft_mrpc.errors import TrainingDiverged, UserError
 from peft_mrpc.runs.run import RUN_CONTENTS
@@ -17,42 +20,46 @@ def check_output_dir(
     contents: frozenset[str] = RUN_CONTENTS,
     kind: str = "Run",
 ) -> None:
-    """Refuse a place where writing would lose something, or that cannot be written to.
+    """Refuse a directory where writing is impossible or would destroy other files.
 
     Args:
-        output_dir: Where a directory is to be.
-        overwrite: Whether one of the same kind may be replaced.
-        contents: What a directory of the kind may hold.
-        kind: Its name, for the message.
+        output_dir: The directory to write.
+        overwrite: Whether an existing directory of the same kind may be replaced.
+        contents: Names, or patterns of names, that a directory of the kind may hold.
+        kind: Name of the kind, for messages.
     Raises:
-        UserError: If one is there and `overwrite` is off, if anything else is there at all, or if
-            the place is not writable.
+        UserError: If the directory exists and `overwrite` is off, if it holds anything else, or if
+            it cannot be written.
     """
-    where = f"--output_dir: got {str(output_dir)!r}"
+    where = f"output_dir: got {str(output_dir)!r}"
     if output_dir.exists() and not output_dir.is_dir():
         raise UserError(f"{where}, a file; expected a directory.")
     if output_dir.exists() and any(output_dir.iterdir()):
-        others = sorted({path.name for path in output_dir.iterdir()} - contents)
+        names = sorted(path.name for path in output_dir.iterdir())
+        others = [name for name in names if not any(fnmatch(name, own) for own in contents)]
         if others:
             raise UserError(
-                f"{where}, which holds what is no {kind}'s ({', '.join(others[:3])}); "
-                "expected a new directory."
+                f"{where}, which holds files that do not belong to a {kind} "
+                f"({', '.join(others[:3])}); expected a new directory."
             )
         if not overwrite:
             raise UserError(
-                f"{where}, which already holds a {kind}; name another directory, or replace it "
-                "with --overwrite."
+                f"{where}, which already holds a {kind}; choose another directory, or replace it "
+                "with overwrite."
             )
     if output_dir.resolve() == Path.cwd():
-        raise UserError(f"{where}, the working directory; expected another.")
+        raise UserError(f"{where}, the working directory; expected another directory.")
     check_writable(output_dir.absolute().parent, where)
 
 
 def check_writable(folder: Path, where: str) -> None:
-    """Try to write in a directory, or in the nearest one that exists above it.
+    """Check that a directory, or its nearest existing parent, is writable.
 
+    Args:
+        folder: The directory.
+        where: Beginning of the message.
     Raises:
-        UserError: If that is a file or cannot be written to.
+        UserError: If it is a file or not writable.
     """
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
@@ -64,13 +71,12 @@ def check_writable(folder: Path, where: str) -> None:
 
 @contextlib.contextmanager
 def staged_directory(output_dir: Path) -> Iterator[Path]:
-    """Build a Run or a report beside its place and move it there whole, or not at all.
+    """Build a directory beside its destination and move it there when it is complete.
 
     Yields:
-        A directory on the same file system. When the block ends well it becomes `output_dir` (one
-        that was there goes then, and not before). When it fails it is removed, unless it holds
-        training checkpoints, or a model that did not diverge: those are kept, and the error says
-        where.
+        A directory on the same file system. When the block succeeds, it replaces `output_dir`. When
+        the block fails, it is removed, unless it holds training checkpoints or a trained model that
+        did not diverge: these are kept, and a note of the exception names their place.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
@@ -78,18 +84,18 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
     try:
         yield staging
     except BaseException as error:
-        kept = sorted(
+        checkpoints = sorted(
             staging.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[-1])
         )
-        trained = [path for name in ("adapter", "model") if (path := staging / name).is_dir()]
-        if kept:
+        models = [path for name in ("adapter", "model") if (path := staging / name).is_dir()]
+        if checkpoints:
             error.add_note(
-                f"Checkpoints are kept; go on with --resume_from_checkpoint {kept[-1]}, and delete "
-                f"{staging} when it is done."
+                f"Checkpoints are kept; continue with --resume_from_checkpoint {checkpoints[-1]}, "
+                f"then delete {staging}."
             )
-        elif trained and not isinstance(error, TrainingDiverged):
+        elif models and not isinstance(error, TrainingDiverged):
             error.add_note(
-                f"What was trained is kept in {trained[0]}: `peft-mrpc predict` reads it."
+                f"The trained model is kept in {models[0]}; `peft-mrpc predict` can load it."
             )
         else:
             shutil.rmtree(staging, ignore_errors=True)
@@ -98,7 +104,7 @@ def staged_directory(output_dir: Path) -> Iterator[Path]:
 
 
 def move_into_place(staging: Path, output_dir: Path) -> None:
-    """Make a finished directory the one at `output_dir`; what stood there goes then, not before."""
+    """Replace `output_dir` by a finished directory; the old one is removed last."""
     replaced = None
     if output_dir.exists():
         replaced = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.old.", dir=output_dir.parent))
@@ -111,6 +117,46 @@ def move_into_place(staging: Path, output_dir: Path) -> None:
         raise
     if replaced:
         shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Write a file beside its destination and move it there when it is complete.
+
+    Yields:
+        A path on the same file system. When the block succeeds, it replaces `path`; otherwise it is
+        removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield staging
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def exclusive(output_dir: Path) -> Iterator[None]:
+    """Hold the lock of an output directory, so that one process writes it at a time.
+
+    Raises:
+        UserError: If another process holds the lock.
+    """
+    output_dir.absolute().parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output_dir.absolute().parent / f".{output_dir.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"output_dir: got {str(output_dir)!r}, which another process is writing; wait for it."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _current_umask() -> int:

@@ -18,7 +18,7 @@ from transformers.utils.import_utils import is_liger_kernel_available
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.errors import choice_faults, one_line, unknown_name
-from peft_mrpc.evaluation.thresholds import THRESHOLD_METRICS
+from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.methods.registry import find_method
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.models.quantization import QUANTIZATIONS

@@ -32,7 +32,8 @@ from peft_mrpc.precision import trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
-from peft_mrpc.runs.writer import data_line, describe_data, write_run
+from peft_mrpc.runs.summary import data_line
+from peft_mrpc.runs.writer import describe_data, write_run
 from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build import (
     build_activation_cache,

@@ -18,14 +18,12 @@ from accelerate.utils import broadcast_object_list
 from peft_mrpc.distributed import process_state
 from peft_mrpc.environment import reset_peak_memory
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs.run import RUN_FILE, Run, load_run
+from peft_mrpc.runs.run import RUN_FILE, SEED_FOLDER, Run, load_run
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.serialization import read_json
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 
 logger = logging.getLogger(__name__)
-
-SEED_FOLDER = "seed_{}"
 
 
 def train_seeds(

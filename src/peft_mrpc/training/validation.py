@@ -20,7 +20,8 @@ from transformers.training_args import OptimizerNames
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError, choice_faults, one_line, raise_faults
-from peft_mrpc.evaluation.thresholds import THRESHOLD_METRICS, threshold_faults
+from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
+from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import load_config
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS

@@ -7,14 +7,13 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from peft_mrpc.evaluation.plot_style import (
-    CONTRAST,
+    DARK,
     METHOD_COLORS,
-    PAGES,
+    MIN_CONTRAST,
+    THEMES,
+    Theme,
     contrast,
-    on_page,
-    paper,
-    run_styles,
-    save_picture,
+    save_figure,
 )
 from peft_mrpc.evaluation.plots import (
     plot_confusion_matrices,
@@ -23,141 +22,81 @@ from peft_mrpc.evaluation.plots import (
     plot_roc_curves,
 )
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.report.cost_plots import (
-    RunPoint,
-    plot_accuracy_against_parameters,
-    plot_costs,
-    side_by_side,
-)
-from peft_mrpc.report.run_plots import (
-    Whisker,
-    plot_accuracies,
-    plot_disagreements,
-    plot_learning_curves,
-    plot_seed_spread,
-)
 
 REFERENCES = np.array([1, 1, 1, 0, 0, 1, 0, 1])
 POSITIVE = np.array([0.9, 0.8, 0.6, 0.7, 0.1, 0.4, 0.3, 0.95])
-ANSWERS = {"one": (REFERENCES, np.stack([1 - POSITIVE, POSITIVE], axis=1))}
+SCORED = {"one": (REFERENCES, np.stack([1 - POSITIVE, POSITIVE], axis=1))}
 STYLES = [("#0072B2", "-")]
-POINTS = [
-    RunPoint("small", "bitfit", 0.75, None, 100, 10.0, 2.0),
-    RunPoint("large", "full", 0.8125, 0.01, 100_000, 100.0, 1.0),
-    RunPoint("asked", "hard_prompt", 0.7, None, 0, None, 50.0),
-]
+MATRIX = {"one": np.array([[3, 1], [0, 4]])}
 
 
-def test_every_method_has_a_colour_of_its_own() -> None:
+def test_every_method_has_its_own_color() -> None:
     assert {*METHODS, "hard_prompt"} == set(METHOD_COLORS)
     assert len(set(METHOD_COLORS.values())) == len(METHOD_COLORS)
 
 
-def test_contrast_is_the_published_one() -> None:
+def test_contrast_equals_published_values() -> None:
     # WCAG 2.2: black on white 21, #777777 on white 4.48.
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_methods_stand_out_from_either_page_and_from_each_other(page: str) -> None:
-    methods = list(METHOD_COLORS)
-    with on_page(page):
-        colors = [color for color, _ in run_styles(methods)]
-        assert all(contrast(color, paper()) >= CONTRAST for color in colors)
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+def test_method_colors_are_readable_and_different(theme: Theme) -> None:
+    colors = [color for color, _ in theme.method_styles(list(METHOD_COLORS))]
+    assert all(contrast(color, theme.background) >= MIN_CONTRAST for color in colors)
     assert len(set(colors)) == len(colors)
 
 
-def test_methods_are_named_from_the_best_down_with_what_they_reached() -> None:
-    (legend,) = plot_accuracy_against_parameters(POINTS, "three").legends
-    names = [text.get_text() for text in legend.get_texts()]
-    assert names == ["large  0.812 ± 0.010", "small  0.750", "asked  0.700"]
+def test_runs_of_one_method_differ_by_their_line_style() -> None:
+    first, other, second = DARK.method_styles(["lora", "full", "lora"])
+    assert first[0] == second[0] != other[0] and first[1] != second[1]
 
 
-def test_what_costs_nothing_is_drawn_too() -> None:
-    figure = plot_costs(POINTS, "three")
-    trained, _, answers = figure.axes
-    assert [len(axis.containers) for axis in figure.axes] == [3, 3, 3]
-    shown = [[text.get_text() for text in axis.texts] for axis in figure.axes]
-    assert shown == [["none"], ["none"], []]
-    assert trained.get_xlim()[0] < 100 / 8 and answers.get_xlim()[0] > 0
+@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda theme: plot_confusion_matrices(MATRIX, ["no", "yes"], theme=theme),
+        lambda theme: plot_precision_recall(SCORED, STYLES, "title", theme=theme),
+        lambda theme: plot_reliability(SCORED, STYLES, [0.1], "title", theme=theme),
+        lambda theme: plot_roc_curves(SCORED, STYLES, "title", theme=theme),
+    ],
+    ids=["confusion", "precision_recall", "reliability", "roc"],
+)
+def test_plots_have_the_colors_of_the_theme(plot: Callable[[Theme], Figure], theme: Theme) -> None:
+    figure = plot(theme)
+    assert to_hex(figure.get_facecolor()) == theme.background
+    assert to_hex(figure.axes[0].xaxis.label.get_color()) == theme.ink
 
 
-def draw_all() -> dict[str, Figure]:
-    return {
-        "accuracies": plot_accuracies([Whisker("one", "#0072B2", 0.8, 0.7, 0.9)], 0.6, "t"),
-        "confusion": plot_confusion_matrices({"one": np.array([[3, 1], [0, 4]])}, ["no", "yes"]),
-        "costs": plot_costs(POINTS, "t"),
-        "disagreements": plot_disagreements(["a", "b"], np.array([[0, 2], [3, 0]]), "t"),
-        "learning": plot_learning_curves(
-            {"one": {"train": [(0.5, 0.7), (1.0, 0.5)], "held out": [(1.0, 0.6)]}}, STYLES, "t"
-        ),
-        "precision": plot_precision_recall(ANSWERS, STYLES, "t"),
-        "reliability": plot_reliability(ANSWERS, STYLES, [0.1], "t"),
-        "roc": plot_roc_curves(ANSWERS, STYLES, "t"),
-        "seeds": plot_seed_spread({"one": [0.8, 0.9], "two": [0.7]}, STYLES * 2, 0.6, "t"),
-    }
+@pytest.mark.parametrize("suffix", ["png", "svg"])
+def test_equal_figures_give_equal_files(suffix: str, tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.{suffix}" for name in ("first", "second")]
+    for file in files:
+        save_figure(plot_reliability(SCORED, STYLES, [0.1], "title", theme=DARK), file)
+    assert files[0].read_bytes() == files[1].read_bytes()
 
 
-@pytest.mark.parametrize("page", PAGES)
-@pytest.mark.parametrize("kind", ["png", "svg"])
-def test_pictures_take_the_pages_colours_and_are_the_same_each_time(
-    page: str, kind: str, tmp_path: Path
-) -> None:
-    files = []
-    with on_page(page):
-        for turn in ("first", "again"):
-            figures = draw_all()
-            for name, figure in figures.items():
-                save_picture(figure, tmp_path / f"{turn}_{name}.{kind}")
-            files.append([(tmp_path / f"{turn}_{name}.{kind}").read_bytes() for name in figures])
-            assert {to_hex(one.get_facecolor()) for one in figures.values()} == {
-                PAGES[page]["paper"]
-            }
-    assert files[0] == files[1]
-
-
-def test_a_confusion_matrix_holds_counts_and_shares_of_the_true_label() -> None:
-    figure = plot_confusion_matrices({"one": np.array([[3, 1], [0, 4]])}, ["no", "yes"])
-    texts = [text.get_text() for text in figure.axes[0].texts]
-    assert texts == ["3\n75%", "1\n25%", "0\n0%", "4\n100%"]
-
-
-def test_the_first_row_of_a_matrix_is_on_top() -> None:
-    axis = plot_disagreements(["a", "b"], np.array([[0, 2], [3, 0]]), "t").axes[0]
-    spots = {text.get_text(): text.get_position() for text in axis.texts}
-    assert spots["2"] == (1, 0) and spots["3"] == (0, 1)
+def test_a_confusion_matrix_shows_counts_and_shares_of_the_true_label() -> None:
+    axis = plot_confusion_matrices(MATRIX, ["no", "yes"]).axes[0]
+    texts = {text.get_text(): text.get_position() for text in axis.texts}
+    assert texts == {"3\n75%": (0, 0), "1\n25%": (1, 0), "0\n0%": (0, 1), "4\n100%": (1, 1)}
     bottom, top = axis.get_ylim()
-    assert bottom > top
+    assert bottom > top  # the first row is on top
 
 
 @pytest.mark.parametrize("plot", [plot_roc_curves, plot_precision_recall])
-def test_rows_of_one_label_have_no_curve(plot: Callable[..., Figure]) -> None:
-    answers = {"one": (np.ones(3, int), np.full((3, 2), 0.5))}
-    axis = plot(answers, STYLES, "t").axes[0]
-    assert len(axis.lines) == 1  # chance alone
+def test_a_single_label_has_no_curve(plot: Callable[..., Figure]) -> None:
+    scored = {"one": (np.ones(3, int), np.full((3, 2), 0.5))}
+    axis = plot(scored, STYLES, "title").axes[0]
+    assert len(axis.lines) == 1  # chance
 
 
-def test_three_labels_are_drawn_too() -> None:
+def test_three_labels() -> None:
     probabilities = np.random.default_rng(0).dirichlet(np.ones(3), 30)
-    answers = {"one": (np.arange(30) % 3, probabilities)}
+    scored = {"one": (np.arange(30) % 3, probabilities)}
     for plot in (plot_roc_curves, plot_precision_recall):
-        assert len(plot(answers, STYLES, "t").axes[0].lines) == 2
-    axis = plot_reliability(answers, STYLES, [0.1], "t").axes[0]
+        assert len(plot(scored, STYLES, "title").axes[0].lines) == 2
+    axis = plot_reliability(scored, STYLES, [0.1], "title").axes[0]
     assert axis.get_xlim()[0] == pytest.approx(1 / 3 - 0.02)
-
-
-def test_points_on_one_another_are_drawn_side_by_side() -> None:
-    costs = [1e5, 1e8, 100_100.0, 3e6, 1e5, 1.3e5]
-    moved = np.log10(side_by_side(costs, 0.1))
-    least = 0.1 * 3
-    gaps = np.diff(np.sort(moved))
-    assert gaps.min() == pytest.approx(least)
-    # What stands alone stays; what does not keeps its middle and its order.
-    assert moved[[1, 3]] == pytest.approx(np.log10([1e8, 3e6]))
-    near = [0, 4, 2, 5]
-    assert moved[near].mean() == pytest.approx(np.log10([costs[n] for n in near]).mean())
-    assert (np.diff(moved[near]) > 0).all()
-    assert side_by_side([7.0]) == pytest.approx([7])
-    low, high = side_by_side([2.0, 2.0], 0.1)
-    assert high / low == pytest.approx(np.exp(0.1)) and high * low == pytest.approx(4)

@@ -1,32 +1,33 @@
-"""Runs that were changed after they were written: one line, and no comparison."""
+"""Damaged Runs give one clear line and no comparison."""
 
 import json
 from collections.abc import Callable
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from example_runs import SCORES, build_run
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.report.comparison import load_comparison
-from peft_mrpc.report.seed_groups import join_seeds
+from peft_mrpc.report.comparison import build_comparison
 from peft_mrpc.runs.run import load_run
-from peft_mrpc.runs.schema import shape_faults
+from peft_mrpc.runs.schema import schema_faults
 
 
 def compare_with(other: Path, path: Path) -> str:
-    """Why two Runs are refused."""
+    """The error of a comparison."""
     with pytest.raises(UserError) as raised:
-        load_comparison([load_run(other), load_run(path)], None, join_seeds)
+        build_comparison([load_run(other), load_run(path)])
     (line,) = raised.value.lines()
     return line
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "said"),
+    ("file", "change", "message"),
     [
-        ("run.json", lambda c: c.update(data=None), "data is None; expected an object"),
+        ("run.json", lambda c: c.update(data=None), "data is null; expected object"),
         ("run.json", lambda c: c["data"].pop("splits"), "data lacks splits"),
         (
             "run.json",
@@ -36,66 +37,69 @@ def compare_with(other: Path, path: Path) -> str:
         (
             "run.json",
             lambda c: c["data"].update(label_names=["not_equivalent", 0]),
-            "data.label_names.1 is 0; expected text",
+            "data.label_names.1 is 0; expected string",
         ),
         (
             "run.json",
             lambda c: c["timing"].update(score_pairs_per_second="fast"),
-            "timing.score_pairs_per_second is 'fast'; expected a number",
+            'timing.score_pairs_per_second is "fast"; expected number',
         ),
-        ("run.json", lambda c: c["data"]["splits"].pop("test"), "knows no split 'test'"),
-        ("metrics.json", lambda c: c.update(test=None), "test is None; expected an object"),
+        ("run.json", lambda c: c["data"]["splits"].pop("test"), "run.json has no split 'test'"),
+        ("metrics.json", lambda c: c.update(test=None), "test is null; expected object"),
         (
             "metrics.json",
             lambda c: c["test"].update(accuracy=True),
-            "test.accuracy is True; expected a number",
+            "test.accuracy is true; expected number",
         ),
         ("metrics.json", lambda c: c["test"]["f1"].pop("equivalent"), "test.f1 lacks equivalent"),
         ("metrics.json", lambda c: c["test"].update(accuracy=0.9), "metrics.json has 0.9000"),
     ],
 )
-def test_what_is_wrong_is_told_by_its_place(
-    tmp_path: Path, file: str, change: Callable[[Any], None], said: str
+def test_the_message_names_the_place_of_the_fault(
+    tmp_path: Path, file: str, change: Callable[[Any], None], message: str
 ) -> None:
     other, run = build_run(tmp_path / "a", SCORES["a"]), build_run(tmp_path / "b", SCORES["b"])
     content = json.loads((run.path / file).read_text())
     change(content)
     (run.path / file).write_text(json.dumps(content))
     line = compare_with(other.path, run.path)
-    assert said in line and str(tmp_path / "b") in line
+    assert message in line and str(tmp_path / "b") in line
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"probabilities": {"equivalent": float("nan"), "not_equivalent": 0.1}}, "row 1 has prob"),
-        ({"probabilities": {"equivalent": 0.7, "not_equivalent": 0.7}}, "expected 0 to 1, in sum"),
+        (
+            {"probabilities": {"equivalent": 0.7, "not_equivalent": 0.7}},
+            "1 with sum 1",
+        ),
         ({"probabilities": [0.5, 0.5]}, "damaged: "),
-        ({"prediction": "maybe"}, "a row lacks or does not know 'maybe'"),
+        ({"prediction": "maybe"}, "a row has a missing key or unknown label 'maybe'"),
         ({"label": "not_equivalent"}, "row 1 has another label in "),
         ({"idx": 7}, "5 rows, expected rows 0 to 4 in order"),
         ({"prediction": "equivalent"}, "its accuracy is 1.0000, metrics.json has 0.8000"),
     ],
 )
-def test_answers_that_are_none_are_refused(
-    tmp_path: Path, change: dict[str, Any], said: str
+def test_invalid_predictions_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     other, run = build_run(tmp_path / "a", SCORES["a"]), build_run(tmp_path / "b", SCORES["b"])
     path = run.path / "predictions" / "test.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows[1].update(change)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert said in compare_with(other.path, run.path)
+    assert message in compare_with(other.path, run.path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"3\n3\n3\n3\n3\n", b'{"idx": 0'])
-def test_a_file_that_is_no_predictions_is_one_line(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_predictions_file_gives_one_line(tmp_path: Path, content: bytes) -> None:
     other, run = build_run(tmp_path / "a", SCORES["a"]), build_run(tmp_path / "b", SCORES["b"])
     (run.path / "predictions" / "test.jsonl").write_bytes(content)
     assert "test.jsonl: damaged: " in compare_with(other.path, run.path)
 
 
-def test_a_missing_file_says_what_there_is(tmp_path: Path) -> None:
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
     other, run = build_run(tmp_path / "a", SCORES["a"]), build_run(tmp_path / "b", SCORES["b"])
     (run.path / "predictions" / "test.jsonl").unlink()
     assert "has no predictions of split 'test'" in compare_with(other.path, run.path)
@@ -103,13 +107,20 @@ def test_a_missing_file_says_what_there_is(tmp_path: Path) -> None:
     assert "metrics.json: no such file" in compare_with(other.path, run.path)
 
 
-def test_shapes_know_optional_parts_and_lists() -> None:
-    shape = {"name": str, "seeds?": [int], "parts": {"*": {"size": int}}}
-    good = {"name": "a", "seeds": [1, 2], "parts": {"x": {"size": 3, "more": None}}, "else": 1}
-    assert shape_faults(good, shape) == []
-    assert shape_faults({"name": "a", "seeds": None, "parts": {}}, shape) == []
-    assert shape_faults({"seeds": [1, "2"], "parts": {"x": []}}, shape) == [
-        "the file lacks name",
-        "seeds.1 is '2'; expected a whole number",
-        "parts.x is []; expected an object",
+def test_all_faults_of_a_file_are_listed() -> None:
+    content = {"test": {"num_examples": "5", "f1": {"yes": 1.0, "no": None}, "accuracy": 0.5}}
+    assert schema_faults(content, "metrics") == [
+        "test lacks majority_accuracy, macro_f1, mcc, roc_auc, average_precision, brier, ece, "
+        "confusion_matrix",
+        "test.f1.no is null; expected number",
+        'test.num_examples is "5"; expected integer',
     ]
+    assert schema_faults([], "run") == ["the file is []; expected object"]
+
+
+def test_the_schemas_are_valid_and_describe_the_written_files(tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    for name in ("run", "metrics"):
+        asset = resources.files("peft_mrpc") / "assets" / f"{name}.schema.json"
+        jsonschema.Draft202012Validator.check_schema(json.loads(asset.read_text("utf-8")))
+        assert schema_faults(json.loads((run.path / f"{name}.json").read_text()), name) == []

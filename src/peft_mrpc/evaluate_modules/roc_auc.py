@@ -1,4 +1,4 @@
-"""What evaluate.load finds here."""
+"""The metric that `evaluate.load` finds in this file."""
 
 from peft_mrpc.evaluation.metrics import RocAuc
 

@@ -1,5 +1,3 @@
-"""What the terminal shows of a finished Run."""
-
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +8,18 @@ from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.run import METRICS_FILE, Run
-from peft_mrpc.runs.writer import describe_data, seed_line, summary, write_run
+from peft_mrpc.runs.summary import seed_line, summary
+from peft_mrpc.runs.writer import describe_data, write_run
 from peft_mrpc.serialization import write_json
 
 TWO = ["no", "yes"]
 SPREAD, HIGH = [0.1, 0.2, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9]
 
 
-def write_figures(
+def write_metrics(
     folder: Path, yes: list[float], references: list[int], threshold: float, **record: Any
 ) -> Run:
-    """A Run of two labels as far as its summary goes."""
+    """Write the parts of a Run of two labels that the summary reads."""
     probabilities = np.stack([1 - np.array(yes), np.array(yes)], axis=1)
     predicted = predict_labels(probabilities, threshold)
     metrics = compute_metrics(np.array(references), predicted, probabilities, TWO)
@@ -47,16 +46,18 @@ def write_figures(
         ),
     ],
 )
-def test_one_answer_to_all_pairs_is_said(
+def test_a_constant_prediction_is_reported_with_advice(
     yes: list[float], threshold: float, record: dict[str, Any], advice: str, tmp_path: Path
 ) -> None:
-    run = write_figures(tmp_path, yes, [0, 0, 1, 1], threshold, **record)
-    _, said, _ = summary(run).splitlines()
-    assert said.startswith(f"validation: every labelled pair is predicted 'yes'; try {advice}")
-    assert "accuracy 0.500 (every pair is predicted 'yes')" in seed_line(run)
+    run = write_metrics(tmp_path, yes, [0, 0, 1, 1], threshold, **record)
+    _, warning, _ = summary(run).splitlines()
+    assert warning.startswith(
+        f"validation: every labelled example is predicted 'yes'; try {advice}"
+    )
+    assert "accuracy 0.500 (every example is predicted 'yes')" in seed_line(run)
 
 
-def test_no_threshold_is_advised_for_three_labels(tmp_path: Path) -> None:
+def test_three_labels_get_no_advice_about_a_threshold(tmp_path: Path) -> None:
     names = ("a", "b", "c")
     data = DataSplits(
         "toy", names, {"validation": tuple(Example(i, "x", "y", i) for i in range(3))}
@@ -72,9 +73,9 @@ def test_no_threshold_is_advised_for_three_labels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("yes", "references"), [(SPREAD, [0, 0, 1, 1]), (HIGH, [1, 1, 1, 1])])
-def test_different_answers_or_one_label_alone_need_no_word(
+def test_other_predictions_get_no_warning(
     yes: list[float], references: list[int], tmp_path: Path
 ) -> None:
-    run = write_figures(tmp_path, yes, references, 0.5, strategy="train")
+    run = write_metrics(tmp_path, yes, references, 0.5, strategy="train")
     assert len(summary(run).splitlines()) == 2
     assert "every" not in summary(run) + seed_line(run)

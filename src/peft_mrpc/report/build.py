@@ -1,0 +1,159 @@
+"""Build a report from Runs, and write its files."""
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from peft_mrpc.config import CompareConfig
+from peft_mrpc.errors import raise_faults
+from peft_mrpc.evaluation.plot_style import THEMES, save_figure
+from peft_mrpc.report.analysis import analyze
+from peft_mrpc.report.comparison import Comparison, build_comparison
+from peft_mrpc.report.examples import browser_data
+from peft_mrpc.report.html import report_html
+from peft_mrpc.report.plots import build_plots
+from peft_mrpc.report.summary import Summary, build_summary
+from peft_mrpc.report.tables import ReportTables, build_tables
+from peft_mrpc.report.text import plain_table, report_json, report_markdown
+from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.serialization import write_json
+
+REPORT_FILE = "report.html"
+REPORT_CONTENTS = frozenset({REPORT_FILE, "report.md", "report.json", "plots"})
+
+
+@dataclass(frozen=True)
+class Report:
+    """The comparison of Runs.
+
+    Attributes:
+        comparison: The Runs, aligned.
+        analysis: Intervals and significance tests, the part `analysis` of `report.json`.
+        max_examples: Maximum number of examples in the HTML page; 0 for none.
+    """
+
+    comparison: Comparison
+    analysis: Mapping[str, Any]
+    max_examples: int = CompareConfig.max_examples
+
+    @property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """The metrics of each Run for the compared split, by the Run's name."""
+        return dict(zip(self.comparison.names, self.comparison.metrics, strict=True))
+
+    @cached_property
+    def summary(self) -> Summary:
+        """The summary; `str(report.summary)` is its text."""
+        return build_summary(self.comparison, self.analysis)
+
+    @cached_property
+    def tables(self) -> ReportTables:
+        """The tables."""
+        return build_tables(self.comparison, self.analysis)
+
+    def to_markdown(self) -> str:
+        """Summary and tables as Markdown."""
+        return report_markdown(self.comparison, self.analysis, self.summary, self.tables)
+
+    def to_text(self) -> str:
+        """Summary and table of results for a terminal."""
+        return f"{self.summary}\n\n{plain_table(self.tables.results)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `report.json`; its schema is `assets/report.schema.json`."""
+        return report_json(self.comparison, self.analysis, self.summary)
+
+    def write_html(self, path: str | Path) -> None:
+        """Write the report as one HTML file."""
+        Path(path).write_text(self._html(), encoding="utf-8")
+
+    def write(self, output_dir: str | Path, overwrite: bool = False) -> None:
+        """Write the report as HTML, Markdown and JSON, and the plots as PNG and SVG.
+
+        Args:
+            output_dir: The directory.
+            overwrite: Whether an existing report may be replaced.
+        Raises:
+            UserError: If the directory holds a report or other files, or is not writable.
+        """
+        output_dir = Path(output_dir)
+        check_report_dir(output_dir, overwrite)
+        with staged_directory(output_dir) as staging:
+            plots = staging / "plots"
+            plots.mkdir()
+            for theme, figures in self._figures.items():
+                suffix = "" if theme == "light" else f"_{theme}"
+                for name, figure in figures.items():
+                    (plots / f"{name}{suffix}.svg").write_bytes(self._svgs[name][theme])
+                    save_figure(figure, plots / f"{name}{suffix}.png")
+            text = report_markdown(
+                self.comparison, self.analysis, self.summary, self.tables, list(self._svgs)
+            )
+            (staging / "report.md").write_text(text, encoding="utf-8")
+            write_json(staging / "report.json", self.to_json())
+            (staging / REPORT_FILE).write_text(self._html(), encoding="utf-8")
+
+    @cached_property
+    def _figures(self) -> dict[str, dict[str, Figure]]:
+        """Figures by theme and name."""
+        return {
+            name: build_plots(self.comparison, self.analysis, theme)
+            for name, theme in THEMES.items()
+        }
+
+    @cached_property
+    def _svgs(self) -> dict[str, dict[str, bytes]]:
+        """SVG files by name and theme."""
+        files: dict[str, dict[str, bytes]] = {}
+        for theme, figures in self._figures.items():
+            for name, figure in figures.items():
+                buffer = io.BytesIO()
+                save_figure(figure, buffer, "svg")
+                files.setdefault(name, {})[theme] = buffer.getvalue()
+        return files
+
+    def _html(self) -> str:
+        examples = browser_data(self.comparison, self.max_examples) if self.max_examples else None
+        return report_html(
+            self.comparison, self.analysis, self.summary, self.tables, self._svgs, examples
+        )
+
+
+def check_report_dir(output_dir: Path, overwrite: bool) -> None:
+    """Refuse a directory where the report cannot be written.
+
+    Raises:
+        UserError: If it holds a report and `overwrite` is off, holds other files, or is read-only.
+    """
+    check_output_dir(output_dir, overwrite, REPORT_CONTENTS, "report")
+
+
+def build_report(runs: Sequence[Run | str | Path], config: CompareConfig | None = None) -> Report:
+    """Compare Runs on the same examples.
+
+    Args:
+        runs: Runs or their directories.
+        config: What to compare; its output directory and quality gate are not used here.
+    Raises:
+        UserError: If an option is invalid, a Run is missing or damaged, or was scored on other
+            examples.
+    """
+    config = config or CompareConfig()
+    faults = []
+    if not 0 < config.equivalence_margin < 1:
+        faults.append(
+            f"equivalence_margin: got {config.equivalence_margin}; expected a number from 0 to 1."
+        )
+    if config.max_examples < 0:
+        faults.append(f"max_examples: got {config.max_examples}; expected 0 or more.")
+    raise_faults(faults)
+    loaded = [run if isinstance(run, Run) else load_run(run) for run in runs]
+    comparison = build_comparison(loaded, config.split, config.join_seeds)
+    analysis = analyze(comparison, config.equivalence_margin)
+    return Report(comparison, analysis, config.max_examples)
