@@ -54,10 +54,10 @@ from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.scores import TemplateScores, stack_features
 from peft_mrpc.prompting.templates import Template, load_templates
 from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
-from peft_mrpc.runs.summary import data_line, format_metrics
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.summary import data_line, format_metrics
 from peft_mrpc.runs.writer import describe_data, write_run
 
 logger = logging.getLogger(__name__)
