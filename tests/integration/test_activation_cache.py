@@ -251,7 +251,7 @@ machine = Path(sys.argv[1]) / os.environ["RANK"]
 machine.mkdir()
 os.chdir(machine)
 os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-from peft_mrpc.errors import run_cli
+from peft_mrpc.cli.app import run_cli
 from peft_mrpc.train import main
 sys.exit(run_cli(main, sys.argv[2:]))
 """
