@@ -157,7 +157,7 @@ def test_the_forecast_is_of_the_run_that_will_be_made(
         return _estimate([*base, *flags], capsys)
 
     once = "for the frozen layers, once"
-    assert once not in said("--trunk_cache", "off")
+    assert once not in said("--activation_cache", "off")
     assert "training reads 1,000 pairs, fewer than" in said("--num_train_epochs", "1")
     assert "(3.39 MB kept)" in said("--trunk_cache_dtype", "float16")
     assert "(6.78 MB kept in memory)" in said("--trunk_cache_limit", "1KB")
@@ -165,9 +165,9 @@ def test_the_forecast_is_of_the_run_that_will_be_made(
     text = said(*small)
     assert once not in text and "; frozen layers run every time: it takes 6.78 MB, 0 KB" in text
     # Each of them as train says it.
-    refused = fails(main, *base, "--trunk_cache", "memory", *small)
+    refused = fails(main, *base, "--activation_cache", "on", *small)
     assert refused.endswith("got 'memory', but it takes 6.78 MB, --trunk_cache_memory is 1 MB.")
-    refused = fails(main, *base, "--trunk_cache", "disk", *small)
+    refused = fails(main, *base, "--activation_cache", "on", *small)
     assert "--trunk_cache: got 'disk', but it takes 6.78 MB" in refused
     assert "Did you mean 'disk'?" in fails(main, *base, "--trunk_cache", "disc")
     flags = ["--trunk_cache_limit", "much", "--estimate", "false"]
@@ -210,7 +210,7 @@ def test_the_forecast_weighs_a_fill_as_train_does(tiny_bert: str) -> None:
     assert both.note == "training reads 100 pairs, fewer than the 200 to run"
     one = seen("--swap_sentences", "false")
     assert one.trunk_pairs == 100 and one.note == ""
-    assert seen("--trunk_cache", "disk").trunk_pairs == 200
+    assert seen("--activation_cache", "on").trunk_pairs == 200
 
 
 def test_what_will_be_held_counts_as_memory(
@@ -266,7 +266,7 @@ def test_tokens_that_will_be_cut_cost_nothing(
 def test_pairs_that_are_named_are_read(
     tiny_bert: str, pair_files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flags = ["--model", tiny_bert, "--method", "linear_probe", "--trunk_cache", "disk"]
+    flags = ["--model", tiny_bert, "--method", "linear_probe", "--activation_cache", "on"]
     named = _estimate([*flags, "--train_file", pair_files["train"]], capsys)
     count = int(re.findall(r"^(\d+) pairs of", named, re.MULTILINE)[0])
     assert count == 18

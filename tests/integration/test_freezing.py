@@ -311,7 +311,7 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
     # Clipping by a norm that counted what waits would shrink the head's gradients.
     common = ["--max_grad_norm", "0.01", "--weight_decay", "0.1", "--dropout", "0.1"]
     common += ["--gradient_accumulation_steps", "2", "--num_train_epochs", "2"]
-    common += ["--trunk_cache", "off"]
+    common += ["--activation_cache", "off"]
     for flags in (["--num_unfrozen_layers", "0"], ["--unfreeze_every", "100"]):
         trainer = prepare(tiny_bert, data_flags, tmp_path, *common, *flags)
         trainer.train()

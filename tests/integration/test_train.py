@@ -571,7 +571,7 @@ def test_swapped_pairs_come_in_both_orders_and_nothing_else_changes(
 def test_every_epoch_draws_its_orders_anew(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    flags = ["--model", tiny_bert, *data_flags, "--trunk_cache", "off"]
+    flags = ["--model", tiny_bert, *data_flags, "--activation_cache", "off"]
     request = parse_request([*flags, "--num_train_epochs", "8", "--disable_tqdm", "true"])
     data = load_data(request.data)
     classifier = build_classifier(request, resolve_model(tiny_bert), data)
@@ -668,7 +668,7 @@ def test_no_bar_is_drawn_where_none_is_wanted(
     tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1"]
-    flags += ["--num_train_epochs", "3", "--trunk_cache", "memory", "--disable_tqdm"]
+    flags += ["--num_train_epochs", "3", "--activation_cache", "on", "--disable_tqdm"]
     main([*flags, "true", "--output_dir", str(tmp_path / "silent")])
     assert "%|" not in capsys.readouterr().err
     main([*flags, "false", "--output_dir", str(tmp_path / "shown")])

@@ -96,7 +96,7 @@ def test_a_step_is_that_of_the_paper(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """w - rate * (the sum over batches of the gradient at w + rho g / |g|), g the batch's own."""
-    flags = ["--max_steps", "1", "--gradient_accumulation_steps", "2", "--trunk_cache", "off"]
+    flags = ["--max_steps", "1", "--gradient_accumulation_steps", "2", "--activation_cache", "off"]
     flags += ["--layer_decay", "1"] if method == "full" else []
     trainer = trainer_of(method, tiny_bert, data_flags, tmp_path, *flags)
     model = trainer.model
@@ -147,7 +147,7 @@ def test_layers_that_wait_stay_and_do_not_count(
     gradual.train()
     head = trainer_of(
         *("layer_freeze", tiny_bert, data_flags, tmp_path, "--num_unfrozen_layers", "0"),
-        *("--trunk_cache", "off", "--max_steps", "2"),
+        *("--activation_cache", "off", "--max_steps", "2"),
     )
     head.train()
     for (name, one), other in zip(
