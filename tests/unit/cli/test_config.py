@@ -101,13 +101,13 @@ def test_a_wrong_value_does_not_hide_an_unknown_flag() -> None:
 def test_words_and_mappings_of_a_recipe_reach_the_trainer(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        "save_strategy: no\neval_strategy: no\ntrunk_cache: off\ngradient_checkpointing: no\n"
+        "save_strategy: no\neval_strategy: no\nactivation_cache: off\ngradient_checkpointing: no\n"
         "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr: 1e-6}\n"
     )
     request = parse_request(["--config", str(recipe)])
     assert request.arguments.save_strategy == request.arguments.eval_strategy == "no"
     assert request.arguments.gradient_checkpointing is False
-    assert request.config.trunk_cache == "off"
+    assert request.config.activation_cache == "off"
     assert request.arguments.lr_scheduler_kwargs == {"min_lr": 1e-6}
 
 

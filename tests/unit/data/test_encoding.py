@@ -1,25 +1,66 @@
+from typing import Any
+
 import pytest
+from conftest import ROWS, build_tokenizer
 
-from peft_mrpc.data.encoding import EncodedPairs
+from peft_mrpc.data.augmentation import RandomSwapDataset
+from peft_mrpc.data.encoding import add_labels, encode_examples
+from peft_mrpc.data.examples import Example
+
+EXAMPLES = [Example(row, a, b, row % 2) for row, (a, b, _) in enumerate(ROWS)]
 
 
-def test_numbers_are_kept_in_as_few_bytes_as_hold_them() -> None:
-    """Whatever they are: of later pairs they may be larger, and a mask need not be ones."""
-    texts = [[2, 7, 3], [5], [2, 300, 3, 9], [70_000, 1], [8, 8]]
-    found = EncodedPairs()
-    for part in (texts[:1], texts[1:3], texts[3:]):
-        kinds = [[0, *[1] * (len(row) - 1)] for row in part]
-        masks = [[*[1] * (len(row) - 1), len(row) % 2] for row in part]
-        found.extend({"input_ids": part, "token_type_ids": kinds, "attention_mask": masks})
-    labelled = found.labelled([1, 0, 1, 0, 1])
-    for number, row in enumerate(texts):
-        own = {"input_ids": row, "token_type_ids": [0, *[1] * (len(row) - 1)]}
-        own["attention_mask"] = [*[1] * (len(row) - 1), len(row) % 2]
-        assert found[number] == own
-        assert labelled[number] == {**found[number], "labels": (number + 1) % 2}
-    assert found.lengths == [3, 1, 4, 2, 2]
-    unmasked = EncodedPairs()
-    unmasked.extend({"input_ids": texts})
-    assert unmasked[-1] == {"input_ids": [8, 8]}
-    with pytest.raises(OverflowError):
-        unmasked.extend({"input_ids": [[1 << 31]]})
+def rows_of(dataset: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = dataset.__getitems__(list(range(len(dataset))))
+    return rows
+
+
+@pytest.mark.parametrize("chunk", [3, 1000])
+@pytest.mark.parametrize("max_length", [12, 64])
+def test_encoded_examples_are_the_output_of_the_tokenizer(
+    chunk: int, max_length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("peft_mrpc.data.encoding.CHUNK", chunk)
+    tokenizer = build_tokenizer()
+    firsts, seconds = [e.sentence1 for e in EXAMPLES], [e.sentence2 for e in EXAMPLES]
+    expected = tokenizer(firsts, seconds, truncation=True, max_length=max_length)
+    encoded, num_truncated = encode_examples(tokenizer, EXAMPLES, max_length)
+    assert (num_truncated > 0) == (max_length == 12)
+    assert rows_of(encoded) == [
+        {**{name: expected[name][row] for name in expected}, "length": len(ids)}
+        for row, ids in enumerate(expected["input_ids"])
+    ]
+    labelled = add_labels(encoded, EXAMPLES)
+    assert labelled["labels"][:] == [e.label for e in EXAMPLES]
+    assert "labels" not in encoded.column_names
+
+
+def test_no_examples_encode_to_an_empty_dataset() -> None:
+    encoded, num_truncated = encode_examples(build_tokenizer(), [], 64)
+    assert (len(encoded), num_truncated) == (0, 0)
+
+
+def test_a_separator_in_the_text_of_a_sentence_is_no_special_token() -> None:
+    tokenizer = build_tokenizer()
+    for first in ("the cat [SEP] sat", "[CLS] the [PAD] cat"):
+        for max_length in (64, 8):
+            [row] = rows_of(encode_examples(tokenizer, [Example(0, first, "a dog")], max_length)[0])
+            ids = row["input_ids"]
+            assert (ids.count(tokenizer.sep_token_id), ids.count(tokenizer.cls_token_id)) == (2, 1)
+            assert tokenizer.pad_token_id not in ids
+
+
+def test_swapped_examples_depend_on_the_epoch_alone() -> None:
+    tokenizer = build_tokenizer()
+    swapped = [Example(e.idx, e.sentence2 or "", e.sentence1, e.label) for e in EXAMPLES]
+    orders = [encode_examples(tokenizer, rows, 64)[0] for rows in (EXAMPLES, swapped)]
+    dataset, again = (RandomSwapDataset(*orders, seed=1) for _ in range(2))
+    epochs = []
+    for epoch in range(4):
+        dataset.set_epoch(epoch)
+        again.set_epoch(epoch)
+        epochs.append(dataset.__getitems__([3, 0, 3, 8]))
+        assert epochs[-1] == [again[row] for row in (3, 0, 3, 8)]
+    assert any(epoch != epochs[0] for epoch in epochs)
+    texts = {tuple(epoch[1]["input_ids"]) for epoch in epochs}
+    assert texts <= {tuple(order[0]["input_ids"]) for order in orders}

@@ -170,9 +170,9 @@ def test_a_number_of_blocks_stands_instead_of_their_size(
 def test_faults_of_every_kind_are_said_together(
     tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
 ) -> None:
-    flags = "--method lora --r 0 --lora_dropout 2 --seed -1 --max_length 3 --trunk_cache disc"
+    flags = "--method lora --r 0 --lora_dropout 2 --seed -1 --max_length 3 --activation_cache disk"
     said = fails(main, "--model", tiny_bert, *data_flags, *flags.split()).splitlines()
-    for name in ("r", "lora_dropout", "seed", "max_length", "trunk_cache"):
+    for name in ("r", "lora_dropout", "seed", "max_length", "activation_cache"):
         assert sum(line.startswith(f"peft-mrpc: --{name}: got ") for line in said) == 1
     assert len(said) == 5
 
