@@ -98,7 +98,7 @@ def test_a_calibration_is_restored_from_json() -> None:
     assert np.array_equal(batch(scores).predict_proba(scored), batch(scores).probabilities(scores))
     # Old files have no features.
     old = {key: value for key, value in fit.to_dict().items() if key != "reads_evidence"}
-    assert not Calibration.from_dict(old).reads_evidence
+    assert not Calibration.from_dict(old).uses_features
 
 
 def test_softmax_survives_large_scores() -> None:
