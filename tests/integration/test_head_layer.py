@@ -20,15 +20,20 @@ from peft_mrpc.cli.app import run_cli
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
-from peft_mrpc.models.hub import resolve_model
+from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_config, load_tokenizer
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json_lines
 from peft_mrpc.train import main
-from peft_mrpc.training.head_layer import read_head_layer
-from peft_mrpc.training.request import parse_request
+from peft_mrpc.training.resolve import BaseModel, truncate_encoder
 
 LABELS = ["not_equivalent", "equivalent"]
+
+
+def truncate(model: str, head_layer: str, pooling: str) -> ModelSource:
+    source = resolve_model(model)
+    base = BaseModel(source, load_config(source), load_tokenizer(resolve_model("builtin:minilm")))
+    return truncate_encoder(base, head_layer, pooling)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -53,28 +58,24 @@ def test_the_head_reads_what_leaves_the_layer_that_is_named(
 
 
 def test_auto_is_two_thirds_up_for_a_head_that_compares_tokens(tiny_bert: str) -> None:
-    minilm, two_layers = resolve_model("builtin:minilm"), resolve_model(tiny_bert)
-    assert read_head_layer(minilm, "auto", "aligned").head_layer == 4  # of 6
-    assert read_head_layer(two_layers, "auto", "aligned").head_layer is None  # 1.33, rounded up
+    minilm, two_layers = "builtin:minilm", tiny_bert
+    assert truncate(minilm, "auto", "aligned").head_layer == 4  # of 6
+    assert truncate(two_layers, "auto", "aligned").head_layer is None  # 1.33, rounded up
     for pooling in ("cls", "last", "native"):
-        assert read_head_layer(minilm, "auto", pooling).head_layer is None
-    assert read_head_layer(minilm, "last", "aligned").head_layer is None
-    assert read_head_layer(minilm, "5", "cls").head_layer == 5
+        assert truncate(minilm, "auto", pooling).head_layer is None
+    assert truncate(minilm, "last", "aligned").head_layer is None
+    assert truncate(minilm, "5", "cls").head_layer == 5
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_bert: str) -> None:
-    with pytest.raises(UserError, match="--head_layer: got '3'; expected 1 to 2 .*last or auto"):
-        read_head_layer(resolve_model(tiny_bert), "3", "aligned")
+    with pytest.raises(UserError, match="head_layer: got '3'; expected 1 to 2 .*last or auto"):
+        truncate(tiny_bert, "3", "aligned")
 
 
 @pytest.mark.parametrize("head_layer", ["0", "-1", "middle", "1.5", ""])
-def test_what_names_no_layer_is_said_with_all_other_faults(head_layer: str) -> None:
-    flags = ["--method", "linear_probe", "--output_dir", "unused", "--max_length", "1"]
-    with pytest.raises(UserError) as raised:
-        parse_request([*flags, f"--head_layer={head_layer}"])
-    assert [fault.split(":")[0] for fault in raised.value.faults] == [
-        *("--max_length", "--head_layer")
-    ]
+def test_a_value_that_is_not_a_layer_is_rejected(head_layer: str, tiny_bert: str) -> None:
+    with pytest.raises(UserError, match="expected the number of a layer from 1, last or auto"):
+        truncate(tiny_bert, head_layer, "aligned")
 
 
 @pytest.mark.parametrize(
@@ -86,10 +87,9 @@ def test_what_names_no_layer_is_said_with_all_other_faults(head_layer: str) -> N
 )
 def test_what_is_no_plain_stack_keeps_its_layers(config: PretrainedConfig, tmp_path: Path) -> None:
     config.save_pretrained(tmp_path)
-    source = resolve_model(str(tmp_path))
-    assert read_head_layer(source, "auto", "aligned") is source
-    with pytest.raises(UserError, match=f"a {config.model_type} is no plain stack"):
-        read_head_layer(source, "1", "aligned")
+    assert truncate(str(tmp_path), "auto", "aligned").head_layer is None
+    with pytest.raises(UserError, match=f"a {config.model_type} is not a single stack"):
+        truncate(str(tmp_path), "1", "aligned")
 
 
 def test_lists_with_an_entry_for_each_layer_are_cut(tmp_path: Path) -> None:
@@ -104,9 +104,9 @@ def test_the_architectures_own_head_keeps_its_layer(
     flags = ["--method", "linear_probe", "--model", tiny_bert, *data_flags, "--pooling", "native"]
     flags += ["--output_dir", str(tmp_path / "run")]
     assert run_cli(main, [*flags, "--head_layer", "1"]) == 2
-    assert "own head reads the last; expected last" in capsys.readouterr().err
+    assert "own head reads the last layer; expected last" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-    assert read_head_layer(resolve_model(tiny_bert), "2", "native").head_layer is None  # the last
+    assert truncate(tiny_bert, "2", "native").head_layer is None  # the last
 
 
 @pytest.mark.parametrize("method", METHODS)

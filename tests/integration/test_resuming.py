@@ -10,7 +10,7 @@ import pytest
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 from peft_mrpc.training.checkpoints import ABOUT_FILE, STATE_FILE, TRAINED_FILE
-from peft_mrpc.training.resuming import DECIDING
+from peft_mrpc.training.resuming import RESUME_CRITICAL_OPTIONS
 
 Fails = Callable[..., str]
 STEP = 3  # of six: the end of the first of two epochs
@@ -52,7 +52,7 @@ def resume(checkpoint: Path, output_dir: Path) -> list[str]:
         (["--lora_alpha", "64"], "--lora_alpha: got 64, but {}"),
         (["--seed", "7"], "--seed: got 7, but {} was trained with 42"),
         (["--swap_sentences", "false"], '--swap_sentences: got "false", but {}'),
-        (["--max_train_samples", "12"], "which was trained on other pairs than the 12 of"),
+        (["--max_train_samples", "12"], "which was trained on other examples than the 12 of"),
         (["--early_stopping_patience", "1"], "{} was trained with none, by which it has counted"),
         (["--num_train_epochs", "0.5"], "--num_train_epochs: got 0.5, but {} has trained 1"),
         (["--max_steps", "2"], "--max_steps: got 2, but {} has trained 3"),
@@ -79,7 +79,7 @@ def test_all_that_differs_is_said_together(
     flags = ["--seed", "7", "--lora_alpha", "64", "--max_train_samples", "12"]
     message = fails(main, *words, *flags, *resume(checkpoint, tmp_path / "on"))
     assert [message.count(f"{name}: got") for name in ("--seed", "--lora_alpha")] == [1, 1]
-    assert "other pairs" in message
+    assert "other examples" in message
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_a_run_is_not_replaced_while_it_is_gone_on_from(
 ) -> None:
     checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
     message = fails(main, *words, *resume(checkpoint, finished), "--overwrite")
-    assert f"--overwrite would replace, with {checkpoint}" in message and checkpoint.is_dir()
+    assert f"which contains the checkpoint {checkpoint}" in message and checkpoint.is_dir()
 
 
 def test_more_epochs_and_another_way_of_watching_go_on(
@@ -156,7 +156,7 @@ def test_more_epochs_and_another_way_of_watching_go_on(
 def test_every_flag_that_decides_is_one(finished: Path) -> None:
     # A flag that had another name would be compared with itself: nothing with nothing.
     config = load_run(finished).record["config"]
-    assert set(DECIDING) <= config.keys()
+    assert set(RESUME_CRITICAL_OPTIONS) <= config.keys()
     checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
     about = json.loads((checkpoint / ABOUT_FILE).read_text("utf-8"))
     assert about["flags"]["learning_rate"] == config["learning_rate"]

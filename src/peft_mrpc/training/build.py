@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import convert_file_size_to_int
-from datasets import Dataset
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -199,7 +198,9 @@ def build_trainer(
         model=classifier.model,
         args=training_args,
         data_collator=collator,
-        train_dataset=_with_random_order(datasets, training_args.seed),
+        train_dataset=train_dataset
+        if len(datasets) == 1
+        else RandomSwapDataset(datasets[0], datasets[1], training_args.seed),
         eval_dataset=eval_dataset,
         processing_class=classifier.tokenizer,
         compute_loss_func=_build_loss(resolved, data),
@@ -250,11 +251,9 @@ def _build_loss(resolved: ResolvedJob, data: DataSplits) -> Callable[..., torch.
 
 
 def _swap(example: Example) -> Example:
+    if example.sentence2 is None:
+        return example
     return dataclasses.replace(example, sentence1=example.sentence2, sentence2=example.sentence1)
-
-
-def _with_random_order(datasets: Sequence[Dataset], seed: int) -> Any:
-    return datasets[0] if len(datasets) == 1 else RandomSwapDataset(*datasets, seed)
 
 
 def _warn_low_learning_rate(resolved: ResolvedJob) -> None:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -238,12 +238,14 @@ def parse_train_command(argv: Sequence[str], command: str = "train") -> NewJob:
     recipe = load_recipe(path) if path is not None else {}
     asked = {k: v for k, v in {**recipe, **typed_flags(argv)}.items() if v is not None}
     method = find_method(asked.get("method", TrainConfig.method))
+    default = load_default_recipe(str(asked.get("method", TrainConfig.method)), asked)
+    implied = implied_arguments({**default, **asked}, "save_strategy" in asked)
     (config, data, arguments), given = parse_flags(
         command,
         TRAIN_DESCRIPTION,
         (TrainConfig, DataConfig, TrainingArguments),
         argv,
-        [recipe],
+        [{**default, **implied, **precision_defaults(asked)}, recipe],
         method.option_types(),
         option_owners(),
         recipe_path=path,
@@ -251,12 +253,13 @@ def parse_train_command(argv: Sequence[str], command: str = "train") -> NewJob:
     removed = {key for key, value in recipe.items() if value is None}
     names = training_argument_names() - {"output_dir"}
     output_dir = asked.get("output_dir")
+    unset = {name: None for name in TRAIN_DEFAULTS if name not in asked}
     return NewJob(
-        config,
+        replace(config, **unset),
         data,
         {n: getattr(arguments, n) for n in asked if n in names}
         | {n: None for n in removed if n in names},
-        given,
+        {n: v for n, v in given.items() if n in asked},
         Path(str(output_dir)) if output_dir is not None else None,
         frozenset(removed),
     )

@@ -99,7 +99,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
     )
     output_dir = job.output_dir or default_output_dir(job.config.method, job.config.model, job.data)
     fields, push_to_hub = _training_fields(job, config, recipe, rates, output_dir)
-    faults = []
+    faults: list[str] = []
     try:
         options = method.build_options(given_options)
         set_tokenizer(options, source.location)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from transformers import Trainer, set_seed
 
 from peft_mrpc.config import config_record
-from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.loading import (
     load_data,
     reported_splits,
@@ -283,6 +283,12 @@ def _log_data(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]) 
     log_training_data(data)
     warn_unknown_labels(data, reported)
     warn_train_test_overlap(data, reported)
+    counts = label_counts(data.splits["train"], data.label_names)
+    if absent := [name for name, count in counts.items() if not count]:
+        logger.warning(
+            "%s: no training example has the label %s",
+            *(data.name, " or ".join(absent)),
+        )
 
 
 def _plan(

@@ -9,7 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -185,7 +185,7 @@ def _optimizer_faults(resolved: ResolvedJob) -> list[str]:
             *(args.lr_scheduler_type, optimizer),
             num_warmup_steps=1,
             num_training_steps=10,
-            scheduler_specific_kwargs=dict(args.lr_scheduler_kwargs or {}),
+            scheduler_specific_kwargs=cast("dict[str, Any]", args.lr_scheduler_kwargs or {}),
         )
         parameters = inspect.signature(scheduler.step).parameters.values()
         metric = [1.0 for parameter in parameters if parameter.default is parameter.empty]
