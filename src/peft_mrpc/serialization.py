@@ -19,6 +19,7 @@ from peft_mrpc.errors import UserError, one_line
 
 DUPLICATE_KEY = re.compile(r'found duplicate key "(.*?)" with value')
 TRUE_WORDS = ("true", "yes", "t", "y", "1")
+FALSE_WORDS = ("false", "no", "f", "n", "0")
 
 
 def read_json(path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from peft_mrpc.cli.help_format import HelpFormatter, shorten_help
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
-from peft_mrpc.methods.option_types import parse_option
+from peft_mrpc.methods.peft_options import parse_option
 from peft_mrpc.serialization import parse_scalar, read_yaml
 
 

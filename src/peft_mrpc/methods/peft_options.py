@@ -1,77 +1,224 @@
-"""What is wrong with a method's options, before any model is looked at."""
+"""Option values: checked against the annotation of their field, and PEFT's options against rules.
 
+PEFT annotates the fields of its configs with the values that they accept, such as `bool |
+Literal["gaussian", "pissa"]` or `list[int] | int | None`. pydantic validates a value against such
+an annotation; this module converts text of the command line and of YAML files first.
+"""
+
+import dataclasses
+import functools
+import inspect
+import json
 import re
-from collections.abc import Mapping
-from typing import Any
-
-from peft import PromptTuningInit
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.errors import unknown_name
-from peft_mrpc.methods.option_types import option_types
+from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, parse_scalar
 
-# Options of PEFT that count something; it takes 0 for some, and fails or trains nothing.
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+# Options of PEFT that count something. PEFT accepts 0 for some of them and fails or trains nothing.
 SIZES = {
     *("r", "num_virtual_tokens", "encoder_hidden_size", "encoder_num_layers"),
     *("num_cayley_neumann_terms", "qalora_group_size", "lora_alpha"),
 }
-# Initializations that PEFT makes of activations or gradients, by calls of their own; and one that
-# it draws anew, otherwise, when the adapter is loaded.
+# Initializations that `train` cannot use, with the reason.
 UNUSED_INITS = {
     **dict.fromkeys(("eva", "corda", "lora_ga"), "is computed from data before the training"),
-    "pissa_niter": "comes out otherwise each time the adapter is loaded",
+    "pissa_niter": "is random: a loaded adapter has other values",
 }
 
 
+def option_types(kind: type) -> dict[str, Any]:
+    """The annotation of each field of a dataclass that its constructor accepts."""
+    hints = typing.get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
+def parse_option(words: Sequence[str], annotation: Any) -> Any:
+    """Convert the words after an option of the command line.
+
+    Args:
+        words: The words; none for a switch.
+        annotation: The type of the option.
+    Raises:
+        ValueError: With the value and the expected type.
+    """
+    if _members(annotation) == [str]:  # `Same: yes or no?` is text, not a mapping
+        if len(words) != 1:
+            raise ValueError(f"got {len(words)} words; expected one text, in quotes.")
+        return words[0]
+    if len(words) == 1:
+        return convert(words[0], annotation, [parse_scalar(words[0]), words[0]])
+    return convert([parse_scalar(word) for word in words] or True, annotation)
+
+
+def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> Any:
+    """Convert a value of a YAML file or of the Python API to the type of its option.
+
+    Args:
+        value: The value.
+        annotation: The type of the option.
+        forms: Forms of the value to try first.
+    Returns:
+        The value; a mapping if the option is a config of its own (see `build_nested`).
+    Raises:
+        ValueError: With the value and the expected type.
+    """
+    adapter = _adapter(annotation)
+    error: ValueError | None = None
+    for form in forms or [value]:
+        for candidate in _candidates(form, is_list=isinstance(value, list)):
+            try:
+                # JSON mode: enums by their values, tuples as lists, configs as mappings. Strict:
+                # `true` is not a number.
+                result = adapter.validate_json(json.dumps(candidate, default=str), strict=True)
+            except ValueError as problem:
+                error = error or problem
+            else:
+                return candidate if isinstance(candidate, list | dict | str) else result
+    shown = "nothing" if value is True else repr(parse_scalar(value) if forms else value)
+    raise ValueError(f"got {shown}; {_expected(typing.cast('ValidationError', error))}.")
+
+
+def build_nested(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Build the options that are configs of their own from the mappings that were given."""
+    hints = option_types(kind)
+    nested = {}
+    for name, value in given.items():
+        configs = [m for m in _members(hints.get(name, Any)) if dataclasses.is_dataclass(m)]
+        if configs and isinstance(value, Mapping):
+            nested[name] = typing.cast(Any, configs[0])(**value)
+    return nested
+
+
+def _candidates(value: Any, is_list: bool) -> Iterator[Any]:
+    """The forms of a value to validate, in this order."""
+    yield value
+    if isinstance(value, str):
+        yield parse_scalar(value)
+        if value.lower() in (*TRUE_WORDS, *FALSE_WORDS):
+            yield value.lower() in TRUE_WORDS
+        if "," in value:
+            yield [parse_scalar(part.strip()) for part in value.split(",")]
+    elif isinstance(value, bool | int | float):
+        yield str(value).lower()
+    if not is_list:
+        yield [value]
+
+
+@functools.cache
+def _adapter(annotation: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(_simplify(annotation))
+
+
+def _simplify(annotation: Any) -> Any:
+    """The annotation as pydantic can check it: with patterns, and configs as mappings."""
+    return typing.Union[tuple(map(_simplify_member, _members(annotation)))]  # noqa: UP007
+
+
+def _simplify_member(member: Any) -> Any:
+    from pydantic import ConfigDict, StringConstraints, create_model
+
+    if typing.get_origin(member) is typing.Literal:
+        # PEFT writes a pattern as a literal: "pissa_niter_[number of iters]".
+        literals = [word for word in typing.get_args(member) if "[" not in str(word)]
+        prefixes = [str(w).partition("[")[0] for w in typing.get_args(member) if "[" in str(w)]
+        patterns = [
+            typing.Annotated[str, StringConstraints(pattern=rf"^{re.escape(prefix)}\d+$")]
+            for prefix in prefixes
+        ]
+        return typing.Union[(typing.Literal[tuple(literals)], *patterns)]
+    if dataclasses.is_dataclass(member):
+        hints = option_types(typing.cast(type, member))
+        fields: dict[str, Any] = {name: (_simplify(hint), None) for name, hint in hints.items()}
+        forbid = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+        return create_model("Config", __config__=forbid, **fields)
+    return member
+
+
+def _members(annotation: Any) -> list[Any]:
+    """The types of a union, without None."""
+    is_union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    members = typing.get_args(annotation) if is_union else (annotation,)
+    kinds = [kind for kind in members if kind is not types.NoneType]
+    # Of `Enum | str` and `Config | dict` the first names the values that are allowed.
+    if any(inspect.isclass(kind) and issubclass(kind, Enum) for kind in kinds):
+        kinds = [kind for kind in kinds if kind is not str]
+    if any(dataclasses.is_dataclass(kind) for kind in kinds):
+        kinds = [kind for kind in kinds if kind is not dict]
+    return kinds
+
+
+def _expected(error: "ValidationError") -> str:
+    """pydantic's messages as one: `expected a valid integer or a valid list`."""
+    messages = list(dict.fromkeys(detail["msg"] for detail in error.errors()))
+    types_ = [m.removeprefix("Input should be ") for m in messages if m.startswith("Input should")]
+    text = f"expected {' or '.join(types_)}" if types_ else "; ".join(messages)
+    return text.replace("an object", "a mapping {name: value}")
+
+
 def option_faults(given: Mapping[str, Any]) -> list[str]:
-    """What cannot be among the options that were given, whatever the model."""
+    """The faults of a method's options that no model can use.
+
+    Args:
+        given: The options that were given.
+    """
     faults = [
-        f"--{name}: got {value}; expected at least 1."
+        f"{name}: got {value}; expected at least 1."
         for name, value in given.items()
-        # OFT counts blocks (r) or sizes them, and wants 0 for what it is not told.
+        # OFT has a number of blocks (r) or a block size, and expects 0 for the other.
         if name in SIZES and value is not None and value < 1 and "oft_block_size" not in given
     ]
     faults += [
-        f"--{name}: got {value}; expected 0 or more and below 1."
+        f"{name}: got {value}; expected 0 or more and below 1."
         for name, value in given.items()
         if name.endswith("dropout") and not 0 <= value < 1
     ]
     if given.get("d_initial") == 0:
-        faults.append(
-            "--d_initial: got 0, from which VeRA's scales never move; expected such as 0.1."
-        )
+        faults.append("d_initial: got 0, with which VeRA's scales get no gradient; expected 0.1.")
     start = str(given.get("init_lora_weights"))
     if reason := UNUSED_INITS.get(re.sub(r"_\d+$", "", start)):
         faults.append(
-            f"--init_lora_weights: got {start}, which {reason}; expected pissa, olora, gaussian or "
+            f"init_lora_weights: got {start}, which {reason}; expected pissa, olora, gaussian or "
             "orthogonal."
         )
     if given.get("alora_invocation_tokens") is not None:
         faults.append(
-            "--alora_invocation_tokens: is for models that write text; drop it, a pair invokes "
-            "every adapter."
+            "alora_invocation_tokens: is for models that generate text; remove it. A classifier "
+            "always uses its adapter."
         )
     return faults + _prompt_faults(given)
 
 
 def _prompt_faults(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with the text that virtual tokens begin as."""
+    """The faults of the text that initializes virtual tokens."""
+    from peft import PromptTuningInit
+
     init, text = given.get("prompt_tuning_init", "RANDOM"), given.get("prompt_tuning_init_text")
     if init not in list(PromptTuningInit):
         known = [i.value for i in PromptTuningInit]
-        return [*unknown_name("--prompt_tuning_init", init, known).faults]
+        return [*unknown_name("prompt_tuning_init", init, known).faults]
     faults = []
     if init == "TEXT" and not (text or "").strip():
-        faults.append("--prompt_tuning_init_text: got none; expected the text that TEXT begins as.")
+        faults.append("prompt_tuning_init_text: got none; expected the text for TEXT.")
     if init != "TEXT" and text is not None:
         faults.append(
-            f"--prompt_tuning_init_text: got a text, which {init} does not read; expected "
-            "--prompt_tuning_init TEXT beside it."
+            f"prompt_tuning_init_text: got a text, which {init} does not use; expected "
+            "prompt_tuning_init TEXT."
         )
     return faults
 
 
 def listed_names(kind: type, given: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Single module names as lists: PEFT takes a lone string for a regular expression."""
+    """Single module names as lists, because PEFT treats a lone string as a regular expression."""
     takes_list = {name for name, hint in option_types(kind).items() if "list[str]" in str(hint)}
     return {
         name: [value]

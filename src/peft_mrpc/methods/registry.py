@@ -24,9 +24,8 @@ from transformers import PreTrainedModel, TrainerCallback
 from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.methods.freezing import FreezeCallback
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, frozen_stages
-from peft_mrpc.methods.option_types import build_nested, option_types
 from peft_mrpc.methods.peft_adapters import add_adapter, targets_linear_in_some_layers
-from peft_mrpc.methods.peft_options import listed_names, option_faults
+from peft_mrpc.methods.peft_options import build_nested, listed_names, option_faults, option_types
 from peft_mrpc.models.architecture import describe_trainable
 from peft_mrpc.serialization import load_yaml
 

@@ -9,7 +9,7 @@ from tiny_models import reload_drift, train_two_steps
 
 from peft_mrpc.cli.parser import recipe_to_flags
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.option_types import option_types, parse_option
+from peft_mrpc.methods.peft_options import option_types, parse_option
 from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS
 from peft_mrpc.train import main
 from peft_mrpc.training.request import parse_request
