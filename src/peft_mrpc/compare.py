@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peft_mrpc.api import compare_runs
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.cli.flags import parse_flags
 from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import QualityGateFailed
 from peft_mrpc.report.build import REPORT_FILE, check_report_dir

@@ -32,10 +32,10 @@ COMMON_TRAINING_ARGUMENTS = {
     "num_train_epochs": "number of training epochs",
     "per_device_train_batch_size": "training batch size per process",
     "per_device_eval_batch_size": "evaluation batch size per process",
-    "seed": "random seed of the head, the order of the examples and dropout (default: 42)",
-    "bf16": "bfloat16 mixed precision (default: where the hardware supports it)",
-    "eval_strategy": "no, epoch or steps: evaluate on the validation split carved from train",
-    "load_best_model_at_end": "keep the checkpoint with the best metric_for_best_model",
+    "seed": "random seed (default: 42)",
+    "bf16": "bfloat16 mixed precision (default: if the hardware supports it)",
+    "eval_strategy": "no, epoch or steps: evaluate while training, on held-out examples",
+    "load_best_model_at_end": "keep the checkpoint with the best --metric_for_best_model",
     "report_to": "tensorboard, wandb, mlflow, trackio or none",
     "push_to_hub": "upload the Run to the Hub repository --hub_model_id",
     "resume_from_checkpoint": "checkpoint directory to resume from",
@@ -50,7 +50,7 @@ def option(default: Any, help: str, *, common: bool = False) -> Any:
         help: One sentence for `--help`.
         common: Whether the short help shows it; `--help_all` shows every option.
     """
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, "common": common})
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DataConfig:
 
     dataset: str = option(
         "mrpc",
-        "mrpc, builtin:pairs, Hub id owner/name[:config], or directory in GLUE's layout",
+        "mrpc, builtin:pairs, Hub id or GLUE directory",
         common=True,
     )
     train_file: str | None = option(None, "csv, tsv, jsonl or parquet file", common=True)
@@ -76,7 +76,7 @@ class DataConfig:
     label_column: str | None = option(None, "column of the label (default: the usual names)")
     class_names: str | None = option(
         None,
-        "label names in the order of their indices, comma-separated; of two, the last is positive",
+        "label names by index, comma-separated; the last of two is positive",
         common=True,
     )
     max_train_samples: int | None = option(
@@ -107,7 +107,7 @@ class TrainConfig:
     )
     model: str = option(
         DEFAULT_CLASSIFIER,
-        "Hub id, local directory, builtin:minilm or builtin:smollm2",
+        "Hub id, directory, builtin:minilm or :smollm2",
         common=True,
     )
     pooling: str | None = option(
@@ -138,7 +138,7 @@ class TrainConfig:
         "pass per step (0: off)",
     )
     quantization: str = option(
-        "none", "none, nf4, fp4 or int8: quantize the frozen base model (bitsandbytes)", common=True
+        "none", "quantize the base model: none, nf4, fp4 or int8", common=True
     )
     dropout: float | None = option(
         None, "dropout probability of encoder and head (default: the checkpoint's)"
@@ -157,11 +157,11 @@ class TrainConfig:
         0.1, "fraction of train that becomes the validation split for model selection"
     )
     early_stopping_patience: int | None = option(
-        None, "stop after this many evaluations without improvement; keep the best", common=True
+        None, "stop after this many evaluations without improvement", common=True
     )
     threshold: str = option(
         "0.5",
-        "predict the last of two labels above this probability; auto: tune it on held-out data",
+        "probability of the second label to predict it, or auto",
         common=True,
     )
     class_weights: str = option(
@@ -169,7 +169,7 @@ class TrainConfig:
     )
     focal_gamma: float = option(0.0, "gamma of the focal loss (0: cross-entropy)")
     max_length: int = option(
-        128, "maximum length in tokens, special and virtual tokens included", common=True
+        128, "maximum tokens of an example, special ones included", common=True
     )
     pad_to_multiple_of: int | None = option(
         None, "pad training batches to a multiple of this length (default: 8 in 16-bit precision)"
@@ -182,13 +182,13 @@ class TrainConfig:
     activation_cache_memory: str = option(
         "2GB", "maximum size of these activations in memory; larger ones go to a temporary file"
     )
-    seeds: list[str] | None = option(  # noqa: RUF009 - a list as a type, None as the default
-        None, "train once per seed (1,2,3) and report mean and standard deviation", common=True
+    seeds: list[int] | None = option(  # noqa: RUF009 - a list as a type, None as the default
+        None, "train once per seed (1,2,3); report mean and standard deviation", common=True
     )
     base_model_id: str | None = option(
         None, "Hub id to publish as the base model, if --model is a local directory"
     )
-    config: str | None = option(None, "YAML file of options; options given here win", common=True)
+    config: str | None = option(None, "YAML file of options; the command line wins", common=True)
     overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
     dry_run: bool = option(False, "validate everything, print the plan, write nothing", common=True)
 
@@ -204,7 +204,7 @@ class PromptConfig:
     )
     template: str = option(
         "paraphrase",
-        "packaged templates or YAML files, comma-separated; all, all_direct or all_channel",
+        "packaged templates or YAML files, comma-separated, or all",
         common=True,
     )
     combine: str = option(
@@ -217,7 +217,7 @@ class PromptConfig:
     )
     endpoint: str | None = option(
         None,
-        "URL of an OpenAI-compatible server that returns log-probabilities (key: OPENAI_API_KEY)",
+        "URL of an OpenAI-compatible server (key: OPENAI_API_KEY)",
         common=True,
     )
     num_demonstrations: int = option(
@@ -225,12 +225,12 @@ class PromptConfig:
     )
     demonstrations: str = option(
         "balanced",
-        "balanced (sampled per label), first (of train) or nearest (by sentence embeddings)",
+        "balanced, first or nearest (by sentence embeddings)",
         common=True,
     )
     calibration: str = option(
         "none",
-        "none, contextual (content-free inputs), batch (mean over the inputs) or affine (fitted)",
+        "none, contextual, batch or affine (fitted on train)",
         common=True,
     )
     label_prior: str = option(
@@ -250,12 +250,12 @@ class PromptConfig:
     )
     max_length: int = option(4096, "maximum prompt length in tokens; longer prompts are an error")
     output_dir: str | None = option(
-        None, "directory of the Run (default: runs/DATASET-MODEL-hard_prompt)", common=True
+        None, "directory of the Run (default: runs/DATASET-MODEL-...)", common=True
     )
     base_model_id: str | None = option(
         None, "Hub id to publish as the base model, if --model is a local directory"
     )
-    config: str | None = option(None, "YAML file of options; options given here win", common=True)
+    config: str | None = option(None, "YAML file of options; the command line wins", common=True)
     seed: int = option(42, "random seed of demonstrations and calibration examples", common=True)
     overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
     dry_run: bool = option(False, "validate everything, print the first prompts", common=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peft_mrpc.api import load_classifier
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.cli.flags import parse_flags
 from peft_mrpc.config import PredictConfig
 from peft_mrpc.data.columns import class_name_faults
 from peft_mrpc.data.files import format_csv, output_file_faults, read_table, write_table

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.cli.flags import parse_flags
 from peft_mrpc.config import PushConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.publishing import (

@@ -11,7 +11,7 @@ from transformers import PrinterCallback, Trainer, set_seed
 
 from peft_mrpc import config as cfg
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import flag_names, recipe_to_flags
+from peft_mrpc.cli.flags import flag_names, recipe_to_flags
 from peft_mrpc.config import config_record, record_key
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.data.loading import load_data, reported_splits

@@ -80,7 +80,7 @@ def test_the_readme_shows_every_strategy() -> None:
 @pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
 def test_readme_commands_have_flags_that_exist(words: list[str]) -> None:
     from peft_mrpc import config, train
-    from peft_mrpc.cli.parser import flag_names
+    from peft_mrpc.cli.flags import flag_names
 
     verb, *argv = words
     if verb == "train":

@@ -1,262 +1,216 @@
-"""Command lines and recipes: flags to dataclasses, YAML files to flags, configs to records."""
+"""Parse command lines and YAML files of options.
 
-import argparse
+Options are the fields of dataclasses: of the configs in `config.py`, of transformers'
+TrainingArguments, and of the options of a method. A value is converted to the type of its field,
+and only the options that the user gave are returned. Options of the command line win over those
+of the file that `--config` names.
+"""
+
 import dataclasses
-import json
-import re
+import sys
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from peft_mrpc.cli.help_format import HelpFormatter, shorten_help
-from peft_mrpc.errors import UserError, closest, one_line, raise_faults
-from peft_mrpc.methods.peft_options import parse_option
-from peft_mrpc.serialization import parse_scalar, read_yaml
+from peft_mrpc.cli.help import HelpGroup, format_help
+from peft_mrpc.errors import closest, raise_faults
+from peft_mrpc.methods.peft_options import convert, option_types, parse_option
+from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, read_yaml
 
 
-def flag_names(*dataclass_types: type) -> set[str]:
-    """Names of all flags that these dataclasses define."""
-    return {f.name for kind in dataclass_types for f in dataclasses.fields(kind) if f.init}
+@dataclass(frozen=True)
+class Positional:
+    """What a command takes without an option name.
+
+    Attributes:
+        name: As shown in the help.
+        help: One sentence.
+        is_list: Whether several may be given.
+    """
+
+    name: str
+    help: str
+    is_list: bool = False
 
 
-def parse_known_flags(
-    prog: str,
+@dataclass(frozen=True)
+class Argument:
+    """One option as it was given: words of the command line, or a value of a YAML file."""
+
+    name: str
+    value: Any
+    place: str
+    is_typed: bool
+
+
+def parse_command(
+    command: str,
     description: str,
-    dataclass_types: Sequence[type],
     argv: Sequence[str],
-    shown_defaults: Mapping[str, Any],
-    positional: Mapping[str, Any] | None = None,
-    recipe: Mapping[str, Any] | None = None,
+    config_types: Sequence[type],
+    positional: Positional | None = None,
 ) -> tuple[list[Any], list[str]]:
-    """Parse flags into one instance of each dataclass, through transformers' HfArgumentParser.
+    """Parse the options of a command that has config dataclasses only.
 
-    A user's recipe, which is in `argv` too, is looked at value by value first, so that all of its
-    faults are said at once.
-
+    Args:
+        command: Its name, for the help.
+        description: The first line of the help.
+        argv: The command line.
+        config_types: The dataclasses.
+        positional: What stands without an option name, if anything.
     Returns:
-        The instances (with `positional`, a namespace of what stood without a flag as well), and
-        the tokens of flags that none of the dataclasses know.
+        One instance of each dataclass, and the words without an option name.
     Raises:
-        UserError: If a value has the wrong type or an instance refuses its values.
+        UserError: With one line for each unknown option, wrong type and missing word.
+        SystemExit: After `--help`.
     """
-    parser = _build_parser(prog, description, dataclass_types, positional)
-    raise_faults(_recipe_faults(parser, recipe or {}))
-    for action in parser._actions:
-        action.default = shown_defaults.get(action.dest, action.default)
-    try:
-        *instances, rest = parser.parse_args_into_dataclasses(
-            list(argv), look_for_args_file=False, return_remaining_strings=True
-        )
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{prog}: got a mapping that is not JSON: {error}; expected such as "
-            "'{\"min_lr\": 1e-6}'."
-        ) from error
-    except (ValueError, TypeError, ImportError, OSError) as error:  # of a __post_init__
-        raise UserError(f"{prog}: {one_line(error)}") from error
-    return instances, rest
+    annotations = {n: kind for t in config_types for n, kind in option_types(t).items()}
+    switches = {name for name, kind in annotations.items() if kind is bool}
+    arguments, words, faults = split_arguments(argv, annotations, switches, positional is not None)
+    if {"help", "help_all"} & {argument.name for argument in arguments}:
+        groups = [HelpGroup.of_config(kind) for kind in config_types]
+        is_short = not any(argument.name == "help_all" for argument in arguments)
+        print_help(command, description, groups, is_short, positional)
+    arguments, file_faults = with_file(arguments)
+    given, value_faults = convert_arguments(arguments, annotations)
+    faults = [*faults, *file_faults, *value_faults]
+    if positional and not words:
+        faults.append(f"{command}: got no {positional.name}; expected {positional.help}.")
+    if positional and len(words) > 1 and not positional.is_list:
+        faults.append(f"{command}: got {' '.join(words)}; expected one {positional.name}.")
+    raise_faults(faults)
+    return [build_config(kind, given) for kind in config_types], words
 
 
-def _build_parser(
-    prog: str,
-    description: str,
-    dataclass_types: Sequence[type],
-    positional: Mapping[str, Any] | None,
-) -> Any:
-    from transformers import HfArgumentParser, TrainingArguments
-
-    class Parser(HfArgumentParser):
-        def error(self, message: str) -> NoReturn:
-            raise UserError(f"{prog}: {message}. See {prog} --help.")
-
-    parser = Parser(
-        list(dataclass_types),  # type: ignore[arg-type]
-        prog=prog,
-        description=description,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
-    if positional:
-        parser.add_argument(**positional)
-    parser.usage = (
-        f"peft-mrpc {prog}{' ' + positional['metavar'] if positional else ''} [--FLAG VALUE ...]"
-    )
-    if TrainingArguments in dataclass_types:
-        parser._optionals.title = "training arguments"
-        shorten_help(parser, flag_names(TrainingArguments))
-    return parser
+def build_config(kind: type, given: Mapping[str, Any]) -> Any:
+    """An instance of a config dataclass with the options that were given."""
+    return kind(**{name: given[name] for name in option_types(kind) if name in given})
 
 
-def _recipe_faults(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> list[str]:
-    faults = []
-    for name, value in recipe.items():
-        try:
-            _, rest = parser.parse_known_args(recipe_to_flags({name: value}))
-        except UserError as error:
-            said = re.sub(r".*?argument \S+: |\. See .*", "", str(error))
-            faults.append(f"{recipe['config']}: {name}: {said}.")
-        else:
-            if isinstance(value, list) and rest and not rest[0].startswith("--"):
-                faults.append(
-                    f"{recipe['config']}: {name}: got the list {value}; expected one value."
-                )
-    return faults
-
-
-def parse_flags(
-    prog: str,
-    description: str,
-    dataclass_types: Sequence[type],
+def split_arguments(
     argv: Sequence[str],
-    recipes: Sequence[Mapping[str, Any]] = (),
-    method_options: Mapping[str, Any] | None = None,
-    other_flags: Mapping[str, str] | None = None,
-    positional: Mapping[str, Any] | None = None,
-    recipe_path: str | None = None,
-) -> tuple[list[Any], dict[str, Any]]:
-    """Parse a whole command line; recipes come first, so that a flag overrides them.
+    annotations: Mapping[str, Any] | None = None,
+    switches: Collection[str] = (),
+    has_positional: bool = False,
+) -> tuple[list[Argument], list[str], list[str]]:
+    """Split a command line at its options, in one pass.
 
-    Args:
-        prog: Name shown in errors.
-        description: First line of the help.
-        dataclass_types: The dataclasses whose fields are flags.
-        argv: What the user typed.
-        recipes: Mappings of flag names to values, weakest first.
-        method_options: The method's options, which are flags too, with their annotations.
-        other_flags: Flags known elsewhere, with what they belong to, for a better hint.
-        positional: `add_argument` options of what stands without a flag.
-        recipe_path: The file that the last recipe was read from, for what is wrong in it.
+    `--name value`, `--name=value` and `--name-with-dashes` are accepted. With positional words an
+    option takes one word and a switch none, except `true` and `false`; else an option takes all
+    words up to the next option.
+
     Returns:
-        One instance of each dataclass (and a namespace, with `positional`), and the method's
-        options that were given.
-    Raises:
-        UserError: Naming every unknown flag, with the nearest known one.
+        The options, the words that belong to none, and the faults.
     """
-    tokens = [token for recipe in recipes for token in recipe_to_flags(recipe)]
-    given = [item for recipe in recipes for item in recipe.items()]
-    defaults = {name: value for name, value in given if value is not None}
-    mine = {**recipes[-1], "config": recipe_path} if recipe_path else {}
-    typed = {name for name, _ in _group_tokens(argv, [])}
-    mine_alone = {name: f"{recipe_path}: {name}" for name in mine if name not in typed}
-    known = flag_names(*dataclass_types)
-
-    def read(rest: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-        return _read_options(rest, known, method_options or {}, other_flags or {}, mine_alone)
-
-    whole = [*tokens, *argv]
-    try:
-        instances, rest = parse_known_flags(
-            prog, description, dataclass_types, whole, defaults, positional, mine
-        )
-    except UserError as error:
-        # What is wrong with all other flags is said in the same breath.
-        others = [
-            token
-            for name, values in _group_tokens(whole, [])
-            if name.removeprefix("no_") not in known
-            for token in (f"--{name}", *values)
-        ]
-        raise UserError(*error.faults, *read(others)[1]) from error
-    options, faults = read(rest)
-    known_names = {*known, *(method_options or {})}
-    nothing = [f"--{name}" for name, value in given if value is None and name not in known_names]
-    raise_faults(faults + read(nothing)[1])
-    return instances, options
+    arguments: list[Argument] = []
+    words: list[str] = []
+    faults: list[str] = []
+    taken: list[str] | None = None  # the words of the option before, while it accepts more
+    for token in argv:
+        if token.startswith("--") and len(token) > 2:
+            name, equals, value = token[2:].partition("=")
+            name = name.replace("-", "_")
+            values = [value] if equals else []
+            arguments.append(Argument(name, values, f"--{name}", is_typed=True))
+            taken = None if equals else values
+            continue
+        if token == "-h":
+            arguments.append(Argument("help", [], token, is_typed=True))
+            continue
+        if taken is not None and has_positional:
+            name = arguments[-1].name
+            is_switch = name in switches or (annotations is not None and name not in annotations)
+            if taken or (is_switch and token.lower() not in (*TRUE_WORDS, *FALSE_WORDS)):
+                taken = None
+        if taken is not None:
+            taken.append(token)
+        elif has_positional:
+            words.append(token)
+        else:
+            faults.append(f"got {token!r}; expected an option (--name value).")
+    return arguments, words, faults
 
 
-def _read_options(
-    tokens: Sequence[str],
-    known: Collection[str],
-    method_options: Mapping[str, Any],
-    other_flags: Mapping[str, str],
-    places: Mapping[str, str],
+def with_file(arguments: Sequence[Argument]) -> tuple[list[Argument], list[str]]:
+    """Put the options of the YAML file that `--config` names before those of the command line.
+
+    A line `name: null` is as if the line were not there.
+
+    Returns:
+        The options, of which a later one wins, and the faults.
+    Raises:
+        UserError: If the file cannot be read.
+    """
+    paths = [a.value for a in arguments if a.name == "config"]
+    if not paths or len(paths[-1]) != 1:
+        return list(arguments), []
+    path = paths[-1][0]
+    content = read_yaml(path, "config", "`name: value` lines, one for each option")
+    faults = []
+    if "config" in content:
+        faults.append(f"{path}: config: a file of options cannot name another one; remove it.")
+    of_file = [
+        Argument(name, value, f"{path}: {name}", is_typed=False)
+        for name, value in content.items()
+        if name != "config"
+    ]
+    return [*of_file, *arguments], faults
+
+
+def convert_arguments(
+    arguments: Sequence[Argument],
+    annotations: Mapping[str, Any],
+    owners: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """The method's options among tokens that no dataclass knows, and what is wrong with these.
+    """Convert each option to its type.
 
     Args:
-        tokens: Flags and their values.
-        known: The flags of the dataclasses.
-        method_options: The method's options with their annotations.
-        other_flags: Flags known elsewhere, with what they belong to.
-        places: Where each flag was written, if not on the command line.
+        arguments: The options; a later one wins.
+        annotations: The types of the known options.
+        owners: Options that belong to something else (to `vera and lora`), for the message.
+    Returns:
+        The values by name, and the faults.
     """
-    options: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     faults: list[str] = []
-    for name, values in _group_tokens(tokens, faults):
-        where = places.get(name, f"--{name}")
-        if name in method_options:
+    last = {argument.name: argument for argument in arguments}
+    for name, argument in last.items():
+        if name in annotations:
+            if argument.value is None:
+                continue
             try:
-                options[name] = parse_option(values, method_options[name])
+                convert_one = parse_option if argument.is_typed else convert
+                values[name] = convert_one(argument.value, annotations[name])
             except ValueError as error:
-                faults.append(f"{where}: {error}")
-        elif name in other_flags:
-            faults.append(f"{where}: got an option of {other_flags[name]}; drop it here.")
+                faults.append(f"{argument.place}: {error}")
+        elif name.startswith("no_") and annotations.get(name[3:]) in (bool, bool | None):
+            values[name[3:]] = False
+        elif owners and name in owners:
+            faults.append(f"{argument.place}: got an option of {owners[name]}; remove it.")
         else:
-            near = closest(name, {*known, *method_options})
-            faults.append(f"{where}: got an unknown flag.{near}")
-    return options, faults
+            near = closest(name, {*annotations, *(owners or {})})
+            faults.append(f"{argument.place}: got an unknown option.{near}")
+    return values, faults
 
 
-def _group_tokens(tokens: Sequence[str], faults: list[str]) -> list[tuple[str, list[str]]]:
-    groups: list[tuple[str, list[str]]] = []
-    takes_more = False
-    for token in tokens:
-        if token.startswith("--"):
-            name, equals, value = token[2:].partition("=")
-            groups.append((name.replace("-", "_"), [value] if equals else []))
-            takes_more = not equals
-        elif takes_more:
-            groups[-1][1].append(token)
-        else:
-            faults.append(f"got {token!r}; expected a flag (--NAME VALUE).")
-    return groups
+def print_help(
+    command: str,
+    description: str,
+    groups: Sequence[HelpGroup],
+    is_short: bool,
+    positional: Positional | None = None,
+    epilog: str = "",
+) -> NoReturn:
+    """Print the help of a command and end the program."""
+    words = ""
+    if positional:
+        words = f" {positional.name}" + (" ..." if positional.is_list else "")
+    usage = f"peft-mrpc {command}{words} [--option value ...]"
+    sys.stdout.write(format_help(usage, description, groups, is_short, epilog))
+    sys.stdout.flush()
+    raise SystemExit(0)
 
 
-def typed_flags(argv: Sequence[str]) -> dict[str, Any]:
-    """A command line as a recipe, before it can be parsed: numbers as such, all else as typed."""
-    flags: dict[str, Any] = {}
-    for name, texts in _group_tokens(argv, []):
-        values = [v if type(v := parse_scalar(text)) in (int, float) else text for text in texts]
-        flags[name] = values if len(values) > 1 else values[0] if values else True
-    return flags
-
-
-def recipe_to_flags(recipe: Mapping[str, Any]) -> list[str]:
-    """Write a recipe as command-line tokens, so that one parser reads both."""
-    tokens: list[str] = []
-    for name, value in recipe.items():
-        if value is None:
-            continue
-        if isinstance(value, list):
-            tokens += [f"--{name}", *map(str, value)]
-        elif isinstance(value, Mapping):
-            tokens.append(f"--{name}={json.dumps(dict(value))}")  # the Trainer reads JSON alone
-        else:
-            tokens.append(f"--{name}={str(value).lower() if isinstance(value, bool) else value}")
-    return tokens
-
-
-def load_recipe(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of flags.
-
-    Raises:
-        UserError: If the file is missing, is not YAML, or is no mapping of names to values.
-    """
-    recipe = read_yaml(path, "--config", "`name: value` lines, one for each flag")
-    if "config" in recipe:
-        raise UserError(f"{path}: got a key 'config'; a recipe names no other.")
-    return recipe
-
-
-def flag_value(argv: Sequence[str], name: str) -> str | None:
-    """The last value given for a flag, before the whole line can be parsed."""
-    value = None
-    for position, token in enumerate(argv):
-        flag, has_value, own = token.partition("=")
-        if not token.startswith("--") or flag[2:].replace("-", "_") != name:
-            continue
-        if has_value:
-            value = own
-        elif position + 1 < len(argv):
-            value = argv[position + 1]
-    return value
+def option_names(*config_types: type) -> set[str]:
+    """The names of all options of some dataclasses."""
+    return {f.name for kind in config_types for f in dataclasses.fields(kind) if f.init}

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from peft_mrpc.cli.parser import flag_value, load_recipe, parse_flags, typed_flags
+from peft_mrpc.cli.flags import flag_value, load_recipe, parse_flags, typed_flags
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, option_owners

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
-from peft_mrpc.cli.parser import recipe_to_flags
+from peft_mrpc.cli.flags import recipe_to_flags
 from peft_mrpc.config import TRAIN_DEFAULTS, TrainConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
 from tiny_models import reload_drift, train_two_steps
 
-from peft_mrpc.cli.parser import recipe_to_flags
+from peft_mrpc.cli.flags import recipe_to_flags
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.peft_options import option_types, parse_option
 from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from peft_mrpc import config as cfg
-from peft_mrpc.cli.parser import flag_names, flag_value, load_recipe, typed_flags
+from peft_mrpc.cli.flags import flag_names, flag_value, load_recipe, typed_flags
 from peft_mrpc.config import TuneConfig
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import unknown_name
