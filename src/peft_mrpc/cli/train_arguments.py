@@ -65,7 +65,7 @@ def parse_command_with_job(
     arguments, file_faults = with_file(arguments)
     arguments = _one_kind_of_seed(arguments)
 
-    from peft_mrpc.methods.registry import find_method, method_flags
+    from peft_mrpc.methods.registry import find_method, option_owners
     from peft_mrpc.training.job import TrainJob
 
     method = _method_name(arguments)
@@ -74,7 +74,7 @@ def parse_command_with_job(
     configs = (*config_types, TrainConfig, DataConfig)
     config_annotations = {n: kind for c in configs for n, kind in option_types(c).items()}
     annotations = {**method_types, **training_types, **config_annotations}
-    given, value_faults = convert_arguments(arguments, annotations, method_flags())
+    given, value_faults = convert_arguments(arguments, annotations, option_owners())
     raise_faults([*faults, *file_faults, *value_faults])
 
     removed = {a.name for a in arguments if a.value is None} - set(given)

@@ -54,7 +54,9 @@ def parse_option(words: Sequence[str], annotation: Any) -> Any:
             raise ValueError(f"got {len(words)} words; expected one text, in quotes.")
         return words[0]
     if len(words) == 1:
-        return convert(words[0], annotation, [parse_scalar(words[0]), words[0]])
+        value = parse_scalar(words[0])
+        forms = [value] if isinstance(value, list | dict) else [value, words[0]]
+        return convert(words[0], annotation, forms)
     return convert([parse_scalar(word) for word in words] or True, annotation)
 
 
@@ -183,7 +185,7 @@ def option_faults(given: Mapping[str, Any]) -> list[str]:
         if name.endswith("dropout") and not 0 <= value < 1
     ]
     if given.get("d_initial") == 0:
-        faults.append("d_initial: got 0, with which VeRA's scales get no gradient; expected 0.1.")
+        faults.append("d_initial: got 0.0, with which VeRA's scales get no gradient; expected 0.1.")
     start = str(given.get("init_lora_weights"))
     if reason := UNUSED_INITS.get(re.sub(r"_\d+$", "", start)):
         faults.append(
