@@ -1,4 +1,4 @@
-"""Label the examples of a file: peft-mrpc predict RUN --input pairs.csv --output labelled.csv"""
+"""The command `predict`: label the examples of a file."""
 
 import os
 import sys
@@ -7,22 +7,19 @@ from pathlib import Path
 
 from peft_mrpc.api import load_classifier
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.flags import parse_flags
+from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import PredictConfig
 from peft_mrpc.data.columns import class_name_faults
 from peft_mrpc.data.files import format_csv, output_file_faults, read_table, write_table
 from peft_mrpc.errors import raise_faults
 
+DESCRIPTION = "Label the examples of a file: peft-mrpc predict RUN --input pairs.csv"
+
 
 def main(argv: Sequence[str]) -> None:
     """Run the command; PyTorch is imported after the input has been read."""
-    (config, names), _ = parse_flags(
-        "predict",
-        str(__doc__),
-        (PredictConfig,),
-        argv,
-        positional={"dest": "run", "metavar": "RUN", "help": "Run, directory or owner/name"},
-    )
+    positional = Positional("RUN", "a Run, a directory, or owner/name on the Hub")
+    (config,), (name,) = parse_command("predict", DESCRIPTION, argv, (PredictConfig,), positional)
     raise_faults(_config_faults(config))
     table = read_table(config.input)
 
@@ -30,8 +27,8 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.models.artifact import examples_to_label
     from peft_mrpc.models.classifier import add_predictions
 
-    examples = examples_to_label(names.run, table, config)
-    classifier = load_classifier(names.run, config.class_names, config.endpoint)
+    examples = examples_to_label(name, table, config)
+    classifier = load_classifier(name, config.class_names, config.endpoint)
     labelled = add_predictions(table, examples, classifier, config.batch_size)
     if process_state().is_main_process and config.output == "-":
         sys.stdout.write(format_csv(labelled.columns, labelled.rows))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.flags import parse_flags
+from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import PushConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.publishing import (
@@ -23,17 +23,12 @@ DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name
 
 
 def main(argv: Sequence[str]) -> None:
-    (config, names), _ = parse_flags(
-        "push",
-        DESCRIPTION,
-        (PushConfig,),
-        argv,
-        positional={"dest": "run", "metavar": "RUN", "help": "directory of the Run"},
-    )
+    positional = Positional("RUN", "the directory of a Run")
+    (config,), (name,) = parse_command("push", DESCRIPTION, argv, (PushConfig,), positional)
     if not config.repo_id:
         raise UserError("--repo_id: got none; expected owner/name.")
     check_repo_id(config.repo_id)
-    run = load_run(names.run)
+    run = load_run(name)
     if config.base_model_id:
         check_repo_id(config.base_model_id)
         run = replace(run, record={**run.record, "base_model_id": config.base_model_id})

@@ -8,7 +8,7 @@ from peft_mrpc.cli.app import run_cli
 
 def main(argv: Sequence[str]) -> None:
     """Parse the command line, train, and print the metrics or the plan of a dry run."""
-    from peft_mrpc.training.request import parse_train_command
+    from peft_mrpc.cli.train_arguments import parse_train_command
 
     job = parse_train_command(argv)
 

@@ -55,12 +55,27 @@ def test_a_value_is_converted_to_the_type_of_its_option(
         (LoraConfig, "r", ["true"], "got True; expected a valid integer."),
         (LoraConfig, "use_rslora", ["3"], "got 3; expected a valid boolean."),
         (LoraConfig, "bias", ["some"], "got 'some'; expected 'none', 'all' or 'lora_only'."),
-        (LoraConfig, "init_lora_weights", ["pisa"], "got 'pisa'; expected a valid boolean or 'gaussian'"),
+        (
+            LoraConfig,
+            "init_lora_weights",
+            ["pisa"],
+            "expected a valid boolean or 'gaussian'",
+        ),
         (LoraConfig, "init_lora_weights", ["pissa_niter_x"], "got 'pissa_niter_x'; expected"),
         (LoraConfig, "rank_pattern", ["4"], "got 4; expected a mapping {name: value}."),
         (LoraConfig, "runtime_config", ["{x: 1}"], "got {'x': 1}; Extra inputs are not permitted."),
-        (LoraConfig, "layer_replication", ["[[0, 1, 2]]"], "got [[0, 1, 2]]; Tuple should have at most 2 items"),
-        (PromptEncoderConfig, "encoder_reparameterization_type", ["X"], "expected 'MLP' or 'LSTM'."),
+        (
+            LoraConfig,
+            "layer_replication",
+            ["[[0, 1, 2]]"],
+            "Tuple should have at most 2 items",
+        ),
+        (
+            PromptEncoderConfig,
+            "encoder_reparameterization_type",
+            ["X"],
+            "'MLP' or 'LSTM'.",
+        ),
         (PrefixTuningConfig, "init_weights", ["one"], "got 'one'; expected 'zero'."),
     ],
 )
@@ -134,9 +149,15 @@ def test_what_could_not_be_loaded_or_would_not_run_is_refused(
         ("p_tuning --encoder_hidden_size 0", "--encoder_hidden_size: got 0; expected at least 1."),
         ("lora --lora_dropout 1", "--lora_dropout: got 1.0; expected 0 or more and below 1."),
         ("lora --init_lora_weights eva", "got eva, which is computed from data before the"),
-        ("lora --init_lora_weights pissa_niter_4", "which is random: a loaded adapter has other values"),
-        ("lora --alora_invocation_tokens 5", "--alora_invocation_tokens: is for models that generate"),
-        ("prompt_tuning --num_layers 3", "--num_layers: got an unknown flag."),
+        (
+            "lora --init_lora_weights pissa_niter_4",
+            "which is random: a loaded adapter has",
+        ),
+        (
+            "lora --alora_invocation_tokens 5",
+            "--alora_invocation_tokens: is for models",
+        ),
+        ("prompt_tuning --num_layers 3", "--num_layers: got an unknown option."),
         ("lora --lora_alpha 0", "--lora_alpha: got 0; expected at least 1."),
         ("vera --d_initial 0", "--d_initial: got 0.0, with which VeRA's scales"),
     ],
@@ -195,7 +216,7 @@ def test_every_fault_of_a_recipe_is_said_with_its_file(
     assert fails(main, *flags).splitlines() == [
         f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
         f"peft-mrpc: {recipe}: r: got 'many'; expected a valid integer.",
-        f"peft-mrpc: {recipe}: learning_rat: got an unknown flag. Did you mean 'learning_rate'?",
+        f"peft-mrpc: {recipe}: learning_rat: got an unknown option. Did you mean 'learning_rate'?",
     ]
 
 
