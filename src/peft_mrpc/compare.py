@@ -6,7 +6,7 @@ from pathlib import Path
 
 from peft_mrpc.api import compare_runs
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.flags import parse_flags
+from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import QualityGateFailed
 from peft_mrpc.report.build import REPORT_FILE, check_report_dir
@@ -16,17 +16,12 @@ DESCRIPTION = "Compare Runs on the same examples: peft-mrpc compare RUN... --out
 
 
 def main(argv: Sequence[str]) -> None:
-    (config, names), _ = parse_flags(
-        "compare",
-        DESCRIPTION,
-        (CompareConfig,),
-        argv,
-        positional={"dest": "runs", "nargs": "+", "metavar": "RUN", "help": "directories of Runs"},
-    )
+    positional = Positional("RUN", "directories of Runs", is_list=True)
+    (config,), names = parse_command("compare", DESCRIPTION, argv, (CompareConfig,), positional)
     gate = parse_quality_gate(config.fail_under, config.baseline, config.no_worse_than)
     output_dir = Path(config.output_dir)
     check_report_dir(output_dir, config.overwrite)
-    report = compare_runs(names.runs, **vars(config))
+    report = compare_runs(names, **vars(config))
     failures = gate.failures(report.comparison)
     report.write(output_dir, config.overwrite)
     sys.stdout.write(f"{report.to_text()}\n\nReport: {output_dir / REPORT_FILE}\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 from peft_mrpc import hard_prompt, train
 from peft_mrpc.api import compare_runs
 from peft_mrpc.cli.app import run_cli
-from peft_mrpc.cli.parser import parse_flags
+from peft_mrpc.cli.parser import parse_command
 from peft_mrpc.config import QuickstartConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.report.build import REPORT_FILE
@@ -29,7 +29,7 @@ STEPS: dict[str, list[str]] = {
 
 
 def main(argv: Sequence[str]) -> None:
-    (config,), _ = parse_flags("quickstart", DESCRIPTION, (QuickstartConfig,), argv)
+    (config,), _ = parse_command("quickstart", DESCRIPTION, argv, (QuickstartConfig,))
     folder = Path(config.output_dir)
     if folder.is_file():
         raise UserError(f"--output_dir: got {str(folder)!r}, a file; expected a directory.")
