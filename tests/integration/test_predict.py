@@ -227,10 +227,10 @@ def test_rejects_incomplete_external_adapters(
         return tmp_path / name
 
     whole = save_by_peft(tmp_path / "bert", tmp_path / "whole", "bert", "lora")
-    assert "got 2 names; expected 3, as many" in said(whole, "--class_names", "a,b")
+    assert "got 2 names; expected 3, the number of labels" in said(whole, "--class_names", "a,b")
     assert "two or more different names" in said(whole, "--class_names", "a,a,b")
     assert "has its own label names (not_eq" in said(trained_run, "--class_names", "a,b")
-    assert "names no base_model_name_or_path" in said(changed("0", base_model_name_or_path=None))
+    assert "got no base_model_name_or_path" in said(changed("0", base_model_name_or_path=None))
     gone = said(changed("1", base_model_name_or_path="/gone/model"))
     assert "adapter_config.json: base_model_name_or_path: got '/gone/model'" in gone
     assert "got task_type 'CAUSAL_LM'; expected" in said(changed("2", task_type="CAUSAL_LM"))
@@ -245,9 +245,9 @@ def test_rejects_incomplete_external_adapters(
     headless = save_by_peft(tmp_path / "bert2", tmp_path / "5", "bert", "lora", task_type=None)
     assert "lacks the weights classifier.bias" in said(headless)
     score = save_by_peft(tmp_path / "bert3", tmp_path / "7", "bert", "lora", num_labels=1)
-    assert "has a head of one output; expected" in said(score)
+    assert "got a head with one output; expected" in said(score)
     llama = save_by_peft(tmp_path / "llama", tmp_path / "6", "llama", "prompt_tuning")
-    assert "got PROMPT_TUNING over llama, whose head reads padding" in said(llama)
+    assert "got PROMPT_TUNING for llama, whose head reads a padding token" in said(llama)
 
 
 @pytest.mark.parametrize(
@@ -288,4 +288,6 @@ def test_rejects_a_directory_that_is_not_a_run(
 ) -> None:
     flags = ["--input", pair_files["unlabelled"]]
     assert "expected a Run, an adapter or model" in fails(main, "./gone", *flags)
-    assert "holds neither peft_mrpc.json nor" in fails(main, str(tmp_path), *flags)
+    assert "contains no peft_mrpc.json, adapter_config.json or config.json" in fails(
+        main, str(tmp_path), *flags
+    )

@@ -407,7 +407,7 @@ def test_ends_that_only_together_ask_for_too_many_layers_are_refused(
         (["--selection_fraction", "1"], "--selection_fraction: got 1.0; expected a number"),
         (["--search_space", "gone.yaml"], "--search_space: got 'gone.yaml'; expected a readable"),
         (["--storage", "nonsense"], "--storage: got 'nonsense', which cannot be opened"),
-        (["--model", "no/such/dir"], "--model: got 'no/such/dir', which is no directory"),
+        (["--model", "no/such/dir"], "--model: got 'no/such/dir', which is not a directory"),
         (["--max_train_samples", "1"], "got 1 training pair that is"),
     ],
 )

@@ -1,10 +1,16 @@
-"""Private and undocumented parts of transformers that the package uses, in one place."""
+"""Private and undocumented parts of transformers and bitsandbytes that the package uses."""
 
 import copy
 from typing import Any
 
-from transformers import DynamicCache, PretrainedConfig
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+# Attributes by which PEFT and the Trainer recognize a model with quantized weights.
+QUANTIZATION_ATTRIBUTES = (
+    *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
+    *("quantization_method", "hf_quantizer"),
+)
 
 
 def has_only_keys_and_values(cache: DynamicCache) -> bool:
@@ -44,3 +50,32 @@ def hub_revision(config: PretrainedConfig) -> str | None:
 def attn_implementation(config: PretrainedConfig) -> str:
     """Name of the attention implementation in use: `PretrainedConfig._attn_implementation`."""
     return str(config._attn_implementation)
+
+
+def copy_quantization_state(source: PreTrainedModel, target: PreTrainedModel) -> None:
+    """Mark a model whose encoder is quantized as quantized itself.
+
+    Uses the attributes in QUANTIZATION_ATTRIBUTES, which `from_pretrained` sets.
+    """
+    for name in QUANTIZATION_ATTRIBUTES:
+        setattr(target, name, getattr(source, name, False))
+
+
+def mark_dequantized(model: PreTrainedModel) -> None:
+    """Allow a model that was dequantized while loading, from GGUF, to be saved.
+
+    `save_pretrained` refuses it as long as it has `hf_quantizer` and `config.quantization_config`.
+    """
+    del model.config.quantization_config
+    model.hf_quantizer = None  # type: ignore[assignment]
+
+
+def keep_4bit_weights_trainable(model: Any) -> None:
+    """Disable bitsandbytes' CPU kernel for bfloat16, which computes no gradients.
+
+    Uses `Linear4bit.support_avx512bf16_for_cpu`. The first forward pass in eval mode would repack
+    the weights for this kernel: BERT then fails to train, and LLaMA's adapters get no gradients.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

@@ -12,8 +12,8 @@ from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.external import (
     ADAPTER_FILE,
-    describe_plain_adapter,
-    describe_plain_model,
+    read_external_adapter,
+    read_external_model,
     tokenizer_source,
 )
 from peft_mrpc.models.hub import ModelSource, quiet_transformers, resolve_model
@@ -28,25 +28,28 @@ from peft_mrpc.runs.run import (
 from peft_mrpc.serialization import read_json, write_json
 
 
-def save_info(folder: Path, source: ModelSource, **facts: Any) -> None:
-    """Write what `transformers` and PEFT do not keep: how this folder classifies pairs.
+def save_info(folder: Path, source: ModelSource, **entries: Any) -> None:
+    """Write `peft_mrpc.json`: how to classify with this directory, beyond what PEFT saves.
 
-    A model of the user's own disk is named by its Hub id, or not at all once it is published.
+    Args:
+        folder: The directory.
+        source: The base model; `push` replaces a local path by the Hub id.
+        entries: What the kind of classifier needs.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    record = {"format_version": 1, "model": source.name, "base_model_id": source.hub_id} | facts
+    record = {"format_version": 1, "model": source.name, "base_model_id": source.hub_id} | entries
     write_json(folder / ARTIFACT_FILE, record)
 
 
 def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, method: str) -> None:
-    """Save a model or an adapter, its tokenizer, and what is needed to classify as trained."""
+    """Save a model or an adapter, its tokenizer, and how to classify with them."""
     with quiet_transformers():
         classifier.model.save_pretrained(folder)
     classifier.tokenizer.save_pretrained(folder)
     save_info(
         folder,
         source,
-        # A tokenizer that lost its file would be replaced by another without a word.
+        # If a tokenizer file is missing, transformers silently builds another tokenizer.
         files=sorted(p.name for p in folder.iterdir() if p.name != "README.md"),
         method=method,
         label_names=classifier.labels,
@@ -59,7 +62,7 @@ def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, m
     )
     adapter_config = folder / ADAPTER_FILE
     if adapter_config.is_file() and source.hub_id:
-        # PEFT writes the path it was loaded from, which is good on this machine alone.
+        # PEFT writes the path that the base model was loaded from, which exists here only.
         config = json.loads(adapter_config.read_text("utf-8"))
         config["base_model_name_or_path"] = source.hub_id
         if config.get("tokenizer_name_or_path"):
@@ -68,15 +71,17 @@ def save_classifier(folder: Path, classifier: Classifier, source: ModelSource, m
 
 
 def save_threshold(folder: Path, threshold: float) -> None:
-    """Write the threshold that was chosen after the classifier was saved."""
+    """Replace the threshold of a saved classifier."""
     write_json(folder / ARTIFACT_FILE, read_json(folder / ARTIFACT_FILE) | {"threshold": threshold})
 
 
 def resolve_artifact(name: str) -> Path:
-    """The folder to load: a Run's, an adapter's or model's own, or one fetched from the Hub.
+    """Find the directory of a classifier.
 
+    Args:
+        name: A Run, the directory of an adapter or a model, or `owner/name` on the Hub.
     Raises:
-        UserError: If there is none.
+        UserError: If it does not exist or cannot be downloaded.
     """
     path = Path(name).expanduser()
     if not path.is_dir():
@@ -94,20 +99,27 @@ def _download(name: str) -> Path:
 
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise UserError(
-            f"RUN: got {name!r}, which is no directory; expected a Run, an adapter or model "
+            f"run: got {name!r}, which is not a directory; expected a Run, an adapter or model "
             "directory, or owner/name on the Hub."
         )
     try:
         return Path(snapshot_download(name))
-    except Exception as error:  # not found, no access, no network: each with the Hub's own words
+    except Exception as error:  # not found, no access, no network
         raise UserError(
-            f"RUN: got {name!r}, which is no directory here and could not be fetched from the Hub: "
+            f"run: got {name!r}, which is not a directory and could not be downloaded: "
             f"{one_line(error)[:200]}"
         ) from error
 
 
 def read_info(folder: Path, name: str) -> dict[str, Any]:
-    """How a folder classifies pairs, as we or another tool wrote it."""
+    """Read how to classify with a directory.
+
+    Args:
+        folder: A directory that this package or another tool wrote.
+        name: Its name, for error messages.
+    Raises:
+        UserError: If the directory contains no classifier or lacks a file.
+    """
     if (folder / ARTIFACT_FILE).is_file():
         info = read_json(folder / ARTIFACT_FILE)
         missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
@@ -115,17 +127,17 @@ def read_info(folder: Path, name: str) -> dict[str, Any]:
             raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
         return dict(info)
     if (folder / ADAPTER_FILE).is_file():
-        return describe_plain_adapter(folder)
+        return read_external_adapter(folder)
     if (folder / "config.json").is_file():
-        return describe_plain_model(folder)
+        return read_external_model(folder)
     raise UserError(
-        f"RUN: got {name!r}, which holds neither {ARTIFACT_FILE} nor an {ADAPTER_FILE} nor a "
-        "model's config.json; expected a Run, or what one published."
+        f"run: got {name!r}, which contains no {ARTIFACT_FILE}, {ADAPTER_FILE} or config.json; "
+        "expected a Run, an adapter or a model."
     )
 
 
 def base_model_source(info: dict[str, Any]) -> ModelSource:
-    """The base model under its local name if it is here, under its Hub id if not."""
+    """Resolve the base model by its local name, or else by its Hub id."""
     try:
         return resolve_model(info["model"], info["base_model_id"])
     except UserError:
@@ -175,7 +187,7 @@ def _load_model(folder: Path, info: dict[str, Any]) -> Classifier:
 
 
 def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> Classifier:
-    threshold = float(info.get("threshold", 0.5))  # another tool's model has none
+    threshold = float(info.get("threshold", 0.5))  # models of other tools have none
     return Classifier(
         model,
         tokenizer,

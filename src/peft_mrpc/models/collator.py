@@ -10,7 +10,7 @@ from typing import Any
 from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.data.encoding import LENGTH_COLUMN
-from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, find_sentences
+from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, mark_sentences
 
 
 class ClassificationCollator:
@@ -55,5 +55,5 @@ class ClassificationCollator:
             features, padding="max_length", max_length=length, return_tensors="pt"
         )
         if self.special_ids is not None:
-            batch["sentence_ids"] = find_sentences(batch["input_ids"], self.special_ids)
+            batch["sentence_ids"] = mark_sentences(batch["input_ids"], self.special_ids)
         return batch

@@ -1,28 +1,29 @@
-"""Weights in fewer bits. The only file that knows bitsandbytes."""
+"""Load base models with 4-bit or 8-bit weights (bitsandbytes)."""
 
 from typing import Any
 
 import torch
 
 from peft_mrpc.distributed import process_state
+from peft_mrpc.interop.transformers_internals import keep_4bit_weights_trainable
 from peft_mrpc.models.architecture import HEAD_NAMES
 from peft_mrpc.precision import compute_dtype
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
-# What PEFT and the Trainer ask a whole model for.
-QUANTIZED_MARKS = (
-    *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
-    *("quantization_method", "hf_quantizer"),
-)
 
 
 def weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
-    """How weights are loaded: `plain_dtype` where they are not quantized."""
+    """Options of `from_pretrained` for a quantization.
+
+    Args:
+        quantization: One of QUANTIZATIONS.
+        plain_dtype: Data type of the weights without quantization.
+    """
     if quantization == "none":
         return {"dtype": plain_dtype}
     device = process_state().device
     dtype = compute_dtype(device)
-    # One replica a rank: "auto" would spread each rank's copy over all GPUs.
+    # One replica per process: "auto" would distribute each copy over all GPUs.
     return {
         "dtype": dtype,
         "device_map": {"": device},
@@ -33,8 +34,8 @@ def weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any
 def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    # BERT's own list names `classifier.bias`, and its classifier would be quantized. `lm_head` is
-    # what transformers leaves alone where no list is given.
+    # Without a list, transformers skips `lm_head` only. BERT's own list has `classifier.bias`, with
+    # which its classifier would be quantized.
     skipped = [*HEAD_NAMES, "pooler", "lm_head"]
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
@@ -48,13 +49,9 @@ def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
 
 
 def prepare_quantized(model: Any) -> None:
-    """Freeze a quantized base, with norms, embeddings and head in fp32, fit to be trained over."""
+    """Freeze a quantized model for training with an adapter; norms, embeddings and head in fp32."""
     from peft import prepare_model_for_kbit_training
 
-    # Checkpointing, where it is asked for, is the Trainer's to switch on.
+    # The Trainer enables gradient checkpointing, if it is requested.
     prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    for module in model.modules():
-        # On a CPU with bf16, the first pass in eval mode repacks 4-bit weights for a kernel
-        # without gradients: BERT then fails to train, LLaMA's adapters silently get none.
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+    keep_4bit_weights_trainable(model)

@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import auto_pooling, load_config, load_tokenizer
-from peft_mrpc.models.modeling_sentence_pair import ALIGNS
+from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
 from peft_mrpc.training.request import TrainJob
 
 
@@ -45,7 +45,7 @@ def read_head_layer(source: ModelSource, head_layer: str, pooling: str) -> Model
     Raises:
         UserError: If there is no such layer, or the head is the architecture's own.
     """
-    if head_layer == "last" or (head_layer == "auto" and pooling not in ALIGNS):
+    if head_layer == "last" or (head_layer == "auto" and pooling not in ALIGNED_POOLINGS):
         return source
     config = load_config(source)
     if not _can_be_cut(config):

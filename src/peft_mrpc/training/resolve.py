@@ -35,7 +35,7 @@ from peft_mrpc.models.loading import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.models.modeling_sentence_pair import ALIGNS
+from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
 from peft_mrpc.precision import keep_off, padding_step, precision_defaults, trainer_precision
 from peft_mrpc.training.job import (
     ResolvedJob,
@@ -154,7 +154,7 @@ def truncate_encoder(base: BaseModel, head_layer: str, pooling: str) -> ModelSou
         UserError: If there is no such layer, or the head is the architecture's own.
     """
     source, config = base.source, base.config
-    if head_layer == "last" or (head_layer == "auto" and pooling not in ALIGNS):
+    if head_layer == "last" or (head_layer == "auto" and pooling not in ALIGNED_POOLINGS):
         return source
     if not (head_layer == "auto" or (head_layer.isdecimal() and int(head_layer) > 0)):
         raise UserError(

@@ -1,6 +1,10 @@
 """A release of transformers that changes one of these private parts fails here first."""
 
+from pathlib import Path
+
+import pytest
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
@@ -8,13 +12,18 @@ from transformers import (
     DynamicCache,
     MistralConfig,
     PretrainedConfig,
+    PreTrainedModel,
 )
 
 from peft_mrpc.interop.transformers_internals import (
+    QUANTIZATION_ATTRIBUTES,
     attn_implementation,
+    copy_quantization_state,
     expand_cache,
     has_only_keys_and_values,
     hub_revision,
+    keep_4bit_weights_trainable,
+    mark_dequantized,
 )
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -42,8 +51,47 @@ def test_the_hub_revision_is_that_of_the_configuration() -> None:
     assert hub_revision(config) == "abc"
 
 
+def tiny_bert() -> BertModel:
+    return BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+
+
 def test_attn_implementation_follows_the_public_setter() -> None:
-    model = BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1))
+    model = tiny_bert()
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
         assert attn_implementation(model.config) == name
+
+
+def test_peft_reads_the_copied_quantization_attributes() -> None:
+    from peft import prepare_model_for_kbit_training
+
+    quantized, wrapper = tiny_bert(), tiny_bert()
+    quantized.is_loaded_in_4bit = True
+    copy_quantization_state(quantized, wrapper)
+    assert wrapper.is_loaded_in_4bit and not wrapper.is_loaded_in_8bit
+    # PEFT casts half-precision parameters to fp32 in quantized models.
+    prepare_model_for_kbit_training(wrapper.half(), use_gradient_checkpointing=False)
+    assert {parameter.dtype for parameter in wrapper.parameters()} == {torch.float32}
+
+
+def test_a_dequantized_model_can_be_saved(tmp_path: Path) -> None:
+    class Quantizer:
+        def is_serializable(self, **_: object) -> bool:
+            return False
+
+    model: PreTrainedModel = tiny_bert()
+    model.config.quantization_config = {"quant_method": "gguf"}
+    model.hf_quantizer = Quantizer()
+    mark_dequantized(model)
+    model.save_pretrained(tmp_path)
+    assert BertModel.from_pretrained(tmp_path).config.hidden_size == 8
+    assert all(hasattr(model, name) for name in QUANTIZATION_ATTRIBUTES[-1:])
+
+
+def test_disables_the_kernel_of_bitsandbytes_without_gradients() -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    layer = bitsandbytes.nn.Linear4bit(8, 8)
+    assert hasattr(layer, "support_avx512bf16_for_cpu")
+    layer.support_avx512bf16_for_cpu = True
+    keep_4bit_weights_trainable(nn.Sequential(layer))
+    assert layer.support_avx512bf16_for_cpu is False

@@ -32,11 +32,11 @@ from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import (
-    ALIGNS,
+    ALIGNED_POOLINGS,
     POOLINGS,
     SentencePairConfig,
     SentencePairModel,
-    find_sentences,
+    mark_sentences,
 )
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
@@ -76,7 +76,7 @@ ENCODERS = {
 def test_sentences_are_found_between_special_tokens(
     row: list[int], special: list[int], expected: list[int]
 ) -> None:
-    assert find_sentences(torch.tensor([row]), special).tolist() == [expected]
+    assert mark_sentences(torch.tensor([row]), special).tolist() == [expected]
 
 
 def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
@@ -92,7 +92,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
         "mean": hidden.mean(0),
         "segments": torch.cat([u, v, (u - v).abs(), u * v]),
     }
-    assert {*expected, *ALIGNS} == set(POOLINGS)
+    assert {*expected, *ALIGNED_POOLINGS} == set(POOLINGS)
     for pooling, features in expected.items():
         model = load_classification_model(source, LABELS, tokenizer, pooling).eval()
         seen: list[torch.Tensor] = []
