@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +17,11 @@ from peft_mrpc import doctor
 from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
+from peft_mrpc.errors import UserError
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.collator import ClassificationCollator
 from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.models.loading import load_tokenizer
+from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
@@ -202,22 +202,17 @@ def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
 
 
 @pytest.mark.parametrize("change", [{"padding_side": "left"}, {"cls_token": "[SEP]"}])
-def test_a_tokenizer_that_begins_otherwise_is_refused(
-    change: dict[str, str],
-    models: dict[str, str],
-    data_flags: list[str],
-    monkeypatch: pytest.MonkeyPatch,
-    fails: Callable[..., str],
+def test_prompts_after_cls_need_a_tokenizer_that_begins_with_cls(
+    change: dict[str, str], models: dict[str, str]
 ) -> None:
-    def load_changed(source: Any) -> Any:
-        tokenizer = load_tokenizer(source)
-        for name, value in change.items():
-            setattr(tokenizer, name, value)
-        return tokenizer
-
-    monkeypatch.setattr("peft_mrpc.training.head_layer.load_tokenizer", load_changed)
-    flags = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
-    assert "does not begin with [CLS]" in fails(main, *flags, *AFTER, "aligned")
+    source = resolve_model(models["bert"])
+    tokenizer = load_tokenizer(source)
+    for name, value in change.items():
+        setattr(tokenizer, name, value)
+    with pytest.raises(UserError, match=r"prompt_position: got after, but .* with \[CLS\]"):
+        load_classification_model(
+            source, ["no", "yes"], tokenizer, "aligned", prompt_position="after"
+        )
 
 
 @pytest.mark.parametrize("architecture", ["bert", "electra", "llama"])
