@@ -1,14 +1,13 @@
-"""How the cost of layer_freeze grows with the pairs, and what a second process is worth.
+"""How the cost of layer_freeze grows with the number of pairs, and the speed of two processes.
 
     python benchmarks/scaling.py
 
-Larger sets repeat MRPC with a number in front of each sentence 1: no pair comes twice, and nothing
-is found that is not computed. One epoch, at most 200 MB of the activations in memory, the rest on
-disk. The second comparison trains on one core, and on two with a process on each: once with as many
-pairs a step, half of them on each, and once with as many on each, in half the steps; two trainings
-at once that know nothing of each other show what the two cores have for it at most. All through the
-commands that a user types. The figures go into `scaling.json` beside this file, the tables into
-`scaling.md`, the picture into `scaling.png`.
+Larger sets repeat MRPC with a number in front of each sentence 1, so that no pair occurs twice. One
+epoch; activations beyond 200 MB are in a memory-mapped temporary file. The second comparison trains
+on one core, and on two cores with one process each: with the same number of pairs a step in total,
+and with the same number of pairs a step in each process. Two independent trainings at the same time
+show the upper bound. All trainings use the command line. The results go into `scaling.json` beside
+this file, the tables into `scaling.md`, the plot into `scaling.png`.
 """
 
 import argparse
@@ -101,7 +100,7 @@ def sizes_of(text: str) -> list[int]:
 def train_size(data: DataSplits, size: int, scratch: Path) -> Row:
     """One epoch over so many pairs, frozen layers included."""
     words = [*write_repeated(data, scratch / f"data-{size}", size), "--num_train_epochs", "1"]
-    words += ["--trunk_cache_memory", f"{MEMORY_MB}MB"]
+    words += ["--activation_cache_memory", f"{MEMORY_MB}MB"]
     found = train(scratch / f"run-{size}", words, 1, 2)
     seconds = train_seconds(found)
     print(f"{size:,} pairs: {seconds:.0f} s", flush=True)
@@ -110,7 +109,6 @@ def train_size(data: DataSplits, size: int, scratch: Path) -> Row:
         "pairs_per_second": size / seconds,
         "resident_bytes": max(found["run"]["peak_memory"].values()),
         "own_bytes": found["own_bytes"],
-        "kept_bytes": found["kept_bytes"],
     }
 
 
@@ -156,17 +154,16 @@ def train_seconds(found: dict[str, Any]) -> float:
 
 
 def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[str, Any]:
-    """One training by the command line: its record, its own memory, what it kept on disk."""
-    trunks = folder.with_name(f"{folder.name}-trunks")
+    """One training by the command line: its record, and its peak anonymous memory."""
     command = [sys.executable, "-m", "peft_mrpc.train"]
     if processes > 1:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
         command = [*launch, "--num_processes", str(processes), "-m", "peft_mrpc.train"]
     process = subprocess.Popen(
         [*command, *FLAGS, *flags, "--output_dir", str(folder)],
-        env={**os.environ, "PEFT_MRPC_TRUNKS": str(trunks), "OMP_NUM_THREADS": str(threads)},
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
-    # Files that are mapped into memory are not its own: the system drops them at need.
+    # Without the pages of mapped files, which the system drops when memory runs short.
     with PeakMemory(process.pid, "RssAnon") as watched:
         process.wait()
     if process.returncode:
@@ -174,7 +171,6 @@ def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[
     return {
         "run": json.loads((folder / "run.json").read_text("utf-8")),
         "own_bytes": watched.peak,
-        "kept_bytes": sum(p.stat().st_size for p in trunks.rglob("*") if p.is_file()),
     }
 
 
@@ -233,12 +229,12 @@ def size_table(sizes: Sequence[Row]) -> str:
         [
             f"{size['pairs']:,}",
             f"{size['pairs_per_second']:.0f}",
-            *(f"{size[key] / 1e9:.2f} GB" for key in ("own_bytes", "resident_bytes", "kept_bytes")),
+            *(f"{size[key] / 1e9:.2f} GB" for key in ("own_bytes", "resident_bytes")),
         ]
         for size in sizes
     ]
-    head = ["pairs", "pairs/s, frozen layers and one epoch", "own memory", "with mapped files"]
-    return markdown([*head, "kept on disk"], lines)
+    head = ["pairs", "pairs/s, frozen layers and one epoch", "memory", "with mapped files"]
+    return markdown(head, lines)
 
 
 def process_table(found: dict[str, dict[str, Any]]) -> str:
