@@ -12,7 +12,6 @@ from typing import IO, Any, ParamSpec
 
 import matplotlib
 from matplotlib import colors
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
@@ -150,11 +149,9 @@ def contrast(first: str, second: str) -> float:
     return (light + 0.05) / (dark + 0.05)
 
 
-def add_legend(axis: Axes, title: str | None = None, columns: int = 1) -> None:
-    """Add a legend below the axes, where it cannot cover lines."""
-    axis.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=columns, title=title, borderpad=0
-    )
+def add_legend(figure: Figure, title: str | None = None, columns: int = 1) -> None:
+    """Add a legend below the axes of a figure with constrained layout."""
+    figure.legend(loc="outside lower center", ncols=columns, title=title)
 
 
 def save_figure(figure: Figure, file: Path | IO[bytes], file_format: str | None = None) -> None:

@@ -130,7 +130,7 @@ def plot_roc_curves(
         if scored[1].shape[1] == 2 and len(curves) <= MAX_BANDS:
             grid, low, high = roc_band(truth, score)
             axis.fill_between(grid, low, high, color=color, alpha=0.13, linewidth=0)
-    add_legend(axis, "area under the curve")
+    add_legend(figure, "area under the curve")
     return figure
 
 
@@ -154,7 +154,7 @@ def plot_precision_recall(
         line: dict[str, Any] = {"color": color, "linestyle": style, "label": label}
         # A step, because no threshold lies between two points.
         axis.step(recall, precision, where="post", linewidth=1.8, **line)
-    add_legend(axis, "average precision")
+    add_legend(figure, "average precision")
     return figure
 
 
@@ -203,13 +203,14 @@ def plot_reliability(
         )
     axis.set_xlim(lowest - 0.02, 1.01)
     axis.set_aspect("auto")
-    add_legend(axis, "expected calibration error")
+    add_legend(figure, "expected calibration error")
     return figure
 
 
 def _square_axes(num_curves: int, title: str, x: str, y: str) -> tuple[Figure, Axes]:
     """Axes from 0 to 1, with room for a legend below."""
-    figure = Figure(figsize=(4, 4.2 + 0.18 * num_curves), layout="constrained")
+    num_lines = num_curves + 2 + title.count("\n")
+    figure = Figure(figsize=(4, 4.2 + 0.2 * num_lines), layout="constrained")
     axis = figure.subplots()
     axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel=x, ylabel=y, title=title)
     axis.set_aspect("equal")

@@ -234,7 +234,7 @@ def plot_seed_spread(
     axis.set_xlim(-0.5, len(points) - 0.2)
     axis.set(ylabel="accuracy", title=title)
     axis.grid(axis="y")
-    add_legend(axis)
+    add_legend(figure)
     return figure
 
 
@@ -266,7 +266,7 @@ def plot_learning_curves(
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epoch", ylabel="loss", ylim=(0, None), title=title)
     axis.grid()
-    add_legend(axis, columns=2)
+    add_legend(figure, columns=2)
     return figure
 
 
@@ -352,10 +352,11 @@ def _draw_costs(
     has_zero = len(positive) < len(costs)
     markers = {point.name: MARKERS[n % len(MARKERS)] for n, point in enumerate(_ranked(points))}
     axis.set_xscale("log")
-    if not positive:
-        axis.set_xlim(zero_mark / 2, zero_mark * 2)
     lowest = zero_mark if has_zero else min(positive, default=1.0)
-    span = max(positive, default=1.0) / lowest
+    highest = max(positive, default=zero_mark)
+    span = highest / lowest
+    if span == 1:
+        axis.set_xlim(lowest / 2, lowest * 2)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 30 else (1,)))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: short_count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())
