@@ -1,18 +1,18 @@
-"""What a prompted model reaches by its wording, its calibration, demonstrations and 4-bit weights.
+"""Accuracy and speed of hard prompts: templates, calibrations, demonstrations, 4-bit weights.
 
     python benchmarks/hard_prompt.py
 
-SmolLM2-135M-Instruct is asked about all of dev, and about 400 training pairs to choose and to fit
-on: dev's labels are for the figures alone. Speed is measured against EleutherAI's
-lm-evaluation-harness (`hard_prompt_speed.py`; its package is in `requirements.txt`). The figures go
-into `hard_prompt.json` beside this file, the tables into `hard_prompt.md`, the picture into
-`hard_prompt.png`. Scores are kept in `--output_dir` as they come; a rerun goes on where it stood.
-`--only speed` (and its kin) measures one part afresh and keeps the others.
+SmolLM2-135M-Instruct scores MRPC's validation split, and 400 training pairs to select and to fit
+on. Labels of the validation split are used for the metrics only. Speed is measured against
+EleutherAI's lm-evaluation-harness (`hard_prompt_speed.py`; its package is in `requirements.txt`).
+The results go to `hard_prompt.json` beside this file, the tables to `hard_prompt.md`, the plot to
+`hard_prompt.png`. Scores are stored in `--output_dir` while they are computed; a second run
+continues. `--only speed` (and so on) repeats one part and keeps the others.
 """
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,89 +37,121 @@ from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.calibration import (
-    CONTENT_FREE,
+    CONTENT_FREE_TEXTS,
     Calibration,
-    Scores,
     affine,
     affine_out_of_fold,
     batch,
     contextual,
-    evidence_of,
-    labels_of,
     no_calibration,
 )
-from peft_mrpc.prompting.demonstrations import NearestDemonstrations, choose_demonstrations, fixed
-from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
+from peft_mrpc.prompting.demonstrations import (
+    DemonstrationSelector,
+    FixedDemonstrations,
+    NearestDemonstrations,
+    sample_demonstrations,
+)
+from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.score_cache import FileScoreCache
-from peft_mrpc.prompting.template_files import load_template, load_templates
-from peft_mrpc.prompting.templates import Template, as_demonstration
+from peft_mrpc.prompting.scores import TemplateScores, stack_features, stack_label_scores
+from peft_mrpc.prompting.templates import (
+    Demonstration,
+    Template,
+    load_template,
+    load_templates,
+)
 
 LABELS = ("not_equivalent", "equivalent")
-NUM_TRAIN, NUM_MORE, SEED, BATCH_SIZE, BATCH_TOKENS = 400, 800, 42, 16, 8192
-SHOWN = "paraphrase_harness"  # the wording that demonstrations are tried with
+SEED, BATCH_SIZE, BATCH_TOKENS = 42, 16, 8192
+SHOWN = "paraphrase_harness"  # the template of the demonstrations
 FITTED_ALONE = "channel_in_other_words"
 Array = NDArray[np.float64]
 Row = dict[str, Any]
 
 
-class Study:
-    """Label scores of one model on dev and on some training pairs, and what comes of them."""
+@dataclass(frozen=True)
+class Sizes:
+    """How much is scored.
 
-    def __init__(
-        self, dataset: str, folder: Path, num_dev: int | None = None, num_train: int = NUM_TRAIN
-    ) -> None:
+    Attributes:
+        dev: Pairs of the validation split; None for all.
+        train: Training pairs to select and to fit on.
+        more: Further training pairs for the larger fit.
+        pool: Training pairs to take demonstrations from; None for all the others.
+        templates: Names of the templates.
+        seeds: Seeds of the balanced demonstrations.
+        nearest: Numbers of nearest demonstrations in the table of prefixes.
+    """
+
+    dev: int | None = None
+    train: int = 400
+    more: int = 800
+    pool: int | None = None
+    templates: str = "all"
+    seeds: Sequence[int] = (1, 2, 3, 4, 5)
+    nearest: Sequence[int] = (2, 4, 8, 16)
+
+
+QUICK = Sizes(
+    *(QUICK_PAIRS, QUICK_PAIRS, QUICK_PAIRS, 60),
+    templates=f"{SHOWN},channel_in_other_words,channel_that_is",
+    seeds=(1,),
+    nearest=(2, 4),
+)
+
+
+class Study:
+    """Label scores of one model on the validation split and on some training pairs."""
+
+    def __init__(self, dataset: str, folder: Path, sizes: Sizes) -> None:
         data = load_data(DataConfig(dataset=dataset))
-        self.pool = list(data.splits["train"])
-        rows = np.random.default_rng([SEED, 1]).permutation(len(self.pool))[:num_train]
-        self.train = [self.pool[row] for row in sorted(rows)]
-        held = {pair.idx for pair in self.train}
-        self.pool = [pair for pair in self.pool if pair.idx not in held]
-        self.dev = list(data.splits["validation"])[:num_dev]
+        self.sizes = sizes
+        pool = list(data.splits["train"])
+        rows = np.random.default_rng([SEED, 1]).permutation(len(pool))[: sizes.train]
+        self.train = [pool[row] for row in sorted(rows)]
+        used = {pair.idx for pair in self.train}
+        self.pool = [pair for pair in pool if pair.idx not in used][: sizes.pool]
+        self.dev = list(data.splits["validation"])[: sizes.dev]
+        self.templates = load_templates(sizes.templates, LABELS)
         self.folder = folder
-        self.shares = np.bincount([p.label for p in data.splits["train"]]) / len(
-            data.splits["train"]
-        )
+        self.shares = np.bincount([pair.label for pair in pool]) / len(pool)
         self._models: dict[str, Any] = {}
 
     def scores(
         self,
         templates: Sequence[Template],
-        pairs: Sequence[Example],
-        name: str,
+        examples: Sequence[Example],
         quantization: str = "none",
-        show: Any = None,
-    ) -> list[Scores]:
-        """What T wordings say of N pairs, kept under a name."""
+        selector: DemonstrationSelector | None = None,
+    ) -> list[TemplateScores]:
+        """The scores of N examples by T templates; those of an earlier run are reused."""
         if quantization not in self._models:
             source = resolve_model("builtin:smollm2")
             model = load_causal_lm(source, quantization)
-            self._models = {quantization: (model, load_tokenizer(source))}
-        model, tokenizer = self._models[quantization]
-        engine = LocalEngine(model, tokenizer, 8192, BATCH_TOKENS)
-        classifier = PromptClassifier(engine, templates, list(LABELS))
-        if show is not None:
-            classifier.show = show
+            encoder = PromptEncoder(load_tokenizer(source), LABELS, 8192)
+            self._models = {quantization: (encoder, LocalEngine(model, 0, BATCH_TOKENS))}
+        encoder, engine = self._models[quantization]
+        demonstrations = (selector or FixedDemonstrations()).select(examples)
         index = process_state().process_index
+        all_scores = []
+        for template in templates:
+            batch = encoder.encode(template, examples, demonstrations)
+            inputs = {"engine": engine.fingerprint(), "prompts": batch.fingerprint()}
+            cache = FileScoreCache(self.folder, index, inputs)
+            all_scores.append(engine.score(batch, BATCH_SIZE, cache))
+        return all_scores
 
-        texts = [(pair.sentence1, pair.sentence2) for pair in pairs]
-        shown = [[asdict(one) for one in row] for row in classifier.show(pairs)]
+    def reached(self, calibration: Calibration, scores: Sequence[TemplateScores]) -> Row:
+        """Metrics on dev."""
+        return figures(calibration.predict_proba(scores), references_of(self.dev))
 
-        def keep(template: str) -> FileScoreCache:
-            one = next(t for t in templates if t.name == template)
-            asked = {"name": name, "template": one.record(), "quantization": quantization}
-            asked |= {"pairs": texts, "shown": shown, "model": engine.identity()}
-            return FileScoreCache(self.folder, index, asked)
-
-        return classifier.ask(pairs, BATCH_SIZE, keep)
-
-    def reached(self, calibration: Calibration, scores: Sequence[Scores]) -> Row:
-        """Figures on dev."""
-        return figures(calibration.classify(scores), references_of(self.dev))
-
-    def calibrated(self, scores: Sequence[Scores], on_train: Sequence[Scores]) -> Row:
-        """Figures on dev as some wordings answer, and by each calibration that they all take."""
-        labels = labels_of(scores)
-        fit = affine(evidence_of(on_train), references_of(self.train))
+    def calibrated(
+        self, scores: Sequence[TemplateScores], on_train: Sequence[TemplateScores]
+    ) -> Row:
+        """Metrics on dev without calibration, and with each calibration for all templates."""
+        labels = stack_label_scores(scores)
+        fit = affine(stack_features(on_train), references_of(self.train))
         return {
             "none": self.reached(no_calibration(labels), scores),
             "batch": self.reached(batch(labels), scores),
@@ -145,17 +177,17 @@ def figures(probabilities: Array, references: NDArray[np.int64]) -> Row:
 
 
 def wordings(study: Study) -> list[Row]:
-    """Each packaged wording alone, and all of them together."""
-    templates = load_templates("all", LABELS)
-    dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
+    """Each template alone, and all of them together."""
+    templates = study.templates
+    dev, train = (study.scores(templates, pairs) for pairs in both(study))
     references = references_of(study.train)
     rows = []
     for template, own, on_train in zip(templates, dev, train, strict=True):
         row = {"wording": template.name} | study.calibrated([own], [on_train])
         if template.direction == "direct":
             row["mass"] = float(np.exp(own.labels).sum(axis=1).mean())
-            empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE)]
-            free = labels_of(study.scores([template], empty, "content-free"))
+            empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)]
+            free = stack_label_scores(study.scores([template], empty))
             row["contextual"] = study.reached(contextual(own.labels[None], free), [own])
         labels = on_train.labels[None]
         row["train"] = figures(no_calibration(labels).probabilities(labels), references)
@@ -166,9 +198,12 @@ def wordings(study: Study) -> list[Row]:
 
 
 def ensembles(
-    study: Study, templates: Sequence[Template], dev: Sequence[Scores], train: Sequence[Scores]
+    study: Study,
+    templates: Sequence[Template],
+    dev: Sequence[TemplateScores],
+    train: Sequence[TemplateScores],
 ) -> list[Row]:
-    """Wordings together, by their direction."""
+    """Ensembles of the templates of each direction."""
     rows = []
     for direction in ("direct", "channel", None):
         which = [n for n, t in enumerate(templates) if direction in (t.direction, None)]
@@ -179,22 +214,22 @@ def ensembles(
 
 
 def fits(study: Study) -> list[Row]:
-    """The affine fit, by its wordings and by how many training pairs it is fitted to."""
-    templates = load_templates("all", LABELS)
+    """The affine fit, by templates and by number of training pairs."""
+    templates = study.templates
     channel = [number for number, one in enumerate(templates) if one.direction == "channel"]
     groups = {
         FITTED_ALONE: [number for number, one in enumerate(templates) if one.name == FITTED_ALONE],
         f"channel ({len(channel)} together)": channel,
         f"all ({len(templates)} together)": [*range(len(templates))],
     }
-    dev, train = (study.scores(templates, pairs, name) for name, pairs in both(study))
-    chosen = np.random.default_rng([SEED, 2]).permutation(len(study.pool))[:NUM_MORE]
+    dev, train = (study.scores(templates, pairs) for pairs in both(study))
+    chosen = np.random.default_rng([SEED, 2]).permutation(len(study.pool))[: study.sizes.more]
     more = [study.pool[row] for row in sorted(chosen)]
-    further = study.scores(templates, more, "more of train")
+    further = study.scores(templates, more)
     references = references_of([*study.train, *more])
     rows = []
     for name, which in groups.items():
-        parts = [evidence_of([said[n] for n in which]) for said in (train, further)]
+        parts = [stack_features([said[n] for n in which]) for said in (train, further)]
         evidence = np.concatenate(parts, axis=1)  # [V, N, C]
         for count in (len(study.train), len(references)):
             own, labels = evidence[:, :count], references[:count]
@@ -207,27 +242,24 @@ def fits(study: Study) -> list[Row]:
     return rows
 
 
-def both(study: Study) -> list[tuple[str, list[Example]]]:
-    return [("dev", study.dev), ("train", study.train)]
+def both(study: Study) -> list[list[Example]]:
+    return [study.dev, study.train]
 
 
 def demonstrations(study: Study) -> list[Row]:
-    """Labelled pairs before the question: drawn, and nearest."""
+    """Demonstrations: balanced samples, and the nearest."""
     template = [load_template(SHOWN)]
-    shows: dict[str, Any] = {
-        f"{count} balanced, seed {seed}": fixed(
-            choose_demonstrations(study.pool, LABELS, count, "balanced", seed)
+    pool = [Demonstration.from_example(example, LABELS) for example in study.pool]
+    selectors: dict[str, DemonstrationSelector] = {
+        f"8 balanced, seed {seed}": FixedDemonstrations(
+            sample_demonstrations(study.pool, LABELS, 8, "balanced", seed)
         )
-        for count, seed in ((8, 1), (8, 2), (8, 3), (8, 4), (8, 5))
+        for seed in study.sizes.seeds
     }
-    pool = [as_demonstration(pair, LABELS) for pair in study.pool]
-    shows["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
+    selectors["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
     rows = []
-    for name, show in shows.items():
-        dev, train = (
-            study.scores(template, pairs, f"{name} {part}", show=show)
-            for part, pairs in both(study)
-        )
+    for name, selector in selectors.items():
+        dev, train = (study.scores(template, pairs, selector=selector) for pairs in both(study))
         rows.append({"demonstrations": name} | study.calibrated(dev, train))
     return rows
 
@@ -235,8 +267,8 @@ def demonstrations(study: Study) -> list[Row]:
 def quantization(study: Study) -> list[Row]:
     """4-bit weights against fp32, on the same rows."""
     templates = [load_template(name) for name in (SHOWN, "channel_in_other_words")]
-    full = study.scores(templates, study.dev, "dev")
-    packed = study.scores(templates, study.dev, "dev", "nf4")
+    full = study.scores(templates, study.dev)
+    packed = study.scores(templates, study.dev, "nf4")
     references = references_of(study.dev)
     rows = []
     for number, template in enumerate(templates):
@@ -256,17 +288,17 @@ def quantization(study: Study) -> list[Row]:
 
 
 def prefixes(study: Study) -> list[Row]:
-    """How much of nearest demonstrations a cascade of shared prefixes would not run again.
+    """Share of nearest demonstrations that a cascade of shared prefixes would not compute again.
 
-    The prompts of the dev pairs as a tree: a demonstration is run once for all pairs that are shown
-    the same ones before it.
+    The prompts of the dev pairs form a tree: a demonstration is computed once for all pairs with
+    the same demonstrations before it.
     """
-    pool = [as_demonstration(pair, LABELS) for pair in study.pool]
+    pool = [Demonstration.from_example(example, LABELS) for example in study.pool]
     rows = []
-    for count in (2, 4, 8, 16):
-        shown = NearestDemonstrations(pool, LABELS, count)(study.dev)
-        texts = [[(one.sentence1, one.sentence2) for one in own] for own in shown]
-        nodes = {tuple(own[: end + 1]) for own in texts for end in range(count)}
+    for count in study.sizes.nearest:
+        shown = NearestDemonstrations(pool, LABELS, count).select(study.dev)
+        texts = [[(shot.sentence1, shot.sentence2) for shot in row] for row in shown]
+        nodes = {tuple(row[: end + 1]) for row in texts for end in range(count)}
         rows.append({"count": count, "shown": count * len(texts), "distinct": len(nodes)})
     return rows
 
@@ -283,8 +315,7 @@ PARTS = {
 def main() -> None:
     options = parse_options()
     report = build_report("hard_prompt", options, *(["lm-eval"] if "speed" in options.only else []))
-    quick = {"num_dev": QUICK_PAIRS, "num_train": QUICK_PAIRS} if options.quick else {}
-    study = Study(options.dataset, options.output_dir, **quick)
+    study = Study(options.dataset, options.output_dir, QUICK if options.quick else Sizes())
     parts: dict[str, Any] = report.read().get("parts", {})
     for part in options.only:
         if part == "speed":
@@ -307,7 +338,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def tables(parts: dict[str, Any]) -> dict[str, str]:
-    """What the page shows, by its marks."""
+    """The tables of the page, by their marks."""
     builders: dict[str, Any] = {
         "wordings": lambda rows: calibrated_table(rows, "wording"),
         "fits": fits_table,

@@ -1,9 +1,8 @@
 """Speed of hard prompts against EleutherAI's lm-evaluation-harness, in one process.
 
-The part of `hard_prompt.py` that is timed: SmolLM2-135M-Instruct in fp32, the harness's own
-wording, the first training pairs as demonstrations for both. The harness is timed inside its
-scoring alone, ours from texts to scores, in turns; the best of the repeats counts, and of the
-harness the best of its batch sizes.
+SmolLM2-135M-Instruct in fp32 with the harness's own template; the first training pairs are the
+demonstrations of both. The timing of the harness covers its scoring only, ours everything from
+texts to scores. Both take turns; the best of the repeats counts, and the harness's best batch size.
 """
 
 import argparse
@@ -20,18 +19,20 @@ from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import peak_memory, reset_peak_memory
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
-from peft_mrpc.prompting.demonstrations import choose_demonstrations, fixed
-from peft_mrpc.prompting.local_model import LocalEngine, PromptClassifier
-from peft_mrpc.prompting.template_files import load_template
+from peft_mrpc.prompting.classifier import PromptClassifier
+from peft_mrpc.prompting.demonstrations import FixedDemonstrations, sample_demonstrations
+from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.prompt_encoder import PromptEncoder
+from peft_mrpc.prompting.templates import load_template
 
-# Pairs that --quick asks about: of dev for the speed; of dev and of train for the accuracy.
-QUICK_TIMED, QUICK_PAIRS = 20, 16
+# Pairs with --quick: for the speed, and of each part for the accuracy.
+QUICK_TIMED, QUICK_PAIRS = 6, 8
 
 
 def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """All options of the benchmark, those of the timed part added."""
     parser.add_argument("--pairs", type=int, help="of dev for the speed (default: 48)")
-    parser.add_argument("--demonstrations", type=int, nargs="+", default=[0, 8, 16])
+    parser.add_argument("--demonstrations", type=int, nargs="+", help="default: 0 8 16")
     parser.add_argument("--peer_batch_sizes", type=int, nargs="+", help="default: 1 8")
     parser.add_argument("--repeats", type=int, help="turns of each (default: 2)")
     options = parser.parse_args()
@@ -39,6 +40,7 @@ def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     pairs, sizes, repeats = (QUICK_TIMED, [1], 1) if options.quick else (48, [1, 8], 2)
     options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
     options.peer_batch_sizes = options.peer_batch_sizes or sizes
+    options.demonstrations = options.demonstrations or ([0, 8] if options.quick else [0, 8, 16])
     return options
 
 
@@ -55,19 +57,23 @@ def compare_speed(options: Any) -> dict[str, Any]:
 
 
 def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> dict[str, Any]:
-    """Time both, and compare what they found."""
+    """Time both, and compare their scores."""
     pairs, train = data.splits["validation"][: options.pairs], data.splits["train"]
     template, labels = load_template("paraphrase_harness"), list(data.label_names)
-    shown = choose_demonstrations(train, labels, count, "first", 0)
-    engine = LocalEngine(model, tokenizer, 8192, max_tokens=8192)
-    classifier = PromptClassifier(engine, [template], labels, fixed(shown))
+    classifier = PromptClassifier(
+        PromptEncoder(tokenizer, labels, 8192),
+        LocalEngine(model, max_batch_tokens=8192),
+        [template],
+        labels,
+        FixedDemonstrations(sample_demonstrations(train, labels, count, "first", 0)),
+    )
     ours, memory = [], []
     peers: dict[int, list[float]] = {size: [] for size in options.peer_batch_sizes}
     peer_memory: dict[int, int] = {}
     for _ in range(options.repeats):
         reset_peak_memory()
         started = time.perf_counter()
-        found = classifier.label_scores(pairs, 16)[0]
+        scores = classifier.score(pairs, 16)[0].labels
         ours.append(time.perf_counter() - started)
         memory.append(peak_memory()["resident_bytes"])
         for size, seconds in peers.items():
@@ -76,15 +82,15 @@ def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> 
             seconds.append(peer.seconds)
             peer_memory[size] = peak_memory()["resident_bytes"]
     theirs = {size: min(seconds) for size, seconds in peers.items()}
-    size = min(theirs, key=lambda one: theirs[one])
+    size = min(theirs, key=lambda size: theirs[size])
     return {
         "num_pairs": len(pairs),
         "pairs_per_second": len(pairs) / min(ours),
         "peer_pairs_per_second": len(pairs) / theirs[size],
         "peer_batch_size": size,
         "ratio": theirs[size] / min(ours),
-        "largest_difference": float(np.abs(found - peer.log_probabilities).max()),
-        "same_labels": float((found.argmax(1) == peer.log_probabilities.argmax(1)).mean()),
+        "largest_difference": float(np.abs(scores - peer.log_probabilities).max()),
+        "same_labels": float((scores.argmax(1) == peer.log_probabilities.argmax(1)).mean()),
         "peak_bytes": max(memory),
         "peer_peak_bytes": peer_memory[size],
     }

@@ -10,24 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.prompting.templates import Template
+from peft_mrpc.serialization import dump_yaml
 
 TASK = "pairs"
-# The harness shares nothing between our run and its own: no hub, no cache of another task.
+# No Hub, and no cached data of another task.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 @dataclass(frozen=True)
 class HarnessOutcome:
-    """What the harness found.
+    """The harness's results.
 
     Attributes:
         log_probabilities: Of each label's word, in the order of the labels, [N, C].
-        seconds: Of its scoring alone: tokens and forward passes, no task, no model.
+        seconds: Time of its scoring, without loading the task and the model.
     """
 
     log_probabilities: NDArray[np.float64]
@@ -44,7 +44,7 @@ def run_harness(
     num_demonstrations: int,
     batch_size: int = 1,
 ) -> HarnessOutcome:
-    """Score pairs by the harness, with the first of train as demonstrations (its `first_n`).
+    """Score pairs with the harness; the first of train are the demonstrations (`first_n`).
 
     Args:
         model: A causal LM in eval mode, loaded already.
@@ -52,7 +52,7 @@ def run_harness(
         template: A plain template of the direct direction, with one word for each label.
         label_names: Names of the C labels.
         pairs: N pairs.
-        train: What demonstrations are taken from.
+        train: Source of the demonstrations.
         num_demonstrations: How many.
         batch_size: Requests in one forward pass.
     """
@@ -67,7 +67,7 @@ def run_harness(
         for split, rows in files.items():
             (folder / f"{split}.jsonl").write_text("".join(map(_line, rows)), "utf-8")
         task = _task(template, label_names, folder)
-        (folder / f"{TASK}.yaml").write_text(yaml.safe_dump(task, sort_keys=False), "utf-8")
+        (folder / f"{TASK}.yaml").write_text(dump_yaml(task), "utf-8")
         peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
@@ -80,7 +80,7 @@ def run_harness(
             return scored
 
         peer.loglikelihood = timed  # type: ignore[method-assign]
-        found: Any = lm_eval.simple_evaluate(
+        results: Any = lm_eval.simple_evaluate(
             model=peer,
             tasks=[TASK],
             num_fewshot=num_demonstrations,
@@ -88,8 +88,8 @@ def run_harness(
             log_samples=True,
             bootstrap_iters=0,
         )
-    samples = sorted(found["samples"][TASK], key=lambda one: one["doc_id"])
-    scores = [[float(answer[0][0]) for answer in one["resps"]] for one in samples]
+    samples = sorted(results["samples"][TASK], key=lambda sample: sample["doc_id"])
+    scores = [[float(answer[0][0]) for answer in sample["resps"]] for sample in samples]
     return HarnessOutcome(np.array(scores), sum(spent))
 
 
@@ -99,7 +99,7 @@ def _line(pair: Example) -> str:
 
 
 def _task(template: Template, label_names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """The template as a task of the harness's own."""
+    """The template as a task of the harness."""
     question = template.text.rstrip().format(sentence1="{{sentence1}}", sentence2="{{sentence2}}")
     system = f"{template.system}{template.delimiter}" if template.system else ""
     return {
