@@ -141,8 +141,8 @@ class ActivationCacheCallback(TrainerCallback):
             return refusal
         if missing:
             width = int(activations.shape[-1])
-            to_compute = (self.examples, keys, missing)
-            if refusal := fill_cache(self.cache, layers, self.collator, *to_compute, width):
+            examples, own_keys = self.examples.select(missing), [keys[row] for row in missing]
+            if refusal := fill_cache(self.cache, layers, self.collator, examples, own_keys, width):
                 return refusal
         size = format_bytes(sum(lengths[row] for row in missing) * self.token_bytes)
         logger.info(

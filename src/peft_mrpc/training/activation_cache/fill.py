@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, H hidden.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,17 +31,13 @@ FILL_BATCH, FILL_TOKENS = 32, 8192
 
 def example_keys(examples: Dataset) -> list[bytes]:
     """The key of each encoded example, [N]."""
-    return list(_example_keys(examples))
-
-
-def _example_keys(examples: Dataset) -> Iterator[bytes]:
     names = [n for n in ("input_ids", "token_type_ids") if n in examples.column_names]
-    for batch in examples.select_columns(names).iter(1000):
-        yield from map(example_key, *(batch[name] for name in names))
+    batches = examples.select_columns(names).iter(1000)
+    return [key for batch in batches for key in map(example_key, *(batch[n] for n in names))]
 
 
 def missing_rows(cache: ActivationCache, keys: Sequence[bytes]) -> list[int]:
-    """The rows of the examples that the cache lacks, each distinct example once."""
+    """The rows of the examples that the cache lacks, the first row of each distinct example."""
     first_rows: dict[bytes, int] = {}
     for row, key in enumerate(keys):
         if key not in cache:
@@ -50,7 +46,7 @@ def missing_rows(cache: ActivationCache, keys: Sequence[bytes]) -> list[int]:
 
 
 def first_refusal(refusal: str) -> str:
-    """The first non-empty text of all processes, so that they agree; empty if there is none."""
+    """The first text of all processes that is not empty, so that they agree."""
     return str(next(filter(None, gather_object([refusal])), ""))
 
 
@@ -60,20 +56,18 @@ def fill_cache(
     collator: CachedCollator,
     examples: Dataset,
     keys: Sequence[bytes],
-    rows: Sequence[int],
     width: int,
 ) -> str:
     """Compute the activations of some examples and add them to the cache.
 
-    The processes of one host share a memory-mapped file, and each computes some of its batches.
+    The processes of a host share a memory-mapped file, and each of them computes some batches.
 
     Args:
-        cache: Takes the activations.
-        layers: Compute them.
+        cache: Lacks all of these examples.
+        layers: Compute the activations.
         collator: Pads a batch.
-        examples: Encoded examples, N.
+        examples: Distinct encoded examples, N, the same on every process.
         keys: Of each example, [N].
-        rows: The examples to compute, the same on every process.
         width: H.
     Returns:
         Why this was not possible, the same on every process; empty if it was.
@@ -81,50 +75,47 @@ def fill_cache(
     state = process_state()
     index = state.local_process_index
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
-    lengths = examples.select(rows)["length"][:]
+    lengths = examples["length"][:]
     batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
-    order = [number for batch in batches for number in batch]
     assert layers.dtype is not None
-    shape = (sum(lengths), width)
-    size = shape[0] * width * layers.dtype.itemsize
+    token_bytes = width * layers.dtype.itemsize
     refusal, path = "", None
-    if (state.num_processes > 1 or not cache.fits_in_memory(size)) and index == 0:
+    if state.num_processes > 1 or not cache.fits_in_memory(sum(lengths) * token_bytes):
         try:
-            path = cache.create_file(size)
+            path = cache.create_file(sum(lengths) * token_bytes) if index == 0 else None
         except OSError as error:
-            refusal = f"the temporary file cannot be created: {one_line(error)}"
-    # Local processes have consecutive indices.
+            refusal = f"no temporary file can be created: {one_line(error)}"
+    # The first process of this host has created the file: local indices are consecutive.
     path = gather_object([path])[state.process_index - index]
     if refusal := first_refusal(refusal):
         return refusal
-    block = None if path else torch.empty(shape, dtype=layers.dtype)
+    block = None if path else torch.empty(sum(lengths), width, dtype=layers.dtype)
 
     def compute(batch: list[dict[str, Any]]) -> torch.Tensor:
-        """The activations of the batch's tokens without padding, [tokens, H]."""
-        padded = collator.collate(batch)
-        activations = layers.compute(padded)
+        """The activations of all tokens but padding, [tokens, H]."""
+        inputs = collator.collate(batch)
+        activations = layers.compute(inputs)
         assert activations is not None
-        return activations.cpu()[padded["attention_mask"].bool()]
+        return activations.cpu()[inputs["attention_mask"].bool()]
 
     first = 0
+    is_main = state.is_main_process
+    bar = tqdm(total=len(keys), desc="frozen layers", unit="example", disable=not is_main)
     try:
-        with ExitStack() as stack:
+        with bar, ExitStack() as stack:
             file = stack.enter_context(Path(path).open("r+b")) if path else None
-            is_main = state.is_main_process
-            bar = tqdm(total=len(rows), desc="frozen layers", unit="example", disable=not is_main)
-            stack.enter_context(bar)
-            for number, batch in enumerate(batches):
-                tokens = sum(lengths[place] for place in batch)
+            for number, rows in enumerate(batches):
+                num_tokens = sum(lengths[row] for row in rows)
                 if number % num_local == index:
-                    features = examples.__getitems__([rows[place] for place in batch])
-                    activations = torch.cat(retry_in_halves(features, compute))
+                    batch = examples.__getitems__(rows)
+                    activations = torch.cat(retry_in_halves(batch, compute))
                     if block is not None:
-                        block[first : first + tokens] = activations
+                        block[first : first + num_tokens] = activations
                     elif file is not None:
-                        file.seek(first * width * activations.element_size())
-                        file.write(activations.contiguous().view(torch.uint8).numpy().data)
-                first += tokens
-                bar.update(len(batch))
+                        file.seek(first * token_bytes)
+                        file.write(activations.view(torch.uint8).numpy().data)
+                first += num_tokens
+                bar.update(len(rows))
     except OSError as error:
         refusal = f"{path} cannot be written: {one_line(error)}"
     except torch.OutOfMemoryError:
@@ -132,8 +123,7 @@ def fill_cache(
     if refusal := first_refusal(refusal):
         return refusal
     if block is None:
-        assert path is not None
-        block = map_file(path, shape, layers.dtype)
-    distinct = [rows[number] for number in order]
-    cache.add([keys[row] for row in distinct], [lengths[n] for n in order], block, path)
+        block = map_file(str(path), sum(lengths), width, layers.dtype)
+    order = [row for rows in batches for row in rows]
+    cache.add([keys[row] for row in order], [lengths[row] for row in order], block, bool(path))
     return ""

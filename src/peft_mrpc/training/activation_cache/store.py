@@ -22,12 +22,11 @@ SPARE_BYTES = 1 << 30
 class ActivationCache:
     """Activations [T, H] of examples, found by the token ids that they were computed from.
 
-    An instance serves one training after another in the same process: seeds, or the trials of a
-    search. It holds the activations of one set of frozen layers; another set replaces them.
+    One instance serves several trainings of a process: seeds, or the trials of a search. It holds
+    the activations of one set of frozen layers; those of another set replace them.
 
     Args:
-        memory_bytes: Activations are held in memory as long as all of them fit into this, and in
-            memory-mapped files in a temporary directory beyond.
+        memory_bytes: Activations beyond this size go to temporary files.
         num_trainings: How many trainings are expected to use the cache.
     """
 
@@ -36,9 +35,9 @@ class ActivationCache:
         self.num_trainings = num_trainings
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._fingerprint = ""
+        self._resident = 0  # bytes in memory
         self._blocks: list[torch.Tensor] = []  # [tokens, H] each
-        self._paths: list[str | None] = []  # of the blocks; None for those in memory
-        self._rows: dict[bytes, tuple[int, int, int]] = {}  # block, first token, number of tokens
+        self._places: dict[bytes, tuple[int, slice]] = {}  # block number and its tokens
 
     def __enter__(self) -> "ActivationCache":
         return self
@@ -46,18 +45,14 @@ class ActivationCache:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __contains__(self, key: bytes) -> bool:
-        return key in self._rows
+        return key in self._places
 
     def close(self) -> None:
         """Free the memory and remove the temporary files; the cache is empty afterwards."""
-        self._fingerprint = ""
+        self._fingerprint, self._resident = "", 0
         self._blocks.clear()
-        self._paths.clear()
-        self._rows.clear()
+        self._places.clear()
         if self._directory is not None:
             self._directory.cleanup()
             self._directory = None
@@ -70,10 +65,7 @@ class ActivationCache:
 
     def fits_in_memory(self, size: int) -> bool:
         """Whether so many bytes can be added within `memory_bytes`."""
-        resident = sum(
-            block.nbytes for block, path in zip(self._blocks, self._paths, strict=True) if not path
-        )
-        return resident + size <= self.memory_bytes
+        return self._resident + size <= self.memory_bytes
 
     def create_file(self, size: int) -> str:
         """Create a temporary file of so many bytes; its path.
@@ -83,62 +75,45 @@ class ActivationCache:
         """
         if self._directory is None:
             self._directory = tempfile.TemporaryDirectory(prefix="peft-mrpc-activations-")
-        folder = self._directory.name
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(self._directory.name).free
         if size + SPARE_BYTES > free:
-            raise OSError(f"{size / 1e9:.2f} GB needed, {free / 1e9:.2f} GB free in {folder}")
-        path = Path(folder) / f"{len(self._blocks)}.activations"
+            needed, where = f"{size / 1e9:.2f} GB", tempfile.gettempdir()
+            raise OSError(f"{needed} needed, {free / 1e9:.2f} GB free in {where} (TMPDIR)")
+        path = Path(self._directory.name) / f"{len(self._blocks)}.activations"
         with path.open("wb") as file:
             file.truncate(size)
         return str(path)
 
     def add(
-        self, keys: Sequence[bytes], lengths: Sequence[int], block: torch.Tensor, path: str | None
+        self, keys: Sequence[bytes], lengths: Sequence[int], block: torch.Tensor, is_mapped: bool
     ) -> None:
-        """Add the activations of examples, which are consecutive in `block`, [tokens, H].
+        """Add the activations of examples, which follow one another in `block`, [tokens, H].
 
         Args:
             keys: Of each example, [N].
             lengths: Tokens of each example, [N].
-            block: In memory or mapped.
-            path: Of the file that the block is mapped from.
+            block: Their activations.
+            is_mapped: Whether the block is a mapped file.
         """
         first = 0
         for key, length in zip(keys, lengths, strict=True):
-            self._rows[key] = (len(self._blocks), first, length)
+            self._places[key] = (len(self._blocks), slice(first, first + length))
             first += length
         self._blocks.append(block)
-        self._paths.append(path)
+        self._resident += 0 if is_mapped else block.nbytes
 
     def find(self, keys: Iterable[bytes]) -> list[torch.Tensor] | None:
         """The activations of these examples, [T, H] each; None if one of them is missing."""
-        places = [self._rows.get(key) for key in keys]
-        if any(place is None for place in places):
+        try:
+            places = [self._places[key] for key in keys]
+        except KeyError:
             return None
-        return [
-            self._blocks[place[0]][place[1] : place[1] + place[2]]
-            for place in places
-            if place is not None
-        ]
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For data loader workers that are not forked: they map the files themselves."""
-        blocks = [
-            (block.shape, block.dtype) if path else block
-            for block, path in zip(self._blocks, self._paths, strict=True)
-        ]
-        return {**vars(self), "_blocks": blocks, "_directory": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        blocks = zip(state["_blocks"], state["_paths"], strict=True)
-        state["_blocks"] = [map_file(path, *block) if path else block for block, path in blocks]
-        vars(self).update(state)
+        return [self._blocks[number][tokens] for number, tokens in places]
 
 
-def map_file(path: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def map_file(path: str, num_tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
     """Map a file of activations, [tokens, H]."""
-    size = shape[0] * shape[1]
-    return torch.from_file(path, shared=False, size=size, dtype=dtype).view(*shape)
+    return torch.from_file(path, size=num_tokens * width, dtype=dtype).view(num_tokens, width)
 
 
 def example_key(input_ids: Sequence[int], token_type_ids: Sequence[int] = ()) -> bytes:
