@@ -1,4 +1,4 @@
-"""The `peft-mrpc` command: hands on to the verbs, and imports only the one that runs."""
+"""The `peft-mrpc` command: runs one of its commands and imports no other."""
 
 import importlib
 import sys
@@ -7,41 +7,42 @@ from peft_mrpc import __version__
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.errors import unknown_name
 
-VERBS = {
-    "train": "adapt a model to pairs, evaluate it, write a Run",
-    "tune": "search a method's settings, write the best as a recipe for train",
-    "hard_prompt": "score pairs with a prompted causal LM, write a Run",
-    "compare": "Runs -> one table, pictures, one report",
-    "predict": "label new pairs with a Run, a directory or a Hub repository",
-    "push": "publish a Run on the Hub",
-    "doctor": "what is installed here, and which methods work on which models",
-    "quickstart": "run every strategy on the built-in pairs and compare them",
+COMMANDS = {
+    "train": "adapt a model to a data set, evaluate it, write a Run",
+    "hard_prompt": "classify examples with a prompted causal LM, write a Run",
+    "tune": "search a method's hyperparameters, write the best as a file for train",
+    "compare": "compare Runs: metrics, significance tests, plots, one HTML report",
+    "predict": "label the examples of a file with a Run, a directory or a Hub repository",
+    "push": "upload a Run to the Hub",
+    "doctor": "print what is installed, and which methods work on which models",
+    "quickstart": "run every strategy on the built-in examples and compare them",
 }
 
 
 def main() -> int:
-    """Run one verb; see `run_cli` for the exit codes."""
+    """Run one command; `run_cli` describes the exit codes."""
     return run_cli(dispatch)
 
 
 def dispatch(argv: list[str]) -> None:
-    """Hand on to the verb that is named first.
+    """Run the command that the first word names.
 
     Raises:
-        UserError: If there is no such verb.
+        UserError: If there is no such command.
     """
     name, *rest = argv or ["--help"]
+    command = name.replace("-", "_")
     if name in ("-h", "--help"):
-        width = max(map(len, VERBS))
-        lines = [f"  {verb.ljust(width)}  {text}" for verb, text in VERBS.items()]
-        sys.stdout.write("usage: peft-mrpc VERB [FLAGS]\n\n" + "\n".join(lines))
-        sys.stdout.write("\n\n`peft-mrpc VERB --help` shows the flags of one.\n")
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name.ljust(width)}  {text}" for name, text in COMMANDS.items()]
+        sys.stdout.write("usage: peft-mrpc COMMAND [--option value ...]\n\n" + "\n".join(lines))
+        sys.stdout.write("\n\n`peft-mrpc COMMAND --help` shows the options of a command.\n")
     elif name == "--version":
         sys.stdout.write(f"peft-mrpc {__version__}\n")
-    elif (verb := name.replace("-", "_")) in VERBS:
-        importlib.import_module(f"peft_mrpc.{verb}").main(rest)
+    elif command in COMMANDS:
+        importlib.import_module(f"peft_mrpc.{command}").main(rest)
     else:
-        raise unknown_name("VERB", name, VERBS)
+        raise unknown_name("COMMAND", name, COMMANDS)
     sys.stdout.flush()
 
 

@@ -1,4 +1,4 @@
-"""This process's place in a job of several."""
+"""The process group of a distributed job."""
 
 import atexit
 import functools
@@ -9,31 +9,31 @@ from accelerate import PartialState
 
 
 def prepare_processes() -> None:
-    """Say that the CPU is meant where there is nothing else.
+    """Select the CPU where there is no accelerator.
 
-    Accelerate takes a rank on a machine without an accelerator for a job of its own unless told
-    that the CPU is meant: each of N ranks would then do all the work and write the same Run.
+    Without ACCELERATE_USE_CPU, Accelerate treats each rank on a machine without an accelerator as
+    a job of its own: every rank would do all the work and write the same Run.
     """
     if not torch.accelerator.is_available():
         os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 def process_state() -> PartialState:
-    """Rank, number of processes and device; joins the job when first called."""
+    """Rank, number of processes and device. The first call joins the process group."""
     prepare_processes()
-    _leave_job_at_exit()
+    _destroy_process_group_at_exit()
     return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
 
 
 @functools.cache
-def _leave_job_at_exit() -> None:
-    """Close the process group before the interpreter ends.
+def _destroy_process_group_at_exit() -> None:
+    """Destroy the process group before the interpreter ends.
 
-    Gloo's threads outlive it otherwise, and now and then abort a rank that had finished.
+    Otherwise threads of Gloo outlive the interpreter and sometimes abort a rank that is done.
     """
-    atexit.register(_leave_job)
+    atexit.register(_destroy_process_group)
 
 
-def _leave_job() -> None:
+def _destroy_process_group() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -1,13 +1,13 @@
-"""What a Run was made on: versions, hardware, and the memory that it took."""
+"""Versions, hardware and memory, as a Run records them."""
 
 import contextlib
 import os
 import platform
-import resource
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from peft_mrpc import __version__
 
@@ -25,7 +25,7 @@ RECORDED_PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of what computes, and the hardware it ran on."""
+    """The versions of the packages that compute, and the hardware."""
     import torch
 
     versions = {"python": platform.python_version(), "peft-mrpc": __version__}
@@ -43,16 +43,15 @@ def describe_environment() -> dict[str, Any]:
     return {"versions": versions, "hardware": hardware}
 
 
-def _cpu_name() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+def available_memory(on_gpu: bool) -> int:
+    """Free memory of the GPU, or available memory of the machine, in bytes."""
+    import torch
+
+    return torch.cuda.mem_get_info()[0] if on_gpu else int(psutil.virtual_memory().available)
 
 
 def reset_peak_memory() -> None:
-    """Count the peak memory anew from here, where the system lets us (Linux does)."""
+    """Start a new measurement of the peak memory, where the system supports it (Linux)."""
     import torch
 
     with contextlib.suppress(OSError):
@@ -61,21 +60,8 @@ def reset_peak_memory() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def available_memory(on_gpu: bool) -> int:
-    """Memory that could be had now, in bytes: the GPU's, or the machine's."""
-    import torch
-
-    if on_gpu:
-        return torch.cuda.mem_get_info()[0]
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def peak_memory() -> dict[str, int]:
-    """Peak memory of this process so far, in bytes: resident, and allocated on the GPU."""
+    """The peak memory of this process in bytes: resident, and allocated on the GPU."""
     import torch
 
     peaks = {"resident_bytes": _peak_resident_bytes()}
@@ -85,10 +71,23 @@ def peak_memory() -> dict[str, int]:
 
 
 def _peak_resident_bytes() -> int:
-    # Not ru_maxrss, which begins as what the parent process had.
+    # Linux: neither psutil nor getrusage has a peak that can be reset and that excludes the
+    # parent process.
+    if (peak := _value_of("/proc/self/status", "VmHWM")) is not None:
+        return int(peak.split()[0]) * 1024
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", info.rss))  # Windows has a peak
+
+
+def _cpu_name() -> str:
+    return _value_of("/proc/cpuinfo", "model name") or platform.processor() or platform.machine()
+
+
+def _value_of(path: str, name: str) -> str | None:
+    """The first `name: value` line of a file, if there is one."""
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        for line in Path(path).read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == name:
+                return value.strip()
+    return None

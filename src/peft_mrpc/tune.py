@@ -20,7 +20,7 @@ from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_config
-from peft_mrpc.precision import is_by_rule, trainer_precision, warn_slow_bf16
+from peft_mrpc.precision import is_default_precision, trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.training.activation_cache.store import ActivationCache
@@ -216,7 +216,7 @@ def _plan(
     from peft_mrpc.training.tuning.study import Plan
 
     record = config_record(request.config, request.data, request.arguments)
-    if is_by_rule(given):
+    if is_default_precision(given):
         record = {k: v for k, v in record.items() if k not in ("bf16", "use_cpu")}
     else:
         record["precision"] = trainer_precision(request.arguments)

@@ -108,11 +108,11 @@ def test_what_onednn_may_not_use_is_not_there(
         monkeypatch.delenv(name, raising=False)
     if limit is not None:
         monkeypatch.setenv(variable, limit)
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_avx512_bf16", lambda: True)
     for has_amx, expected in ((True, with_amx), (False, without)):
-        monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda has=has_amx: has)
+        monkeypatch.setattr("peft_mrpc.precision.cpu_has_amx", lambda has=has_amx: has)
         assert cpu_bf16_units() == expected
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("peft_mrpc.precision.cpu_has_avx512_bf16", lambda: False)
     assert cpu_bf16_units() is None
 
 

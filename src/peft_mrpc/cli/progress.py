@@ -1,4 +1,4 @@
-"""Progress bars: transformers' own switch is that of ours."""
+"""Progress bars of transformers and datasets."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ from transformers.utils.logging import (
 
 
 @contextlib.contextmanager
-def progress_bars(are_shown: bool) -> Iterator[None]:
-    """Show them or not within the block, also those of loading and scoring."""
-    before, of_data = is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
-    if not are_shown:
+def progress_bars(enabled: bool) -> Iterator[None]:
+    """Show or hide all progress bars within the block."""
+    previous = is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+    if not enabled:
         disable_progress_bar()
         datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if before:
+        if previous[0]:
             enable_progress_bar()
-        if of_data:
+        if previous[1]:
             datasets.enable_progress_bars()

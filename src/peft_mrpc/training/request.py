@@ -12,7 +12,7 @@ from peft_mrpc.cli.flags import flag_value, load_recipe, parse_flags, typed_flag
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import UserError, logger, raise_faults
 from peft_mrpc.methods.registry import Method, find_method, load_default_recipe, option_owners
-from peft_mrpc.precision import keep_off, precision_defaults
+from peft_mrpc.precision import disable_mixed_precision, precision_defaults
 from peft_mrpc.training.job import TrainJob as NewJob
 from peft_mrpc.training.job import training_argument_names
 from peft_mrpc.training.optimizer_faults import keeps_gradients_from_us, schedule_faults
@@ -115,7 +115,7 @@ def _settle(
     for field, value in TRAIN_DEFAULTS.items():
         if getattr(config, field) is None:
             setattr(config, field, value)
-    keep_off(arguments, asked)
+    disable_mixed_precision(arguments, asked)
     if "eval_steps" in asked and float(asked["eval_steps"]) == 0:
         arguments.eval_steps = 0  # the Trainer takes it for none given: as many as --logging_steps
     if arguments.n_gpu > 1:  # DataParallel is slow, and sums the losses of its copies

@@ -36,7 +36,12 @@ from peft_mrpc.models.loading import (
     position_limit,
 )
 from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
-from peft_mrpc.precision import keep_off, padding_step, precision_defaults, trainer_precision
+from peft_mrpc.precision import (
+    disable_mixed_precision,
+    padding_step,
+    precision_defaults,
+    trainer_precision,
+)
 from peft_mrpc.training.job import (
     ResolvedJob,
     TrainJob,
@@ -272,7 +277,7 @@ def _build_training_args(fields: Mapping[str, Any], given: Mapping[str, Any]) ->
         training_args = TrainingArguments(**copy.deepcopy(dict(fields)))
     except (ValueError, TypeError, ImportError, OSError, KeyError) as error:
         raise UserError(f"TrainingArguments: {one_line(error)}") from error
-    keep_off(training_args, _without_none(given))
+    disable_mixed_precision(training_args, _without_none(given))
     if training_args.n_gpu > 1:  # DataParallel is slow, and adds up the losses of its replicas
         logger.info(
             "one of %d GPUs is used; start with `accelerate launch` to use all",
