@@ -1,23 +1,5 @@
 """Numbers and names as a person says them."""
 
-# What each strategy does to a model, for a reader who knows none of them.
-METHOD_WORDS = {
-    "full": "every weight of the model is trained",
-    "layer_freeze": "the last layers and a new head are trained, the others stay as they were",
-    "linear_probe": "a new head alone is trained, the model stays as it was",
-    "bitfit": "the model's biases and a new head are trained",
-    "ln_tuning": "the model's layer norms and a new head are trained",
-    "lora": "small matrices beside the model's weights are trained, and a new head",
-    "dora": "small matrices beside the model's weights, their lengths and a new head are trained",
-    "vera": "two vectors for each matrix drawn by chance are trained, and a new head",
-    "oft": "small rotations of the model's weights are trained, and a new head",
-    "ia3": "vectors that scale what passes through the model are trained, and a new head",
-    "prompt_tuning": "a few virtual words before each pair are trained, and a new head",
-    "p_tuning": "virtual words that a small network writes are trained, and a new head",
-    "prefix_tuning": "virtual words before each layer are trained, and a new head",
-    "hard_prompt": "a language model is asked in words, nothing is trained",
-}
-
 
 def short_count(number: float) -> str:
     """A count in few digits: 380,675 is 381 k."""

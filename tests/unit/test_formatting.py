@@ -1,7 +1,6 @@
 import pytest
 
 from peft_mrpc.formatting import (
-    METHOD_WORDS,
     duration,
     p_text,
     rate_text,
@@ -9,7 +8,6 @@ from peft_mrpc.formatting import (
     short_count,
     shorten,
 )
-from peft_mrpc.methods.registry import METHODS
 
 
 def test_numbers_are_said_in_few_digits() -> None:
@@ -27,10 +25,6 @@ def test_a_slow_speed_is_not_rounded_to_nothing() -> None:
     assert [rate_text(n) for n in (0.542, 6.13, 9.96, 62.4, 12_345)] == [
         *("0.54", "6.1", "10", "62", "12,345")
     ]
-
-
-def test_every_method_is_explained() -> None:
-    assert set(METHOD_WORDS) == {*METHODS, "hard_prompt"}
 
 
 @pytest.mark.parametrize("most", [10, 11, 34])

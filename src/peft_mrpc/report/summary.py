@@ -4,11 +4,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_mrpc.formatting import METHOD_WORDS, duration, p_text, rate_text, share_text, short_count
+from peft_mrpc.formatting import duration, p_text, rate_text, share_text, short_count
 from peft_mrpc.report.analysis import find_difference, is_significant
 from peft_mrpc.report.comparison import Comparison
 
 Row = Mapping[str, Any]
+METHOD_DESCRIPTIONS = {
+    "full": "all parameters are trained",
+    "layer_freeze": "the last layers and a new head are trained; the other layers are frozen",
+    "linear_probe": "only a new head is trained",
+    "bitfit": "the biases and a new head are trained",
+    "ln_tuning": "the layer norms and a new head are trained",
+    "lora": "low-rank updates of the weights and a new head are trained",
+    "dora": "low-rank updates and magnitudes of the weights and a new head are trained",
+    "vera": "scaling vectors of fixed random matrices and a new head are trained",
+    "oft": "orthogonal transformations of the weights and a new head are trained",
+    "ia3": "vectors that scale activations and a new head are trained",
+    "prompt_tuning": "virtual tokens in the input and a new head are trained",
+    "p_tuning": "a network that generates virtual tokens and a new head are trained",
+    "prefix_tuning": "virtual tokens in every layer and a new head are trained",
+    "hard_prompt": "a language model classifies with a prompt; nothing is trained",
+}
 
 
 @dataclass(frozen=True)
@@ -54,8 +70,8 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
         f"Always predicting {majority} has an accuracy of {baseline['accuracy']:.1%}"
         f"{_baseline_note(gain, low, baseline)}.",
     ]
-    if best["method"] in METHOD_WORDS:
-        sentences.append(f"{best['method']}: {METHOD_WORDS[best['method']]}.")
+    if best["method"] in METHOD_DESCRIPTIONS:
+        sentences.append(f"{best['method']}: {METHOD_DESCRIPTIONS[best['method']]}.")
     tiles = [
         SummaryTile(
             "Most accurate" if len(ranked) > 1 else "Accuracy",
@@ -97,7 +113,7 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
 def method_descriptions(comparison: Comparison) -> dict[str, str]:
     """What each method does, by name; unknown methods are omitted."""
     methods = (run.record["method"] for run in comparison.runs)
-    return {name: METHOD_WORDS[name] for name in methods if name in METHOD_WORDS}
+    return {name: METHOD_DESCRIPTIONS[name] for name in methods if name in METHOD_DESCRIPTIONS}
 
 
 def seeds_note(comparison: Comparison) -> str:

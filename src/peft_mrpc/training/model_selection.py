@@ -16,6 +16,7 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.splits import stratified_holdout
 from peft_mrpc.errors import TrainingDiverged, raise_faults, unknown_name
+from peft_mrpc.evaluation.metric_names import SELECTION_METRICS
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.models.batched_inference import classifier_probabilities
@@ -27,9 +28,6 @@ logger = logging.getLogger(__name__)
 
 # Name of the split that is carved from train.
 SELECTION = "selection"
-# Our metric of each name that `metric_for_best_model` accepts besides the loss.
-EVAL_METRICS = {"accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
-SELECTION_METRICS = ("loss", *EVAL_METRICS)
 
 
 def implied_training_arguments(
@@ -182,7 +180,8 @@ def compute_eval_metrics(prediction: Any, classifier: Classifier) -> dict[str, f
     probabilities = classifier_probabilities(logits)
     predictions = predict_labels(probabilities, classifier.threshold)
     values = compute_metrics(prediction.label_ids, predictions, probabilities, classifier.labels)
-    metrics = {name: values[key] for name, key in EVAL_METRICS.items()}
+    metrics = {name: values.get(key) for name, key in SELECTION_METRICS.items()}
+    # The Trainer computes the loss; areas are None if a label has no examples.
     return {name: value for name, value in metrics.items() if value is not None}
 
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from example_runs import PERFECT, SCORES, build_run, change_record
 
+from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.report.build import build_report
-from peft_mrpc.report.summary import Summary, build_summary
+from peft_mrpc.report.summary import METHOD_DESCRIPTIONS, Summary, build_summary
 from peft_mrpc.runs.run import Run
 
 
@@ -93,3 +94,7 @@ def test_leaked_examples_are_mentioned(tmp_path: Path) -> None:
     text = summarize(*runs).text
     assert "a · model-x: 2 of these examples also occur in its training set" in text
     assert text.count("also occur") == 1
+
+
+def test_every_method_has_a_description() -> None:
+    assert set(METHOD_DESCRIPTIONS) == {*METHODS, "hard_prompt"}
