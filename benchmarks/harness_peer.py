@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.prompting.templates import Template
-from peft_mrpc.serialization import dump_yaml
 
 TASK = "pairs"
 # No Hub, and no cached data of another task.
@@ -67,7 +66,7 @@ def run_harness(
         for split, rows in files.items():
             (folder / f"{split}.jsonl").write_text("".join(map(_line, rows)), "utf-8")
         task = _task(template, label_names, folder)
-        (folder / f"{TASK}.yaml").write_text(dump_yaml(task), "utf-8")
+        (folder / f"{TASK}.yaml").write_text(json.dumps(task), "utf-8")
         peer = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         manager = TaskManager(include_path=str(folder), include_defaults=False)
         os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")

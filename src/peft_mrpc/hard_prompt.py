@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.api import evaluate_prompt, preview_prompts
     from peft_mrpc.distributed import process_state
     from peft_mrpc.prompting.run import template_lines
-    from peft_mrpc.runs.writer import summary
+    from peft_mrpc.runs.summary import summary
 
     if config.dry_run:
         lines = preview_prompts(config, data)
