@@ -1,12 +1,14 @@
-"""Publishing, with the real client against a Hub on loopback, and reading back from there."""
+"""Publish with the real client on a local Hub, and load from there."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import ROWS, run_command
 from hub_server import HubServer
 
+from peft_mrpc.push import main
 from peft_mrpc.runs.run import load_run
 
 BASE = "tiny-org/tiny-bert"
@@ -19,11 +21,11 @@ def hub() -> HubServer:
 
 
 def published_text(files: dict[str, bytes]) -> str:
-    """All files that are text, as one."""
+    """The text of all files."""
     return "".join(content.decode("utf-8", errors="ignore") for content in files.values())
 
 
-def test_a_pushed_model_is_read_back_in_a_new_process(
+def test_a_published_model_is_loaded_in_a_new_process(
     hub: HubServer, trained_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     env = hub.environment(tmp_path / "home")
@@ -52,7 +54,7 @@ def test_a_pushed_model_is_read_back_in_a_new_process(
         assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-5)
 
 
-def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
+def test_publishes_an_adapter_at_the_end_of_training(
     hub: HubServer,
     tiny_bert: str,
     data_flags: list[str],
@@ -70,15 +72,13 @@ def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
         env=env,
     )
     assert done.returncode == 0, done.stderr
-    assert (
-        len(hub.repositories["owner/prompt"].commits) == 2
-    )  # the Hub's own first, and one of ours
+    assert len(hub.repositories["owner/prompt"].commits) == 2  # the Hub's first commit, and ours
     files = hub.repositories["owner/prompt"].files
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
     assert json.loads(files["peft_mrpc.json"])["model"] == BASE
     text = published_text(files)
     assert "/tmp" not in text and "hf_test" not in text
-    # Elsewhere: no local base, everything comes from the Hub; PEFT alone can load it as well.
+    # In another home: no local base model, everything is downloaded.
     output = tmp_path / "out.jsonl"
     clean = hub.environment(tmp_path / "elsewhere")
     done = run_command(
@@ -92,7 +92,7 @@ def test_an_adapter_is_pushed_at_trainings_end_with_its_base_on_the_hub(
         assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-5)
 
 
-def test_a_second_push_of_the_same_run_changes_nothing(
+def test_pushing_a_run_again_changes_nothing(
     hub: HubServer, trained_run: Path, tmp_path: Path
 ) -> None:
     env = hub.environment(tmp_path / "home")
@@ -103,7 +103,7 @@ def test_a_second_push_of_the_same_run_changes_nothing(
     assert not hub.repositories["owner/twice"].private
 
 
-def test_dry_run_lists_the_files_and_sends_nothing(
+def test_dry_run_lists_the_files_and_uploads_nothing(
     hub: HubServer, trained_run: Path, tmp_path: Path
 ) -> None:
     asked = len(hub.requests)
@@ -114,7 +114,7 @@ def test_dry_run_lists_the_files_and_sends_nothing(
     assert len(hub.requests) == asked and "owner/dry" not in hub.repositories
 
 
-def test_a_push_that_cannot_work_is_one_line(
+def test_reports_an_impossible_push_in_one_line(
     hub: HubServer, trained_run: Path, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     def said(*arguments: str, token: str = "hf_test") -> str:
@@ -125,14 +125,22 @@ def test_a_push_that_cannot_work_is_one_line(
         return lines[0]
 
     run = str(trained_run)
-    assert "no Hub token found" in said("push", run, "--repo_id", "owner/x", token="")
-    assert "refused the token" in said("push", run, "--repo_id", "owner/x", token="hf_wrong")
-    assert "--repo_id: got none" in said("push", run)
-    assert "expected owner/name" in said("push", run, "--repo_id", "nameless", "--dry_run")
-    assert "is no directory" in said("push", str(tmp_path / "gone"), "--repo_id", "owner/x")
-    # Before any training: a token that is refused, and a base that nobody else could load.
+    assert "got no Hub token" in said("push", run, "--repo_id", "owner/x", token="")
+    assert "rejected the token" in said("push", run, "--repo_id", "owner/x", token="hf_wrong")
+    # Before training: a rejected token, and a base model that others cannot load.
     flags = [*data_flags, "--output_dir", str(tmp_path / "run"), "--push_to_hub"]
     flags += ["--hub_model_id", "owner/x", "--model", tiny_bert, "--method", "lora"]
-    assert "refused the token" in said("train", *flags, token="hf_wrong")
+    assert "rejected the token" in said("train", *flags, token="hf_wrong")
     assert "--base_model_id" in said("train", *flags)
     assert "owner/x" not in hub.repositories and not (tmp_path / "run").exists()
+
+
+def test_rejects_invalid_names(
+    trained_run: Path, tmp_path: Path, fails: Callable[..., str]
+) -> None:
+    run = str(trained_run)
+    assert "--repo_id: got none; expected owner/name." in fails(main, run)
+    for name in ("nameless", "two/many/parts", "owner/na me", "--/x"):
+        message = fails(main, run, f"--repo_id={name}", "--dry_run")
+        assert f"--repo_id: got {name!r}; expected owner/name." in message
+    assert "is not a directory" in fails(main, str(tmp_path / "gone"), "--repo_id", "owner/x")

@@ -1,22 +1,25 @@
-"""A Run to the Hub: the adapter or model, its tokenizer, its metrics and its card."""
+"""Publish a Run on the Hub: its adapter or model, tokenizer, metrics and model card."""
 
 import contextlib
 import logging
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from peft_mrpc.errors import UserError, logger, one_line
+from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import CARD_FILE, METRICS_FILE, RUN_FILE, Run
+from peft_mrpc.runs.run import ARTIFACT_FILE, CARD_FILE, METRICS_FILE, RUN_FILE, Run
 from peft_mrpc.serialization import read_json, write_json
 
-# What of a Run's record may be told to the world: results and settings, no path of this machine.
+logger = logging.getLogger(__name__)
+
+# Options that are not published: paths, addresses and tokens.
 PRIVATE_KEYS = (
     "train_file",
     "validation_file",
@@ -28,12 +31,14 @@ PRIVATE_KEYS = (
 )
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Refuse what is no repository's name.
+def check_repo_id(repo_id: str | None) -> None:
+    """Check the name of a repository.
 
     Raises:
-        UserError: If it is not `owner/name` in the letters the Hub takes.
+        UserError: If it is not `owner/name` in the characters that the Hub allows.
     """
+    if not repo_id:
+        raise UserError("repo_id: got none; expected owner/name.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
@@ -45,60 +50,83 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def check_access(repo_id: str) -> None:
-    """Ask the Hub, before hours of training, whether it will take the result.
+    """Check before a long training that its result can be uploaded.
 
     Raises:
-        UserError: If the name is no repository name, there is no token, or the Hub refuses it.
+        UserError: If the name is invalid, there is no token, or the Hub rejects it.
     """
     check_repo_id(repo_id)
     if get_token() is None:
-        raise UserError("push: no Hub token found; log in with `hf auth login` or set HF_TOKEN.")
+        raise UserError("push: got no Hub token. Log in with `hf auth login` or set HF_TOKEN.")
     try:
         HfApi().whoami()
-    except Exception as error:  # a refused token or no network: either way nothing can be pushed
+    except Exception as error:  # a rejected token or no network
         raise UserError(
-            f"push: the Hub refused the token or is out of reach: {one_line(error)[:200]}"
+            f"push: the Hub rejected the token or cannot be reached: {one_line(error)[:200]}"
         ) from error
 
 
 def check_base(model: str, base_model_id: str | None) -> None:
-    """Refuse to publish an adapter or a prompt whose base model nobody else could load.
+    """Check that others can load the base model of an adapter or a prompt.
 
     Raises:
-        UserError: If the base is a local directory without a Hub id.
+        UserError: If it is a local directory without a Hub id.
     """
     if not base_model_id:
         raise UserError(
-            f"push: the base model is the local directory {model!r}, which others cannot load; "
-            "give its Hub id with --base_model_id."
+            f"base_model_id: got none, but the base model is the local directory {model!r}; "
+            "expected its Hub id."
         )
 
 
 def check_publishable(run: Run) -> None:
-    """Refuse a Run that would be of no use elsewhere.
+    """Check that others can load a Run; a whole model needs no base model.
 
     Raises:
-        UserError: As `check_base` says; a whole model needs no base.
+        UserError: If its base model is a local directory without a Hub id.
     """
     if run.artifact.name != "model":
         check_base(run.record["model"], run.record["base_model_id"])
 
 
+def with_base_model(run: Run, base_model_id: str | None) -> Run:
+    """The Run with another Hub id of its base model, if one is given.
+
+    Raises:
+        UserError: If the id is invalid.
+    """
+    if not base_model_id:
+        return run
+    check_repo_id(base_model_id)
+    return replace(run, record={**run.record, "base_model_id": base_model_id})
+
+
+def list_files(run: Run, repo_id: str) -> dict[str, int]:
+    """The files that `publish` would upload, with their sizes in bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        collect_files(run, repo_id, folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(folder)): path.stat().st_size for path in paths}
+
+
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:
-    """Lay out in `folder` what the repository will hold, without a path of this machine in it."""
+    """Write the content of the repository into `folder`, without local paths."""
     if count := run.num_pool_examples:
         logger.warning(
-            "push: %d labelled training pairs go along: demonstrations are found among them", count
+            "push: the repository will contain %d labelled training examples, from which the "
+            "demonstrations are selected",
+            count,
         )
     shutil.copytree(run.artifact, folder, dirs_exist_ok=True)
-    # PEFT and transformers write cards and arguments of their own; ours says more and no paths.
+    # transformers saves its arguments, which contain local paths.
     with contextlib.suppress(FileNotFoundError):
         (folder / "training_args.bin").unlink()
     for file in folder.glob("*.json"):
-        if file.name in ("peft_mrpc.json", "adapter_config.json"):
+        if file.name in (ARTIFACT_FILE, "adapter_config.json"):
             write_json(file, _published_names(read_json(file), run))
     for path in {run.path, run.model_run.path}:
-        if (path / "plots").is_dir():  # a Run on unlabelled rows has none
+        if (path / "plots").is_dir():  # a Run without labels has no plots
             shutil.copytree(path / "plots", folder / "plots", dirs_exist_ok=True)
     write_json(folder / METRICS_FILE, run.metrics)
     write_json(folder / RUN_FILE, _published_record(run))
@@ -106,16 +134,18 @@ def collect_files(run: Run, repo_id: str, folder: Path) -> None:
 
 
 def _published_names(info: dict[str, Any], run: Run) -> dict[str, Any]:
+    """Replace local paths of the base model by its Hub id."""
     base = run.record["base_model_id"]
-    named = {"base_model_name_or_path": base, "tokenizer_name_or_path": base}
+    names = {"base_model_name_or_path": base, "tokenizer_name_or_path": base}
     if not str(info.get("model", "builtin:")).startswith("builtin:"):
-        named["model"] = base
-    return {**info, **{key: value for key, value in named.items() if info.get(key)}}
+        names["model"] = base
+    return {**info, **{key: value for key, value in names.items() if info.get(key)}}
 
 
 def _published_record(run: Run) -> dict[str, Any]:
+    """The content of `run.json` without private options and local paths."""
     config = {
-        # A template is text, whatever in it looks like a path.
+        # A template is text, even if it looks like a path.
         key: value if key == "templates" else _without_path(value)
         for key, value in run.record["config"].items()
         if key not in PRIVATE_KEYS
@@ -128,7 +158,7 @@ def _published_record(run: Run) -> dict[str, Any]:
 
 
 def _without_path(value: Any) -> Any:
-    """The name alone of what is, or looks like, a file or directory."""
+    """Replace everything that is or looks like a path by its last component."""
     if isinstance(value, dict):
         return {key: _without_path(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -139,31 +169,33 @@ def _without_path(value: Any) -> Any:
 
 
 def publish(run: Run, repo_id: str, private: bool) -> str:
-    """Create the repository if it is missing and upload in one commit.
+    """Upload a Run in one commit; the repository is created if it does not exist.
 
+    Args:
+        run: The Run.
+        repo_id: Name of the repository, `owner/name`.
+        private: Whether a new repository is private.
     Returns:
-        The address of the repository.
+        The URL of the repository.
     Raises:
-        UserError: If the Hub refuses; the Run on disk stays as it is.
+        UserError: If others could not load the Run, or the Hub rejects it.
     """
     check_publishable(run)
     api = HfApi()
     with tempfile.TemporaryDirectory() as folder:
         collect_files(run, repo_id, Path(folder))
         try:
-            # None leaves an organisation's own default in force.
+            # None: the default of the organization applies.
             url = api.create_repo(repo_id, private=private or None, exist_ok=True)
             api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=f"Upload {run.record['method']} by peft-mrpc",
             )
-        except (
-            Exception
-        ) as error:  # refused, or the connection broke: httpx's errors are no OSError
+        except Exception as error:  # rejected, or no connection: httpx's errors are not OSErrors
             raise UserError(
-                f"push: {repo_id}: {one_line(error)[:300]} The Run is kept in {run.path}; "
-                f"try again: peft-mrpc push {run.path} --repo_id {repo_id}"
+                f"push: {repo_id}: {one_line(error)[:300]} The Run is in {run.path}. Try again: "
+                f"peft-mrpc push {run.path} --repo_id {repo_id}"
             ) from error
-    logger.log(logging.INFO, "published: %s", url)
+    logger.info("published: %s", url)
     return str(url)
