@@ -98,6 +98,8 @@ def validate(
         UserError: With all faults.
     """
     faults = [fault for rule in RULES for fault in rule(resolved)]
+    if not faults:  # invalid options would fail there too
+        faults += _optimizer_faults(resolved)
     if data is not None and not faults:
         faults += _data_faults(resolved, data, reported)
     names = {fault.partition(":")[0] for fault in faults}
@@ -213,7 +215,6 @@ RULES: tuple[Callable[[ResolvedJob], list[str]], ...] = (
     _feature_faults,
     _compatibility_faults,
     _gradient_faults,
-    _optimizer_faults,
     _checkpoint_faults,
 )
 
