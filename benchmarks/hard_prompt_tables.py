@@ -5,7 +5,7 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from peft_mrpc.formatting import p_text
+from peft_mrpc.formatting import format_p_value
 
 Row = dict[str, Any]
 
@@ -49,7 +49,7 @@ def quantization_table(rows: Sequence[Row]) -> str:
     ]
     for row in rows:
         alone = row["only_fp32_right"], row["only_nf4_right"]
-        p = p_text(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else "1"
+        p = format_p_value(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else "1"
         areas = f"{row['fp32']['roc_auc']:.3f} / {row['nf4']['roc_auc']:.3f}"
         lines.append(
             f"| {row['wording']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "

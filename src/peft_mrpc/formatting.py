@@ -1,8 +1,8 @@
-"""Numbers and names as a person says them."""
+"""Numbers and names as text: one formatter for each kind of quantity."""
 
 
-def short_count(number: float) -> str:
-    """A count in few digits: 380,675 is 381 k."""
+def format_count(number: float) -> str:
+    """A count with three digits: 380,675 is `381 k`."""
     for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{unit}"
@@ -10,38 +10,45 @@ def short_count(number: float) -> str:
 
 
 def format_bytes(size: float) -> str:
-    """A size with a decimal unit: 123 MB, 1.2 GB."""
+    """A size with three digits and a decimal unit: `123 MB`, `1.2 GB`."""
     for factor, unit in ((1e3, "KB"), (1e6, "MB"), (1e9, "GB")):
         if size < 999.5 * factor:  # three digits, not 1e+03
             return f"{size / factor:.3g} {unit}"
     return f"{size / 1e12:.3g} TB"
 
 
-def share_text(share: float) -> str:
-    """A share in percent, in more digits where it is small."""
+def format_share(share: float) -> str:
+    """A share in percent, with two decimals below 10 %."""
     return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"
 
 
-def shorten(text: str, most: int) -> str:
-    """A name in at most so many characters, its middle left out: its ends tell it apart."""
-    if len(text) <= most:
-        return text
-    head = (most - 1) * 2 // 3
-    return f"{text[:head]}…{text[head + 1 - most :]}"
-
-
-def duration(seconds: float) -> str:
-    """A time in its usual unit."""
+def format_duration(seconds: float) -> str:
+    """A duration in seconds, minutes or hours."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def p_text(value: float) -> str:
-    """A probability to read."""
+def format_p_value(value: float) -> str:
+    """A p value with three decimals."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def rate_text(per_second: float) -> str:
-    """A speed, with a decimal where it is slow."""
+def format_rate(per_second: float) -> str:
+    """A rate per second, with two digits if it is low."""
     return f"{per_second:,.0f}" if per_second >= 9.95 else f"{per_second:.2g}"
+
+
+def format_mean_std(mean: float | None, std: float | None = None) -> str:
+    """A metric with three decimals, and its standard deviation over seeds: `0.912 ± 0.004`."""
+    if mean is None:
+        return "-"
+    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def shorten(text: str, max_length: int) -> str:
+    """A text in at most `max_length` characters, cut in its middle."""
+    if len(text) <= max_length:
+        return text
+    head = (max_length - 1) * 2 // 3
+    return f"{text[:head]}…{text[head + 1 - max_length :]}"

@@ -20,7 +20,7 @@ from peft_mrpc.evaluation.plots import (
     plot_reliability,
     plot_roc_curves,
 )
-from peft_mrpc.formatting import short_count, shorten
+from peft_mrpc.formatting import format_count, shorten
 from peft_mrpc.report.comparison import Comparison
 from peft_mrpc.runs.run import Predictions, Run
 
@@ -358,7 +358,7 @@ def _draw_costs(
     if span == 1:
         axis.set_xlim(lowest / 2, lowest * 2)
     axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 30 else (1,)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: short_count(cost)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: format_count(cost)))
     axis.xaxis.set_minor_formatter(NullFormatter())
     for point, place in zip(points, dodge([cost or zero_mark for cost in costs]), strict=True):
         deviation = "" if point.deviation is None else f" ± {point.deviation:.3f}"

@@ -4,7 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_mrpc.formatting import duration, p_text, rate_text, share_text, short_count
+from peft_mrpc.formatting import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_p_value,
+    format_rate,
+    format_share,
+)
 from peft_mrpc.report.analysis import find_difference, is_significant
 from peft_mrpc.report.comparison import Comparison
 
@@ -176,7 +183,7 @@ def _lead(
         return SummaryTile("Lead", "none", f"over {second['name']}"), ""
     difference = find_difference(best["name"], second["name"], analysis)
     number = len(analysis["differences"])
-    p_value = p_text(difference["holm"])
+    p_value = format_p_value(difference["holm"])
     p_value = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
     p_value += f", adjusted for {number} comparisons" if number > 1 else ""
     if is_significant(difference):
@@ -198,17 +205,17 @@ def _training_cost(row: Row) -> str:
     if not row["trained_parameters"]:
         return "no training"
     seconds = row["train_seconds"]
-    return "training" if seconds is None else f"{duration(seconds)} of training"
+    return "training" if seconds is None else f"{format_duration(seconds)} of training"
 
 
 def _running_cost(row: Row) -> str:
     """Trained parameters, speed and memory."""
     parts = [
-        f"{rate_text(row['score_pairs_per_second'])} examples/s",
-        f"{row['peak_memory_bytes'] / 1e9:.2f} GB of memory",
+        f"{format_rate(row['score_pairs_per_second'])} examples/s",
+        f"{format_bytes(row['peak_memory_bytes'])} of memory",
     ]
     if row["trained_parameters"]:
-        count, share = short_count(row["trained_parameters"]), share_text(row["trained_share"])
+        count, share = format_count(row["trained_parameters"]), format_share(row["trained_share"])
         parts.insert(0, f"{count} trained parameters, {share} of the model")
     return "; ".join(parts)
 

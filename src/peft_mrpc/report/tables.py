@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from peft_mrpc.evaluation.metric_names import SCALAR_METRICS
-from peft_mrpc.formatting import duration, p_text, rate_text, share_text, short_count
+from peft_mrpc.formatting import (
+    format_bytes,
+    format_count,
+    format_duration,
+    format_p_value,
+    format_rate,
+    format_share,
+)
 from peft_mrpc.report.analysis import is_equivalent, is_significant
 from peft_mrpc.report.comparison import Comparison
 from peft_mrpc.runs.summary import format_metrics
@@ -128,13 +135,13 @@ def _result_cells(
         cells.append(Cell(text, value, is_best))
     trained, seconds = row.get("trained_parameters"), row.get("train_seconds")
     rate, memory = row.get("score_pairs_per_second"), row.get("peak_memory_bytes")
-    share = f"{short_count(trained)} ({share_text(row['trained_share'])})" if trained else "-"
+    share = f"{format_count(trained)} ({format_share(row['trained_share'])})" if trained else "-"
     return [
         *cells,
         Cell(share, trained),
-        Cell("-" if seconds is None else duration(seconds), seconds),
-        Cell("-" if rate is None else rate_text(rate), rate),
-        Cell("-" if memory is None else f"{memory / 1e9:.2f} GB", memory),
+        Cell("-" if seconds is None else format_duration(seconds), seconds),
+        Cell("-" if rate is None else format_rate(rate), rate),
+        Cell("-" if memory is None else format_bytes(memory), memory),
     ]
 
 
@@ -167,11 +174,13 @@ def _difference_cells(difference: Mapping[str, Any]) -> list[Cell]:
         Cell(_points(difference["accuracy"]), difference["accuracy"]),
         Cell(f"{_points(low)} to {_points(high)}", low),
         Cell("yes" if is_significant(difference) else "no"),
-        Cell(p_text(difference["holm"]), difference["holm"]),
-        Cell(p_text(difference["p"]), difference["p"]),
+        Cell(format_p_value(difference["holm"]), difference["holm"]),
+        Cell(format_p_value(difference["p"]), difference["p"]),
         _points_cell(difference["other_metrics"].get("roc_auc")),
         Cell(f"{alone[0]} : {alone[1]}", alone[0]),
-        Cell(f"{equivalent} ({p_text(difference['equivalence'])})", difference["equivalence"]),
+        Cell(
+            f"{equivalent} ({format_p_value(difference['equivalence'])})", difference["equivalence"]
+        ),
     ]
 
 

@@ -6,14 +6,8 @@ from typing import Any
 import numpy as np
 
 from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.formatting import format_mean_std
 from peft_mrpc.runs.run import Run
-
-
-def format_mean_std(mean: float | None, std: float | None = None) -> str:
-    """A metric, with its standard deviation over seeds if there is one."""
-    if mean is None:
-        return "-"
-    return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
 
 
 def format_metrics(values: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
