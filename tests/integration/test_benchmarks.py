@@ -181,12 +181,6 @@ def test_committed_results_have_the_shape_and_the_goals(name: str) -> None:
         assert goals[:1] == [goal], beginning
 
 
-@pytest.mark.parametrize("page", sorted(FOLDER.glob("*.md")), ids=lambda page: page.stem)
-def test_links_of_the_pages_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\((?!https:)([^)#]+)[^)]*\)", page.read_text("utf-8"))
-    assert [link for link in links if not (page.parent / link).is_file()] == []
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_benchmark_has_its_page_and_marks(name: str) -> None:
     page = (FOLDER / f"{name}.md").read_text("utf-8")

@@ -1,6 +1,4 @@
 import json
-import re
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -489,16 +487,3 @@ def test_the_plan_tells_the_schedule(
 ) -> None:
     main(["--model", tiny_bert, *data_flags, "--unfreeze_every", "0.5", "--dry_run"])
     assert "; of the last 2 layers one more every 0.5 epochs" in capsys.readouterr().out
-
-
-def test_the_commands_of_the_page_are_understood() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "layer-freezing.md").read_text()
-    (block,) = re.findall(r"```bash\n(.*?)```", page, flags=re.S)
-    lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-    assert [words[:2] for words in lines] == [["peft-mrpc", "train"]] * 4 + [
-        ["peft-mrpc", "doctor"]
-    ]
-    for words in lines[:4]:
-        request = parse_request(words[2:])
-        assert request.config.model == "builtin:minilm" and request.data.dataset == "builtin:pairs"
-    doctor(lines[4][2:])

@@ -77,25 +77,5 @@ def test_the_readme_shows_every_strategy() -> None:
     }
 
 
-@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
-def test_readme_commands_have_flags_that_exist(words: list[str]) -> None:
-    from peft_mrpc import config, train
-    from peft_mrpc.cli.parser import option_names
-
-    verb, *argv = words
-    if verb == "train":
-        train.parse_request(argv)
-        return
-    known = {
-        "hard_prompt": option_names(config.PromptConfig, config.DataConfig),
-        "compare": option_names(config.CompareConfig),
-        "predict": option_names(config.PredictConfig),
-        "push": option_names(config.PushConfig),
-        "quickstart": {"output_dir"},
-    }[verb]
-    given = {word[2:].partition("=")[0] for word in argv if word.startswith("--")}
-    assert given <= known
-
-
 def test_the_readme_names_no_path_of_one_machine() -> None:
     assert re.findall(r"(?<![\w.~*])/(?:work|root|home|tmp|opt|usr)\b", README) == []

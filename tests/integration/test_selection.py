@@ -1,7 +1,5 @@
 """Model selection: the split carved from train, checkpoints, early stopping, thresholds."""
 
-import re
-import shlex
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -417,18 +415,3 @@ def test_options_that_do_not_fit_the_data_are_rejected(
     with pytest.raises(UserError, match="split: got train, a part of which is held out"):
         selected = DataConfig(train_file=data.train_file, split="train")
         train("lora", data=selected, threshold="auto")
-
-
-def test_the_documented_commands_parse() -> None:
-    from peft_mrpc.training.request import parse_train_command
-
-    pages = ("model-selection.md", "losses.md")
-    text = "".join((Path(__file__).parents[2] / "docs" / page).read_text("utf-8") for page in pages)
-    commands = [
-        shlex.split(line)
-        for block in re.findall(r"```bash\n(.*?)```", text, flags=re.S)
-        for line in block.replace("\\\n", " ").splitlines()
-    ]
-    assert [words[:2] for words in commands] == [["peft-mrpc", "train"]] * 4
-    for words in commands:
-        parse_train_command(words[2:])
