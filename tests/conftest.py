@@ -234,14 +234,26 @@ def build_training(folder: Path | str, data: Any, method: str, **overrides: Any)
     Returns:
         A namespace with `trainer`, `classifier`, `resolved` and `data` (its splits).
     """
+    from peft_mrpc.training.job import TrainJob, split_options
+
+    config, others = split_overrides(method, {"disable_tqdm": True, **overrides})
+    return build_job(folder, TrainJob(config, data, *split_options(method, others)))
+
+
+def build_from_flags(folder: Path | str, argv: list[str]) -> Any:
+    """`build_training` of a command line."""
+    from peft_mrpc.cli.train_arguments import parse_train_command
+
+    return build_job(folder, parse_train_command(argv))
+
+
+def build_job(folder: Path | str, job: Any) -> Any:
+    """`build_training` of a job."""
     from transformers import set_seed
 
     from peft_mrpc.training.build import build_classifier, build_trainer
-    from peft_mrpc.training.job import TrainJob, split_options
     from peft_mrpc.training.run import load_inputs, resolve_and_validate, training_data
 
-    config, others = split_overrides(method, {"disable_tqdm": True, **overrides})
-    job = TrainJob(config, data, *split_options(method, others))
     inputs = load_inputs(job)
     resolved = resolve_and_validate(job, inputs)
     splits = training_data(resolved, inputs.data)

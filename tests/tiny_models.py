@@ -5,26 +5,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from conftest import build_tokenizer
+from conftest import build_from_flags, build_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     LlamaForCausalLM,
     PretrainedConfig,
-    set_seed,
 )
 
 from peft_mrpc.api import load_classifier
-from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.compatibility import default_options, validate_compatibility
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import head_parameter_ids, trainable_names
 from peft_mrpc.models.artifact import save_classifier
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.request import parse_request
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
 RANGE = {"initializer_range": 0.3}
@@ -142,15 +137,13 @@ def train_two_steps(
 
     What trains must change, some of it beside the head, and nothing else may.
     """
-    request = parse_request(
+    tiny = build_from_flags(
+        folder,
         ["--method", method, "--model", model, *data_flags, *FLAGS[method]]
         + ["--max_steps", "2", "--per_device_train_batch_size", "4", "--disable_tqdm", "true"]
-        + list(flags)
+        + ["--seed", "1", *flags],
     )
-    set_seed(1)
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(model), data)
-    trainer, _ = build_trainer(request, data, classifier, str(folder))
+    classifier, trainer, data = tiny.classifier, tiny.trainer, tiny.data
     parameters = dict(classifier.model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     trainable = set(trainable_names(classifier.model))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import build_tokenizer
+from conftest import build_from_flags, build_tokenizer
 from tiny_models import (
     ARCHITECTURES,
     COMBINATIONS,
@@ -17,11 +17,7 @@ from tiny_models import (
 )
 from transformers import OPTConfig, OPTModel
 
-from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.request import parse_request
 
 
 def test_only_the_known_combinations_are_refused() -> None:
@@ -85,10 +81,8 @@ def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
     shutil.copytree(models["llama"], folder)
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
-    request = parse_request(["--model", str(folder), *data_flags, "--method", method])
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(str(folder)), data)
-    pairs = data.splits["validation"]
+    tiny = build_from_flags(folder, ["--model", str(folder), *data_flags, "--method", method])
+    classifier, pairs = tiny.classifier, tiny.data.splits["validation"]
     alone, together = (
         classifier.predict_proba(pairs, 1),
         classifier.predict_proba(pairs, len(pairs)),

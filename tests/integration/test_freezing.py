@@ -5,25 +5,20 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_script
+from conftest import build_from_flags, run_script
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
-from transformers import BertConfig, TrainerCallback, set_seed
+from transformers import BertConfig, TrainerCallback
 
-from peft_mrpc.data.loading import load_data
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.freezing import FreezeCallback
 from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, find_modules
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import trainable_names
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.request import parse_request
 
 H, E, V, POSITIONS = 16, 8, 64, 64  # of the tiny models; E is how wide ELECTRA's embeddings are
 NORM = 2 * H  # weight and bias
@@ -179,15 +174,9 @@ def test_bad_options_end_in_one_line_before_anything_is_written(
 
 def prepare(model: str, data_flags: list[str], folder: Path, *flags: str) -> Any:
     """A Trainer of six pairs a step, three steps an epoch."""
-    request = parse_request(
-        ["--model", model, *data_flags, "--pooling", "native", "--disable_tqdm", "true"]
-        + ["--per_device_train_batch_size", "6", *flags]
-    )
-    set_seed(1)
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(model), data)
-    trainer, _ = build_trainer(request, data, classifier, str(folder))
-    return trainer
+    flags = ("--per_device_train_batch_size", "6", "--seed", "1", *flags)
+    argv = ["--model", model, *data_flags, "--pooling", "native", "--disable_tqdm", "true", *flags]
+    return build_from_flags(folder, argv).trainer
 
 
 def watch_modes(watched: dict[str, Any]) -> dict[str, set[bool]]:
@@ -406,21 +395,22 @@ def test_a_resumed_schedule_is_the_uninterrupted_one(
 UNDER_DDP = """
 import json, sys
 import torch.distributed as dist
-import peft_mrpc.train as train
+import peft_mrpc.training.run as run
+from peft_mrpc import train
 from peft_mrpc.cli.app import run_cli
 from test_freezing import Watch
 
-build = train.build_trainer
+build = run.build_trainer
 
-def build_watched(*args):
-    trainer, cut = build(*args)
+def build_watched(*args, **kwargs):
+    trainer, cut = build(*args, **kwargs)
     watch = Watch(trainer.model)
     trainer.add_callback(watch)
     watched.append((trainer, watch))
     return trainer, cut
 
 watched = []
-train.build_trainer = build_watched
+run.build_trainer = build_watched
 assert run_cli(train.main, sys.argv[2:]) == 0
 ((trainer, watch),) = watched
 kind = type(trainer.model_wrapped).__name__

@@ -38,9 +38,7 @@ def test_importing_the_package_imports_no_heavy_library() -> None:
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
-def test_the_library_does_not_print(
-    train_tiny, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_library_does_not_print(train_tiny, capsys: pytest.CaptureFixture[str]) -> None:
     train_tiny()
     assert capsys.readouterr().out == ""
 

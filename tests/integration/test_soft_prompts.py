@@ -9,14 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS
+from conftest import ROWS, build_from_flags
 from tiny_models import ENCODERS, FLAGS, batch_drift, reload_drift, train_two_steps
-from transformers import AutoModel, set_seed
+from transformers import AutoModel
 
 from peft_mrpc import doctor
 from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
-from peft_mrpc.data.loading import load_data
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.collator import ClassificationCollator
@@ -26,8 +25,6 @@ from peft_mrpc.models.modeling_sentence_pair import POOLINGS
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.request import parse_request
 
 PAIRS = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
 AFTER = ["--prompt_position", "after", "--pooling"]
@@ -36,12 +33,8 @@ TEXT = ["--prompt_tuning_init", "TEXT", "--prompt_tuning_init_text"]
 
 def build(model: str, data_flags: list[str], *flags: str) -> Classifier:
     """What would train, as `train` builds it."""
-    request = parse_request(
-        ["--method", "prompt_tuning", "--model", model, *data_flags, "--num_virtual_tokens", "5"]
-        + list(flags)
-    )
-    set_seed(request.arguments.seed)
-    return build_classifier(request, resolve_model(model), load_data(request.data))
+    argv = ["--method", "prompt_tuning", "--model", model, *data_flags]
+    return build_from_flags("unused", [*argv, "--num_virtual_tokens", "5", *flags]).classifier
 
 
 def prompt_of(classifier: Classifier) -> torch.Tensor:

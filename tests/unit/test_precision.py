@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import build_from_flags
 
-from peft_mrpc.data.loading import load_data
+from peft_mrpc.cli.train_arguments import parse_train_command
 from peft_mrpc.models.collator import ClassificationCollator
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import (
     compute_dtype,
     cpu_bf16_units,
@@ -18,8 +18,13 @@ from peft_mrpc.precision import (
 )
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.request import parse_request
+from peft_mrpc.training.resolve import load_base_model, resolve
+
+
+def training_args(*argv: str) -> Any:
+    """The Trainer's arguments of a command line."""
+    job = parse_train_command(["--model", "builtin:minilm", *argv])
+    return resolve(job, load_base_model(job.config), ["no", "yes"]).training_args
 
 
 @pytest.fixture(params=[True, False], ids=["units", "no_units"])
@@ -33,31 +38,31 @@ def has_units(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("method", ["full", "layer_freeze", "prompt_tuning"])
 def test_a_cpu_with_units_for_bf16_trains_in_it(method: str, has_units: bool) -> None:
-    arguments = parse_request(["--method", method]).arguments
+    arguments = training_args("--method", method)
     assert trainer_precision(arguments) == ("bf16" if has_units else "fp32")
     assert arguments.device.type == "cpu"
 
 
 def test_what_was_asked_for_stands(has_units: bool, tmp_path: Path) -> None:
-    assert trainer_precision(parse_request(["--bf16", "false"]).arguments) == "fp32"
-    assert trainer_precision(parse_request(["--bf16"]).arguments) == "bf16"
-    assert trainer_precision(parse_request(["--use_cpu", "false"]).arguments) == "fp32"
-    by_rule = trainer_precision(parse_request(["--fp16", "false"]).arguments)
+    assert trainer_precision(training_args("--bf16", "false")) == "fp32"
+    assert trainer_precision(training_args("--bf16")) == "bf16"
+    assert trainer_precision(training_args("--use_cpu", "false")) == "fp32"
+    by_rule = trainer_precision(training_args("--fp16", "false"))
     assert by_rule == ("bf16" if has_units else "fp32")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: lora\nbf16: false\n", encoding="utf-8")
-    assert trainer_precision(parse_request(["--config", str(recipe)]).arguments) == "fp32"
+    assert trainer_precision(training_args("--config", str(recipe))) == "fp32"
 
 
 def test_what_accelerate_launch_was_told_stands(
     has_units: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    arguments = parse_request([]).arguments
+    arguments = training_args()
     assert not arguments.bf16 and trainer_precision(arguments) == "bf16"
-    assert trainer_precision(parse_request(["--bf16", "false"]).arguments) == "fp32"
+    assert trainer_precision(training_args("--bf16", "false")) == "fp32"
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what it says where nothing was asked
-    assert trainer_precision(parse_request([]).arguments) == ("bf16" if has_units else "fp32")
+    assert trainer_precision(training_args()) == ("bf16" if has_units else "fp32")
 
 
 @pytest.mark.parametrize(
@@ -137,9 +142,9 @@ def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
 def test_padding_to_eights_leaves_logits_as_they_are(
     architecture: str, models: dict[str, str], data_flags: list[str]
 ) -> None:
-    request = parse_request(["--model", models[architecture], *data_flags, "--method", "lora"])
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(models[architecture]), data)
+    argv = ["--model", models[architecture], *data_flags, "--method", "lora"]
+    tiny = build_from_flags("unused", argv)
+    classifier, data = tiny.classifier, tiny.data
     features, _ = classifier.encode(data.splits["train"][:5])
     longest = max(len(feature["input_ids"]) for feature in features)
     assert longest % 8

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS
+from conftest import ROWS, build_from_flags
 from tiny_models import FLAGS
 from transformers import (
     AutoModel,
@@ -267,22 +267,15 @@ def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) ->
 def test_the_head_trains_at_its_own_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    from peft_mrpc.data.loading import load_data
-    from peft_mrpc.training.build_model import build_classifier
-    from peft_mrpc.training.build_trainer import build_trainer
-    from peft_mrpc.training.request import parse_request
-
-    request = parse_request(
+    trainer = build_from_flags(
+        tmp_path,
         ["--method", "full", "--model", tiny_bert, *data_flags, "--pooling", "segments"]
-        + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3", "--layer_decay", "1"]
-    )
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(tiny_bert), data)
-    trainer, _ = build_trainer(request, data, classifier, str(tmp_path))
+        + ["--learning_rate", "1e-4", "--head_learning_rate", "5e-3", "--layer_decay", "1"],
+    ).trainer
     groups = trainer.create_optimizer().param_groups
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     assert len(rates) == sum(len(group["params"]) for group in groups)
-    for name, parameter in classifier.model.named_parameters():
+    for name, parameter in trainer.model.named_parameters():
         expected = 5e-3 if name.startswith("classifier.") else 1e-4
         assert rates[id(parameter)] == expected, name
 
