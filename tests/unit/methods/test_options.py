@@ -7,13 +7,9 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
 from tiny_models import reload_drift, train_two_steps
 
-from peft_mrpc.cli.flags import recipe_to_flags
-from peft_mrpc.errors import UserError
 from peft_mrpc.methods.peft_options import option_types, parse_option
-from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS
+from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS, load_default_recipe
 from peft_mrpc.train import main
-from peft_mrpc.training.request import parse_request
-from peft_mrpc.training.tuning.config import common_recipe
 
 
 @pytest.mark.parametrize(
@@ -172,63 +168,14 @@ def test_options_that_cannot_be_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_number_of_blocks_stands_instead_of_their_size(
-    tiny_bert: str, data_flags: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = ["--method", "oft", "--r", "2"]
-    options = parse_request(flags).options
-    assert (options.r, options.oft_block_size) == (2, 0)
-    main([*flags, "--model", tiny_bert, *data_flags, "--dry_run"])
-    assert "nothing was trained" in capsys.readouterr().out
-    # So it does where a search varies it.
-    recipe = common_recipe(parse_request(flags[:2]), {"method": "oft"}, ["r"])
-    options = parse_request(recipe_to_flags({**recipe, "r": 4})).options
-    assert (options.r, options.oft_block_size) == (4, 0)
-    with pytest.raises(UserError, match="--method: expected one name"):
-        parse_request(["--method", "lora", "dora"])
+def test_a_number_of_blocks_replaces_their_size() -> None:
+    assert load_default_recipe("oft", {"r"})["oft_block_size"] == 0
+    assert load_default_recipe("oft")["oft_block_size"] > 0
 
 
-def test_faults_of_every_kind_are_said_together(
+def test_all_faults_of_a_methods_options_are_reported_together(
     tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
 ) -> None:
-    flags = "--method lora --r 0 --lora_dropout 2 --seed -1 --max_length 3 --activation_cache disk"
-    said = fails(main, "--model", tiny_bert, *data_flags, *flags.split()).splitlines()
-    for name in ("r", "lora_dropout", "seed", "max_length", "activation_cache"):
-        assert sum(line.startswith(f"peft-mrpc: --{name}: got ") for line in said) == 1
-    assert len(said) == 5
-
-
-def test_every_fault_of_a_recipe_is_said_with_its_file(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
-) -> None:
-    recipe = tmp_path / "mine.yaml"
-    flags = ["--config", str(recipe), "--model", tiny_bert, *data_flags]
-    recipe.write_text("method: lora\nlearning_rate: fast\nnum_train_epochs: few\n")
-    assert fails(main, *flags).splitlines() == [
-        f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
-        f"peft-mrpc: {recipe}: num_train_epochs: invalid float value: 'few'.",
-    ]
-    recipe.write_text("method: lora\nclass_weights: [1, 2]\n")
-    assert fails(main, *flags).splitlines() == [
-        f"peft-mrpc: {recipe}: class_weights: got the list [1, 2]; expected one value.",
-    ]
-    recipe.write_text("method: lora\nlearning_rate: fast\nr: many\nlearning_rat: 1\n")
-    assert fails(main, *flags).splitlines() == [
-        f"peft-mrpc: {recipe}: learning_rate: invalid float value: 'fast'.",
-        f"peft-mrpc: {recipe}: r: got 'many'; expected a valid integer.",
-        f"peft-mrpc: {recipe}: learning_rat: got an unknown option. Did you mean 'learning_rate'?",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("flags", "said"),
-    [
-        ("--selection_fraction 0.2", "--selection_fraction: got 0.2, but nothing is chosen on"),
-        ("--metric_for_best_model loss", "--metric_for_best_model: got loss, but nothing is"),
-        ("--metric_for_best_model roc_auc --threshold auto", "got roc_auc, but nothing is chosen"),
-    ],
-)
-def test_flags_that_nothing_would_heed_are_refused(
-    flags: str, said: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
-) -> None:
-    assert said in fails(main, "--model", tiny_bert, *data_flags, *flags.split())
+    flags = "--method lora --r 0 --lora_dropout 2"
+    message = fails(main, "--model", tiny_bert, *data_flags, *flags.split()).splitlines()
+    assert [line.split(": ")[1] for line in message] == ["--r", "--lora_dropout"]
