@@ -9,7 +9,7 @@ import pytest
 
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.checkpoints import ABOUT_FILE, STATE_FILE, TRAINED_FILE
+from peft_mrpc.training.checkpoints import FINGERPRINT_FILE, STATE_FILE, TRAINED_FILE
 from peft_mrpc.training.resuming import RESUME_CRITICAL_OPTIONS
 
 Fails = Callable[..., str]
@@ -53,9 +53,9 @@ def resume(checkpoint: Path, output_dir: Path) -> list[str]:
         (["--seed", "7"], "--seed: got 7, but {} was trained with 42"),
         (["--swap_sentences", "false"], '--swap_sentences: got "false", but {}'),
         (["--max_train_samples", "12"], "which was trained on other examples than the 12 of"),
-        (["--early_stopping_patience", "1"], "{} was trained with none, by which it has counted"),
-        (["--num_train_epochs", "0.5"], "--num_train_epochs: got 0.5, but {} has trained 1"),
-        (["--max_steps", "2"], "--max_steps: got 2, but {} has trained 3"),
+        (["--early_stopping_patience", "1"], "{} was trained with none"),
+        (["--num_train_epochs", "0.5"], "num_train_epochs: got 0.5, but {} is at epoch 1"),
+        (["--max_steps", "2"], "max_steps: got 2, but {} is at step 3"),
     ],
 )
 @pytest.mark.parametrize("more", [[], ["--dry_run"]], ids=["train", "dry_run"])
@@ -83,7 +83,8 @@ def test_all_that_differs_is_said_together(
 
 
 @pytest.mark.parametrize(
-    "name", [STATE_FILE, ABOUT_FILE, TRAINED_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"]
+    "name",
+    [STATE_FILE, FINGERPRINT_FILE, TRAINED_FILE, "optimizer.pt", "scheduler.pt", "rng_state.pth"],
 )
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_file_that_is_cut_short_is_named(
@@ -99,9 +100,9 @@ def test_a_file_that_is_cut_short_is_named(
 def test_a_checkpoint_that_does_not_say_what_it_is_of_is_refused(
     words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
 ) -> None:
-    (checkpoint / ABOUT_FILE).unlink()
+    (checkpoint / FINGERPRINT_FILE).unlink()
     message = fails(main, *words, *resume(checkpoint, tmp_path / "on"))
-    assert f"{checkpoint}: holds no {ABOUT_FILE}; expected a checkpoint written by" in message
+    assert f"{checkpoint}: has no {FINGERPRINT_FILE}; expected a checkpoint written by" in message
 
 
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt"])
@@ -110,7 +111,7 @@ def test_a_checkpoint_of_the_model_alone_is_refused(
 ) -> None:
     (checkpoint / name).unlink()
     message = fails(main, *words, "--dry_run", *resume(checkpoint, tmp_path / "on"))
-    assert f"which holds no {name}, without which a training does not go on" in message
+    assert f"which has no {name}, so that the training cannot resume exactly" in message
 
 
 def test_another_patience_and_another_number_of_processes_are_refused(
@@ -122,9 +123,9 @@ def test_another_patience_and_another_number_of_processes_are_refused(
     flags = [*words, "--dry_run", *resume(checkpoint, tmp_path / "on")]
     message = fails(main, *flags, "--early_stopping_patience", "1")
     assert "--early_stopping_patience: got 1, but" in message and "trained with 2" in message
-    about = json.loads((checkpoint / ABOUT_FILE).read_text("utf-8"))
+    about = json.loads((checkpoint / FINGERPRINT_FILE).read_text("utf-8"))
     about["flags"]["num_processes"] = 2
-    (checkpoint / ABOUT_FILE).write_text(json.dumps(about), encoding="utf-8")
+    (checkpoint / FINGERPRINT_FILE).write_text(json.dumps(about), encoding="utf-8")
     message = fails(main, *flags)
     assert f"--num_processes: got 1, but {checkpoint} was trained with 2" in message
 
@@ -158,6 +159,6 @@ def test_every_flag_that_decides_is_one(finished: Path) -> None:
     config = load_run(finished).record["config"]
     assert set(RESUME_CRITICAL_OPTIONS) <= config.keys()
     checkpoint = finished / "checkpoints" / f"checkpoint-{STEP}"
-    about = json.loads((checkpoint / ABOUT_FILE).read_text("utf-8"))
+    about = json.loads((checkpoint / FINGERPRINT_FILE).read_text("utf-8"))
     assert about["flags"]["learning_rate"] == config["learning_rate"]
     assert about["train"] == load_run(finished).record["data"]["splits"]["train"]["fingerprint"]

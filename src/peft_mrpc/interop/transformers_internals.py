@@ -1,6 +1,7 @@
 """Private and undocumented parts of transformers and bitsandbytes that the package uses."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
@@ -79,3 +80,14 @@ def keep_4bit_weights_trainable(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def early_stopping_patience(trainer_state: Mapping[str, Any]) -> int | None:
+    """The early stopping patience that a checkpoint was trained with; None for none.
+
+    Uses `stateful_callbacks` of the file `trainer_state.json`.
+    """
+    callbacks = trainer_state.get("stateful_callbacks", {})
+    arguments = callbacks.get("EarlyStoppingCallback", {}).get("args", {})
+    patience: int | None = arguments.get("early_stopping_patience")
+    return patience

@@ -1,5 +1,6 @@
-"""The parts of an encoder, and the callback that holds what is frozen still."""
+"""The callback that freezes parameters and keeps frozen modules in eval mode."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -14,54 +15,56 @@ from transformers import (
     TrainingArguments,
 )
 
-from peft_mrpc.errors import logger
 from peft_mrpc.models.architecture import describe_trainable, encoder_layers, trainable_names
+
+logger = logging.getLogger(__name__)
 
 
 def frozen_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> list[nn.Module]:
-    """The largest modules of the encoder in which nothing trains.
+    """The largest modules of the encoder whose parameters are all frozen.
 
-    A module that holds a trained part is not among them, nor is its own dropout.
+    Args:
+        model: The model.
+        frozen: Its frozen parameters.
     """
     if not any(parameter.requires_grad for parameter in model.base_model.parameters()):
         return [model.base_model]
-    still = {id(parameter) for parameter in frozen}
+    frozen_ids = {id(parameter) for parameter in frozen}
     layers = encoder_layers(model)
 
     def largest(module: nn.Module) -> list[nn.Module]:
         holds_layers = any(part is layers for part in module.modules())
-        # A list is never called as a module; layers that are each on their own can be checkpointed.
-        is_opened = holds_layers or isinstance(module, nn.ModuleList)
-        if not is_opened and all(id(parameter) in still for parameter in module.parameters()):
+        # A list is not called as a module, and its layers are checkpointed one by one.
+        is_container = holds_layers or isinstance(module, nn.ModuleList)
+        if not is_container and all(id(p) in frozen_ids for p in module.parameters()):
             return [module]
-        inside = [
+        children = [
             child
             for child in module.children()
             if holds_layers or any(True for _ in child.parameters())
         ]
-        return [one for child in inside for one in largest(child)]
+        return [part for child in children for part in largest(child)]
 
     return largest(model.base_model)
 
 
 class FreezeCallback(TrainerCallback):
-    """Freeze some parameters, keep modules that are frozen whole in eval mode, say what trains.
+    """Freeze parameters, keep frozen modules in eval mode, and log the trainable parameters.
 
-    The Trainer builds its optimizer before `on_train_begin` and calls `model.train()` before every
-    step: so parameters are frozen in `on_init_end`, and each frozen module goes back to eval mode
-    (no dropout) just before it runs, by a hook that lasts as long as the training.
+    The Trainer builds its optimizer before `on_train_begin`, so parameters are frozen in
+    `on_init_end`. It calls `model.train()` before every step, so a hook sets each frozen module to
+    eval mode (no dropout) before it runs.
 
-    With several stages the encoder is unfrozen step by step (gradual unfreezing, arXiv:1801.06146,
-    section 3.3). DDP allows no change of `requires_grad` once it has begun, so only what the last
-    stage freezes is frozen as PyTorch means it; what an earlier one freezes as well loses its
-    gradients before each step of the optimizer, which then leaves it alone: no update, no weight
-    decay, no momentum. The stage depends on the epoch alone, and so is the same in a training that
-    goes on from a checkpoint.
+    With several stages the encoder is unfrozen gradually (arXiv:1801.06146, section 3.3). DDP does
+    not allow `requires_grad` to change during the training, so only the parameters of the last
+    stage have none. The gradients of those that an earlier stage freezes are dropped before each
+    optimizer step: no update, no weight decay, no momentum. The stage depends on the epoch alone,
+    also in a resumed training.
 
     Args:
         method: Name of the method, for the log.
-        select: The parameters of a model to freeze, in each stage.
-        every: How many epochs a stage lasts, where there are several.
+        select: The parameters of a model to freeze, for each stage.
+        every: Epochs of a stage; None for a single stage.
     """
 
     def __init__(
@@ -79,14 +82,14 @@ class FreezeCallback(TrainerCallback):
         self._trainable: list[str] = []
 
     def freeze(self, model: PreTrainedModel) -> str:
-        """Freeze what the last stage does; what trains, in words."""
+        """Freeze the parameters of the last stage; a description of the others."""
         stages = self.select(model)
         for parameter in stages[-1]:
             parameter.requires_grad = False
-        how = ""
+        schedule = ""
         if self.every is not None:
-            how = f"; of the last {len(stages) - 1} layers one more every {self.every:g} epochs"
-        return describe_trainable(model) + how
+            schedule = f"; the last {len(stages) - 1} layers one by one every {self.every:g} epochs"
+        return describe_trainable(model) + schedule
 
     def on_init_end(
         self,
@@ -123,8 +126,8 @@ class FreezeCallback(TrainerCallback):
     ) -> None:
         stage = self._stage_at(state)
         if stage > self._stage:
-            last = "layer trains" if stage == 1 else f"{stage} layers train"
-            logger.info("%s: epoch %.2f, the last %s", self.method, state.epoch, last)
+            layers = "the last layer" if stage == 1 else f"the last {stage} layers"
+            logger.info("%s: epoch %.2f, %s unfrozen", self.method, state.epoch, layers)
         self._stage = stage
 
     def on_train_end(
@@ -135,19 +138,19 @@ class FreezeCallback(TrainerCallback):
         self._hooks.clear()
         if self._stage < len(self._stages) - 1:
             logger.warning(
-                "%s: the training ended with %d of %d layers unfrozen; lower --unfreeze_every",
+                "%s: the training ended with %d of %d layers unfrozen; lower unfreeze_every",
                 *(self.method, self._stage, len(self._stages) - 1),
             )
 
     def drop_gradients(self) -> None:
-        """Take the gradients from all that this stage freezes."""
+        """Drop the gradients of the parameters that the current stage freezes."""
         for parameter in self._stages[self._stage]:
             parameter.grad = None
 
     def _stage_at(self, state: TrainerState) -> int:
         if self.every is None:
             return 0
-        # 0.3 / 0.1 is a little less than 3.
+        # 0.3 / 0.1 is less than 3 by rounding.
         passed = int((state.epoch or 0) / self.every + 1e-6)
         return min(passed, len(self._stages) - 1)
 
@@ -155,5 +158,5 @@ class FreezeCallback(TrainerCallback):
         if stage == self._stage:
             is_checkpointed = module.training and getattr(module, "gradient_checkpointing", False)
             module.eval()
-            # A layer is checkpointed in training mode only; what drops out are modules inside it.
+            # Layers are checkpointed in training mode only; their dropout modules are in eval mode.
             module.training = is_checkpointed

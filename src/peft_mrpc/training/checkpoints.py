@@ -1,11 +1,12 @@
-"""Checkpoints that give back exactly the model that was saved, whatever the method.
+"""Checkpoints that restore exactly the model that was saved, whatever the method.
 
-PEFT saves of a prompt only what its encoder computes. The Trainer, taking that for the encoder,
-goes on from (or ends with) another model for p-tuning and fails for projected prefix tuning
-(github.com/huggingface/peft/issues/2256). So each checkpoint also holds all that trains.
+PEFT saves the output of a prompt encoder and not its weights. The Trainer therefore resumes from
+(or ends with) another model for p-tuning and fails for projected prefix tuning
+(github.com/huggingface/peft/issues/2256). So each checkpoint also holds all trained parameters.
 """
 
 import json
+import logging
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,27 +18,30 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peft_mrpc.errors import UserError, logger, one_line
+from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.interop.transformers_internals import early_stopping_patience
 from peft_mrpc.training.optimizer_faults import parts_layers
 
+logger = logging.getLogger(__name__)
+
 TRAINED_FILE = "trained.safetensors"
-ABOUT_FILE = "training.json"
+FINGERPRINT_FILE = "training.json"
 STATE_FILE = "trainer_state.json"
 
 
 def checkpoint_faults(
     folder: Path, arguments: TrainingArguments, patience: int | None
 ) -> list[str]:
-    """What is wrong with a checkpoint to go on from, as far as its files say.
+    """Errors in the files of a checkpoint to resume from.
 
     Args:
         folder: The checkpoint.
-        arguments: Of the training that is to go on.
-        patience: Its evaluations without progress before it stops; None for no early stopping.
+        arguments: Of the training that resumes.
+        patience: Its early stopping patience; None for no early stopping.
     """
-    where = f"--resume_from_checkpoint: got {str(folder)!r}"
+    where = f"resume_from_checkpoint: got {str(folder)!r}"
     if not (folder / STATE_FILE).is_file():
-        return [f"{where}, which holds no {STATE_FILE}; expected a directory checkpoint-N."]
+        return [f"{where}, which has no {STATE_FILE}; expected a directory checkpoint-N."]
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         step, epoch = int(state["global_step"]), float(state["epoch"])
@@ -46,34 +50,34 @@ def checkpoint_faults(
     faults = _file_faults(folder)
     if not parts_layers(arguments):  # whose shards have other names
         faults += [
-            f"{where}, which holds no {name}, without which a training does not go on as it was; "
-            "expected a checkpoint that was saved without --save_only_model."
+            f"{where}, which has no {name}, so that the training cannot resume exactly; expected a "
+            "checkpoint saved without save_only_model."
             for name in ("optimizer.pt", "scheduler.pt")
             if not (folder / name).exists()
         ]
     if 0 < arguments.max_steps < step:
-        faults.append(f"--max_steps: got {arguments.max_steps}, but {folder} has trained {step}.")
+        faults.append(f"max_steps: got {arguments.max_steps}, but {folder} is at step {step}.")
     if arguments.max_steps <= 0 and epoch > arguments.num_train_epochs:
         faults.append(
-            f"--num_train_epochs: got {arguments.num_train_epochs:g}, but {folder} has trained "
+            f"num_train_epochs: got {arguments.num_train_epochs:g}, but {folder} is at epoch "
             f"{epoch:g}; expected as many or more."
         )
-    kept = state.get("stateful_callbacks", {}).get("EarlyStoppingCallback", {}).get("args", {})
-    if patience is not None and patience != (before := kept.get("early_stopping_patience")):
+    before = early_stopping_patience(state)
+    if patience is not None and patience != before:
         faults.append(
-            f"--early_stopping_patience: got {patience}, but {folder} was trained with "
-            f"{before or 'none'}, by which it has counted; expected the same."
+            f"early_stopping_patience: got {patience}, but {folder} was trained with "
+            f"{before or 'none'}; expected the same."
         )
     return faults
 
 
 def _file_faults(folder: Path) -> list[str]:
-    """Which files of a checkpoint are cut short."""
+    """Errors for the truncated files of a checkpoint."""
     faults = []
-    # An archive has its table at its end: one that is cut short is none.
+    # The table of a zip archive is at its end.
     for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
         if not zipfile.is_zipfile(path):
-            faults.append(_damaged(folder, path.name, "it is no archive, or not a whole one"))
+            faults.append(_damaged(folder, path.name, "not a complete archive"))
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
@@ -84,30 +88,30 @@ def _file_faults(folder: Path) -> list[str]:
 
 
 def _damaged(folder: Path, name: str, reason: object) -> str:
-    said = one_line(reason) if isinstance(reason, Exception) else reason
+    text = one_line(reason) if isinstance(reason, Exception) else reason
     return (
-        f"--resume_from_checkpoint: got {str(folder)!r}, whose {name} is damaged ({said}); "
-        "expected the whole of it. Go on from an earlier checkpoint."
+        f"resume_from_checkpoint: got {str(folder)!r}, whose {name} is damaged ({text}); expected "
+        "a complete file. Resume from an earlier checkpoint."
     )
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """Which training a checkpoint is of.
+def read_fingerprint(folder: Path) -> dict[str, Any]:
+    """The fingerprint of the training that wrote a checkpoint.
 
     Raises:
-        UserError: If it does not say.
+        UserError: If the checkpoint has none.
     """
     try:
-        about: dict[str, Any] = json.loads((folder / ABOUT_FILE).read_text("utf-8"))
-        if not {"flags", "train"} <= about.keys():
-            raise ValueError("it says nothing of a training")
+        fingerprint: dict[str, Any] = json.loads((folder / FINGERPRINT_FILE).read_text("utf-8"))
+        if not {"flags", "train"} <= fingerprint.keys():
+            raise ValueError("not the fingerprint of a training")
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: holds no {ABOUT_FILE}; expected a checkpoint written by this peft-mrpc."
+            f"{folder}: has no {FINGERPRINT_FILE}; expected a checkpoint written by this peft-mrpc."
         ) from error
     except (ValueError, AttributeError, OSError) as error:
-        raise UserError(_damaged(folder, ABOUT_FILE, error)) from error
-    return about
+        raise UserError(_damaged(folder, FINGERPRINT_FILE, error)) from error
+    return fingerprint
 
 
 def save_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
@@ -118,27 +122,30 @@ def save_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
 
 
 def load_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
-    """Set the parameters of these names to what a checkpoint holds.
+    """Load the parameters of these names from a checkpoint.
 
     Raises:
-        UserError: If it holds none, or those of another method or model.
+        UserError: If it has none, or those of another method or model.
     """
     if not (folder / TRAINED_FILE).is_file():
         raise UserError(
-            f"{folder}: holds no {TRAINED_FILE}; expected a checkpoint written by this peft-mrpc."
+            f"{folder}: has no {TRAINED_FILE}; expected a checkpoint written by this peft-mrpc."
         )
     stored = load_file(folder / TRAINED_FILE)
-    own = {name: tensor for name, tensor in model.named_parameters() if name in set(names)}
-    others = sorted(
-        name for name in {*own, *stored} if _shape(own.get(name)) != _shape(stored.get(name))
+    wanted = set(names)
+    parameters = {name: p for name, p in model.named_parameters() if name in wanted}
+    differing = sorted(
+        name
+        for name in {*parameters, *stored}
+        if _shape(parameters.get(name)) != _shape(stored.get(name))
     )
-    if others:
+    if differing:
         raise UserError(
-            f"{folder}: was written by another method, model or option ({others[0]} differs); "
-            "expected a checkpoint of the same."
+            f"{folder}: was written by another method, model or option ({differing[0]} differs); "
+            "expected a checkpoint of the same training."
         )
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(stored[name])
 
 
@@ -147,30 +154,29 @@ def _shape(tensor: torch.Tensor | None) -> Any:
 
 
 class CheckpointMetadata(TrainerCallback):
-    """Write down which training a checkpoint is of.
+    """Write the fingerprint of the training into each checkpoint.
 
     Args:
-        about: Gives what is to be read again by `read_about`; asked where a checkpoint is saved
-            alone, for it reads all pairs.
+        build_fingerprint: Computes it; called only when a checkpoint is saved.
     """
 
-    def __init__(self, about: Callable[[], Mapping[str, Any]]) -> None:
-        self.about = about
+    def __init__(self, build_fingerprint: Callable[[], Mapping[str, Any]]) -> None:
+        self.build_fingerprint = build_fingerprint
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.should_save:
             folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-            text = json.dumps(self.about(), indent=1) + "\n"
-            (folder / ABOUT_FILE).write_text(text, encoding="utf-8")
+            text = json.dumps(self.build_fingerprint(), indent=1) + "\n"
+            (folder / FINGERPRINT_FILE).write_text(text, encoding="utf-8")
 
 
 class RelocateBestCheckpoint(TrainerCallback):
-    """Find the best checkpoint so far when a training goes on from another one.
+    """Find the best checkpoint of a resumed training beside the checkpoint that it resumes from.
 
-    Its path was written down while the Run was being built; a finished Run has moved since, and
-    the Trainer forgets a best checkpoint that is gone, to end with the last model instead.
+    The state holds its path in the staging directory of the Run, which has moved since. The
+    Trainer ignores a best checkpoint that does not exist and ends with the last model instead.
     """
 
     def on_train_begin(
@@ -184,8 +190,8 @@ class RelocateBestCheckpoint(TrainerCallback):
         beside = Path(resumed).parent / f"checkpoint-{state.best_global_step}"
         if not beside.is_dir():
             raise UserError(
-                f"--resume_from_checkpoint: got {resumed!r}, whose best checkpoint so far is "
-                f"{beside.name}, which is not beside it; expected both."
+                f"resume_from_checkpoint: got {resumed!r}, whose best checkpoint {beside.name} is "
+                "not in the same directory; expected both."
             )
         state.best_model_checkpoint = str(beside)
 
@@ -194,6 +200,6 @@ class RelocateBestCheckpoint(TrainerCallback):
     ) -> None:
         if args.load_best_model_at_end and state.best_model_checkpoint is None:
             logger.warning(
-                "--load_best_model_at_end: the training ended before its first evaluation, and so "
-                "with its last model; lower --eval_delay"
+                "load_best_model_at_end: the training ended before its first evaluation, with the "
+                "last model; lower eval_delay"
             )

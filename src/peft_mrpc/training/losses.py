@@ -1,4 +1,4 @@
-"""The training loss of every head: class weights, focusing and label smoothing, all in one.
+"""The training loss: cross-entropy with class weights, focal loss and label smoothing.
 
 Shapes: B batch, C classes.
 """
@@ -15,8 +15,8 @@ from torch.nn.functional import one_hot
 
 from peft_mrpc.errors import UserError
 
-# Keeps the power of a focusing below 1 differentiable where a probability is 1.
-SMALLEST_MISS = 1e-12
+# Keeps the focal factor differentiable at a probability of 1 for gamma below 1.
+MIN_COMPLEMENT = 1e-12
 
 
 def classification_loss(
@@ -28,19 +28,18 @@ def classification_loss(
     focal_gamma: float = 0.0,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Weighted, focused cross-entropy against smoothed labels.
+    """Weighted focal cross-entropy with smoothed labels.
 
-    The loss of a pair is the sum over classes c of w_c q_c (1 - p_c)^gamma (-log p_c): q is the
-    true label with `label_smoothing` spread evenly over all classes (arXiv:1512.00567, section 7),
-    gamma turns the loss from pairs that are right already to those that are not
-    (arXiv:1708.02002, section 3.2). Without focusing it is what torch's `cross_entropy(weight,
-    label_smoothing)` sums.
+    The loss of an example is the sum over classes c of w_c q_c (1 - p_c)^gamma (-log p_c). q is the
+    true label with `label_smoothing` spread evenly over all classes (arXiv:1512.00567, section 7);
+    gamma reduces the loss of examples with a correct prediction (arXiv:1708.02002, section 3.2).
+    For gamma 0 this is the sum of torch's `cross_entropy(weight, label_smoothing)`.
 
     Args:
         logits: [B, C].
         labels: True label indices, [B].
-        num_items: What the sum is divided by: pairs in all batches, on all processes, of one
-            optimizer step, so that these together give the gradient of one large batch. B if None.
+        num_items: Divisor of the sum: the examples of an optimizer step in all batches on all
+            processes, so that their gradients add up to that of one large batch. B if None.
         class_weights: w, [C]; ones if None.
         focal_gamma: gamma.
         label_smoothing: Share of each label spread over the classes.
@@ -50,25 +49,25 @@ def classification_loss(
     truth = one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
     terms = -truth * log_p
     if focal_gamma:
-        terms = terms * (-torch.expm1(log_p)).clamp(min=SMALLEST_MISS) ** focal_gamma
+        terms = terms * (-torch.expm1(log_p)).clamp(min=MIN_COMPLEMENT) ** focal_gamma
     if class_weights is not None:
         terms = terms * class_weights.to(terms)
     return terms.sum() / (len(labels) if num_items is None else num_items)
 
 
 def loss_faults(class_weights: str, focal_gamma: float, label_smoothing: float) -> list[str]:
-    """What is wrong with the loss's flags, whatever the data."""
+    """Errors in the options of the loss that do not depend on the data."""
     faults = []
     if class_weights not in ("none", "balanced") and _numbers(class_weights) is None:
         faults.append(
-            f"--class_weights: got {class_weights!r}; expected none, balanced, or numbers above 0, "
+            f"class_weights: got {class_weights!r}; expected none, balanced, or numbers above 0, "
             "comma-separated, one for each label."
         )
     if not (math.isfinite(focal_gamma) and focal_gamma >= 0):
-        faults.append(f"--focal_gamma: got {focal_gamma}; expected a number from 0.")
+        faults.append(f"focal_gamma: got {focal_gamma}; expected 0 or more.")
     if not 0 <= label_smoothing < 1:
         faults.append(
-            f"--label_smoothing_factor: got {label_smoothing}; expected at least 0, less than 1."
+            f"label_smoothing_factor: got {label_smoothing}; expected at least 0, less than 1."
         )
     return faults
 
@@ -82,36 +81,36 @@ def _numbers(text: str) -> list[float] | None:
 
 
 def build_class_weights(
-    wanted: str, labels: Sequence[int], label_names: Sequence[str]
+    option: str, labels: Sequence[int], label_names: Sequence[str]
 ) -> Tensor | None:
-    """The weight of each class, [C], of mean 1 over the training pairs.
+    """The weight of each class, [C].
 
-    So weighted, a training keeps its learning rate, whatever unit the weights were given in.
+    The weights have a mean of 1 over the training examples, so that the learning rate need not
+    change with them.
 
     Args:
-        wanted: `none`, `balanced` (each class weighs as much as every other, summed over its
-            pairs), or numbers.
-        labels: Label indices of the training pairs, [N].
+        option: `none`, `balanced` (the examples of each class weigh the same in total), or numbers.
+        labels: Label indices of the training examples, [N].
         label_names: Names of the C labels.
     Raises:
-        UserError: If a class to be balanced has no pair, or the numbers are not C.
+        UserError: If a class has no example for `balanced`, or there are not C numbers.
     """
-    if wanted == "none":
+    if option == "none":
         return None
     count_of = Counter(labels)
     counts = torch.tensor([count_of[label] for label in range(len(label_names))]).double()
-    numbers = _numbers(wanted)
+    numbers = _numbers(option)
     if numbers is None:
         absent = [name for name, count in zip(label_names, counts, strict=True) if not count]
         if absent:
             raise UserError(
-                f"--class_weights: got balanced, but no training pair is {', '.join(absent)}; "
-                "expected some of each label, or weights of your own."
+                f"class_weights: got balanced, but there is no training example of "
+                f"{', '.join(absent)}; expected some of each label, or numbers."
             )
         weights = 1 / counts
     elif len(numbers) != len(label_names):
         raise UserError(
-            f"--class_weights: got {len(numbers)} numbers; expected {len(label_names)}, for "
+            f"class_weights: got {len(numbers)} numbers; expected {len(label_names)}, for "
             f"{', '.join(label_names)}."
         )
     else:
@@ -122,11 +121,11 @@ def build_class_weights(
 def build_loss(
     class_weights: Tensor | None, focal_gamma: float, label_smoothing: float
 ) -> Callable[..., Tensor]:
-    """The loss as the Trainer's `compute_loss_func` is called.
+    """The loss as a `compute_loss_func` of the Trainer.
 
-    It is always given: the Trainer takes the mean that a BERT head returns, whose forward swallows
-    `num_items_in_batch`, for a sum over accumulated batches that was divided already, and so trains
-    with as many times the gradient as there are batches in a step (transformers 5.23).
+    It is also used without any option of the loss. The heads of BERT return a mean and ignore
+    `num_items_in_batch`; the Trainer does not divide it by the accumulated batches, so that the
+    gradient is too large by their number (transformers 5.23).
     """
     loss = partial(
         classification_loss,

@@ -8,7 +8,7 @@ from typing import Any
 from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.errors import UserError
-from peft_mrpc.training.checkpoints import read_about
+from peft_mrpc.training.checkpoints import read_fingerprint
 from peft_mrpc.training.job import ResolvedJob
 
 # Options that a training step or the model selection depends on, besides the method's own. The
@@ -67,7 +67,7 @@ def resume_faults(resolved: ResolvedJob, data: DataSplits) -> list[str]:
             "that resume_from_checkpoint names; expected another directory."
         ]
     try:
-        before = read_about(Path(folder))
+        before = read_fingerprint(Path(folder))
     except UserError as error:
         return list(error.faults)
     now = training_fingerprint(resolved, data)

@@ -1,6 +1,5 @@
-import json
 import math
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,10 @@ import torch
 from conftest import ROWS, run_command, write_csv
 from torch.nn.functional import cross_entropy
 
-from peft_mrpc.data.loading import load_data
+from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.runs.run import load_run
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.build_trainer import build_trainer
 from peft_mrpc.training.losses import build_class_weights, classification_loss, loss_faults
-from peft_mrpc.training.request import parse_request
 
 NAMES = ["no", "yes"]
 
@@ -90,7 +85,7 @@ def test_weights_have_mean_one_over_the_pairs() -> None:
 @pytest.mark.parametrize("wanted", ["x", "1,-1", "0,1", "nan,1", "inf,1", ""])
 def test_bad_weights_are_refused(wanted: str) -> None:
     (fault,) = loss_faults(wanted, 0.0, 0.0)
-    assert fault.startswith(f"--class_weights: got {wanted!r}; expected none, balanced")
+    assert fault.startswith(f"class_weights: got {wanted!r}; expected none, balanced")
 
 
 @pytest.mark.parametrize(("gamma", "smoothing"), [(-1.0, 0.0), (math.nan, 0.0), (0.0, 1.0)])
@@ -101,91 +96,61 @@ def test_bad_numbers_are_refused(gamma: float, smoothing: float) -> None:
 def test_weights_must_fit_the_labels() -> None:
     with pytest.raises(UserError, match="got 3 numbers; expected 2, for no, yes"):
         build_class_weights("1,2,3", [0, 1], NAMES)
-    with pytest.raises(UserError, match="no training pair is yes"):
+    with pytest.raises(UserError, match="no training example of yes"):
         build_class_weights("balanced", [0, 0], NAMES)
 
 
-DESCENT = [
-    "--optim",
-    "sgd",
-    "--learning_rate",
-    "1",
-    "--head_learning_rate",
-    "1",
-    "--max_steps",
-    "1",
-]
-DESCENT += [
-    "--max_grad_norm",
-    "0",
-    "--warmup_steps",
-    "0",
-    "--train_sampling_strategy",
-    "sequential",
-]
-DESCENT += ["--method", "full", "--layer_decay", "1", "--disable_tqdm", "true"]
-ALL_LOSSES = ["--label_smoothing_factor", "0.1", "--class_weights", "0.7,0.3", "--focal_gamma", "1"]
+ALL_LOSSES = {"label_smoothing_factor": 0.1, "class_weights": "0.7,0.3", "focal_gamma": 1.0}
+DESCENT = {
+    **{"optim": "sgd", "learning_rate": 1.0, "head_learning_rate": 1.0, "max_steps": 1},
+    **{"max_grad_norm": 0.0, "warmup_steps": 0, "train_sampling_strategy": "sequential"},
+    **{"layer_decay": 1.0, "dropout": 0.0, "bf16": False},
+}
 
 
 @pytest.fixture(scope="module")
-def nine_pairs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def nine_examples(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
     header = ("sentence1", "sentence2", "label")
     path = str(write_csv(tmp_path_factory.mktemp("nine") / "train.csv", ROWS, header))
-    return ["--train_file", path, "--validation_file", path]
+    return DataConfig(train_file=path, validation_file=path)
 
 
-@pytest.fixture(scope="module")
-def calm_bert(tiny_bert: str, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The tiny BERT without dropout."""
-    folder = shutil.copytree(tiny_bert, tmp_path_factory.mktemp("models") / "calm")
-    config = json.loads((folder / "config.json").read_text())
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        config[name] = 0.0
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-def prepare(folder: Path, *flags: str) -> tuple[Any, Any]:
-    request = parse_request([*DESCENT, *flags])
-    torch.manual_seed(0)
-    data = load_data(request.data)
-    classifier = build_classifier(request, resolve_model(request.config.model), data)
-    for module in classifier.model.modules():
-        if isinstance(module, torch.nn.Dropout):  # our head has its own
-            module.p = 0.0
-    trainer, _ = build_trainer(request, data, classifier, str(folder))
-    return trainer, classifier.model
-
-
-@pytest.mark.parametrize("losses", [[], ALL_LOSSES], ids=["plain", "all"])
+@pytest.mark.parametrize("losses", [{}, ALL_LOSSES], ids=["plain", "all"])
 @pytest.mark.parametrize("pooling", ["native", "segments"])
-def test_accumulated_batches_give_the_step_of_one_big_batch(
-    pooling: str, losses: list[str], calm_bert: str, nine_pairs: list[str], tmp_path: Path
+def test_accumulated_batches_give_the_step_of_one_large_batch(
+    pooling: str,
+    losses: dict[str, Any],
+    nine_examples: DataConfig,
+    build_tiny: Callable[..., Any],
 ) -> None:
-    # The batches accumulated are of 4, 4 and 1 pairs.
-    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *losses]
-    big, one = prepare(tmp_path, *flags, "--per_device_train_batch_size", "9")
-    sizes = ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "3"]
-    small, three = prepare(tmp_path, *flags, *sizes)
-    big.train()
-    small.train()
-    for (name, mine), theirs in zip(one.named_parameters(), three.parameters(), strict=True):
-        assert torch.allclose(mine, theirs, atol=1e-6), name
+    options = {**DESCENT, **losses, "pooling": pooling, "data": nine_examples}
+    # The accumulated batches are of 4, 4 and 1 examples.
+    sizes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3}
+    trainers = [
+        build_tiny("full", **options, **size).trainer
+        for size in ({"per_device_train_batch_size": 9}, sizes)
+    ]
+    for trainer in trainers:
+        trainer.train()
+    one, three = (trainer.model for trainer in trainers)
+    for (name, value), other in zip(one.named_parameters(), three.parameters(), strict=True):
+        assert torch.allclose(value, other, atol=1e-6), name
 
 
 @pytest.mark.parametrize("pooling", ["native", "segments"])
-def test_the_trainer_descends_on_our_loss_and_smooths_once(
-    pooling: str, calm_bert: str, nine_pairs: list[str], tmp_path: Path
+def test_a_step_is_that_of_the_weighted_smoothed_cross_entropy(
+    pooling: str, nine_examples: DataConfig, build_tiny: Callable[..., Any]
 ) -> None:
-    flags = ["--model", calm_bert, "--pooling", pooling, *nine_pairs, *ALL_LOSSES]
-    flags += ["--focal_gamma", "0", "--per_device_train_batch_size", "9"]
-    trainer, model = prepare(tmp_path, *flags)
+    options = {**DESCENT, **ALL_LOSSES, "focal_gamma": 0.0, "pooling": pooling}
+    trainer = build_tiny(
+        "full", **options, data=nine_examples, per_device_train_batch_size=9
+    ).trainer
+    model = trainer.model
     batch = trainer.data_collator([trainer.train_dataset[row] for row in range(9)])
     labels = batch.pop("labels")
-    # Over all pairs, torch's mean divides by their weights as ours does.
-    loss = cross_entropy(model(**batch).logits, labels, torch.tensor([0.7, 0.3]),
-                         label_smoothing=0.1)  # fmt: skip
-    loss.backward()
+    # The divisor of torch's mean is the sum of the weights of all examples, as ours is.
+    weights = torch.tensor([0.7, 0.3])
+    cross_entropy(model(**batch).logits, labels, weights, label_smoothing=0.1).backward()
     parameters = dict(model.named_parameters())
     expected = {n: (p - p.grad).detach() for n, p in parameters.items() if p.grad is not None}
     model.zero_grad()
@@ -195,14 +160,16 @@ def test_the_trainer_descends_on_our_loss_and_smooths_once(
 
 
 def test_two_processes_give_the_step_of_one(
-    calm_bert: str, nine_pairs: list[str], tmp_path: Path
+    tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    found = {}
+    options = {**DESCENT, **ALL_LOSSES, "pooling": "native", "method": "full"}
+    words = ["--model", tiny_bert, *data_flags]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    probabilities = []
     for processes, size in ((1, "8"), (2, "4")):
         out = tmp_path / str(processes)
-        flags = ["--model", calm_bert, "--pooling", "native", *nine_pairs, *DESCENT, *ALL_LOSSES]
-        flags += ["--per_device_train_batch_size", size, "--output_dir", str(out)]
+        flags = [*words, "--per_device_train_batch_size", size, "--output_dir", str(out)]
         done = run_command("train", *flags, processes=processes)
         assert done.returncode == 0, done.stderr[-2000:]
-        found[processes] = load_run(out).predictions("validation").probabilities
-    assert np.abs(found[1] - found[2]).max() < 1e-5
+        probabilities.append(load_run(out).predictions("validation").probabilities)
+    assert np.abs(np.subtract(*probabilities)).max() < 1e-5

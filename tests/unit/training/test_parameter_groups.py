@@ -1,46 +1,41 @@
+"""The head's learning rate and layer-wise learning rate decay."""
+
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_models import ARCHITECTURES, FLAGS, poolings, write_tiny_model
+from tiny_models import ARCHITECTURES, poolings, write_tiny_model
 
-from peft_mrpc.data.loading import load_data
+from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import head_parameter_ids
-from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.runs.run import load_run
-from peft_mrpc.train import main
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.build_trainer import build_trainer
-from peft_mrpc.training.request import parse_request
 
 RATE, HEAD_RATE, DECAY = 1e-3, 7e-3, 0.5
-IN_NO_LAYER = ["linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"]
+RATES = {"learning_rate": RATE, "head_learning_rate": HEAD_RATE, "weight_decay": 0.1}
+# Methods that train nothing inside a layer.
+WITHOUT_LAYERS = ["linear_probe", "prompt_tuning", "p_tuning", "prefix_tuning"]
+Groups = Callable[..., tuple[Any, list[dict[str, Any]]]]
 
 
-def groups_of(method: str, model: str, data_flags: list[str], folder: Path, *flags: str) -> Any:
-    """The model and its optimizer's groups."""
-    request = parse_request(
-        ["--method", method, "--model", model, *data_flags, *FLAGS[method], *flags]
-        + ["--learning_rate", str(RATE), "--head_learning_rate", str(HEAD_RATE)]
-        + ["--weight_decay", "0.1"]
-    )
-    classifier = build_classifier(request, resolve_model(model), load_data(request.data))
-    trainer, _ = build_trainer(request, load_data(request.data), classifier, str(folder))
-    return classifier.model, trainer.create_optimizer().param_groups
+@pytest.fixture
+def groups_of(build_tiny: Callable[..., Any]) -> Groups:
+    """The model and the parameter groups of its optimizer."""
+
+    def build(method: str, **options: Any) -> tuple[Any, list[dict[str, Any]]]:
+        built = build_tiny(method, **RATES, **options)
+        return built.classifier.model, built.trainer.create_optimizer().param_groups
+
+    return build
 
 
 def expected_rate(name: str) -> float:
-    """By the name, of a model of two layers."""
-    numbered = re.search(r"\blayers?\.(\d)\.", name)
-    if numbered:
+    """The learning rate of a parameter outside the head, in a model of two layers."""
+    if numbered := re.search(r"\blayers?\.(\d)\.", name):
         return RATE * DECAY ** (1 - int(numbered[1]))
     is_after = re.search(r"\b(pooler|norm|final_norm)\.", name) and "embeddings" not in name
-    if "prompt_encoder" in name or is_after:
-        return RATE
-    return RATE * DECAY**2
+    return RATE if "prompt_encoder" in name or is_after else RATE * DECAY**2
 
 
 def check_rates(model: Any, groups: list[dict[str, Any]]) -> set[float]:
@@ -56,34 +51,29 @@ def check_rates(model: Any, groups: list[dict[str, Any]]) -> set[float]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_each_layer_learns_at_its_own_rate(
-    architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
+def test_each_layer_has_its_own_rate(
+    architecture: str, models: dict[str, str], groups_of: Groups
 ) -> None:
     for pooling in poolings(architecture):
-        flags = ["--pooling", pooling, "--layer_decay", str(DECAY)]
-        model, groups = groups_of("full", models[architecture], data_flags, tmp_path, *flags)
+        options = {"model": models[architecture], "pooling": pooling, "layer_decay": DECAY}
+        model, groups = groups_of("full", **options)
         assert check_rates(model, groups) == {RATE, RATE * DECAY, RATE * DECAY**2, HEAD_RATE}
-        assert groups[0]["lr"] == RATE  # which the Trainer logs
+        assert groups[0]["lr"] == RATE  # the one that the Trainer logs
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name not in ("full", *IN_NO_LAYER)])
-def test_what_a_method_puts_into_a_layer_learns_at_its_rate(
-    method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
-) -> None:
-    flags = ["--pooling", "native", "--layer_decay", str(DECAY)]
-    model, groups = groups_of(method, models["bert"], data_flags, tmp_path, *flags)
-    found = check_rates(model, groups)
-    below = {"layer_freeze": set(), "bitfit": {DECAY, DECAY**2}}
-    below["ln_tuning"] = below["bitfit"]  # the norm over the embeddings trains too
-    lower = {RATE * power for power in below.get(method, {DECAY})}
-    assert found == {HEAD_RATE, RATE} | lower
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("full", *WITHOUT_LAYERS)])
+def test_what_a_method_adds_to_a_layer_has_its_rate(method: str, groups_of: Groups) -> None:
+    model, groups = groups_of(method, pooling="native", layer_decay=DECAY)
+    # In layers below the last one, and with the norm of the embeddings.
+    both = {DECAY, DECAY**2}
+    powers = {"layer_freeze": set(), "bitfit": both, "ln_tuning": both}
+    lower = {RATE * power for power in powers.get(method, {DECAY})}
+    assert check_rates(model, groups) == {HEAD_RATE, RATE} | lower
 
 
-@pytest.mark.parametrize("method", IN_NO_LAYER[1:])
-def test_virtual_tokens_learn_at_their_own_rate_beside_the_head(
-    method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
-) -> None:
-    model, groups = groups_of(method, models["bert"], data_flags, tmp_path, "--pooling", "native")
+@pytest.mark.parametrize("method", WITHOUT_LAYERS[1:])
+def test_virtual_tokens_and_the_head_have_two_rates(method: str, groups_of: Groups) -> None:
+    model, groups = groups_of(method, pooling="native")
     head = head_parameter_ids(model)
     for group in groups:
         for parameter in group["params"]:
@@ -91,61 +81,60 @@ def test_virtual_tokens_learn_at_their_own_rate_beside_the_head(
     assert {group["lr"] for group in groups} == {HEAD_RATE, RATE}
 
 
-def test_all_that_stands_beside_the_encoder_is_the_head(
-    models: dict[str, str], data_flags: list[str], tmp_path: Path
+@pytest.mark.parametrize("method", ["full", "prompt_tuning"])  # without PEFT, and with it
+def test_a_pooler_beside_the_encoder_belongs_to_the_head(
+    method: str, models: dict[str, str], groups_of: Groups
 ) -> None:
-    for method in ("full", "prompt_tuning"):  # plain, and under PEFT
-        model, groups = groups_of(
-            *(method, models["deberta-v2"], data_flags, tmp_path, "--pooling", "native")
-        )
-        names = {id(p): name for name, p in model.named_parameters()}
-        at_head_rate = {
-            names[id(p)] for group in groups for p in group["params"] if group["lr"] == HEAD_RATE
-        }
-        own = {re.sub(r"^base_model\.|modules_to_save\.default\.", "", n) for n in at_head_rate}
-        assert own == {
-            *("pooler.dense.weight", "pooler.dense.bias"),
-            *("classifier.weight", "classifier.bias"),
-        }
+    model, groups = groups_of(method, model=models["deberta-v2"], pooling="native")
+    names = {id(p): name for name, p in model.named_parameters()}
+    head = {names[id(p)] for group in groups for p in group["params"] if group["lr"] == HEAD_RATE}
+    assert {re.sub(r"^base_model\.|modules_to_save\.default\.", "", name) for name in head} == {
+        *("pooler.dense.weight", "pooler.dense.bias"),
+        *("classifier.weight", "classifier.bias"),
+    }
 
 
-def test_weight_decay_is_as_without(
-    models: dict[str, str], data_flags: list[str], tmp_path: Path
-) -> None:
+def test_groups_keep_the_weight_decay(groups_of: Groups) -> None:
     decays = []
-    for flags in ([], ["--layer_decay", str(DECAY)]):
-        model, groups = groups_of("full", models["bert"], data_flags, tmp_path, *flags)
+    for options in ({}, {"layer_decay": DECAY}):
+        model, groups = groups_of("full", pooling="native", **options)
         name_of = {id(p): name for name, p in model.named_parameters()}
         decays.append({name_of[id(p)]: g["weight_decay"] for g in groups for p in g["params"]})
     assert decays[0] == decays[1]
     assert set(decays[0].values()) == {0.0, 0.1}
 
 
-def test_a_recipes_decay_is_left_out_where_there_is_no_stack_of_layers(
-    data_flags: list[str], tmp_path: Path, fails: Callable[..., str]
+def test_groups_are_built_again_for_a_second_optimizer(build_tiny: Callable[..., Any]) -> None:
+    """As after an out-of-memory error with auto_find_batch_size."""
+    trainer = build_tiny("full", **RATES).trainer
+    sizes = []
+    for _ in range(2):
+        trainer.optimizer = None
+        groups = trainer.create_optimizer().param_groups
+        sizes.append([(group["lr"], len(group["params"])) for group in groups])
+    assert sizes[0] == sizes[1] and len({rate for rate, _ in sizes[0]}) > 1
+
+
+def test_a_recipe_has_no_decay_for_a_model_without_a_stack_of_layers(
+    build_tiny: Callable[..., Any], tmp_path: Path
 ) -> None:
     albert = write_tiny_model("albert", tmp_path / "albert")
-    flags = ["--method", "full", "--model", albert, *data_flags, "--num_train_epochs", "1"]
-    main([*flags, "--output_dir", str(tmp_path / "run")])
-    assert load_run(tmp_path / "run").record["config"]["layer_decay"] is None
-    said = fails(main, *flags, "--layer_decay", "0.9", "--output_dir", str(tmp_path / "typed"))
-    assert "found no stack of 2 layers" in said
+    assert build_tiny("full", model=albert).resolved.config.layer_decay is None
+    with pytest.raises(UserError, match="found no stack of 2 layers"):
+        build_tiny("full", model=albert, layer_decay=0.9).trainer.create_optimizer()
 
 
-@pytest.mark.parametrize("method", IN_NO_LAYER)
-def test_a_decay_that_would_reach_nothing_is_refused(
-    method: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+@pytest.mark.parametrize("method", WITHOUT_LAYERS)
+def test_a_decay_without_trained_layers_is_an_error(
+    method: str, build_tiny: Callable[..., Any]
 ) -> None:
-    said = fails(
-        main, "--method", method, "--model", tiny_bert, *data_flags, "--layer_decay", "0.9"
-    )
-    assert f"--layer_decay: got 0.9, but {method} trains nothing in a layer; drop it." in said
+    with pytest.raises(UserError, match=f"layer_decay: got 0.9, but {method} trains no layer"):
+        build_tiny(method, layer_decay=0.9)
 
 
-@pytest.mark.parametrize("value", ["0", "-0.5", "1.1", "nan", "inf"])
-def test_a_decay_that_is_none_is_refused(
-    value: str, tiny_bert: str, data_flags: list[str], fails: Callable[..., str]
+@pytest.mark.parametrize("value", [0.0, -0.5, 1.1, float("nan"), float("inf")])
+def test_a_decay_outside_its_range_is_an_error(
+    value: float, build_tiny: Callable[..., Any]
 ) -> None:
-    said = fails(main, "--model", tiny_bert, *data_flags, "--layer_decay", value)
-    assert f"--layer_decay: got {float(value)}; expected above 0 and at most 1." in said
-    assert len(said.splitlines()) == 1
+    with pytest.raises(UserError, match=f"layer_decay: got {value}; expected above 0"):
+        build_tiny("full", layer_decay=value)

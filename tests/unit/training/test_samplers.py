@@ -1,8 +1,9 @@
-"""The order of training rows: each once an epoch, however the epoch comes to be trained."""
+"""The order of training examples: each once per epoch, also in resumed and distributed runs."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +12,22 @@ from conftest import run_script
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from peft_mrpc.runs.run import Run, load_run
-from peft_mrpc.train import main
+from peft_mrpc.runs.run import Run
 from peft_mrpc.training.samplers import ResumableLengthGroupedSampler
 
 LENGTHS = np.random.default_rng(0).integers(3, 60, 200).tolist()
 
 
 def orders(sampler: LengthGroupedSampler, between: Callable[[], object]) -> list[list[int]]:
-    """What a loader gives in each of three epochs."""
+    """The rows of a loader in each of three epochs."""
     loader: DataLoader[int] = DataLoader(range(200), batch_size=8, sampler=sampler)  # type: ignore
-    found = []
+    rows = []
     for epoch in range(3):
         if isinstance(sampler, ResumableLengthGroupedSampler):
             sampler.set_epoch(epoch)
-        found.append([int(row) for batch in loader for row in batch])
+        rows.append([int(row) for batch in loader for row in batch])
         between()
-    return found
+    return rows
 
 
 def build(seed: int | None = None) -> ResumableLengthGroupedSampler:
@@ -35,7 +35,7 @@ def build(seed: int | None = None) -> ResumableLengthGroupedSampler:
     return ResumableLengthGroupedSampler(8, LENGTHS, seed)
 
 
-def test_the_order_is_the_trainers_own_and_nothing_else_moves_it() -> None:
+def test_the_order_is_the_trainers_own_whatever_else_is_drawn() -> None:
     ours = orders(build(), lambda: None)
     torch.manual_seed(1)
     assert ours == orders(LengthGroupedSampler(8, lengths=LENGTHS), lambda: None)
@@ -47,7 +47,7 @@ def test_the_order_is_the_trainers_own_and_nothing_else_moves_it() -> None:
     assert [*sampler] == ours[2] == [*sampler]
 
 
-def test_a_seed_fixes_it_whatever_the_stream() -> None:
+def test_a_seed_determines_the_order() -> None:
     torch.manual_seed(1)
     first = [*ResumableLengthGroupedSampler(8, LENGTHS, 5)]
     torch.manual_seed(2)
@@ -59,34 +59,32 @@ def test_a_seed_fixes_it_whatever_the_stream() -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("method", "options"),
     [
-        ["--method", "full", "--dropout", "0.1"],
-        ["--method", "lora", "--r", "2", "--gradient_accumulation_steps", "2"],
-        ["--method", "layer_freeze", "--num_unfrozen_layers", "1", "--swap_sentences", "true"],
-        ["--method", "full", "--eval_strategy", "epoch", "--selection_fraction", "0.3"],
+        ("full", {"dropout": 0.1, "train_sampling_strategy": "group_by_length"}),
+        ("lora", {"gradient_accumulation_steps": 2}),
+        ("layer_freeze", {"swap_sentences": "true"}),
+        ("full", {"eval_strategy": "epoch", "selection_fraction": 0.3}),
     ],
     ids=["dropout", "accumulation", "swapped", "evaluated"],
 )
-def test_a_training_goes_on_in_the_midst_of_a_later_epoch(
-    more: list[str], tiny_bert: str, data_flags: list[str], tmp_path: Path
+def test_a_training_resumes_within_a_later_epoch(
+    method: str, options: dict[str, Any], train_tiny: Callable[..., Run]
 ) -> None:
-    def fit(name: str, *flags: str) -> Run:
-        common = ["--model", tiny_bert, *data_flags, *more, "--num_train_epochs", "3"]
-        common += ["--per_device_train_batch_size", "2", "--logging_steps", "1"]
-        common += ["--save_strategy", "steps", "--save_steps", "1"]
-        main([*common, "--output_dir", str(tmp_path / name), *flags])
-        return load_run(tmp_path / name)
-
-    whole = fit("whole")
+    common = {**options, "num_train_epochs": 3, "per_device_train_batch_size": 2}
+    common |= {"logging_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    whole = train_tiny(method, "whole", **common)
     losses = [row["loss"] for row in whole.record["log_history"] if "loss" in row]
     per_epoch = len(losses) // 3
     assert per_epoch > 2 and np.ptp(losses) > 1e-3
     for step in (per_epoch + 1, 2 * per_epoch, 2 * per_epoch + 2):
         checkpoint = whole.path / "checkpoints" / f"checkpoint-{step}"
-        rest = fit(f"from-{step}", "--resume_from_checkpoint", str(checkpoint))
-        assert [row["loss"] for row in rest.record["log_history"] if "loss" in row] == losses
-        probabilities = [run.predictions("validation").probabilities for run in (whole, rest)]
+        resumed = train_tiny(
+            method, f"from-{step}", resume_from_checkpoint=str(checkpoint), **common
+        )
+        history = resumed.record["log_history"]
+        assert [row["loss"] for row in history if "loss" in row] == losses
+        probabilities = [run.predictions("validation").probabilities for run in (whole, resumed)]
         assert np.array_equal(*probabilities)
 
 
@@ -115,7 +113,7 @@ dist.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_rows_of_every_epoch(
+def test_two_processes_share_the_examples_of_every_epoch(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     # Dropout draws by the shape of the batch, which is another in each process.
