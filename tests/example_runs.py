@@ -4,8 +4,10 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.runs.run import Run, load_run
@@ -67,7 +69,8 @@ def build_run(
         "log_history": [{"loss": 0.7, "epoch": 0.5}, {"loss": 0.5, "epoch": 1.0}],
         "config": config or {},
     }
-    return write_run(path, record, data, {"test": np.stack([columns[n] for n in names], axis=1)})
+    probabilities = np.stack([columns[name] for name in names], axis=1)
+    return write_without_plots(path, record, data, probabilities)
 
 
 def build_three_label_run(path: Path, method: str = "full", weight: float = 0.5) -> Run:
@@ -83,7 +86,15 @@ def build_three_label_run(path: Path, method: str = "full", weight: float = 0.5)
     noise = np.random.default_rng(0).dirichlet(np.ones(3), 30)
     probabilities = noise * (1 - weight) + np.eye(3)[np.arange(30) % 3] * weight
     (path / "model").mkdir(parents=True)
-    return write_run(path, record, data, {"test": probabilities})
+    return write_without_plots(path, record, data, probabilities)
+
+
+def write_without_plots(
+    path: Path, record: dict[str, Any], data: DataSplits, probabilities: NDArray[np.float64]
+) -> Run:
+    """Write a Run faster, because most tests do not read its plots."""
+    with patch("peft_mrpc.runs.writer.save_figure"):
+        return write_run(path, record, data, {"test": probabilities})
 
 
 def change_json(path: Path, change: Callable[[Any], Any]) -> None:

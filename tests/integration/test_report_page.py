@@ -124,8 +124,7 @@ def test_the_most_accurate_run_is_first(page: Any) -> None:
     shares = [float(text.split()[0]) for text in values]
     assert shares == sorted(shares, reverse=True) and page.locator("tr.baseline").count() == 1
     assert (
-        "linear_probe: a new head alone is trained"
-        in page.locator("#results dl.terms").inner_text()
+        "linear_probe: only a new head is trained" in page.locator("#results dl.terms").inner_text()
     )
 
 

@@ -145,3 +145,10 @@ def test_seeds_that_draw_their_training_examples_are_grouped(tmp_path: Path) -> 
     assert len(group_seed_runs(runs)) == 1
     runs = [change_record(run, lambda record: record["config"].clear()) for run in runs]
     assert len(group_seed_runs(runs)) == 2
+
+
+def test_a_written_run_has_a_card_and_plots(trained_run: Path) -> None:
+    assert {path.name for path in (trained_run / "plots").iterdir()} == {
+        *("confusion_matrix.png", "roc_curve.png")
+    }
+    assert "fine-tuned with **layer_freeze**" in (trained_run / "README.md").read_text()
