@@ -176,14 +176,14 @@ def figures(probabilities: Array, references: NDArray[np.int64]) -> Row:
     }
 
 
-def wordings(study: Study) -> list[Row]:
+def compare_templates(study: Study) -> list[Row]:
     """Each template alone, and all of them together."""
     templates = study.templates
     dev, train = (study.scores(templates, pairs) for pairs in both(study))
     references = references_of(study.train)
     rows = []
     for template, own, on_train in zip(templates, dev, train, strict=True):
-        row = {"wording": template.name} | study.calibrated([own], [on_train])
+        row = {"template": template.name} | study.calibrated([own], [on_train])
         if template.direction == "direct":
             row["mass"] = float(np.exp(own.labels).sum(axis=1).mean())
             empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)]
@@ -209,7 +209,7 @@ def ensembles(
         which = [n for n, t in enumerate(templates) if direction in (t.direction, None)]
         own, on_train = [dev[n] for n in which], [train[n] for n in which]
         name = f"{direction or 'all'} ({len(which)} together)"
-        rows.append({"wording": name} | study.calibrated(own, on_train))
+        rows.append({"template": name} | study.calibrated(own, on_train))
     return rows
 
 
@@ -234,7 +234,7 @@ def fits(study: Study) -> list[Row]:
         for count in (len(study.train), len(references)):
             own, labels = evidence[:, :count], references[:count]
             unseen = affine_out_of_fold(own, labels)
-            row: Row = {"wordings": name, "pairs": count}
+            row: Row = {"templates": name, "pairs": count}
             row["log_loss"] = float(-np.log(unseen[np.arange(count), labels]).mean())
             row["train"] = figures(unseen, labels)
             row["dev"] = study.reached(affine(own, labels), [dev[n] for n in which])
@@ -273,7 +273,7 @@ def quantization(study: Study) -> list[Row]:
     rows = []
     for number, template in enumerate(templates):
         answers = []
-        row: Row = {"wording": template.name}
+        row: Row = {"template": template.name}
         for name, said in (("fp32", full[number]), ("nf4", packed[number])):
             scores = said.labels[None]
             calibration = batch(scores).with_prior(scores, study.shares)
@@ -304,7 +304,7 @@ def prefixes(study: Study) -> list[Row]:
 
 
 PARTS = {
-    "wordings": wordings,
+    "templates": compare_templates,
     "fits": fits,
     "demonstrations": demonstrations,
     "quantization": quantization,
@@ -340,7 +340,7 @@ def parse_options() -> argparse.Namespace:
 def tables(parts: dict[str, Any]) -> dict[str, str]:
     """The tables of the page, by their marks."""
     builders: dict[str, Any] = {
-        "wordings": lambda rows: calibrated_table(rows, "wording"),
+        "templates": lambda rows: calibrated_table(rows, "template"),
         "fits": fits_table,
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,

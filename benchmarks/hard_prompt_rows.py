@@ -31,34 +31,34 @@ def speed_rows(parts: Mapping[str, Any]) -> list[Row]:
 def accuracy_rows(parts: Mapping[str, Any]) -> list[Row]:
     """Accuracies that a goal is set for, and what 4-bit weights cost."""
     rows: list[Row] = []
-    if wordings := parts.get("wordings"):
+    if templates := parts.get("templates"):
         majority = parts["about"]["majority_accuracy"]
         for on_train, on_dev, said in (
-            ("train", "none", "as it answers"),
+            ("train", "none", "uncalibrated"),
             ("train_prior", "prior", SHARES),
         ):
-            single = [row for row in wordings if on_train in row]
+            single = [row for row in templates if on_train in row]
             chosen = max(single, key=lambda row: sum(row[on_train]["f1"]))
-            name = f"wording chosen on train ({chosen['wording']}), {said}"
+            name = f"template selected on train ({chosen['template']}), {said}"
             rows.append(accuracy_row(name, chosen[on_dev], majority, 0.30))
-        for row in wordings:
+        for row in templates:
             if "train" not in row:
-                goals = (0.70, 0.45) if row["wording"].startswith(ENSEMBLE) else (None, None)
-                rows.append(accuracy_row(f"{row['wording']}, {SHARES}", row["prior"], *goals))
-                goal = ACCURACY_GOAL_AT_BEST if row["wording"].startswith("all") else None
-                rows.append(accuracy_row(f"{row['wording']}, affine fit", row["affine"], goal))
+                goals = (0.70, 0.45) if row["template"].startswith(ENSEMBLE) else (None, None)
+                rows.append(accuracy_row(f"{row['template']}, {SHARES}", row["prior"], *goals))
+                goal = ACCURACY_GOAL_AT_BEST if row["template"].startswith("all") else None
+                rows.append(accuracy_row(f"{row['template']}, affine fit", row["affine"], goal))
     fits = parts.get("fits", ())
     for row in fits:
         if row["pairs"] == max(fit["pairs"] for fit in fits):
-            goal = ACCURACY_GOAL_AT_BEST if row["wordings"].startswith("all") else None
-            name = f"{row['wordings']}, affine fit to {row['pairs']:,} pairs"
+            goal = ACCURACY_GOAL_AT_BEST if row["templates"].startswith("all") else None
+            name = f"{row['templates']}, affine fit to {row['pairs']:,} pairs"
             rows.append(accuracy_row(name, row["dev"], goal))
     for row in parts.get("demonstrations", ()):
         if "nearest" in row["demonstrations"]:
             name = f"{row['demonstrations']} demonstrations, affine fit"
             rows.append(accuracy_row(name, row["affine"], ACCURACY_GOAL_AT_BEST))
     for row in parts.get("quantization", ()):
-        name = f"{row['wording']}, {SHARES}, "
+        name = f"{row['template']}, {SHARES}, "
         pairs = {key: row[key] for key in ("same_answers", "only_fp32_right", "only_nf4_right")}
         rows.append(accuracy_row(f"{name}fp32", row["fp32"], None))
         rows.append(accuracy_row(f"{name}nf4", row["nf4"], None) | {"against_fp32": pairs})
@@ -91,21 +91,21 @@ def accuracy_table(parts: Mapping[str, Any]) -> str:
 
 
 def draw(parts: Mapping[str, Any]) -> Figure:
-    """Each wording's accuracy with its interval, and the speeds."""
-    wordings: Sequence[Row] = parts.get("wordings", ())
+    """Each template's accuracy with its interval, and the speeds."""
+    templates: Sequence[Row] = parts.get("templates", ())
     speeds = speed_rows(parts)
-    figure = Figure(figsize=(9, 1.2 + 0.27 * max(len(wordings), 2 * len(speeds))))
+    figure = Figure(figsize=(9, 1.2 + 0.27 * max(len(templates), 2 * len(speeds))))
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
-    for place, row in enumerate(wordings):
+    for place, row in enumerate(templates):
         for offset, key, color in ((-0.15, "none", GREY), (0.15, "prior", BLUE)):
             low, high = row[key]["interval"]
             left.plot([low, high], [place + offset] * 2, color=color)
-            label = {"none": "as it answers", "prior": "batch, train's shares"}[key]
+            label = {"none": "uncalibrated", "prior": "batch, train's shares"}[key]
             label = "_" if place else label
             left.plot(row[key]["accuracy"], place + offset, "o", color=color, label=label)
-    left.set_yticks(range(len(wordings)), [row["wording"] for row in wordings])
+    left.set_yticks(range(len(templates)), [row["template"] for row in templates])
     left.set_xlabel("accuracy, 95 % interval")
-    if wordings:
+    if templates:
         left.axvline(
             parts["about"]["majority_accuracy"], color=RED, linestyle=":", label="majority"
         )

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 def calibrated_table(rows: Sequence[Row], first: str) -> str:
     kinds = ["none", "contextual", "batch", "prior", "affine"]
     lines = [
-        f"| {first} | ROC-AUC | as it answers | contextual | batch | train's shares | affine |",
+        f"| {first} | ROC-AUC | uncalibrated | contextual | batch | train's shares | affine |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -30,13 +30,13 @@ def one_cell(found: Row) -> str:
 
 def fits_table(rows: Sequence[Row]) -> str:
     lines = [
-        "| wordings | fitted to | train, unseen | log loss | ROC-AUC | dev | ROC-AUC |",
+        "| templates | fitted to | train, unseen | log loss | ROC-AUC | dev | ROC-AUC |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         train, dev = row["train"], row["dev"]
         lines.append(
-            f"| {row['wordings']} | {row['pairs']} | {one_cell(train)} | {row['log_loss']:.3f} | "
+            f"| {row['templates']} | {row['pairs']} | {one_cell(train)} | {row['log_loss']:.3f} | "
             f"{train['roc_auc']:.3f} | {one_cell(dev)} | {dev['roc_auc']:.3f} |"
         )
     return "\n".join(lines)
@@ -44,7 +44,7 @@ def fits_table(rows: Sequence[Row]) -> str:
 
 def quantization_table(rows: Sequence[Row]) -> str:
     lines = [
-        "| wording | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right | p |",
+        "| template | fp32 | nf4 | ROC-AUC | same answers | only fp32 right | only nf4 right | p |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -52,7 +52,7 @@ def quantization_table(rows: Sequence[Row]) -> str:
         p = format_p_value(binomtest(alone[0], sum(alone)).pvalue) if sum(alone) else "1"
         areas = f"{row['fp32']['roc_auc']:.3f} / {row['nf4']['roc_auc']:.3f}"
         lines.append(
-            f"| {row['wording']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "
+            f"| {row['template']} | {one_cell(row['fp32'])} | {one_cell(row['nf4'])} | {areas} | "
             f"{row['same_answers']:.1%} | {alone[0]} | {alone[1]} | {p} |"
         )
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from peft_mrpc.api import compare_runs, evaluate_prompt, train_classifier
@@ -24,26 +25,21 @@ STEPS = {
 }
 
 
-def run_step(name: str, folder: Path) -> Run:
-    if (folder / RUN_FILE).is_file():
-        return load_run(folder)
+def run_step(name: str, path: Path) -> Run:
+    if (path / RUN_FILE).is_file():
+        return load_run(path)
     data = DataConfig("builtin:pairs")
     if name == "layer_freeze":  # few examples need a lower learning rate than the recipe's
-        config = TrainConfig(method=name, model="builtin:minilm", swap_sentences="false")
+        config = TrainConfig(name, "builtin:minilm", swap_sentences="false")
         return train_classifier(
-            config, data, output_dir=folder, num_train_epochs=6, learning_rate=1e-4
+            config, data, output_dir=path, num_train_epochs=6, learning_rate=1e-4
         )
     if name == "prompt_tuning":
-        config = TrainConfig(method=name, model="builtin:minilm")
-        return train_classifier(config, data, output_dir=folder, num_train_epochs=8)
-    prompt = PromptConfig(
-        *("builtin:smollm2", "channel_another_story"),
-        calibration="affine",
-        num_calibration_pairs=120,
-        quantization="none",
-        output_dir=str(folder),
-    )
-    return evaluate_prompt(prompt, DataConfig("builtin:pairs", split="test"))
+        config = TrainConfig(name, "builtin:minilm")
+        return train_classifier(config, data, output_dir=path, num_train_epochs=8)
+    prompt = PromptConfig("builtin:smollm2", "channel_another_story", quantization="none")
+    prompt = replace(prompt, calibration="affine", num_calibration_pairs=120)
+    return evaluate_prompt(replace(prompt, output_dir=str(path)), replace(data, split="test"))
 
 
 def main(argv: Sequence[str]) -> None:
@@ -52,13 +48,11 @@ def main(argv: Sequence[str]) -> None:
     if folder.is_file():
         raise UserError(f"output_dir: got {str(folder)!r}, a file; expected a directory.")
     for number, (name, description) in enumerate(STEPS.items(), start=1):
-        sys.stdout.write(f"\n== {number}/{len(STEPS)} {name}: {description}\n")
-        sys.stdout.flush()
+        sys.stderr.write(f"\n== {number}/{len(STEPS)} {name}: {description}\n")
         run_step(name, folder / name)
     report = compare_runs([folder / name for name in STEPS])
     report.write(folder / "comparison", overwrite=True)
-    path = folder / "comparison" / REPORT_FILE
-    sys.stdout.write(f"\n{report.to_text()}\n\nReport: {path}\n")
+    sys.stdout.write(f"\n{report.to_text()}\n\nReport: {folder / 'comparison' / REPORT_FILE}\n")
     sys.stderr.write(f"done in {time.perf_counter() - started:.0f} s\n")
 
 

@@ -18,7 +18,7 @@ from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.predict import main as predict
 from peft_mrpc.prompting import endpoint
-from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder, match_tokens
+from peft_mrpc.prompting.endpoint import EndpointEngine, match_tokens
 from peft_mrpc.prompting.templates import load_template
 
 WORDS = [("No", "no"), ("Yes",)]
@@ -222,9 +222,9 @@ def test_responses_in_another_format_are_one_line(
 )
 def test_generated_texts_may_be_empty(choice: Any, text: str, server: Server) -> None:
     server.content = {"choices": [choice]}
-    encoder = RequestEncoder("served", LABELS)
-    batch = encoder.encode(load_template("paraphrase"), [Example(0, "a", "b")], [[]])
-    assert EndpointEngine(server.url, "served").generate(batch, 1) == [text]
+    engine = EndpointEngine(server.url, "served", LABELS)
+    batch = engine.encode(load_template("paraphrase"), [Example(0, "a", "b")], [[]])
+    assert engine.generate(batch, 1) == [text]
 
 
 @pytest.mark.distributed

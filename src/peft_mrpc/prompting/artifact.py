@@ -11,9 +11,9 @@ from peft_mrpc.models.artifact import base_model_source, save_info
 from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.prompting.calibration import Calibration
-from peft_mrpc.prompting.classifier import PromptClassifier
+from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.demonstrations import DemonstrationSelector, build_selector
-from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder, endpoint_faults
+from peft_mrpc.prompting.endpoint import EndpointEngine, endpoint_faults
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.templates import Demonstration, build_template
@@ -88,11 +88,10 @@ def load_prompt(
     if endpoint is not None and not is_served:
         raise UserError(f"endpoint: got {endpoint}, but {folder} uses no served model; drop it.")
     labels = list(info["label_names"])
-    encoder: PromptEncoder | RequestEncoder
-    engine: LocalEngine | EndpointEngine
+    encoder: Encoder
+    engine: Engine
     if endpoint is not None:
-        encoder = RequestEncoder(info["model"], labels)
-        engine = EndpointEngine(endpoint, info["model"])
+        encoder = engine = EndpointEngine(endpoint, info["model"], labels)
     else:
         source = base_model_source(dict(info))
         tokenizer = load_tokenizer(source)

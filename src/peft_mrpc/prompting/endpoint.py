@@ -5,13 +5,12 @@ distribution. A label whose words are not among them gets the value of the least
 returned, an upper bound of its own. Label words of several tokens are scored by their first token.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,13 +43,11 @@ class RequestBatch:
 
     Attributes:
         template: The template.
-        label_names: Names of the C labels.
         requests: Path and body of each request, [N].
         lengths: Characters of each example, [N].
     """
 
     template: Template
-    label_names: Sequence[str]
     requests: Sequence[tuple[str, dict[str, Any]]]
     lengths: Sequence[int]
 
@@ -62,17 +59,23 @@ class RequestBatch:
         return hashlib.sha256(json.dumps(self.requests).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class RequestEncoder:
-    """Writes examples as requests: chats, or text to continue for templates of style `plain`.
+@dataclass
+class EndpointEngine:
+    """Scores labels by the most likely first tokens of the answer. It is its own encoder.
 
     Attributes:
+        url: Base URL of the API, up to `/v1`.
         model: Name of the model on the server.
         label_names: Names of the C labels.
     """
 
+    url: str
     model: str
     label_names: Sequence[str]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything except the prompts that a score depends on, as far as it is known here."""
+        return {"url": self.url, "model": self.model}
 
     def encode(
         self,
@@ -80,47 +83,21 @@ class RequestEncoder:
         examples: Sequence[Example],
         demonstrations: Sequence[Sequence[Demonstration]],
     ) -> RequestBatch:
-        """The requests of N examples, each after its demonstrations."""
-        requests = [
-            self._request(template, example.sentence1, str(example.sentence2), shots)
-            for example, shots in zip(examples, demonstrations, strict=True)
-        ]
+        """Chat requests of N examples, or text to continue for templates of style `plain`."""
+        requests = []
+        for example, shots in zip(examples, demonstrations, strict=True):
+            pair = (example.sentence1, str(example.sentence2))
+            body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
+            if template.style == "plain":
+                path = "completions"
+                body |= {"prompt": template.to_text(*pair, shots), "logprobs": NUM_TOP_TOKENS}
+            else:
+                path = "chat/completions"
+                body |= {"messages": template.to_messages(*pair, shots)}
+                body |= {"logprobs": True, "top_logprobs": NUM_TOP_TOKENS}
+            requests.append((path, body))
         lengths = [len(example.sentence1) + len(str(example.sentence2)) for example in examples]
-        return RequestBatch(template, self.label_names, requests, lengths)
-
-    def _request(
-        self,
-        template: Template,
-        sentence1: str,
-        sentence2: str,
-        demonstrations: Sequence[Demonstration],
-    ) -> tuple[str, dict[str, Any]]:
-        body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
-        if template.style == "plain":
-            prompt = template.to_text(sentence1, sentence2, demonstrations)
-            return "completions", body | {"prompt": prompt, "logprobs": NUM_TOP_TOKENS}
-        messages = template.to_messages(sentence1, sentence2, demonstrations)
-        body |= {"messages": messages, "logprobs": True, "top_logprobs": NUM_TOP_TOKENS}
-        return "chat/completions", body
-
-
-@dataclass
-class EndpointEngine:
-    """Scores labels by the most likely first tokens of the answer.
-
-    Attributes:
-        url: Base URL of the API, up to `/v1`.
-        model: Name of the model on the server.
-        num_incomplete: For each template, examples with a label outside the most likely tokens.
-    """
-
-    url: str
-    model: str
-    num_incomplete: dict[str, int] = field(default_factory=dict)
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Everything except the prompts that a score depends on, as far as the server tells."""
-        return {"url": self.url, "model": self.model, "served": self._served_models}
+        return RequestBatch(template, requests, lengths)
 
     @cached_property
     def _session(self) -> Any:
@@ -144,19 +121,11 @@ class EndpointEngine:
             session.headers["Authorization"] = f"Bearer {key}"
         return session
 
-    @cached_property
-    def _served_models(self) -> Any:
-        """The server's description of its models without their timestamps; None if it has none."""
-        with contextlib.suppress(OSError, *FORMAT_ERRORS):  # requests' errors are OSErrors
-            models = self._session.get(self._address("models"), timeout=CONNECT_TIMEOUT).json()
-            return [{k: v for k, v in m.items() if k != "created"} for m in models["data"]]
-        return None
-
     def score(
         self, batch: RequestBatch, batch_size: int, cache: ScoreCache | None = None
     ) -> TemplateScores:
         """Label scores of the examples, `batch_size` requests at a time."""
-        words, name = batch.template.verbalizer(batch.label_names), batch.template.name
+        words, name = batch.template.verbalizer(self.label_names), batch.template.name
         if long := [word for texts in words for word in texts if len(word.split()) > 1]:
             logger.warning("%s: label word %r is scored by its first token only", name, long[0])
 
@@ -168,7 +137,6 @@ class EndpointEngine:
         columns = run_batched(batch.lengths, batch_size, score_batch, name, None, cache)
         is_complete, scores = columns[:, 0], columns[:, 1:]
         if count := int((is_complete == 0).sum()):
-            self.num_incomplete[name] = count
             logger.warning(
                 "%s: %d of %d examples have a label outside the %d most likely tokens",
                 *(name, count, len(batch), NUM_TOP_TOKENS),

@@ -4,7 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from peft_mrpc.prompting.demonstrations import (
     label_uses,
     sample_train,
 )
-from peft_mrpc.prompting.endpoint import EndpointEngine, RequestEncoder
+from peft_mrpc.prompting.endpoint import EndpointEngine
 from peft_mrpc.prompting.generation import answer_records, summarize_answers, write_answers
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
@@ -85,8 +85,8 @@ class PromptJob:
         train_sample: The training examples that the prompt uses.
         selector: Selects the demonstrations of each example.
         encoder: Encodes examples for the model.
-        batches: The encodings by split, one for each template: of the reported splits, of the
-            calibration set and of the content-free examples.
+        batches: T encodings of each reported split, the calibration set and the content-free
+            examples.
     """
 
     config: PromptConfig
@@ -114,18 +114,18 @@ class PromptEvaluation:
     Attributes:
         classifier: The classifier, calibrated on the first split.
         probabilities: Of each reported split, [N, C].
-        seconds: Time of scoring, calibrating and generating.
         templates: Label probability mass and metrics by template and split.
         selected: The template selected on train by `combine best`.
         answers: Records of generated texts by split.
+        seconds: Time of scoring, calibrating and generating.
     """
 
     classifier: PromptClassifier
     probabilities: dict[str, Array]
-    seconds: float
     templates: dict[str, dict[str, Any]]
-    selected: str | None = None
-    answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    selected: str | None
+    answers: dict[str, list[dict[str, Any]]]
+    seconds: float
 
 
 def run_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]) -> Run | None:
@@ -192,7 +192,10 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
         train_sample.demonstrations,
         loaded.label_names,
     )
-    source = resolve_source(config)  # may convert a model first
+    if config.endpoint:  # only the name of the model is known
+        source = ModelSource(config.model, config.model, config.base_model_id)
+    else:
+        source = resolve_model(config.model, config.base_model_id)  # may convert it first
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
     encoder = build_encoder(config, source, loaded.label_names)
@@ -200,7 +203,9 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     if train_sample.calibration:
         examples = {CALIBRATION_SET: train_sample.calibration} | examples
     if config.calibration == "contextual":
-        examples[CONTENT_FREE] = content_free_examples()
+        examples[CONTENT_FREE] = [
+            Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)
+        ]
     batches = encode_examples(encoder, templates, selector, examples)
     return PromptJob(
         *(config, data_config, loaded, splits, output_dir, source, templates, train_sample),
@@ -208,28 +213,16 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     )
 
 
-def content_free_examples() -> list[Example]:
-    """Examples without content, for contextual calibration."""
-    return [Example(row, text, text) for row, text in enumerate(CONTENT_FREE_TEXTS)]
-
-
-def resolve_source(config: PromptConfig) -> ModelSource:
-    """The model; only the name of one behind an API."""
-    if config.endpoint:
-        return ModelSource(config.model, config.model, config.base_model_id)
-    return resolve_model(config.model, config.base_model_id)
-
-
 def build_encoder(
     config: PromptConfig, source: ModelSource, label_names: Sequence[str]
-) -> PromptEncoder | RequestEncoder:
+) -> PromptEncoder | EndpointEngine:
     """The encoder of the model, with its only tokenizer.
 
     Raises:
         UserError: If the model is not a causal LM.
     """
     if config.endpoint:
-        return RequestEncoder(config.model, label_names)
+        return EndpointEngine(config.endpoint, config.model, label_names)
     max_length = max_prompt_length(check_causal_lm(source), config.max_length)
     return PromptEncoder(load_tokenizer(source), label_names, max_length)
 
@@ -294,26 +287,22 @@ def _prompt_lines(batches: Mapping[str, Sequence[PromptBatch]], split: str) -> l
 
 
 def load_engine(job: PromptJob) -> Engine:
-    """Load the model of a job, or connect to its server."""
-    config = job.config
-    if config.endpoint:
-        logger.info("hard_prompt: %s at %s", config.model, config.endpoint)
-        return EndpointEngine(config.endpoint, config.model)
-    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
+    """Load the model of a job, unless a server has it."""
+    if isinstance(job.encoder, EndpointEngine):
+        return job.encoder
     assert isinstance(job.encoder, PromptEncoder)
-    return LocalEngine(
-        load_causal_lm(job.source, config.quantization, config.device_map),
-        job.encoder.tokenizer.pad_token_id or 0,
-        config.batch_tokens,
-        config.share_prefix,
-    )
+    config = job.config
+    logger.info("hard_prompt: loading %s (%s)", config.model, config.quantization)
+    model = load_causal_lm(job.source, config.quantization, config.device_map)
+    pad_token_id = job.encoder.tokenizer.pad_token_id or 0
+    return LocalEngine(model, pad_token_id, config.batch_tokens, config.share_prefix)
 
 
 def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
     """Score every split, calibrate, and compute the metrics of each template."""
     started = time.perf_counter()
-    config, sample = job.config, job.train_sample
-    templates, batches = list(job.templates), {**job.batches}
+    config, sample, label_names = job.config, job.train_sample, job.data.label_names
+    templates, batches = list(job.templates), dict(job.batches)
     results: dict[str, dict[str, Any]] = {template.name: {} for template in templates}
     data = CalibrationData(
         config.calibration,
@@ -321,38 +310,26 @@ def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
         label_prior(config, job.data),
         _score(job, engine, batches, CALIBRATION_SET, results) if sample.calibration else (),
         sample.references,
+        [engine.score(batch, len(batch)) for batch in batches.get(CONTENT_FREE, ())],
     )
-    if CONTENT_FREE in batches:
-        content_free = [engine.score(batch, len(batch)) for batch in batches[CONTENT_FREE]]
-        data = replace(data, content_free=content_free)
     selected = None
     if config.combine == "best":
-        index = select_template(templates, data, job.data.label_names, results)
+        index = select_template(templates, data, label_names, results)
         selected, data = templates[index].name, data.of_template(index)
         templates = [templates[index]]
         batches = {split: [encoded[index]] for split, encoded in batches.items()}
     scores = {split: _score(job, engine, batches, split, results) for split in job.splits}
     calibrations = {split: fit_calibration(scores[split], data) for split in job.splits}
-    evaluation = PromptEvaluation(
-        PromptClassifier(
-            job.encoder,
-            engine,
-            templates,
-            list(job.data.label_names),
-            job.selector,
-            calibrations[job.splits[0]],  # new examples are classified like the first split
-        ),
-        {split: calibrations[split].predict_proba(scores[split]) for split in job.splits},
-        0.0,
-        results,
-        selected,
-    )
+    probabilities = {split: calibrations[split].predict_proba(scores[split]) for split in scores}
     if len(templates) > 1:
         _describe_templates(job, templates, scores, data, results)
-    if config.scoring == "generate":
-        _generate(job, engine, batches, evaluation)
-    evaluation.seconds = time.perf_counter() - started
-    return evaluation
+    answers = _generate(job, engine, batches, results) if config.scoring == "generate" else {}
+    classifier = PromptClassifier(
+        *(job.encoder, engine, templates, list(label_names), job.selector),
+        calibrations[job.splits[0]],  # new examples are classified like the first split
+    )
+    seconds = time.perf_counter() - started
+    return PromptEvaluation(classifier, probabilities, results, selected, answers, seconds)
 
 
 def _score(
@@ -456,20 +433,20 @@ def _generate(
     job: PromptJob,
     engine: Engine,
     batches: Mapping[str, Sequence[Any]],
-    evaluation: PromptEvaluation,
-) -> None:
-    """Generate answers, a cross-check of the label words' probabilities."""
+    results: Mapping[str, dict[str, Any]],
+) -> dict[str, list[dict[str, Any]]]:
+    """Generate answers, a cross-check of the label words' probabilities; records by split."""
+    answers: dict[str, list[dict[str, Any]]] = {split: [] for split in job.splits}
     for split in job.splits:
         examples = job.data.splits[split]
-        evaluation.answers[split] = []
         for batch in batches[split]:
-            if batch.template.direction == "channel":
-                continue
-            texts = engine.generate(batch, job.config.batch_size)
-            records = answer_records(batch.template, examples, texts)
-            summary = summarize_answers(records, examples, job.data.label_names)
-            evaluation.templates[batch.template.name][split]["generated"] = summary
-            evaluation.answers[split] += records
+            if batch.template.direction == "direct":
+                texts = engine.generate(batch, job.config.batch_size)
+                records = answer_records(batch.template, examples, texts)
+                summary = summarize_answers(records, examples, job.data.label_names)
+                results[batch.template.name][split]["generated"] = summary
+                answers[split] += records
+    return answers
 
 
 # ---- the Run ----
