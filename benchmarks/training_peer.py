@@ -28,16 +28,17 @@ from transformers import (
     set_seed,
 )
 
+from peft_mrpc.cli.train_arguments import parse_train_command
 from peft_mrpc.data.examples import DataSplits, Example
-from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.methods.registry import METHODS, load_default_recipe
 from peft_mrpc.models.architecture import parameter_counts
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.activation_cache.store import ActivationCache
-from peft_mrpc.training.build_model import build_classifier
-from peft_mrpc.training.build_trainer import build_trainer, trained_model
-from peft_mrpc.training.request import TrainJob, parse_request
+from peft_mrpc.training.build import build_classifier, build_trainer, unwrap_trained_model
+from peft_mrpc.training.job import ResolvedJob
+from peft_mrpc.training.resolve import load_base_model, resolve
 
 # Held by this process from one seed to the next, as `train --seeds` does.
 CACHE = ActivationCache(memory_bytes=2 * 10**9)
@@ -175,27 +176,26 @@ def describe(
 
 def peer_options(method: str) -> dict[str, Any]:
     """The options of a PEFT method: those of our recipe, for both sides."""
-    request = parse_request(["--method", method, "--output_dir", "unused"])
-    return dict(request.given_options)
+    names = METHODS[method].option_types()
+    return {k: v for k, v in load_default_recipe(method).items() if k in names}
 
 
-def our_request(
+def our_job(
     task: Task, seed: int = SEED, in_fp32: bool = False, like: Sequence[str] = ALIKE
-) -> TrainJob:
-    """`peft-mrpc train` with the batch sizes and epochs of the peer, and with these flags."""
-    flags = ["--method", task.method, "--model", task.model, "--seed", str(seed), *like]
-    flags += ["--num_train_epochs", str(task.epochs)]
-    flags += ["--per_device_train_batch_size", str(BATCH_SIZE), "--output_dir", "unused"]
-    flags += [word for key, value in QUIET.items() for word in (f"--{key}", str(value))]
-    flags += ["--bf16", "false"] if in_fp32 else []
-    request = parse_request(flags)
-    dropout = None if like == ALIKE else request.config.dropout
-    return replace(request, config=replace(request.config, dropout=dropout))
+) -> ResolvedJob:
+    """`peft-mrpc train` with the batch size and epochs of the peer, and with these flags."""
+    job = parse_train_command(["--method", task.method, "--model", task.model, *like])
+    options: dict[str, Any] = {"seed": seed, "num_train_epochs": task.epochs, **QUIET}
+    options |= {"per_device_train_batch_size": BATCH_SIZE} | ({"bf16": False} if in_fp32 else {})
+    job = job.with_options(**options)
+    if like == ALIKE:  # the checkpoint's dropout
+        job = replace(job, removed=frozenset({"dropout"}))
+    return resolve(job, load_base_model(job.config), task.data.label_names)
 
 
 def our_precision(task: Task) -> str:
-    """What `train` chooses to compute in here."""
-    return trainer_precision(our_request(task).arguments)
+    """The precision that `train` selects on this machine."""
+    return trainer_precision(our_job(task).training_args)
 
 
 def train_ours(
@@ -206,15 +206,16 @@ def train_ours(
     like: Sequence[str] = ALIKE,
 ) -> Outcome:
     """What `peft-mrpc train` does."""
-    request = our_request(task, seed, in_fp32, like)
+    job = our_job(task, seed, in_fp32, like)
+    tokenizer = load_base_model(job.config).tokenizer
     set_seed(seed)
-    classifier = build_classifier(request, resolve_model(task.model), task.data)
+    classifier = build_classifier(job, tokenizer, task.data.label_names)
     meter, started = EpochsMeter(counts_flops), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = build_trainer(request, task.data, classifier, folder, CACHE)
+        trainer, _ = build_trainer(job, task.data, classifier, folder, activation_cache=CACHE)
         trainer.add_callback(meter)
         trainer.train()
-        classifier.model = trained_model(trainer)
+        classifier.model = unwrap_trained_model(trainer)
         scores = classifier.predict_proba(task.data.splits["validation"], EVAL_BATCH_SIZE)
     seconds = time.perf_counter() - started
     outcome = describe(task, trainer, scores, seconds, meter)

@@ -185,7 +185,7 @@ def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
     fails: Callable[..., str],
 ) -> None:
     monkeypatch.setattr(
-        "peft_mrpc.training.build_model.load_classification_model", None
+        "peft_mrpc.training.build.load_classification_model", None
     )  # calling it would fail
     flags = ["--method", method, "--model", models[architecture], *AFTER, pooling]
     message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))

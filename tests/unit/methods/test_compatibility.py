@@ -35,9 +35,7 @@ PEFT_METHODS = [name for name, method in METHODS.items() if method.is_peft]
 
 @pytest.fixture
 def forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "peft_mrpc.training.build_model.validate_compatibility", lambda *_, **__: []
-    )
+    monkeypatch.setattr("peft_mrpc.training.validation.validate_compatibility", lambda *_, **__: [])
 
 
 @pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)
