@@ -52,6 +52,12 @@ def add_labels(encoded: Dataset, examples: Sequence[Example]) -> Dataset:
 def _texts(
     tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]
 ) -> tuple[list[str], ...]:
+    """The texts of examples with one sentence, or of examples with two."""
+    firsts = [example.sentence1 for example in examples]
+    seconds = [example.sentence2 for example in examples if example.sentence2 is not None]
+    if not seconds:
+        return (firsts,)
     if tokenizer.sep_token is None:
-        return ([f"Sentence 1: {e.sentence1}\nSentence 2: {e.sentence2}" for e in examples],)
-    return [e.sentence1 for e in examples], [e.sentence2 for e in examples]
+        both = zip(firsts, seconds, strict=True)
+        return ([f"Sentence 1: {first}\nSentence 2: {second}" for first, second in both],)
+    return firsts, seconds

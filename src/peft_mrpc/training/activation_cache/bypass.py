@@ -32,7 +32,7 @@ class FrozenLayers:
         self.model = model
         self.layers = list(encoder_layers(model))
         self.depth = depth
-        self.dtype: torch.dtype | None = None  # of the activations, known after `compute`
+        self.dtype, self.width = torch.float32, 0  # of the activations, known after `compute`
         self._returns_tuple = False
         self._activations: torch.Tensor | None = None  # of the current batch, [B, T, H]
 
@@ -57,8 +57,13 @@ class FrozenLayers:
             hook.remove()
         if not recorded:
             return None
-        self.dtype = recorded[0].dtype
+        self.dtype, self.width = recorded[0].dtype, recorded[0].shape[-1]
         return recorded[0]
+
+    @property
+    def token_bytes(self) -> int:
+        """Size of the activations of a token, known after `compute`."""
+        return self.width * self.dtype.itemsize
 
     @torch.no_grad()
     def logits(self, batch: Mapping[str, Any]) -> Any:
@@ -67,7 +72,7 @@ class FrozenLayers:
             name: value.to(self.model.device) for name, value in batch.items() if name != "labels"
         }
         was_training = self.model.training
-        self.model.eval()
+        self.model.train(False)
         try:
             return self.model(**inputs).logits
         finally:

@@ -125,24 +125,20 @@ class ActivationCacheCallback(TrainerCallback):
         samples = self.examples.__getitems__(
             [by_length[(len(by_length) - 1) * number // 4] for number in range(5)]
         )
-        name = model.config.model_type
-        for sample in (samples[0], samples[-1]):  # short ones show padding to a multiple
-            batch = self.collator.collate([sample])
-            activations = layers.compute(batch)
-            if activations is None:
-                return f"{name} does not call its layers one by one"
-            if activations.shape[:2] != batch["attention_mask"].shape:
-                return f"{name} pads examples inside the model"
+        # The shortest shows padding to a multiple inside the model.
+        if refusal := self._layers_refusal(layers, samples[-1]):
+            return refusal
+        if refusal := self._layers_refusal(layers, samples[0]):
+            return refusal
+        self.token_bytes = layers.token_bytes
         self.cache.select(fingerprint(model, layers.depth, args))
         keys = example_keys(self.examples)
         missing = missing_rows(self.cache, keys)
-        self.token_bytes = activations.shape[-1] * activations.element_size()
         if self.mode == "auto" and (refusal := fill_refusal(len(missing), reads)):
             return refusal
         if missing:
-            width = int(activations.shape[-1])
-            examples, own_keys = self.examples.select(missing), [keys[row] for row in missing]
-            if refusal := fill_cache(self.cache, layers, self.collator, examples, own_keys, width):
+            examples, missing_keys = self.examples.select(missing), [keys[row] for row in missing]
+            if refusal := fill_cache(self.cache, layers, self.collator, examples, missing_keys):
                 return refusal
         size = format_bytes(sum(lengths[row] for row in missing) * self.token_bytes)
         logger.info(
@@ -158,9 +154,17 @@ class ActivationCacheCallback(TrainerCallback):
         difference = float((layers.logits(self.collator(samples)).float() - plain).abs().max())
         tolerance = max(TOLERANCE[trainer_precision(args)], TOLERANCE[str(layers.dtype)])
         is_equal = difference <= tolerance * max(1.0, float(plain.abs().max()))
-        return first_refusal(
-            "" if is_equal else f"{name} has other logits with it ({difference:.2g})"
-        )
+        refusal = f"{model.config.model_type} has other logits with it ({difference:.2g} apart)"
+        return first_refusal("" if is_equal else refusal)
+
+    def _layers_refusal(self, layers: FrozenLayers, sample: Any) -> str:
+        """Why the activations of single tokens cannot be cached; empty if they can."""
+        batch = self.collator.collate([sample])
+        activations, name = layers.compute(batch), layers.model.config.model_type
+        if activations is None:
+            return f"{name} does not call its layers one by one"
+        is_padded = activations.shape[:2] != batch["attention_mask"].shape
+        return f"{name} pads examples inside the model" if is_padded else ""
 
 
 class ActivationCacheError(UserError):

@@ -56,7 +56,6 @@ def fill_cache(
     collator: CachedCollator,
     examples: Dataset,
     keys: Sequence[bytes],
-    width: int,
 ) -> str:
     """Compute the activations of some examples and add them to the cache.
 
@@ -68,7 +67,6 @@ def fill_cache(
         collator: Pads a batch.
         examples: Distinct encoded examples, N, the same on every process.
         keys: Of each example, [N].
-        width: H.
     Returns:
         Why this was not possible, the same on every process; empty if it was.
     """
@@ -77,19 +75,18 @@ def fill_cache(
     num_local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
     lengths = examples["length"][:]
     batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
-    assert layers.dtype is not None
-    token_bytes = width * layers.dtype.itemsize
+    num_tokens = sum(lengths)
     refusal, path = "", None
-    if state.num_processes > 1 or not cache.fits_in_memory(sum(lengths) * token_bytes):
+    if state.num_processes > 1 or not cache.fits_in_memory(num_tokens * layers.token_bytes):
         try:
-            path = cache.create_file(sum(lengths) * token_bytes) if index == 0 else None
+            path = cache.create_file(num_tokens * layers.token_bytes) if index == 0 else None
         except OSError as error:
             refusal = f"no temporary file can be created: {one_line(error)}"
     # The first process of this host has created the file: local indices are consecutive.
     path = gather_object([path])[state.process_index - index]
     if refusal := first_refusal(refusal):
         return refusal
-    block = None if path else torch.empty(sum(lengths), width, dtype=layers.dtype)
+    block = None if path else torch.empty(num_tokens, layers.width, dtype=layers.dtype)
 
     def compute(batch: list[dict[str, Any]]) -> torch.Tensor:
         """The activations of all tokens but padding, [tokens, H]."""
@@ -105,16 +102,16 @@ def fill_cache(
         with bar, ExitStack() as stack:
             file = stack.enter_context(Path(path).open("r+b")) if path else None
             for number, rows in enumerate(batches):
-                num_tokens = sum(lengths[row] for row in rows)
+                end = first + sum(lengths[row] for row in rows)
                 if number % num_local == index:
                     batch = examples.__getitems__(rows)
                     activations = torch.cat(retry_in_halves(batch, compute))
                     if block is not None:
-                        block[first : first + num_tokens] = activations
+                        block[first:end] = activations
                     elif file is not None:
-                        file.seek(first * token_bytes)
+                        file.seek(first * layers.token_bytes)
                         file.write(activations.view(torch.uint8).numpy().data)
-                first += num_tokens
+                first = end
                 bar.update(len(rows))
     except OSError as error:
         refusal = f"{path} cannot be written: {one_line(error)}"
@@ -123,7 +120,7 @@ def fill_cache(
     if refusal := first_refusal(refusal):
         return refusal
     if block is None:
-        block = map_file(str(path), sum(lengths), width, layers.dtype)
+        block = map_file(str(path), num_tokens, layers.width, layers.dtype)
     order = [row for rows in batches for row in rows]
     cache.add([keys[row] for row in order], [lengths[row] for row in order], block, bool(path))
     return ""
