@@ -373,7 +373,6 @@ class TuneConfig:
     storage: str | None = option(
         None, "URL of an Optuna storage shared by several commands (default: a file)", common=True
     )
-    num_workers: int = option(1, "processes that try values at the same time")
 
 
 @dataclass(frozen=True)
@@ -382,8 +381,12 @@ class DoctorConfig:
 
     group: ClassVar[str] = "cost estimate"
 
-    num_pairs: int = option(3668, "number of training examples (default: MRPC's)", common=True)
-    mean_tokens: int = option(53, "mean length in tokens (default: MRPC's)", common=True)
+    num_examples: int | None = option(
+        None, "number of training examples (default: those of the data set)", common=True
+    )
+    mean_tokens: int | None = option(
+        None, "mean length in tokens (default: that of the data set)", common=True
+    )
     estimate: bool = option(
         True,
         "with --method and --model: run some steps on random weights, print time and memory",

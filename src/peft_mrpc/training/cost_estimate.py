@@ -1,16 +1,20 @@
-"""What a training will cost here, found by a few of its steps on random weights."""
+"""The parameters and the cost of a training on this machine, without the model's weights.
+
+Time and memory are estimated from a few steps on random weights and random examples.
+"""
 
 import logging
 import math
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from accelerate.utils import convert_file_size_to_int
 from transformers import (
-    PretrainedConfig,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -19,89 +23,101 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.data.columns import PARAPHRASE_NAMES
+from peft_mrpc.config import DataConfig
+from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
+from peft_mrpc.data.encoding import encode_examples
 from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
-from peft_mrpc.errors import logger
-from peft_mrpc.formatting import format_bytes
-from peft_mrpc.methods.peft_adapters import init_from_shapes_only
-from peft_mrpc.models.architecture import parameter_counts
+from peft_mrpc.errors import UserError
+from peft_mrpc.formatting import duration, format_bytes
+from peft_mrpc.models.architecture import head_parameter_ids, parameter_counts
 from peft_mrpc.models.classifier import Classifier
-from peft_mrpc.models.loading import init_classifier
+from peft_mrpc.models.loading import init_classifier, load_config
 from peft_mrpc.training.activation_cache.callback import (
     ActivationCacheCallback,
     ActivationCacheError,
-    argument_refusal,
     fill_refusal,
-    num_frozen_layers,
 )
-from peft_mrpc.training.build_trainer import build_trainer, pair_length
-from peft_mrpc.training.request import TrainJob
+from peft_mrpc.training.build import build_empty_model, build_trainer
+from peft_mrpc.training.job import ResolvedJob, TrainJob
+from peft_mrpc.training.resolve import BaseModel, describe_head, resolve
+from peft_mrpc.training.run import training_data
+from peft_mrpc.training.validation import validate
 
-WARM_UP, STEPS = 2, 4
-# Weights, their gradients and Adam's two moments, in fp32; under --sam_rho the weights once more.
-BYTES_OF_TRAINED, BYTES_OF_FROZEN = 16, 4
-BYTES_OF_SAM = 4
+WARM_UP_STEPS, TIMED_STEPS = 2, 4
+# Bytes of a parameter in fp32: weight, gradient and Adam's two moments; the weight alone; and the
+# copy of a trained weight for SAM.
+BYTES_TRAINED, BYTES_FROZEN, BYTES_SAM = 16, 4, 4
 WORDS = "the company said on monday that its shares rose after the report".split()
+# Options of the timed steps: nothing is evaluated, saved or reported.
+TIMING_OPTIONS: dict[str, Any] = {
+    "max_steps": WARM_UP_STEPS + TIMED_STEPS,
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "early_stopping_patience": None,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "threshold": "0.5",
+    "class_weights": "none",
+}
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """What is known of pairs before they are read.
+class TrainingSet:
+    """Size of a training set.
 
     Attributes:
-        number: How many train.
-        mean_tokens: Tokens of one, on average, special tokens included.
-        label_names: What they are told apart as, which says whether either order trains.
+        num_examples: Number of training examples.
+        mean_tokens: Mean length in tokens, special tokens included.
+        label_names: Names of the labels, which decide on sentence-swap augmentation.
     """
 
-    number: int
+    num_examples: int
     mean_tokens: int
-    label_names: tuple[str, ...] = PARAPHRASE_NAMES
+    label_names: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.num_examples:,} examples of {self.mean_tokens} tokens"
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """What a training costs on this machine.
+class CostEstimate:
+    """Time and memory of a training on this machine.
 
     Attributes:
-        epoch_seconds: One pass over the pairs.
-        peak_bytes: Peak memory: the GPU's, or this process's.
-        start_seconds: What comes before the first step and makes it longer than the others.
-        trunk_pairs: How many pairs run once through frozen layers; 0 where they run every time.
-        trunk_seconds: That this takes.
-        trunk_bytes: What is kept of it.
-        mapped_bytes: Of that, what is read from files, whose pages count as memory while there is
-            room for them.
-        in_memory: Whether it is kept there, so that the next training computes it anew.
-        note: Why frozen layers run every time, where they could run once.
+        epoch_seconds: Time of one epoch.
+        start_seconds: Time before the first step, without the activation cache.
+        peak_bytes: Peak memory of the GPU, or of the process on a CPU.
+        cached_examples: Examples in the activation cache; 0 if it is not used.
+        cache_seconds: Time to compute the cached activations.
+        cache_bytes: Their size.
     """
 
     epoch_seconds: float
+    start_seconds: float
     peak_bytes: int
-    start_seconds: float = 0
-    trunk_pairs: int = 0
-    trunk_seconds: float = 0
-    trunk_bytes: int = 0
-    mapped_bytes: int = 0
-    in_memory: bool = False
-    note: str = ""
+    cached_examples: int = 0
+    cache_seconds: float = 0
+    cache_bytes: int = 0
 
     def __str__(self) -> str:
-        epoch, start = in_time(self.epoch_seconds), in_time(self.start_seconds)
-        text = f"about {epoch} an epoch, after {start} to start"
-        if self.trunk_pairs:
+        text = (
+            f"about {duration(self.epoch_seconds)} per epoch, after "
+            f"{duration(self.start_seconds)} to start"
+        )
+        if self.cached_examples:
             text += (
-                f" and {in_time(self.trunk_seconds)} for the frozen layers, once "
-                f"({format_bytes(self.trunk_bytes)} kept{' in memory' if self.in_memory else ''})"
+                f" and {duration(self.cache_seconds)} for the activation cache "
+                f"({format_bytes(self.cache_bytes)})"
             )
-        note = f"; frozen layers run every time: {self.note}" if self.note else ""
-        mapped = f", and {format_bytes(self.mapped_bytes)} of files" if self.mapped_bytes else ""
-        return f"{text}{note}; peak memory about {format_bytes(self.peak_bytes)}{mapped}"
+        return f"{text}; peak memory about {format_bytes(self.peak_bytes)}"
 
 
-class _Clock(TrainerCallback):
-    """When each step ended."""
+class _StepTimer(TrainerCallback):
+    """Record the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -114,149 +130,193 @@ class _Clock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def rehearse(
-    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
-) -> Estimate | str:
-    """Time some steps of a training, and say what all of it takes.
+def describe_methods(job: TrainJob, base: BaseModel, methods: Sequence[str]) -> list[str]:
+    """Return for each method whether it works on the model, and how many parameters train.
 
     Args:
-        request: The training.
-        config: The model's configuration; its weights are not needed.
-        tokenizer: Its tokenizer.
-        about: The pairs that will train; tokens beyond `--max_length` are cut.
-    Returns:
-        The estimate, or why there is none.
+        job: The training; its method is replaced.
+        base: The base model; its weights are not needed.
+        methods: Names of methods.
     Raises:
-        UserError: If the training is to keep what frozen layers give, and could not.
+        UserError: If there is only one method, and it does not work.
     """
-    if request.arguments.world_size > 1:
-        return "no estimate: doctor says what one process takes; start it alone"
-    if request.config.quantization != "none":
-        return "no estimate: steps are tried on weights that are not quantized"
-    method, pooling = request.method, request.config.pooling
-    empty = method.apply(init_classifier(config, pooling), init_from_shapes_only(request.options))
-    method.freeze(empty, request.options)
-    trained, total = parameter_counts(empty)
-    sam = BYTES_OF_SAM if request.config.sam_rho else 0
-    needed = trained * (BYTES_OF_TRAINED + sam) + (total - trained) * BYTES_OF_FROZEN
-    if needed > (free := available_memory(_on_gpu(request))):
-        needs, has = format_bytes(needed), format_bytes(free)
-        return f"no estimate: it takes {needs} and more, and {has} are free"
-    cut = min(about.mean_tokens, pair_length(request, config, tokenizer))
-    about, before = replace(about, mean_tokens=cut), logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        return _as_planned(request, config, tokenizer, about)
-    finally:
-        logger.setLevel(before)
+    lines = []
+    for method in methods:
+        try:
+            resolved = resolve(job.with_options(method=method), base, PARAPHRASE_NAMES)
+            validate(resolved)
+            model = _build_frozen_model(resolved)
+        except UserError as error:
+            if len(methods) == 1:
+                raise
+            lines += [f"{method}: rejected. {fault}" for fault in error.faults]
+            continue
+        trained, total = parameter_counts(model)
+        head = head_parameter_ids(model)
+        in_head = sum(p.numel() for p in model.parameters() if p.requires_grad and id(p) in head)
+        lines.append(
+            f"{method}: works; {trained:,} of {total:,} parameters train ({trained / total:.2%}), "
+            f"{in_head:,} of them in the head; "
+            f"{describe_head(resolved.config.pooling, resolved.source.head_layer)}"
+        )
+    return lines
 
 
-def _as_planned(
-    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
-) -> Estimate:
-    """The estimate with frozen layers run once, or every time, as the training will."""
-    arguments = request.arguments
-    mode = request.config.activation_cache
-    memory_bytes = convert_file_size_to_int(request.config.activation_cache_memory)
-    visits = math.ceil(about.number * arguments.num_train_epochs)
-    if arguments.max_steps > 0:
-        visits = arguments.max_steps * arguments.train_batch_size
-        visits *= arguments.gradient_accumulation_steps
-    visits *= len(request.config.seeds or [arguments.seed])
-    freezes, note = request.method.freezes(request.options), ""
-    if freezes and mode == "auto" and (note := argument_refusal(arguments)):
-        request.config.activation_cache = "off"
-    try:
-        estimate = _time_steps(request, config, tokenizer, about)
-    except ActivationCacheError as error:
-        if mode != "auto" or request.config.activation_cache == "off":
-            raise
-        note = error.reason
-        request.config.activation_cache = "off"
-        estimate = _time_steps(request, config, tokenizer, about)
-    if not estimate.trunk_pairs:
-        return replace(estimate, note=note)
-    estimate = replace(estimate, in_memory=estimate.trunk_bytes <= memory_bytes)
-    refusal = fill_refusal(estimate.trunk_pairs, visits) if mode == "auto" else ""
-    if not refusal:
-        if _on_gpu(request):  # whose memory is meant
-            return estimate
-        held = min(estimate.trunk_bytes, memory_bytes)
-        peak = estimate.peak_bytes + held
-        return replace(estimate, peak_bytes=peak, mapped_bytes=estimate.trunk_bytes - held)
-    if mode != "auto":
-        raise ActivationCacheError(refusal)
-    request.config.activation_cache = "off"
-    return replace(_time_steps(request, config, tokenizer, about), note=refusal)
+def measure_training_set(
+    job: TrainJob,
+    base: BaseModel,
+    num_examples: int | None = None,
+    mean_tokens: int | None = None,
+) -> TrainingSet:
+    """Load a job's data to get the size of its training set.
+
+    MRPC, the default, is not loaded.
+
+    Args:
+        job: The training.
+        base: Its base model.
+        num_examples: Replaces the number of training examples.
+        mean_tokens: Replaces their mean length.
+    Raises:
+        UserError: If the data cannot be loaded, or the job does not fit it.
+    """
+    data = job.data
+    if isinstance(data, DataConfig) and data.dataset == DataConfig.dataset and not data.train_file:
+        labels = split_class_names(data.class_names) if data.class_names else PARAPHRASE_NAMES
+        return TrainingSet(num_examples or 3668, mean_tokens or 53, tuple(labels))
+    splits = load_data(data, job.seed)
+    resolved = resolve(job, base, splits.label_names)
+    validate(resolved, splits)
+    train = training_data(resolved, splits).splits["train"]
+    if mean_tokens is None:
+        encoded, _ = encode_examples(base.tokenizer, train, resolved.max_length)
+        mean_tokens = round(sum(encoded["length"]) / len(encoded))
+    return TrainingSet(num_examples or len(train), mean_tokens, splits.label_names)
 
 
-def _time_steps(
-    request: TrainJob, config: PretrainedConfig, tokenizer: Any, about: Pairs
-) -> Estimate:
+def estimate_cost(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> CostEstimate:
+    """Time a few training steps, and extrapolate to the training set.
+
+    Args:
+        job: The training.
+        base: The base model; its weights are not needed.
+        training_set: Size of the training set. Tokens beyond `max_length` do not count.
+    Raises:
+        UserError: If the job cannot be estimated: with several processes, a quantized model, or
+            more memory than is available.
+    """
+    resolved = resolve(job, base, training_set.label_names)
+    args, config = resolved.training_args, resolved.config
+    if args.world_size > 1:
+        raise UserError("estimate: got several processes; start doctor as one process.")
+    if config.quantization != "none":
+        raise UserError("estimate: needs a model that is not quantized.")
+    trained, total = parameter_counts(_build_frozen_model(resolved))
+    bytes_trained = BYTES_TRAINED + (BYTES_SAM if config.sam_rho else 0)
+    required = trained * bytes_trained + (total - trained) * BYTES_FROZEN
+    available = available_memory(args.device.type == "cuda")
+    if required > available:
+        raise UserError(
+            f"estimate: weights and optimizer need {format_bytes(required)}, and "
+            f"{format_bytes(available)} are available."
+        )
+    tokens = min(training_set.mean_tokens, resolved.max_length)
+    training_set = replace(training_set, mean_tokens=tokens)
+    options = {
+        **TIMING_OPTIONS,
+        "activation_cache": "on" if _caches_activations(resolved, training_set) else "off",
+        # Two batches per step are enough to see the cost of accumulating more.
+        "gradient_accumulation_steps": min(args.gradient_accumulation_steps, 2),
+    }
+    with _only_errors_logged():
+        try:
+            return _time_steps(job.with_options(**options), base, training_set)
+        except ActivationCacheError:
+            if config.activation_cache == "on":
+                raise
+            options["activation_cache"] = "off"
+            return _time_steps(job.with_options(**options), base, training_set)
+
+
+def _build_frozen_model(resolved: ResolvedJob) -> Any:
+    model = build_empty_model(resolved)
+    resolved.method.freeze(model, resolved.method_options)
+    return model
+
+
+def _caches_activations(resolved: ResolvedJob, training_set: TrainingSet) -> bool:
+    """Return whether the training would use the activation cache, if the model allows it."""
+    config, args = resolved.config, resolved.training_args
+    if config.activation_cache != "auto" or not resolved.method.freezes(resolved.method_options):
+        return config.activation_cache == "on"
+    reads = math.ceil(training_set.num_examples * args.num_train_epochs)
+    if args.max_steps > 0:
+        reads = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+    reads *= len(config.seeds or [args.seed])
+    num_copies = 2 if config.swap_sentences == "true" else 1
+    return not fill_refusal(num_copies * training_set.num_examples, reads)
+
+
+def _time_steps(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> CostEstimate:
+    """Train on random examples, each of about the mean length."""
+    resolved = resolve(job, base, training_set.label_names)
+    args, on_gpu = resolved.training_args, resolved.training_args.device.type == "cuda"
+    batch_size = args.train_batch_size * args.gradient_accumulation_steps
+    data = _random_examples(args.max_steps * batch_size, training_set)
+    set_seed(args.seed)
     reset_peak_memory()
-    set_seed(request.arguments.seed)  # random weights, and what is said of them, are the same again
-    model = init_classifier(
-        config, request.config.pooling, device="cpu", dropout=request.config.dropout
-    )
-    request.method.freeze(model, request.options)
-    if num_frozen_layers(model) and request.config.activation_cache != "off":
-        request.config.activation_cache = "on"  # even if it does not pay for so few examples
-    arguments = request.arguments
-    # Two batches a step say what more of them do: an optimizer's part of a step is small.
-    arguments.gradient_accumulation_steps = min(arguments.gradient_accumulation_steps, 2)
-    size = arguments.train_batch_size * arguments.gradient_accumulation_steps
-    request.arguments.max_steps = WARM_UP + STEPS
-    data = _write_pairs(request.arguments.max_steps * size, about)
-    adapted = request.method.apply(model, request.options)
-    length = pair_length(request, config, tokenizer)
-    classifier = Classifier(adapted, tokenizer, list(about.label_names), length)
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        trainer, _ = build_trainer(request, data, classifier, folder)
+    model_config, pooling = load_config(resolved.source), str(resolved.config.pooling)
+    model = init_classifier(model_config, pooling, "cpu", resolved.config.dropout)
+    adapted = resolved.method.apply(model, resolved.method_options)
+    labels = list(training_set.label_names)
+    classifier = Classifier(adapted, base.tokenizer, labels, resolved.max_length)
+    timer = _StepTimer()
+    with tempfile.TemporaryDirectory() as directory:
+        trainer, _ = build_trainer(resolved, data, classifier, directory, callbacks=[timer])
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(clock)
         started = time.perf_counter()
         trainer.train()
-    steps = (clock.times[-1] - clock.times[WARM_UP - 1]) / STEPS
-    features, _ = classifier.encode(data.splits["train"])
-    tokens = sum(features["length"]) / len(features)
-    pairs = about.number * about.mean_tokens / tokens
-    peak = peak_memory()["gpu_bytes" if _on_gpu(request) else "resident_bytes"]
     callbacks = trainer.callback_handler.callbacks
-    cache = next(
-        (c for c in callbacks if isinstance(c, ActivationCacheCallback) and c.token_bytes), None
+    cache = next((c for c in callbacks if isinstance(c, ActivationCacheCallback)), None)
+    step_seconds = (timer.times[-1] - timer.times[WARM_UP_STEPS - 1]) / TIMED_STEPS
+    num_computed = (cache.num_computed if cache else 0) or 1
+    cache_seconds = cache.seconds if cache else 0
+    encoded, _ = classifier.encode(data.splits["train"])
+    # The size of the training set in examples as long as the random ones.
+    num_tokens = training_set.num_examples * training_set.mean_tokens
+    num_examples = num_tokens * len(encoded) / sum(encoded["length"])
+    # Each example is cached twice with swapped sentences.
+    num_copies = len(cache.examples) / len(encoded) if cache and cache.num_computed else 0
+    cache_bytes = round(num_copies * num_tokens * cache.token_bytes) if cache else 0
+    memory_limit = int(convert_file_size_to_int(resolved.config.activation_cache_memory))
+    peak = peak_memory()["gpu_bytes" if on_gpu else "resident_bytes"]
+    return CostEstimate(
+        epoch_seconds=step_seconds * num_examples / batch_size,
+        start_seconds=max(0, timer.times[0] - started - step_seconds - cache_seconds),
+        peak_bytes=peak + (0 if on_gpu else min(cache_bytes, memory_limit)),
+        cached_examples=round(training_set.num_examples * num_copies),
+        cache_seconds=cache_seconds * num_copies * num_examples / num_computed,
+        cache_bytes=cache_bytes,
     )
-    start = clock.times[0] - started - steps - (cache.seconds if cache else 0)
-    estimate = Estimate(steps * pairs / size, peak, max(0, start))
-    if cache is None:
-        return estimate
-    orders = len(cache.examples) / len(features)
-    return replace(
-        estimate,
-        trunk_pairs=round(about.number * orders),
-        trunk_seconds=cache.seconds / len(features) * pairs,
-        trunk_bytes=round(cache.token_bytes * about.mean_tokens * about.number * orders),
-    )
 
 
-def _on_gpu(request: TrainJob) -> bool:
-    """Whether it trains on one; `--use_cpu` leaves it alone."""
-    return bool(request.arguments.device.type == "cuda")
-
-
-def _write_pairs(count: int, about: Pairs) -> DataSplits:
-    """Pairs of about so many tokens, no two alike."""
-    half = max(1, (about.mean_tokens - 3) // 2 - 1)
+def _random_examples(count: int, training_set: TrainingSet) -> DataSplits:
+    """Return different examples of about the mean length."""
+    half = max(1, (training_set.mean_tokens - 3) // 2 - 1)
     words = [WORDS[number % len(WORDS)] for number in range(half)]
-    pairs = [
+    examples = [
         Example(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
         for row in range(count)
     ]
-    return DataSplits("rehearsal", about.label_names, {"train": tuple(pairs)})
+    return DataSplits("random", training_set.label_names, {"train": tuple(examples)})
 
 
-def in_time(seconds: float) -> str:
-    """A time to read: 40 s, 12 min, 3.5 h."""
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+@contextmanager
+def _only_errors_logged() -> Iterator[None]:
+    package = logging.getLogger("peft_mrpc")
+    level = package.level
+    package.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        package.setLevel(level)

@@ -1,137 +1,199 @@
-"""What a search leaves: the best trial as a recipe, a table of all, a picture."""
+"""The files that a search writes: the best trial as a recipe, a table of all trials, a plot."""
 
-import contextlib
 import csv
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
+from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.evaluation.plot_style import DPI
+from peft_mrpc.evaluation.plot_style import save_figure
 from peft_mrpc.serialization import dump_yaml
 from peft_mrpc.training.tuning.plots import plot_search
-from peft_mrpc.training.tuning.study import (
-    OBJECTIVES,
-    Plan,
-    counted_trials,
-    describe_values,
-    failure_of,
-)
+from peft_mrpc.training.tuning.search_space import SearchSpace
 
-BEST_FILE, TRIALS_FILE, PLOT_FILE = "best.yaml", "trials.csv", "search.png"
+BEST_FILE, TRIALS_FILE, PLOT_NAME = "best.yaml", "trials.csv", "search"
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
     TrialState.FAIL: "failed",
-    TrialState.RUNNING: "running",
 }
+# User attribute of a trial with the error that ended it. A failed trial without it was
+# interrupted, and does not count.
+FAILURE = "failure"
+MIN_TRIALS_FOR_IMPORTANCE = 8
 
 
-def write_outcome(plan: Plan, study: optuna.Study, recipe: Mapping[str, Any], where: str) -> str:
-    """Write `best.yaml`, `trials.csv` and the pictures.
+@dataclass(frozen=True)
+class SearchOutcome:
+    """The result of a search.
+
+    Attributes:
+        recipe_file: Recipe for `train` with the best values.
+        trials_file: CSV file with all trials.
+        plot_file: The plot.
+        objective: Name of the objective.
+        evaluated_on: The examples that the objective was computed on, as text.
+        best_trial: Number of the best trial.
+        best_value: Its value of the objective.
+        best_values: Its values of the options in the search space.
+        num_trials: Number of trials by state: `complete`, `pruned`, `failed`.
+    """
+
+    recipe_file: Path
+    trials_file: Path
+    plot_file: Path
+    objective: str
+    evaluated_on: str
+    best_trial: int
+    best_value: float
+    best_values: Mapping[str, Any]
+    num_trials: Mapping[str, int]
+
+    def describe_best(self) -> str:
+        """Return the best trial and its value in one line."""
+        return (
+            f"trial {self.best_trial}, {self.objective} {self.best_value:.4f} on "
+            f"{self.evaluated_on}"
+        )
+
+    def summary(self) -> str:
+        """Return the outcome as text for a terminal."""
+        counts = ", ".join(f"{count} {state}" for state, count in self.num_trials.items() if count)
+        return (
+            f"{sum(self.num_trials.values())} trials: {counts}\n"
+            f"best: {self.describe_best()}\n"
+            f"  {describe_values(self.best_values)}\n"
+            f"Recipe: {self.recipe_file} (peft-mrpc train --config {self.recipe_file})"
+        )
+
+
+def write_outcome(
+    study: optuna.Study,
+    space: SearchSpace,
+    directory: Path,
+    objective: str,
+    recipe: Mapping[str, Any],
+    evaluated_on: str,
+    title: str,
+) -> SearchOutcome:
+    """Write the recipe, the table of trials and the plot.
 
     Args:
-        plan: The search.
-        study: Its trials.
-        recipe: What every trial had in common, as a recipe of `train`.
-        where: What the objective was measured on.
-    Returns:
-        What the terminal shows.
+        study: The trials.
+        space: The search space.
+        directory: Where the files are written.
+        objective: Name of the objective.
+        recipe: The options that all trials have in common.
+        evaluated_on: The examples that the objective was computed on, as text.
+        title: Title of the plot.
     Raises:
-        UserError: If no trial was finished.
+        UserError: If no trial is complete, or a file cannot be written.
     """
-    trials = counted_trials(study)
-    rows = [_row(study, trial) for trial in trials if trial.state in STATES]
-    _write_trials(plan, rows)
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    if not complete:
-        reasons = [failure_of(study, t) for t in trials if t.state == TrialState.FAIL]
-        said = f" The first failed: {reasons[0]}" if reasons else ""
-        raise UserError(f"tune: none of {len(rows)} trials came to its end.{said}")
+    rows = [_trial_row(trial) for trial in finished_trials(study)]
+    _write_trials(directory / TRIALS_FILE, rows, objective, list(space))
+    if all(row["state"] != "complete" for row in rows):
+        failures = [row["failure"] for row in rows if row["failure"]]
+        first = f" The first failed: {failures[0]}" if failures else ""
+        raise UserError(f"tune: none of {len(rows)} trials is complete.{first}")
     best = study.best_trial
-    found = f"trial {best.number}, {plan.objective} {best.value:.4f} on {where}"
-    _write_best(plan, {**recipe, **best.params}, found)
-    _write_plots(plan, study, rows)
     counts = Counter(row["state"] for row in rows)
-    numbers = ", ".join(f"{counts[state]} {state}" for state in STATES.values() if counts[state])
-    return (
-        f"{len(rows)} trials: {numbers}\nbest: {found}\n  {describe_values(best.params)}\n"
-        f"Recipe: {plan.folder / BEST_FILE} (peft-mrpc train --config {plan.folder / BEST_FILE})"
+    outcome = SearchOutcome(
+        recipe_file=directory / BEST_FILE,
+        trials_file=directory / TRIALS_FILE,
+        plot_file=directory / f"{PLOT_NAME}.png",
+        objective=objective,
+        evaluated_on=evaluated_on,
+        best_trial=best.number,
+        best_value=float(best.value or 0),
+        best_values=dict(best.params),
+        num_trials={state: counts[state] for state in STATES.values()},
     )
+    with _replace(outcome.recipe_file) as path:
+        head = f"# The best trial of a search: {outcome.describe_best()}.\n"
+        path.write_text(head + dump_yaml({**recipe, **best.params}), encoding="utf-8")
+    figure = plot_search(
+        rows,
+        objective,
+        study.direction == StudyDirection.MAXIMIZE,
+        [name for name, distribution in space.items() if getattr(distribution, "log", False)],
+        {n: list(d.choices) for n, d in space.items() if isinstance(d, CategoricalDistribution)},
+        _importances(study),
+        title,
+    )
+    for suffix in (".png", ".svg"):
+        with _replace(outcome.plot_file.with_suffix(suffix)) as path:
+            save_figure(figure, path)
+    return outcome
 
 
-def _row(study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
-    seconds = trial.duration.total_seconds() if trial.duration else None
+def finished_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Return all finished trials but the interrupted ones."""
+    trials = study.get_trials(deepcopy=False, states=tuple(STATES))
+    return [t for t in trials if t.state != TrialState.FAIL or FAILURE in t.user_attrs]
+
+
+def describe_values(values: Mapping[str, Any]) -> str:
+    """Return the values of a trial in one line."""
+    texts = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in values.values())
+    return ", ".join(f"{name} {text}" for name, text in zip(values, texts, strict=True))
+
+
+def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
     reports = trial.intermediate_values
-    failed = trial.state == TrialState.FAIL
+    value = reports[max(reports)] if trial.state == TrialState.PRUNED else trial.value
     return {
         "number": trial.number,
         "state": STATES[trial.state],
-        "value": reports[max(reports)] if reports and not failed else trial.value,
-        "seconds": seconds,
-        "params": dict(trial.params),
-        "failure": failure_of(study, trial) if failed else "",
+        "value": value,
+        "seconds": trial.duration.total_seconds() if trial.duration else None,
+        "values": dict(trial.params),
+        "failure": trial.user_attrs.get(FAILURE, ""),
     }
 
 
-def _write_trials(plan: Plan, rows: list[dict[str, Any]]) -> None:
-    names = [parameter.name for parameter in plan.space]
-    with _replacing(plan.folder / TRIALS_FILE) as path, path.open("w", newline="") as file:
+def _write_trials(
+    path: Path, rows: Sequence[Mapping[str, Any]], objective: str, names: Sequence[str]
+) -> None:
+    with _replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["trial", "state", plan.objective, "seconds", *names, "failure"])
+        writer.writerow(["trial", "state", objective, "seconds", *names, "failure"])
         for row in rows:
-            values = [row["params"].get(name, "") for name in names]
-            numbers = ["" if row[key] is None else row[key] for key in ("value", "seconds")]
-            writer.writerow([row["number"], row["state"], *numbers, *values, row["failure"]])
-
-
-def _write_best(plan: Plan, recipe: Mapping[str, Any], found: str) -> None:
-    head = f"# The best of a search: {found}.\n"
-    with _replacing(plan.folder / BEST_FILE) as path:
-        path.write_text(head + dump_yaml(dict(recipe)), encoding="utf-8")
-
-
-def _write_plots(plan: Plan, study: optuna.Study, rows: list[dict[str, Any]]) -> None:
-    figure = plot_search(
-        [row for row in rows if row["state"] != "running"],
-        plan.objective,
-        OBJECTIVES[plan.objective] == "maximize",
-        [parameter.name for parameter in plan.space if parameter.log],
-        {parameter.name: parameter.choices for parameter in plan.space if parameter.choices},
-        _importances(study),
-        f"{plan.fixed['method']} · {Path(str(plan.fixed['model'])).name}, {len(rows)} trials",
-    )
-    for suffix in (".png", ".svg"):
-        with _replacing((plan.folder / PLOT_FILE).with_suffix(suffix)) as path:
-            figure.savefig(path, dpi=DPI, format=suffix[1:])
+            values = [row["values"].get(name) for name in names]
+            numbers = [row["number"], row["state"], row["value"], row["seconds"]]
+            writer.writerow([*numbers, *values, row["failure"]])
 
 
 def _importances(study: optuna.Study) -> dict[str, float]:
-    """Each parameter's share in the objective's variance; nothing where that is only noise."""
+    """Return each option's share in the variance of the objective; empty for few trials."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    if len(complete) < 8 or len({trial.value for trial in complete}) < 2:
+    values = {trial.value for trial in complete}
+    if len(complete) < MIN_TRIALS_FOR_IMPORTANCE or len(values) < 2:
         return {}
     evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-    with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
+    with warnings.catch_warnings(), suppress(ValueError, RuntimeError):
         warnings.simplefilter("ignore")
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {}
 
 
-@contextlib.contextmanager
-def _replacing(path: Path) -> Any:
-    """A file beside its place that takes it whole: other workers write the same one."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+@contextmanager
+def _replace(path: Path) -> Iterator[Path]:
+    """Write a file under a temporary name, then rename it: other processes write the same file."""
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
-        yield beside
-        beside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

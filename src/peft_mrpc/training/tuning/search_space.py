@@ -1,206 +1,186 @@
-"""What a search varies: a YAML file of ranges and choices, checked before the first trial."""
+"""The search space of `tune`: a YAML file of ranges and choices, as Optuna's distributions."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Set
 from importlib import resources
 from typing import Any
 
-from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.serialization import load_yaml, parse_scalar, read_yaml
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import BaseTrial
+
+from peft_mrpc.errors import closest, one_line, raise_faults
+from peft_mrpc.serialization import load_yaml, read_yaml
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"
+PACKAGED_SPACE = "searches/default.yaml"
+
+SearchSpace = Mapping[str, BaseDistribution]
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """One flag that a search varies: over a range, or among choices.
-
-    Attributes:
-        name: The flag.
-        low: Least value of a range.
-        high: Greatest value of a range; both whole numbers if only such are meant.
-        log: Whether the range is searched by its logarithm.
-        step: Width of a grid in the range; None for none.
-        choices: The values, where it is no range.
-    """
-
-    name: str
-    low: float = 0
-    high: float = 0
-    log: bool = False
-    step: float | None = None
-    choices: tuple[Any, ...] = ()
-
-    def suggest(self, trial: Any) -> Any:
-        """The value of an Optuna trial."""
-        if self.choices:
-            return trial.suggest_categorical(self.name, list(self.choices))
-        if isinstance(self.low, int) and isinstance(self.high, int):
-            step = 1 if self.step is None else int(self.step)
-            return trial.suggest_int(self.name, self.low, self.high, step=step, log=self.log)
-        return trial.suggest_float(self.name, self.low, self.high, step=self.step, log=self.log)
-
-    def ends(self) -> tuple[Any, ...]:
-        """Values to try the flag with: the ends of a range, or every choice."""
-        return self.choices or (self.low, self.high)
-
-    def count(self) -> int:
-        """How many values it has, where they are choices or whole numbers."""
-        return len(self.choices) or int((self.high - self.low) // (self.step or 1)) + 1
-
-    def __str__(self) -> str:
-        if self.choices:
-            return f"{self.name} in {', '.join(map(str, self.choices))}"
-        how = ", log" if self.log else f", step {self.step:g}" if self.step else ""
-        return f"{self.name} from {self.low:g} to {self.high:g}{how}"
-
-
-def load_space(
+def load_search_space(
     path: str | None,
     method: str,
-    known: Mapping[str, Any],
-    given: set[str],
-    fixed: set[str],
-    most: Mapping[str, int],
-) -> list[Parameter]:
+    values: Mapping[str, Any],
+    given: Set[str],
+    fixed: Set[str],
+    limits: Mapping[str, int],
+) -> dict[str, BaseDistribution]:
     """Read the user's search space, or the packaged one of a method.
 
     Args:
         path: YAML file; None for the packaged space.
         method: Name of the method.
-        known: Every flag that may vary, with its value in the recipe.
-        given: Flags that the user gave a value: the packaged space leaves them alone.
-        fixed: Flags that a search needs as they are.
-        most: The largest values that the model has room for; the packaged space keeps to them.
+        values: Every option that may vary, with its value without a search.
+        given: Options with a value of the user's, which the packaged space leaves out.
+        fixed: Options that must be the same in all trials.
+        limits: Largest values that the model allows; the packaged space respects them.
     Raises:
-        UserError: Naming every fault of the file.
+        UserError: With all errors of the file.
     """
-    where = path or "searches/default.yaml"
+    where = path or PACKAGED_SPACE
     if path is None:
-        specs = _packaged_specs(method, known, given, most)
+        specs = _packaged_specs(method, values, given, limits)
     else:
-        line = "lines `name: {low: 1e-5, high: 1e-3, log: true}`"
-        specs = read_yaml(path, "--search_space", line)
-    faults: list[str] = []
-    parameters = []
+        expected = "lines `name: {low: 1e-5, high: 1e-3, log: true}`"
+        specs = read_yaml(path, "search_space", expected)
+    space: dict[str, BaseDistribution] = {}
+    errors = []
     for name, spec in specs.items():
         if name in fixed:
-            faults.append(f"{where}: {name}: is the same for all trials; drop it.")
-        elif name not in known:
-            faults.append(f"{where}: {name}: is no flag of {method}.{closest(name, known)}")
+            errors.append(f"{where}: {name}: must be the same in all trials; remove it.")
+        elif name not in values:
+            errors.append(f"{where}: {name}: is not an option of {method}.{closest(name, values)}")
         elif name in given:
-            faults.append(f"{where}: {name}: is given as a flag or in --config too; drop one.")
+            errors.append(f"{where}: {name}: has a fixed value in this command too; remove one.")
         else:
-            found = _parse(name, spec, known[name])
-            if isinstance(found, str):
-                faults.append(f"{where}: {name}: {found}")
-            else:
-                parameters.append(found)
+            try:
+                space[name] = build_distribution(spec, values[name])
+            except ValueError as error:
+                errors.append(f"{where}: {name}: {one_line(error)}")
     if not specs:
-        faults.append(f"{where}: leaves nothing to search; expected `name: {{low: 1, high: 8}}`.")
-    raise_faults(faults)
-    return parameters
+        errors.append(f"{where}: nothing to search; expected `name: {{low: 1, high: 8}}`.")
+    raise_faults(errors)
+    return space
+
+
+def build_distribution(spec: Any, value: Any) -> BaseDistribution:
+    """Build the distribution that one entry of a search space describes.
+
+    Args:
+        spec: `{low, high, log, step}`, `{factor, log, step}` or `{choices}`.
+        value: The option's value without a search, which `factor` multiplies and divides.
+    Raises:
+        ValueError: If the entry is invalid.
+    """
+    if not isinstance(spec, dict):
+        raise ValueError(f"got {spec!r}; expected a mapping with low and high, factor, or choices.")
+    if unknown := [str(key) for key in spec if key not in KEYS]:
+        raise ValueError(
+            f"got the key {unknown[0]!r}; expected {', '.join(KEYS)}.{closest(unknown[0], KEYS)}"
+        )
+    if "choices" in spec:
+        return _build_choices(spec)
+    low, high = _range(spec, value)
+    log, step = spec.get("log", False), spec.get("step")
+    if not isinstance(log, bool):
+        raise ValueError(f"got log {log!r}; expected true or false.")
+    if not _is_number(low) or not _is_number(high) or not low < high:
+        raise ValueError(f"got low {low!r} and high {high!r}; expected two numbers, low < high.")
+    if step is not None and (not _is_number(step) or not 0 < step <= high - low):
+        raise ValueError(f"got step {step!r}; expected a number up to high - low.")
+    is_integer = all(isinstance(number, int) for number in (low, high, step or 1))
+    if is_integer:
+        return IntDistribution(low, high, log=log, step=step or 1)
+    return FloatDistribution(low, high, log=log, step=step)
+
+
+def distribution_ends(distribution: BaseDistribution) -> tuple[Any, ...]:
+    """Return the lowest and highest value of a range, or all choices."""
+    if isinstance(distribution, CategoricalDistribution):
+        return tuple(distribution.choices)
+    assert isinstance(distribution, IntDistribution | FloatDistribution)
+    return distribution.low, distribution.high
+
+
+def describe_space(space: SearchSpace) -> list[str]:
+    """Return each option with its range or choices, as text."""
+    lines = []
+    for name, distribution in space.items():
+        ends = distribution_ends(distribution)
+        if isinstance(distribution, CategoricalDistribution):
+            lines.append(f"{name} in {', '.join(map(str, ends))}")
+            continue
+        assert isinstance(distribution, IntDistribution | FloatDistribution)
+        step = distribution.step
+        suffix = ", log" if distribution.log else "" if step in (None, 1) else f", step {step:g}"
+        lines.append(f"{name} from {ends[0]:g} to {ends[1]:g}{suffix}")
+    return lines
+
+
+def suggest_values(trial: BaseTrial, space: SearchSpace) -> dict[str, Any]:
+    """Draw a value for each option in a trial."""
+    values: dict[str, Any] = {}
+    for name, d in space.items():
+        if isinstance(d, CategoricalDistribution):
+            values[name] = trial.suggest_categorical(name, d.choices)
+        elif isinstance(d, IntDistribution):
+            values[name] = trial.suggest_int(name, d.low, d.high, step=d.step, log=d.log)
+        elif isinstance(d, FloatDistribution):
+            values[name] = trial.suggest_float(name, d.low, d.high, step=d.step, log=d.log)
+    return values
 
 
 def _packaged_specs(
-    method: str, known: Mapping[str, Any], given: set[str], most: Mapping[str, int]
+    method: str, values: Mapping[str, Any], given: Set[str], limits: Mapping[str, int]
 ) -> dict[str, Any]:
-    text = (resources.files("peft_mrpc") / "searches" / "default.yaml").read_text("utf-8")
-    spaces = load_yaml(text)
+    """Return the packaged entries for a method, without those that have no effect here."""
+    spaces = load_yaml((resources.files("peft_mrpc") / PACKAGED_SPACE).read_text("utf-8"))
     specs = {**spaces[EVERY_METHOD], **spaces.get(method, {})}
-    if known["max_steps"] > 0:
+    if values["max_steps"] > 0:
         del specs["num_train_epochs"]
-    for name in most.keys() & specs.keys():
-        fitting = [choice for choice in specs[name]["choices"] if choice <= most[name]]
-        specs[name] = {"choices": fitting}
-        if len(fitting) < 2:
+    for name in limits.keys() & specs.keys():
+        choices = [choice for choice in specs[name]["choices"] if choice <= limits[name]]
+        specs[name] = {"choices": choices}
+        if len(choices) < 2:
             del specs[name]
-    # What has no value here has no part in it: a head without a rate of its own learns at the rate
-    # that is searched already, and --frozen_modules leave no layers to count.
+    # An option without a value has no effect: without a learning rate of its own the head trains
+    # with the encoder's, and with frozen_modules no layers are counted.
     return {
         name: spec
         for name, spec in specs.items()
-        if name not in given and known.get(name) not in (None, 0)
+        if name not in given and values.get(name) not in (None, 0)
     }
 
 
-def _parse(name: str, spec: Any, recipe_value: Any) -> Parameter | str:
-    """The parameter, or what is wrong with it."""
-    if not isinstance(spec, dict):
-        return f"got {spec!r}; expected {{low, high, log, step}}, {{factor, log}} or {{choices}}."
-    unknown = [key for key in spec if key not in KEYS]
-    if unknown:
-        return f"got {unknown[0]!r}; expected {', '.join(KEYS)}.{closest(str(unknown[0]), KEYS)}"
-    if "choices" in spec:
-        return _parse_choices(name, spec)
-    bounds = _parse_bounds(spec, recipe_value)
-    if isinstance(bounds, str):
-        return bounds
-    low, high = bounds
-    log, step = spec.get("log", False), _number(spec.get("step"))
-    if not isinstance(log, bool):
-        return f"got log {log!r}; expected true or false."
-    if log and low <= 0:
-        return f"got log with low {low:g}; expected low above 0."
-    if "step" in spec and (step is None or not 0 < step <= high - low or log):
-        return f"got step {spec['step']!r}; expected a number up to high - low, and no log."
-    if isinstance(low, int) and isinstance(high, int) and isinstance(step, float):
-        low, high = float(low), float(high)
-    return Parameter(name, low, high, log, step)
-
-
-def _parse_choices(name: str, spec: Mapping[str, Any]) -> Parameter | str:
+def _build_choices(spec: Mapping[str, Any]) -> CategoricalDistribution:
     choices = spec["choices"]
     if len(spec) > 1 or not isinstance(choices, list) or len(choices) < 2:
-        return f"got {dict(spec)!r}; expected choices alone, a list of two or more."
-    values = [parse_scalar(c) if isinstance(c, str) else c for c in choices]
-    bad = [value for value in values if not isinstance(value, bool | int | float | str)]
-    if bad:
-        return f"got the choice {bad[0]!r}; expected numbers, words, true or false."
-    if len({str(value) for value in values}) < len(values):
-        return f"got {choices!r}; expected choices that differ."
-    return Parameter(name, choices=tuple(values))
+        raise ValueError(f"got {dict(spec)!r}; expected choices alone, a list of two or more.")
+    for choice in choices:
+        if not isinstance(choice, bool | int | float | str):
+            raise ValueError(f"got the choice {choice!r}; expected numbers, words, true or false.")
+    if len(set(map(str, choices))) < len(choices):
+        raise ValueError(f"got {choices!r}; expected different choices.")
+    return CategoricalDistribution(choices)
 
 
-def _parse_bounds(spec: Mapping[str, Any], recipe_value: Any) -> tuple[float, float] | str:
+def _range(spec: Mapping[str, Any], value: Any) -> tuple[Any, Any]:
     if "factor" not in spec:
-        low, high = _number(spec.get("low")), _number(spec.get("high"))
-        if low is None or high is None or not low < high:
-            return (
-                f"got low {spec.get('low')!r} and high {spec.get('high')!r}; expected two numbers, "
-                "the lower first."
-            )
-        return low, high
-    factor, value = _number(spec["factor"]), _number(recipe_value)
-    if factor is None or factor <= 1 or "low" in spec or "high" in spec:
-        return f"got factor {spec['factor']!r}; expected a number above 1, and no low or high."
-    if value is None or value <= 0:
-        return f"got a factor, but the recipe has {recipe_value!r} here; expected low and high."
+        return spec.get("low"), spec.get("high")
+    factor = spec["factor"]
+    if not _is_number(factor) or factor <= 1 or "low" in spec or "high" in spec:
+        raise ValueError(f"got factor {factor!r}; expected a number above 1, without low and high.")
+    if not _is_number(value) or value <= 0:
+        raise ValueError(f"got a factor, but the value is {value!r}; expected low and high.")
     low, high = value / factor, value * factor
-    if "step" in spec and spec["step"] == 1:
-        return max(1, round(low)), max(2, round(high))
-    return low, high
+    return (max(1, round(low)), max(2, round(high))) if spec.get("step") == 1 else (low, high)
 
 
-def _number(value: Any) -> float | None:
-    """A finite number, also one that YAML reads as a string (`1e-5`)."""
-    value = parse_scalar(value) if isinstance(value, str) else value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-# Options of which each value has activations of its own.
-ACTIVATION_OPTIONS = {
-    *("num_unfrozen_layers", "frozen_modules", "unfrozen_modules", "pooling", "head_layer"),
-    *("bf16", "fp16", "tf32", "attention"),
-}
-
-
-def count_activation_sets(space: Sequence[Parameter]) -> int:
-    """How many sets of cached activations the trials of a search need."""
-    return math.prod(
-        parameter.count() for parameter in space if parameter.name in ACTIVATION_OPTIONS
-    )
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
