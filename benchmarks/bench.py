@@ -23,7 +23,7 @@ from typing import Any
 import transformers
 from matplotlib.figure import Figure
 
-from peft_mrpc.cli.app import EXIT_USER_ERROR
+from peft_mrpc.cli.app import EXIT_USER_ERROR, with_dashes
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import load_data
@@ -91,7 +91,9 @@ def run(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.stderr.writelines(f"{Path(sys.argv[0]).name}: {line}\n" for line in error.lines())
+        sys.stderr.writelines(
+            f"{Path(sys.argv[0]).name}: {with_dashes(line)}\n" for line in error.lines()
+        )
         sys.exit(EXIT_USER_ERROR)
 
 

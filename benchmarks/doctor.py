@@ -1,21 +1,16 @@
-"""What `peft-mrpc doctor` foretells of a training, beside what the training then takes.
+"""Estimates of `peft-mrpc doctor`, and the measured cost of the same trainings.
 
     python benchmarks/doctor.py
 
-For each method doctor's steps are run in a process of their own, then the training itself, by
-the command that a user types, on the first `--pairs` of MRPC: its time, its peak memory and what
-is kept of the frozen layers. The ratio is 1 less the error's share. The figures go into
+Each training is estimated in a process of its own, and then run in another one on the first
+`--examples` of MRPC. The ratio is 1 minus the relative error of the estimate. The results go into
 `doctor.json` beside this file, the table into `doctor.md`.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
-import subprocess
-import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,44 +26,43 @@ from bench import (
 )
 from training_peer import write_bert_base
 
+from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import prepare_processes
-from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.models.loading import load_config
-from peft_mrpc.training.cost_estimate import Estimate, Pairs, rehearse
-from peft_mrpc.training.head_layer import settle_reading
-from peft_mrpc.training.request import parse_request
+from peft_mrpc.training.cost_estimate import estimate_cost, measure_training_set
+from peft_mrpc.training.job import TrainJob
+from peft_mrpc.training.resolve import load_base_model
+from peft_mrpc.training.run import run_training
 
-GOAL = 0.7  # within 30 %
-DEV_PAIRS = 40
-QUIET = ["--report_to", "none", "--save_strategy", "no", "--disable_tqdm", "true"]
+GOAL = 0.7  # an error of at most 30 %
+NUM_VALIDATION = 40
+QUIET = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True}
 
 
 @dataclass(frozen=True)
-class Part:
-    """A training.
+class Training:
+    """A training to estimate and to run.
 
     Attributes:
-        method: As `--method`.
-        model: As `--model`; None for a bert-base of random weights.
-        epochs: Passes over the pairs.
-        share: Of the pairs asked for.
-        flags: Further ones of `train`.
+        method: Its method.
+        model: Its model; None for a bert-base with random weights.
+        epochs: Number of epochs.
+        share: Share of the training examples.
+        arguments: More fields of TrainingArguments.
     """
 
     method: str
     model: str | None = "builtin:minilm"
     epochs: int = 1
     share: float = 1.0
-    flags: tuple[str, ...] = ()
+    arguments: dict[str, Any] = field(default_factory=dict)
 
 
-PARTS = {
-    "layer_freeze": Part("layer_freeze", epochs=3),
-    "layer_freeze, bert-base": Part("layer_freeze", None, 3, 0.25),
-    **{method: Part(method) for method in ("full", "lora", "prompt_tuning", "linear_probe")},
-    "full, in fp32": Part("full", flags=("--bf16", "false")),
+TRAININGS = {
+    "layer_freeze": Training("layer_freeze", epochs=3),
+    "layer_freeze, bert-base": Training("layer_freeze", None, 3, 0.25),
+    **{method: Training(method) for method in ("full", "lora", "prompt_tuning", "linear_probe")},
+    "full, in fp32": Training("full", arguments={"bf16": False}),
 }
 
 
@@ -79,87 +73,77 @@ def main() -> None:
     parts: dict[str, Any] = report.read().get("parts", {})
     with tempfile.TemporaryDirectory() as scratch:
         for name in options.only:
-            turns = [
-                compare(PARTS[name], data, options.pairs, Path(scratch))
+            repeats = [
+                compare(TRAININGS[name], data, options.examples, Path(scratch))
                 for _ in range(options.repeats)
             ]
-            parts[name] = best_of(turns)
-            parts = {key: parts[key] for key in PARTS if key in parts}
+            parts[name] = best_of(repeats)
+            parts = {key: parts[key] for key in TRAININGS if key in parts}
             report.write(result_rows(parts), parts=parts)
     report.show(goal_table(result_rows(parts)), "goals")
 
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--pairs", type=positive, help="training pairs (default: 1000)")
-    parser.add_argument("--repeats", type=positive, help="turns of each (default: 2)")
-    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--examples", type=positive, help="training examples (default: 1000)")
+    parser.add_argument("--repeats", type=positive, help="repetitions (default: 2)")
+    parser.add_argument("--only", nargs="*", default=list(TRAININGS), choices=list(TRAININGS))
     options = parser.parse_args()
-    pairs, repeats = (160, 1) if options.quick else (1000, 2)
-    options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
+    examples, repeats = (160, 1) if options.quick else (1000, 2)
+    options.examples, options.repeats = options.examples or examples, options.repeats or repeats
     return options
 
 
-# ---- measuring ----
-
-
-def compare(part: Part, data: DataSplits, count: int, scratch: Path) -> dict[str, Any]:
-    """What was foretold, and what was: seconds, peak bytes, kept bytes."""
-    pairs = data.splits["train"][: max(1, round(count * part.share))]
+def compare(training: Training, data: DataSplits, count: int, scratch: Path) -> dict[str, Any]:
+    """Return the estimated and the measured seconds and peak bytes of a training."""
+    examples = data.splits["train"][: max(1, round(count * training.share))]
     folder = Path(tempfile.mkdtemp(dir=scratch))
-    write_pairs(pairs, folder / "train.tsv")
-    write_pairs(data.splits["validation"][:DEV_PAIRS], folder / "dev.tsv")
-    model = part.model or write_bert_base(scratch / "bert-base")
-    flags = ["--method", part.method, "--model", model, "--num_train_epochs", str(part.epochs)]
-    flags += [*QUIET, *part.flags, "--dataset", str(folder), "--output_dir", str(folder / "run")]
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # its peak memory is its own
-        foretold = pool.apply(foretell, (flags, part.epochs))
-    found = train(flags, folder)
-    print(f"{part.method}: foretold {foretold}, found {found}", flush=True)
-    return {"foretold": foretold, "found": found, "pairs": len(pairs), "epochs": part.epochs}
+    write_pairs(examples, folder / "train.tsv")
+    write_pairs(data.splits["validation"][:NUM_VALIDATION], folder / "dev.tsv")
+    job = TrainJob(
+        TrainConfig(
+            method=training.method, model=training.model or write_bert_base(scratch / "bert-base")
+        ),
+        DataConfig(dataset=str(folder)),
+        {**QUIET, **training.arguments, "num_train_epochs": training.epochs},
+        output_dir=folder / "run",
+    )
+    sides = {}
+    for side, function in (("estimated", estimate), ("measured", train)):
+        # In a new process, because the peak memory is that of the process.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            sides[side] = pool.apply(function, (job,))
+    print(f"{training.method}: {sides}", flush=True)
+    return {**sides, "examples": len(examples), "epochs": training.epochs}
 
 
-def best_of(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """The least of what was foretold, and of what was: what else the machine did is neither's."""
-    least = {
-        side: {key: min(turn[side][key] for turn in turns) for key in turns[0][side]}
-        for side in ("foretold", "found")
+def best_of(repeats: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the lowest values: other work of the machine only adds to them."""
+    lowest = {
+        side: {key: min(one[side][key] for one in repeats) for key in repeats[0][side]}
+        for side in ("estimated", "measured")
     }
-    return {**turns[0], **least}
+    return {**repeats[0], **lowest}
 
 
-def foretell(flags: list[str], epochs: int) -> dict[str, float]:
-    """What `peft-mrpc doctor` says of this training."""
+def estimate(job: TrainJob) -> dict[str, float]:
+    """Estimate a training as `peft-mrpc doctor` does."""
     prepare_processes()
-    request = parse_request(flags)
-    data = load_data(request.data)
-    source, tokenizer = settle_reading(request, resolve_model(str(request.config.model)))
-    train = data.splits["train"]
-    tokens = tokenizer([p.sentence1 for p in train], [p.sentence2 for p in train])["input_ids"]
-    about = Pairs(len(train), round(sum(map(len, tokens)) / len(train)))
-    found = rehearse(request, load_config(source), tokenizer, about)
-    assert isinstance(found, Estimate), found
-    seconds = found.start_seconds + found.trunk_seconds + epochs * found.epoch_seconds
-    return {"seconds": seconds, "peak": found.peak_bytes, "kept": found.trunk_bytes}
+    base = load_base_model(job.config)
+    cost = estimate_cost(job, base, measure_training_set(job, base))
+    epochs = job.training_arguments["num_train_epochs"]
+    seconds = cost.start_seconds + cost.cache_seconds + epochs * cost.epoch_seconds
+    return {"seconds": seconds, "peak": cost.peak_bytes}
 
 
-def train(flags: list[str], folder: Path) -> dict[str, float]:
-    """The training by the command line; nothing is found of another."""
-    trunks = folder / "trunks"
-    command = [sys.executable, "-m", "peft_mrpc.train", *flags]
-    done = subprocess.run(command, env={**os.environ, "PEFT_MRPC_TRUNKS": str(trunks)}, check=False)
-    if done.returncode:
-        sys.exit(f"the training failed (exit code {done.returncode}), see above")
-    record = json.loads((folder / "run" / "run.json").read_text("utf-8"))
-    peaks = record["peak_memory"]
+def train(job: TrainJob) -> dict[str, float]:
+    """Run a training."""
+    record = run_training(job).record
+    peak = record["peak_memory"]
     return {
         "seconds": record["timing"]["train_seconds"],
-        "peak": peaks.get("gpu_bytes", peaks["resident_bytes"]),
-        "kept": sum(path.stat().st_size for path in trunks.rglob("*.states")),
+        "peak": peak.get("gpu_bytes", peak["resident_bytes"]),
     }
-
-
-# ---- showing ----
 
 
 def result_rows(parts: dict[str, Any]) -> list[Row]:
@@ -168,13 +152,11 @@ def result_rows(parts: dict[str, Any]) -> list[Row]:
         for key, title, unit in (
             ("seconds", "seconds of training", "s"),
             ("peak", "peak memory", "bytes"),
-            ("kept", "kept of the frozen layers", "bytes"),
         ):
-            said, found = part["foretold"][key], part["found"][key]
-            if found:
-                ratio = 1 - abs(said - found) / found
-                row = {"name": f"{name}: {title}", "ours": said, "peer": found, "ratio": ratio}
-                rows.append({**row, "goal": GOAL, "unit": unit})
+            estimated, measured = part["estimated"][key], part["measured"][key]
+            ratio = 1 - abs(estimated - measured) / measured
+            row = {"name": f"{name}: {title}", "ours": estimated, "peer": measured, "ratio": ratio}
+            rows.append({**row, "goal": GOAL, "unit": unit})
     return rows
 
 
