@@ -90,7 +90,8 @@ def _plot_history(
     for state, style in _markers(theme).items():
         points = [(t["number"], t["value"]) for t in trials if t["state"] == state]
         if points:
-            axis.scatter(*zip(*points, strict=True), s=24, zorder=3, **style)
+            x, y = zip(*points, strict=True)
+            axis.scatter(x, y, s=24, zorder=3, **style)
     complete = [trial for trial in trials if trial["state"] == "complete"]
     if complete:
         better = np.maximum if is_higher_better else np.minimum
@@ -101,8 +102,13 @@ def _plot_history(
     if failed := [trial["number"] for trial in trials if trial["state"] == "failed"]:
         # They have no value, so they are drawn at the lower edge of the axes.
         axis.scatter(
-            *(failed, [0.03] * len(failed)),
-            **{"marker": "x", "color": theme.ink, "s": 22, "label": "failed", "clip_on": False},
+            failed,
+            [0.03] * len(failed),
+            marker="x",
+            color=theme.ink,
+            s=22,
+            label="failed",
+            clip_on=False,
             transform=axis.get_xaxis_transform(),
         )
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.trial import TrialState
@@ -24,7 +24,14 @@ from transformers import (
     set_seed,
 )
 
-from peft_mrpc.config import DataConfig, TrainConfig, TuneConfig, config_record, record_key
+from peft_mrpc.config import (
+    DataConfig,
+    TrainConfig,
+    TuneConfig,
+    config_record,
+    default_output_dir,
+    record_key,
+)
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, one_line, raise_faults, unknown_name
@@ -41,7 +48,7 @@ from peft_mrpc.training.build import (
     build_trainer,
     freeze,
 )
-from peft_mrpc.training.job import ResolvedJob, TrainJob, default_output_dir
+from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import SELECTION, carve_selection_split
 from peft_mrpc.training.resolve import BaseModel, resolve
 from peft_mrpc.training.run import load_inputs
@@ -72,7 +79,7 @@ SEARCH_CONTENTS = frozenset(
     | {f"{PLOT_NAME}.png", f"{PLOT_NAME}.svg"}
 )
 # Objectives on the validation split: the Trainer's name of the metric, and the direction.
-OBJECTIVES = {
+OBJECTIVES: Mapping[str, tuple[str, Literal["maximize", "minimize"]]] = {
     "accuracy": ("eval_accuracy", "maximize"),
     "macro_f1": ("eval_f1", "maximize"),
     "roc_auc": ("eval_roc_auc", "maximize"),
