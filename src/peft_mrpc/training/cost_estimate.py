@@ -30,7 +30,7 @@ from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import available_memory, peak_memory, reset_peak_memory
 from peft_mrpc.errors import UserError
-from peft_mrpc.formatting import duration, format_bytes
+from peft_mrpc.formatting import format_bytes, format_duration
 from peft_mrpc.models.architecture import head_parameter_ids, parameter_counts
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.loading import init_classifier, load_config
@@ -105,12 +105,12 @@ class CostEstimate:
 
     def __str__(self) -> str:
         text = (
-            f"about {duration(self.epoch_seconds)} per epoch, after "
-            f"{duration(self.start_seconds)} to start"
+            f"about {format_duration(self.epoch_seconds)} per epoch, after "
+            f"{format_duration(self.start_seconds)} to start"
         )
         if self.cached_examples:
             text += (
-                f" and {duration(self.cache_seconds)} for the activation cache "
+                f" and {format_duration(self.cache_seconds)} for the activation cache "
                 f"({format_bytes(self.cache_bytes)})"
             )
         return f"{text}; peak memory about {format_bytes(self.peak_bytes)}"
