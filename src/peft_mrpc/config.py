@@ -90,7 +90,7 @@ class DataConfig:
     )
 
 
-@dataclass
+@dataclass(frozen=True)
 class TrainConfig:
     """A model, the method that adapts it, and its classification head.
 

@@ -56,7 +56,7 @@ def parse_known_flags(
     except (ValueError, TypeError, ImportError, OSError) as error:  # of a __post_init__
         raise UserError(f"{prog}: {one_line(error)}") from error
     built = [
-        instance if kind is same else kind(**vars(instance))
+        instance if kind is same or kind.__name__ == "TrainConfig" else kind(**vars(instance))
         for instance, kind, same in zip(instances, dataclass_types, stripped, strict=False)
     ]
     return [*built, *instances[len(built) :]], rest
