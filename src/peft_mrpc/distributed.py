@@ -3,9 +3,12 @@
 import atexit
 import functools
 import os
+from typing import Any
 
 import torch
 from accelerate import PartialState
+
+from peft_mrpc.serialization import is_true
 
 
 def prepare_processes() -> None:
@@ -23,6 +26,18 @@ def process_state() -> PartialState:
     prepare_processes()
     _destroy_process_group_at_exit()
     return PartialState(cpu=os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1"))
+
+
+def is_sharded(training_args: Any) -> bool:
+    """Whether FSDP or DeepSpeed splits the model among the processes.
+
+    Args:
+        training_args: The `TrainingArguments`; `accelerate launch` sets environment variables.
+    """
+    launched = any(
+        is_true(os.environ.get(f"ACCELERATE_USE_{name}", "")) for name in ("FSDP", "DEEPSPEED")
+    )
+    return bool(training_args.fsdp or training_args.deepspeed or launched)
 
 
 @functools.cache

@@ -91,3 +91,11 @@ def early_stopping_patience(trainer_state: Mapping[str, Any]) -> int | None:
     arguments = callbacks.get("EarlyStoppingCallback", {}).get("args", {})
     patience: int | None = arguments.get("early_stopping_patience")
     return patience
+
+
+def use_one_gpu(training_args: Any) -> None:
+    """Let a process that sees several GPUs train on the first, instead of by DataParallel.
+
+    Sets `TrainingArguments._n_gpu`.
+    """
+    training_args._n_gpu = 1

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.interop.transformers_internals import early_stopping_patience
-from peft_mrpc.training.optimizer_faults import parts_layers
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def checkpoint_faults(
     except (ValueError, KeyError, TypeError, OSError) as error:
         return [_damaged(folder, STATE_FILE, error)]
     faults = _file_faults(folder)
-    if not parts_layers(arguments):  # whose shards have other names
+    if not is_sharded(arguments):  # whose shards have other names
         faults += [
             f"{where}, which has no {name}, so that the training cannot resume exactly; expected a "
             "checkpoint saved without save_only_model."

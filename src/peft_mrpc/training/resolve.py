@@ -17,9 +17,12 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedTokenizerBase, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from peft_mrpc.config import IN_MEMORY, TRAIN_DEFAULTS, DataConfig, TrainConfig, default_output_dir
+from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError, one_line, raise_faults
+from peft_mrpc.interop.transformers_internals import use_one_gpu
 from peft_mrpc.methods.peft_adapters import set_tokenizer
 from peft_mrpc.methods.registry import (
     find_method,
@@ -48,12 +51,13 @@ from peft_mrpc.training.job import (
     training_argument_names,
 )
 from peft_mrpc.training.model_selection import implied_training_arguments
-from peft_mrpc.training.optimizer_faults import keeps_gradients_from_us
 
 logger = logging.getLogger(__name__)
 
 # Label names whose meaning does not depend on the order of the sentences.
 SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
+# Parts of the names of optimizers that step within the backward pass.
+IN_BACKWARD = ("lomo", "layerwise")
 # An example needs as many tokens besides virtual tokens.
 MIN_LENGTH = 8
 
@@ -204,6 +208,13 @@ def is_symmetric(label_names: Sequence[str]) -> bool:
     )
 
 
+def gradient_owner(args: TrainingArguments) -> str:
+    """Return what keeps the gradients of a step from the Trainer; empty if nothing does."""
+    if any(part in args.optim for part in IN_BACKWARD):
+        return f"optim {OptimizerNames(args.optim).value}"
+    return "FSDP or DeepSpeed" if is_sharded(args) else ""
+
+
 def _merge_config(job: TrainJob, recipe: Mapping[str, Any]) -> TrainConfig:
     """Fill the fields that are None from the recipe, then from the defaults."""
     values: dict[str, Any] = {}
@@ -283,7 +294,7 @@ def _build_training_args(fields: Mapping[str, Any], given: Mapping[str, Any]) ->
             "one of %d GPUs is used; start with `accelerate launch` to use all",
             training_args.n_gpu,
         )
-        training_args._n_gpu = 1
+        use_one_gpu(training_args)
     return training_args
 
 
@@ -299,7 +310,7 @@ def _resolve_layer_decay(
 
 def _resolve_sam_rho(job: TrainJob, config: TrainConfig, args: TrainingArguments) -> float | None:
     """Turn the recipe's SAM off where the optimizer does not leave the gradients to the Trainer."""
-    reason = keeps_gradients_from_us(args)
+    reason = gradient_owner(args)
     if config.sam_rho and job.config.sam_rho is None and reason:
         logger.info("sam_rho: the recipe's %g is not used with %s", config.sam_rho, reason)
         return 0.0

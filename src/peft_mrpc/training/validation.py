@@ -37,7 +37,7 @@ from peft_mrpc.training.model_selection import (
     selection_faults,
     uses_selection_split,
 )
-from peft_mrpc.training.optimizer_faults import OF_A_MODEL, keeps_gradients_from_us
+from peft_mrpc.training.resolve import gradient_owner
 from peft_mrpc.training.resuming import resume_faults
 
 CHOICES: dict[str, Sequence[str]] = {
@@ -75,6 +75,8 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
     "data_seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
 }
+# Parts of the names of optimizers that look for layers of the model.
+NEEDS_MODEL = ("galore", "apollo", "lomo")
 # Settings of the Trainer that our evaluation does not support: the default, and the reason.
 UNSUPPORTED_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "batch_eval_metrics": (False, "ROC-AUC needs all examples together"),
@@ -162,7 +164,7 @@ def _gradient_faults(resolved: ResolvedJob) -> list[str]:
         "unfreeze_every": getattr(resolved.method_options, "unfreeze_every", None),
         "sam_rho": resolved.config.sam_rho or None,
     }
-    reason = keeps_gradients_from_us(resolved.training_args)
+    reason = gradient_owner(resolved.training_args)
     return [
         f"{name}: got {value:g}, but {reason} leaves no gradients to work on. Remove one of the "
         "two."
@@ -175,7 +177,7 @@ def _optimizer_faults(resolved: ResolvedJob) -> list[str]:
     """Errors of the optimizer and the scheduler, found by building them for a tiny model."""
     args = resolved.training_args
     model: Any = nn.Linear(1, 1)
-    needs_model = any(part in args.optim for part in OF_A_MODEL)
+    needs_model = any(part in args.optim for part in NEEDS_MODEL)
     where = f"optim: got {OptimizerNames(args.optim).value}"
     try:
         optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)

@@ -13,6 +13,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    TrainingArguments,
 )
 
 from peft_mrpc.interop.transformers_internals import (
@@ -24,6 +25,7 @@ from peft_mrpc.interop.transformers_internals import (
     hub_revision,
     keep_4bit_weights_trainable,
     mark_dequantized,
+    use_one_gpu,
 )
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -95,3 +97,10 @@ def test_disables_the_kernel_of_bitsandbytes_without_gradients() -> None:
     layer.support_avx512bf16_for_cpu = True
     keep_4bit_weights_trainable(nn.Sequential(layer))
     assert layer.support_avx512bf16_for_cpu is False
+
+
+def test_one_gpu_is_used(tmp_path: Path) -> None:
+    training_args = TrainingArguments(output_dir=str(tmp_path))
+    training_args._n_gpu = 4
+    use_one_gpu(training_args)
+    assert training_args.n_gpu == 1

@@ -18,6 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError
 from peft_mrpc.formatting import format_bytes
 from peft_mrpc.interop.transformers_internals import attn_implementation
@@ -36,7 +37,6 @@ from peft_mrpc.training.activation_cache.fill import (
     missing_rows,
 )
 from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
-from peft_mrpc.training.optimizer_faults import parts_layers
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ def cache_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
 
 def argument_refusal(args: TrainingArguments) -> str:
     """Which training argument rules the cache out; empty if there is none."""
-    if parts_layers(args):
+    if is_sharded(args):
         return "FSDP and DeepSpeed split the layers among the processes"
     return "torch_compile has compiled the layers" if args.torch_compile else ""
 
