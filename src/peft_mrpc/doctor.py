@@ -7,12 +7,13 @@ from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import split_arguments
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import DoctorConfig
-from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
     job, (config,) = parse_command_with_job(argv, "doctor", (DoctorConfig,))
+
+    from peft_mrpc.distributed import prepare_processes
     from peft_mrpc.environment import format_environment
     from peft_mrpc.methods.compatibility import default_options, format_matrix
     from peft_mrpc.methods.registry import METHODS

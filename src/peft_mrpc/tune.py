@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import TuneConfig
-from peft_mrpc.distributed import prepare_processes
 from peft_mrpc.errors import UserError
 
 
@@ -18,6 +17,7 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             "tune: needs Optuna, which is not installed. Next: pip install 'peft-mrpc[tune]'"
         ) from error
+    from peft_mrpc.distributed import prepare_processes
     from peft_mrpc.training.tuning.study import prepare_search, run_search
 
     prepare_processes()  # before TrainingArguments, which look for devices

@@ -155,7 +155,7 @@ def test_help_of_a_method_shows_its_options_with_its_defaults(
     assert f"default: {packaged_recipe('lora')['r']}" in " ".join(rank.split())
 
 
-@pytest.mark.parametrize("command", ["train", "predict", "compare", "push", "hard_prompt"])
+@pytest.mark.parametrize("command", ["train", "predict", "push", "hard_prompt", "tune", "doctor"])
 def test_help_imports_neither_torch_nor_transformers(command: str) -> None:
     script = (
         f"import sys; sys.argv = ['peft-mrpc', {command!r}, '--help']\n"
