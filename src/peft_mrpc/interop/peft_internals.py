@@ -8,7 +8,9 @@ from peft.utils import constants
 from torch import nn
 
 
-def default_target_modules(peft_type: PeftType | str, model_type: str) -> list[str] | str | None:
+def default_target_modules(
+    peft_type: PeftType | str | None, model_type: str
+) -> list[str] | str | None:
     """Return the module names that PEFT adapts by default in an architecture, None if unknown.
 
     Uses the class attribute `target_module_mapping` of PEFT's tuners, and for IA3, which has no

@@ -49,7 +49,7 @@ def encoder_type(config: PretrainedConfig) -> str:
     return str(config.model_type)
 
 
-def default_targets(peft_type: PeftType | str, model_type: str) -> list[str] | str | None:
+def default_targets(peft_type: PeftType | str | None, model_type: str) -> list[str] | str | None:
     """Return the modules that a PEFT method adapts by default, None if there is no default."""
     ours: Mapping[str, list[str] | str] = ATTENTION
     if peft_type == PeftType.IA3:

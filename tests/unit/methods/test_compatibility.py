@@ -1,4 +1,4 @@
-"""The matrix tells the truth: what it refuses fails when forced, what it lets through trains."""
+"""The compatibility matrix: rejected combinations fail when forced, all others train and reload."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +23,7 @@ from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main
 
-REFUSED = [
+REJECTED = [
     (method, architecture, pooling)
     for method in METHODS
     for architecture in ARCHITECTURES
@@ -38,8 +38,8 @@ def forced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("peft_mrpc.training.validation.validate_compatibility", lambda *_, **__: [])
 
 
-@pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)
-def test_what_is_refused_says_so_in_one_line(
+@pytest.mark.parametrize(("method", "architecture", "pooling"), REJECTED)
+def test_rejected_combinations_have_a_one_line_error(
     method: str,
     architecture: str,
     pooling: str,
@@ -49,13 +49,14 @@ def test_what_is_refused_says_so_in_one_line(
     fails: Callable[..., str],
 ) -> None:
     flags = ["--method", method, "--model", models[architecture], "--pooling", pooling]
-    said = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))
-    assert len(said.splitlines()) == 1 and "got" in said and ("use" in said or "expected" in said)
+    message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))
+    assert len(message.splitlines()) == 1 and "got" in message
+    assert "use" in message or "expected" in message
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(("method", "architecture", "pooling"), REFUSED)
-def test_what_is_refused_fails_or_goes_wrong_when_forced(
+@pytest.mark.parametrize(("method", "architecture", "pooling"), REJECTED)
+def test_rejected_combinations_fail_when_forced(
     method: str,
     architecture: str,
     pooling: str,
@@ -73,13 +74,13 @@ def test_what_is_refused_fails_or_goes_wrong_when_forced(
     except (RuntimeError, ValueError) as error:
         assert method == "prefix_tuning"
         assert "past key values" in str(error) or "must match the size" in str(error)
-    else:  # it trains, and then reads pads: the same pair gets other scores in other company
+    else:  # it trains, but reads padding: the scores of an example depend on its batch
         assert method in ("prompt_tuning", "p_tuning")
         assert batch_drift(classifier, pairs) > 1e-3
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra", "llama"])
-def test_checkpointing_drops_a_prefix(
+def test_gradient_checkpointing_drops_a_prefix(
     architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
 ) -> None:
     for pooling in poolings(architecture):
@@ -90,7 +91,7 @@ def test_checkpointing_drops_a_prefix(
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "prefix_tuning"])
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_every_other_method_trains_under_checkpointing(
+def test_all_other_methods_train_with_gradient_checkpointing(
     method: str, architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     pooling = poolings(architecture)[1]
@@ -106,7 +107,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_a_resumed_run_is_the_same_run(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     case: str,
     models: dict[str, str],
     data_flags: list[str],
@@ -128,7 +129,7 @@ def test_a_resumed_run_is_the_same_run(
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in PEFT_METHODS])
-def test_the_trainer_refuses_a_quantized_base_without_an_adapter(
+def test_the_trainer_rejects_a_quantized_base_without_an_adapter(
     method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
 ) -> None:
     for pooling in poolings("bert"):
@@ -137,7 +138,7 @@ def test_the_trainer_refuses_a_quantized_base_without_an_adapter(
             train_two_steps(method, models["bert"], data_flags, tmp_path, *flags)
 
 
-def test_dora_cannot_read_int8(
+def test_dora_cannot_dequantize_int8(
     models: dict[str, str], data_flags: list[str], tmp_path: Path, forced: None
 ) -> None:
     with pytest.raises(AttributeError):
@@ -145,7 +146,7 @@ def test_dora_cannot_read_int8(
 
 
 @pytest.mark.parametrize("init", ["pissa", "orthogonal"])
-def test_quantized_weights_are_not_taken_apart(
+def test_quantized_weights_are_not_decomposed(
     init: str,
     models: dict[str, str],
     data_flags: list[str],
@@ -170,7 +171,7 @@ def test_quantized_weights_are_not_taken_apart(
     ],
 )
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
-def test_adapters_train_over_a_quantized_base_and_reload(
+def test_adapters_train_on_a_quantized_base_and_reload(
     method: str,
     quantization: str,
     architecture: str,
@@ -184,13 +185,13 @@ def test_adapters_train_over_a_quantized_base_and_reload(
             continue
         flags = ["--pooling", pooling, "--quantization", quantization]
         classifier, pairs = train_two_steps(method, model, data_flags, tmp_path, *flags)
-        if quantization != "int8":  # which scales activations by what else is in the batch
+        if quantization != "int8":  # it scales activations by those of the whole batch
             assert batch_drift(classifier, pairs) < 1e-5
         assert reload_drift(classifier, pairs, model, method, tmp_path / pooling) < 1e-5
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_scoring_in_the_midst_of_training_lets_gradients_through(
+def test_scoring_before_training_does_not_block_gradients(
     quantization: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     flags = ["--pooling", "segments", "--quantization", quantization]
@@ -199,7 +200,7 @@ def test_scoring_in_the_midst_of_training_lets_gradients_through(
 
 @pytest.mark.parametrize("architecture", ["bert", "llama"])
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_the_base_is_quantized_and_adapter_and_head_are_not(
+def test_only_the_base_is_quantized(
     architecture: str,
     quantization: str,
     models: dict[str, str],
@@ -226,7 +227,7 @@ def test_the_base_is_quantized_and_adapter_and_head_are_not(
         assert parameter_counts(packed.model) == parameter_counts(plain.model)
 
 
-def test_a_quantized_run_says_so_and_scores_as_it_did(
+def test_a_quantized_run_reloads_with_its_quantization(
     models: dict[str, str], data_flags: list[str], pair_files: dict[str, str], tmp_path: Path
 ) -> None:
     from peft_mrpc.config import DataConfig
@@ -244,7 +245,7 @@ def test_a_quantized_run_says_so_and_scores_as_it_did(
     assert abs(load_classifier(str(folder)).predict_proba(pairs, 32) - saved).max() < 1e-6
 
 
-def test_an_unknown_quantization_is_refused(
+def test_an_unknown_quantization_is_rejected(
     models: dict[str, str], data_flags: list[str], fails: Callable[..., str]
 ) -> None:
     flags = ["--model", models["bert"], "--method", "lora", "--quantization", "nf5"]
