@@ -182,13 +182,13 @@ def compare_templates(study: Study) -> list[Row]:
     dev, train = (study.scores(templates, pairs) for pairs in both(study))
     references = references_of(study.train)
     rows = []
-    for template, own, on_train in zip(templates, dev, train, strict=True):
-        row = {"template": template.name} | study.calibrated([own], [on_train])
+    for template, scores, on_train in zip(templates, dev, train, strict=True):
+        row = {"template": template.name} | study.calibrated([scores], [on_train])
         if template.direction == "direct":
-            row["mass"] = float(np.exp(own.labels).sum(axis=1).mean())
+            row["mass"] = float(np.exp(scores.labels).sum(axis=1).mean())
             empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)]
             free = stack_label_scores(study.scores([template], empty))
-            row["contextual"] = study.reached(contextual(own.labels[None], free), [own])
+            row["contextual"] = study.reached(contextual(scores.labels[None], free), [scores])
         labels = on_train.labels[None]
         row["train"] = figures(no_calibration(labels).probabilities(labels), references)
         matched = batch(labels).with_prior(labels, study.shares)
@@ -207,9 +207,9 @@ def ensembles(
     rows = []
     for direction in ("direct", "channel", None):
         which = [n for n, t in enumerate(templates) if direction in (t.direction, None)]
-        own, on_train = [dev[n] for n in which], [train[n] for n in which]
+        scores, on_train = [dev[n] for n in which], [train[n] for n in which]
         name = f"{direction or 'all'} ({len(which)} together)"
-        rows.append({"template": name} | study.calibrated(own, on_train))
+        rows.append({"template": name} | study.calibrated(scores, on_train))
     return rows
 
 
@@ -229,15 +229,15 @@ def fits(study: Study) -> list[Row]:
     references = references_of([*study.train, *more])
     rows = []
     for name, which in groups.items():
-        parts = [stack_features([said[n] for n in which]) for said in (train, further)]
-        evidence = np.concatenate(parts, axis=1)  # [V, N, C]
+        parts = [stack_features([part[n] for n in which]) for part in (train, further)]
+        features = np.concatenate(parts, axis=1)  # [V, N, C]
         for count in (len(study.train), len(references)):
-            own, labels = evidence[:, :count], references[:count]
-            unseen = affine_out_of_fold(own, labels)
+            scores, labels = features[:, :count], references[:count]
+            unseen = affine_out_of_fold(scores, labels)
             row: Row = {"templates": name, "pairs": count}
             row["log_loss"] = float(-np.log(unseen[np.arange(count), labels]).mean())
             row["train"] = figures(unseen, labels)
-            row["dev"] = study.reached(affine(own, labels), [dev[n] for n in which])
+            row["dev"] = study.reached(affine(scores, labels), [dev[n] for n in which])
             rows.append(row)
     return rows
 
@@ -272,15 +272,15 @@ def quantization(study: Study) -> list[Row]:
     references = references_of(study.dev)
     rows = []
     for number, template in enumerate(templates):
-        answers = []
+        predictions = []
         row: Row = {"template": template.name}
-        for name, said in (("fp32", full[number]), ("nf4", packed[number])):
-            scores = said.labels[None]
+        for name, part in (("fp32", full[number]), ("nf4", packed[number])):
+            scores = part.labels[None]
             calibration = batch(scores).with_prior(scores, study.shares)
-            row[name] = study.reached(calibration, [said])
-            answers.append(calibration.probabilities(scores).argmax(axis=1))
-        right = [found == references for found in answers]
-        row["same_answers"] = float((answers[0] == answers[1]).mean())
+            row[name] = study.reached(calibration, [part])
+            predictions.append(calibration.probabilities(scores).argmax(axis=1))
+        right = [labels == references for labels in predictions]
+        row["same_answers"] = float((predictions[0] == predictions[1]).mean())
         row["only_fp32_right"] = int((right[0] & ~right[1]).sum())
         row["only_nf4_right"] = int((right[1] & ~right[0]).sum())
         rows.append(row)
@@ -296,8 +296,8 @@ def prefixes(study: Study) -> list[Row]:
     pool = [Demonstration.from_example(example, LABELS) for example in study.pool]
     rows = []
     for count in study.sizes.nearest:
-        shown = NearestDemonstrations(pool, LABELS, count).select(study.dev)
-        texts = [[(shot.sentence1, shot.sentence2) for shot in row] for row in shown]
+        selected = NearestDemonstrations(pool, LABELS, count).select(study.dev)
+        texts = [[(shot.sentence1, shot.sentence2) for shot in row] for row in selected]
         nodes = {tuple(row[: end + 1]) for row in texts for end in range(count)}
         rows.append({"count": count, "shown": count * len(texts), "distinct": len(nodes)})
     return rows
@@ -323,7 +323,7 @@ def main() -> None:
         else:
             parts[part] = PARTS[part](study)
             majority = np.bincount(references_of(study.dev)).max() / len(study.dev)
-            parts["about"] = {"num_dev": len(study.dev), "majority_accuracy": float(majority)}
+            parts["data"] = {"num_dev": len(study.dev), "majority_accuracy": float(majority)}
         report.write([*speed_rows(parts), *accuracy_rows(parts)], parts=parts)
     for part, text in tables(parts).items():
         report.show(text, part)
@@ -347,8 +347,8 @@ def tables(parts: dict[str, Any]) -> dict[str, str]:
         "prefixes": prefixes_table,
         "speed": speed_table,
     }
-    shown = {part: build(parts[part]) for part, build in builders.items() if part in parts}
-    return shown | {"accuracy": accuracy_table(parts), "ratios": goal_table(speed_rows(parts))}
+    texts = {part: build(parts[part]) for part, build in builders.items() if part in parts}
+    return texts | {"accuracy": accuracy_table(parts), "ratios": goal_table(speed_rows(parts))}
 
 
 if __name__ == "__main__":

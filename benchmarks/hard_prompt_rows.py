@@ -1,4 +1,4 @@
-"""What `hard_prompt.py` found, beside its goals."""
+"""The results of `hard_prompt.py` beside their goals."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,11 +20,11 @@ def speed_rows(parts: Mapping[str, Any]) -> list[Row]:
     return [
         speed_row(
             f"{count} demonstrations against lm-evaluation-harness",
-            *(found["pairs_per_second"], found["peer_pairs_per_second"], SPEED_GOALS.get(count)),
-            num_pairs=found["num_pairs"],
-            peak_memory={"ours": found["peak_bytes"], "peer": found["peer_peak_bytes"]},
+            *(speed["pairs_per_second"], speed["peer_pairs_per_second"], SPEED_GOALS.get(count)),
+            num_pairs=speed["num_pairs"],
+            peak_memory={"ours": speed["peak_bytes"], "peer": speed["peer_peak_bytes"]},
         )
-        for count, found in parts.get("speed", {}).items()
+        for count, speed in parts.get("speed", {}).items()
     ]
 
 
@@ -32,14 +32,14 @@ def accuracy_rows(parts: Mapping[str, Any]) -> list[Row]:
     """Accuracies that a goal is set for, and what 4-bit weights cost."""
     rows: list[Row] = []
     if templates := parts.get("templates"):
-        majority = parts["about"]["majority_accuracy"]
-        for on_train, on_dev, said in (
+        majority = parts["data"]["majority_accuracy"]
+        for on_train, on_dev, calibration in (
             ("train", "none", "uncalibrated"),
             ("train_prior", "prior", SHARES),
         ):
             single = [row for row in templates if on_train in row]
             chosen = max(single, key=lambda row: sum(row[on_train]["f1"]))
-            name = f"template selected on train ({chosen['template']}), {said}"
+            name = f"template selected on train ({chosen['template']}), {calibration}"
             rows.append(accuracy_row(name, chosen[on_dev], majority, 0.30))
         for row in templates:
             if "train" not in row:
@@ -65,16 +65,16 @@ def accuracy_rows(parts: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def accuracy_row(name: str, found: Row, goal: float | None, f1_goal: float | None = None) -> Row:
+def accuracy_row(name: str, metrics: Row, goal: float | None, f1_goal: float | None = None) -> Row:
     """An accuracy beside its goal; that of F1 is for the label that is rarer."""
     return {
         "name": name,
-        "ours": found["accuracy"],
+        "ours": metrics["accuracy"],
         "goal": goal,
-        "f1": dict(zip(LABELS, found["f1"], strict=True)),
+        "f1": dict(zip(LABELS, metrics["f1"], strict=True)),
         "f1_goal": None if f1_goal is None else {LABELS[0]: f1_goal},
-        "interval": found["interval"],
-        "roc_auc": found["roc_auc"],
+        "interval": metrics["interval"],
+        "roc_auc": metrics["roc_auc"],
         "unit": "accuracy",
     }
 
@@ -106,9 +106,7 @@ def draw(parts: Mapping[str, Any]) -> Figure:
     left.set_yticks(range(len(templates)), [row["template"] for row in templates])
     left.set_xlabel("accuracy, 95 % interval")
     if templates:
-        left.axvline(
-            parts["about"]["majority_accuracy"], color=RED, linestyle=":", label="majority"
-        )
+        left.axvline(parts["data"]["majority_accuracy"], color=RED, linestyle=":", label="majority")
         left.legend(frameon=False, loc="upper left", bbox_to_anchor=(-0.6, -0.12), ncols=3)
     for place, row in enumerate(speeds):
         right.barh(place - 0.2, row["ours"], 0.38, color=BLUE, label="_" if place else "ours")

@@ -22,10 +22,10 @@ def calibrated_table(rows: Sequence[Row], first: str) -> str:
     return "\n".join(lines)
 
 
-def one_cell(found: Row) -> str:
-    low, high = found["interval"]
-    f1 = "/".join(f"{value:.2f}" for value in found["f1"])
-    return f"{found['accuracy']:.3f} [{low:.2f}, {high:.2f}] {f1}"
+def one_cell(metrics: Row) -> str:
+    low, high = metrics["interval"]
+    f1 = "/".join(f"{value:.2f}" for value in metrics["f1"])
+    return f"{metrics['accuracy']:.3f} [{low:.2f}, {high:.2f}] {f1}"
 
 
 def fits_table(rows: Sequence[Row]) -> str:

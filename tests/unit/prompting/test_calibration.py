@@ -23,15 +23,15 @@ from peft_mrpc.prompting.scores import (
 
 def test_without_calibration_scores_are_log_probabilities() -> None:
     scores = np.log([[[0.2, 0.6], [0.3, 0.1]]])  # the rest is the probability of other words
-    found = no_calibration(scores).probabilities(scores)
-    assert np.allclose(found, [[0.25, 0.75], [0.75, 0.25]])
+    probabilities = no_calibration(scores).probabilities(scores)
+    assert np.allclose(probabilities, [[0.25, 0.75], [0.75, 0.25]])
 
 
 def test_contextual_divides_by_the_scores_of_content_free_examples() -> None:
     scores = np.log([[[0.2, 0.8]]])
     free = np.log([[[0.1, 0.9], [0.3, 0.7]]])  # on average .2 and .8
-    found = contextual(scores, free).probabilities(scores)
-    assert np.allclose(found, [[0.5, 0.5]])
+    probabilities = contextual(scores, free).probabilities(scores)
+    assert np.allclose(probabilities, [[0.5, 0.5]])
     # Scores of .4/.6 become .4/.2 to .6/.8: 2 to .75.
     other = np.log([[[0.4, 0.6]]])
     assert np.allclose(contextual(other, free).probabilities(other), [[2 / 2.75, 0.75 / 2.75]])
@@ -39,9 +39,9 @@ def test_contextual_divides_by_the_scores_of_content_free_examples() -> None:
 
 def test_batch_divides_by_the_mean_over_the_examples() -> None:
     scores = np.log([[[0.1, 0.9], [0.3, 0.7]]])  # on average .2 and .8
-    found = batch(scores).probabilities(scores)
+    probabilities = batch(scores).probabilities(scores)
     # .1/.2 to .9/.8 and .3/.2 to .7/.8.
-    assert np.allclose(found, [[0.5 / 1.625, 1.125 / 1.625], [1.5 / 2.375, 0.875 / 2.375]])
+    assert np.allclose(probabilities, [[0.5 / 1.625, 1.125 / 1.625], [1.5 / 2.375, 0.875 / 2.375]])
 
 
 def test_no_template_outweighs_another_by_its_confidence() -> None:
@@ -63,8 +63,8 @@ def test_labels_are_predicted_as_often_as_in_the_prior() -> None:
     assert ((scores[0] + bias).argmax(axis=1) == 1).all()
     three = draw.normal(size=(1, 1000, 3)) + [0.0, 1.0, 2.0]
     matched = no_calibration(three).with_prior(three, [0.5, 0.25, 0.25])
-    found = np.bincount(matched.probabilities(three).argmax(axis=1)) / 1000
-    assert np.abs(found - [0.5, 0.25, 0.25]).max() < 0.02
+    shares = np.bincount(matched.probabilities(three).argmax(axis=1)) / 1000
+    assert np.abs(shares - [0.5, 0.25, 0.25]).max() < 0.02
 
 
 @pytest.mark.parametrize("labels", [2, 3])

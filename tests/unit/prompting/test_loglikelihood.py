@@ -124,7 +124,7 @@ def test_a_prefix_is_shared_with_keys_and_values_only(kind: str, length: int) ->
 
 
 SIZES = {"vocab_size": 64, "hidden_size": 32}
-# How each tells positions apart: learned, ALiBi, windows of its own, a state.
+# Their position schemes: learned, ALiBi, local windows, a recurrent state.
 OTHERS: dict[str, tuple[Any, Any, bool]] = {  # and whether a prefix is shared
     "gpt2": (
         GPT2Config(vocab_size=64, n_positions=512, n_embd=32, n_layer=2, n_head=4),

@@ -28,15 +28,15 @@ def test_packaged_templates_load_and_have_distinct_words() -> None:
 
 def test_all_is_every_template_with_the_labels_of_the_data() -> None:
     paraphrases = load_templates("all", LABELS)
-    assert len([one for one in paraphrases if one.direction == "direct"]) >= 8
-    assert {one.name for one in load_templates("all", ["duplicate", "not_duplicate"])} == {
-        "duplicate_questions"
-    }
+    assert len([t for t in paraphrases if t.direction == "direct"]) >= 8
+    assert {
+        template.name for template in load_templates("all", ["duplicate", "not_duplicate"])
+    } == {"duplicate_questions"}
     with pytest.raises(UserError, match="got all, but no packaged template has the labels x, y"):
         load_templates("all", ["x", "y"])
-    assert [one.name for one in load_templates("paraphrase_true, paraphrase", LABELS)] == [
-        *("paraphrase_true", "paraphrase")
-    ]
+    assert [
+        template.name for template in load_templates("paraphrase_true, paraphrase", LABELS)
+    ] == [*("paraphrase_true", "paraphrase")]
 
 
 MINE = "text: '{sentence1} {sentence2}'\nlabel_words: {equivalent: X, not_equivalent: Y}\n"
@@ -46,8 +46,8 @@ def test_a_directory_loads_all_its_templates(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text(MINE)
     (tmp_path / "a.yml").write_text(f"name: first\n{MINE}")
     (tmp_path / "notes.txt").write_text("no template")
-    found = load_templates(f"paraphrase,{tmp_path}", LABELS)
-    assert [one.name for one in found] == ["paraphrase", "first", "b"]
+    templates = load_templates(f"paraphrase,{tmp_path}", LABELS)
+    assert [template.name for template in templates] == ["paraphrase", "first", "b"]
     (tmp_path / "a.yml").write_text(MINE.replace("{sentence2}", "{it}"))
     (tmp_path / "b.yaml").write_text(MINE.replace("equivalent: X", "same: X", 1))
     (tmp_path / "c.yaml").write_text(f"name: paraphrase\n{MINE}")
