@@ -187,5 +187,5 @@ def test_a_large_vocabulary_is_scored_some_tokens_at_a_time(
     expected = logits.log_softmax(-1)[line, column, token]
     for elements in (1, 30, 1000):  # one token at a time, two, all
         monkeypatch.setattr(loglikelihood, "SOFTMAX_ELEMENTS", elements)
-        scores = loglikelihood.chosen_log_probabilities(logits, line, column, token)
+        scores = loglikelihood.token_log_probabilities(logits, line, column, token)
         assert torch.allclose(scores, expected, atol=1e-6)
