@@ -1,10 +1,7 @@
 """Exceptions for invalid input, and the format of their messages."""
 
 import difflib
-import logging
 from collections.abc import Iterable, Mapping, Sequence
-
-logger = logging.getLogger("peft_mrpc")
 
 MAX_FAULTS_SHOWN = 10
 

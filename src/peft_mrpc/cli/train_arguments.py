@@ -35,6 +35,11 @@ DESCRIPTIONS = {
     "doctor": "Print what is installed and which methods work on which models; with --method and "
     "--model,\nwhat would train, and an estimate of time and memory.",
 }
+# The options of `train` in the short help of the other commands.
+SHARED_OPTIONS = {
+    *("method", "model", "config", "dry_run", "dataset", "train_file", "validation_file"),
+    *("output_dir", "num_train_epochs", "per_device_train_batch_size", "seed", "bf16"),
+}
 # Built by accelerate from its own configuration; no text describes it.
 NOT_OPTIONS = {"parallelism_config"}
 
@@ -139,6 +144,13 @@ def _print_help(command: str, arguments: Sequence[Argument], config_types: Seque
     if not is_short:
         training += _other_training_arguments(recipe)
     groups.append(HelpGroup("transformers.TrainingArguments", training))
+    if command != "train" and is_short:
+        groups = [
+            replace(group, options=[o for o in group.options if o.name in SHARED_OPTIONS])
+            if position >= len(config_types) + has_method
+            else group
+            for position, group in enumerate(groups)
+        ]
     if has_method and is_short:  # one screen: the method's options in place of the common ones
         own = groups[len(config_types)]
         groups = [replace(own, options=[option.one_line() for option in own.options])]

@@ -1,6 +1,7 @@
 """Labelled training examples for a prompt: demonstrations and the calibration set."""
 
 import functools
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,11 +14,13 @@ from numpy.typing import NDArray
 from peft_mrpc.config import PromptConfig
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import UserError, logger
+from peft_mrpc.errors import UserError
 from peft_mrpc.models.batched_inference import run_batched
 from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_encoder, load_tokenizer
 from peft_mrpc.prompting.templates import Demonstration
+
+logger = logging.getLogger(__name__)
 
 DEMONSTRATION_CHOICES = ("balanced", "first", "nearest")
 RETRIEVER = "builtin:minilm"

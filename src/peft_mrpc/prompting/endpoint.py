@@ -7,6 +7,7 @@ returned, an upper bound of its own. Label words of several tokens are scored by
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import Example
-from peft_mrpc.errors import UserError, logger, one_line
+from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models.batched_inference import ScoreCache, run_batched
 from peft_mrpc.prompting.generation import MAX_NEW_TOKENS
 from peft_mrpc.prompting.scores import TemplateScores
 from peft_mrpc.prompting.templates import Demonstration, Template
+
+logger = logging.getLogger(__name__)
 
 NUM_TOP_TOKENS = 20  # the most that vLLM and OpenAI return
 CONNECT_TIMEOUT = 10

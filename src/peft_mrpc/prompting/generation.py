@@ -1,14 +1,16 @@
 """Generated answers, as a cross-check of the label words' probabilities."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from peft_mrpc.data.examples import UNKNOWN_LABEL, Example
-from peft_mrpc.errors import logger
 from peft_mrpc.prompting.templates import Template
 from peft_mrpc.serialization import write_json_lines
+
+logger = logging.getLogger(__name__)
 
 MAX_NEW_TOKENS = 8
 
