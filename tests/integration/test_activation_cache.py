@@ -256,6 +256,7 @@ sys.exit(run_cli(main, sys.argv[2:]))
 """
 
 
+@pytest.mark.distributed
 def test_processes_of_one_host_or_of_several_train_as_one_process(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -426,6 +426,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.distributed
 def test_two_processes_unfreeze_at_the_same_step(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -21,7 +21,14 @@ from peft_mrpc.prompting.templates import Template, load_template
 LONG = {"equivalent": ("yes, they do",), "not_equivalent": ("no, they do not",)}
 
 
-@pytest.mark.parametrize(("count", "words"), [(0, None), (3, None), (2, LONG)])
+@pytest.mark.parametrize(
+    ("count", "words"),
+    [
+        (0, None),
+        pytest.param(3, None, marks=pytest.mark.slow),
+        pytest.param(2, LONG, marks=pytest.mark.slow),
+    ],
+)
 def test_label_scores_equal_those_of_the_harness(count: int, words: Any) -> None:
     """Label words of one token, and of several."""
     template = load_template("paraphrase_harness")

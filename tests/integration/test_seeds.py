@@ -114,6 +114,7 @@ def test_an_interrupted_command_keeps_its_finished_seeds(
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["seed_5"]
 
 
+@pytest.mark.distributed
 def test_two_processes_train_every_seed(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

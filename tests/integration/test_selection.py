@@ -254,6 +254,7 @@ def test_drop_last_applies_to_training_batches_only(
     assert trainer.args.dataloader_drop_last
 
 
+@pytest.mark.distributed
 def test_two_processes_evaluate_each_example_once(
     tiny_bert: str, data: DataConfig, tmp_path: Path
 ) -> None:

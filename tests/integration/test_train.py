@@ -488,6 +488,7 @@ def test_a_resumed_training_equals_an_uninterrupted_one(train_tiny: Callable[...
     assert np.abs(difference).max() < 1e-5
 
 
+@pytest.mark.distributed
 def test_two_processes_train_and_write_one_run(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
@@ -500,6 +501,7 @@ def test_two_processes_train_and_write_one_run(
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 @requires_mrpc
 def test_minilm_learns_mrpc_beyond_its_majority(tmp_path: Path) -> None:
     from conftest import MRPC

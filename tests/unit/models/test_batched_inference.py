@@ -84,6 +84,7 @@ def test_halves_a_batch_that_does_not_fit_in_memory(caplog: pytest.LogCaptureFix
         compute_with_retry([0, 1], fail)
 
 
+@pytest.mark.distributed
 def test_two_processes_predict_as_one(
     trained_run: Path, pair_files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_two_processes_predict_as_one(
         assert abs(first["probability_equivalent"] - second["probability_equivalent"]) < 1e-5
 
 
+@pytest.mark.distributed
 def test_two_processes_prompt_as_one(tmp_path: Path) -> None:
     probabilities = []
     for processes in (1, 2):

@@ -159,6 +159,7 @@ def test_a_step_is_that_of_the_weighted_smoothed_cross_entropy(
         assert torch.allclose(parameters[name], parameter, atol=1e-6), name
 
 
+@pytest.mark.distributed
 def test_two_processes_give_the_step_of_one(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_layers_to_be_unfrozen_later_do_not_count(build_tiny: Callable[..., Any]
         assert torch.allclose(value, other, atol=1e-6), name
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("batches", [1, 2])
 def test_two_processes_take_the_steps_of_one(
     batches: int, tiny_bert: str, data_flags: list[str], tmp_path: Path

@@ -113,6 +113,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.distributed
 def test_two_processes_share_the_examples_of_every_epoch(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
