@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from peft_mrpc.errors import TrainingDiverged, UserError
+from peft_mrpc.errors import TrainingDiverged, UserError, one_line
 from peft_mrpc.runs.run import RUN_CONTENTS
 
 
@@ -124,14 +124,18 @@ def staged_file(path: Path) -> Iterator[Path]:
     """Write a file beside its destination and move it there when it is complete.
 
     Yields:
-        A path on the same file system. When the block succeeds, it replaces `path`; otherwise it is
-        removed.
+        A path on the same file system with the same suffix. When the block succeeds, it replaces
+        `path`; otherwise it is removed.
+    Raises:
+        UserError: If the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    staging = path.with_name(f".{os.getpid()}.{path.name}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield staging
         staging.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {one_line(error)}") from error
     finally:
         staging.unlink(missing_ok=True)
 

@@ -19,7 +19,7 @@ from peft_mrpc.distributed import process_state
 from peft_mrpc.environment import reset_peak_memory
 from peft_mrpc.errors import UserError
 from peft_mrpc.runs.run import RUN_FILE, SEED_FOLDER, Run, load_run
-from peft_mrpc.runs.staging import check_output_dir
+from peft_mrpc.runs.staging import check_output_dir, exclusive
 from peft_mrpc.serialization import read_json
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 
@@ -43,30 +43,31 @@ def train_seeds(
     Returns:
         The multi-seed Run, on the main process.
     Raises:
-        UserError: If the output directory holds anything else.
+        UserError: If the output directory holds anything else, or another process writes it.
     """
     seeds, output_dir = resolved.job.seeds, resolved.output_dir
     is_main = process_state().is_main_process
-    holder: list[Any] = [_prepare(resolved, record) if is_main else None]
-    broadcast_object_list(holder)
-    finished: list[int] = holder[0]
-    try:
-        for number, seed in enumerate(seeds, start=1):
-            folder = output_dir / SEED_FOLDER.format(seed)
-            if seed in finished:
-                logger.info("seed %d: finished before", seed)
-                run = load_run(folder) if is_main else None
-            else:
-                gc.collect()
-                reset_peak_memory()
-                run = train_one(_job_of_seed(resolved.job, seed, folder))
-            if run is not None and on_seed is not None:
-                on_seed(run, number, len(seeds))
-    except BaseException as error:
-        if is_main:
-            _add_note(error, output_dir)
-        raise
-    return load_run(output_dir) if is_main else None
+    with exclusive(output_dir) if is_main else contextlib.nullcontext():
+        holder: list[Any] = [_prepare(resolved, record) if is_main else None]
+        broadcast_object_list(holder)
+        finished: list[int] = holder[0]
+        try:
+            for number, seed in enumerate(seeds, start=1):
+                folder = output_dir / SEED_FOLDER.format(seed)
+                if seed in finished:
+                    logger.info("seed %d: finished before", seed)
+                    run = load_run(folder) if is_main else None
+                else:
+                    gc.collect()
+                    reset_peak_memory()
+                    run = train_one(_job_of_seed(resolved.job, seed, folder))
+                if run is not None and on_seed is not None:
+                    on_seed(run, number, len(seeds))
+        except BaseException as error:
+            if is_main:
+                _add_note(error, output_dir)
+            raise
+        return load_run(output_dir) if is_main else None
 
 
 def _job_of_seed(job: TrainJob, seed: int, folder: Path) -> TrainJob:

@@ -1,11 +1,10 @@
 """The files that a search writes: the best trial as a recipe, a table of all trials, a plot."""
 
 import csv
-import os
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,9 @@ from optuna.distributions import CategoricalDistribution
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.errors import UserError
 from peft_mrpc.evaluation.plot_style import save_figure
+from peft_mrpc.runs.staging import staged_file
 from peft_mrpc.serialization import dump_yaml
 from peft_mrpc.training.tuning.plots import plot_search
 from peft_mrpc.training.tuning.search_space import SearchSpace
@@ -118,7 +118,7 @@ def write_outcome(
         best_values=dict(best.params),
         num_trials={state: counts[state] for state in STATES.values()},
     )
-    with _replace(outcome.recipe_file) as path:
+    with staged_file(outcome.recipe_file) as path:
         head = f"# The best trial of a search: {outcome.describe_best()}.\n"
         path.write_text(head + dump_yaml({**recipe, **best.params}), encoding="utf-8")
     figure = plot_search(
@@ -131,7 +131,7 @@ def write_outcome(
         title,
     )
     for suffix in (".png", ".svg"):
-        with _replace(outcome.plot_file.with_suffix(suffix)) as path:
+        with staged_file(outcome.plot_file.with_suffix(suffix)) as path:
             save_figure(figure, path)
     return outcome
 
@@ -164,7 +164,7 @@ def _trial_row(trial: FrozenTrial) -> dict[str, Any]:
 def _write_trials(
     path: Path, rows: Sequence[Mapping[str, Any]], objective: str, names: Sequence[str]
 ) -> None:
-    with _replace(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with staged_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["trial", "state", objective, "seconds", *names, "failure"])
         for row in rows:
@@ -184,16 +184,3 @@ def _importances(study: optuna.Study) -> dict[str, float]:
         warnings.simplefilter("ignore")
         return optuna.importance.get_param_importances(study, evaluator=evaluator)
     return {}
-
-
-@contextmanager
-def _replace(path: Path) -> Iterator[Path]:
-    """Write a file under a temporary name, then rename it: other processes write the same file."""
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {one_line(error)}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
