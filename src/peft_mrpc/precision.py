@@ -52,17 +52,19 @@ def compute_dtype(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def precision_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
+def precision_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     """TrainingArguments for bf16 mixed precision, if the hardware has units for it.
 
     Weights, gradients and optimizer states stay in fp32 (arXiv:1905.12322). The user's options and
     the configuration of `accelerate launch` win; there, `no` is also the default.
 
     Args:
-        given: The options that the user gave.
+        options: The options that the user gave.
     """
     switches = {
-        name: is_true(given[name]) for name in ("bf16", "fp16", "tf32", "use_cpu") if name in given
+        name: is_true(options[name])
+        for name in ("bf16", "fp16", "tf32", "use_cpu")
+        if name in options
     }
     has_gpu = torch.accelerator.is_available() and not switches.get("use_cpu", False)
     # transformers refuses bf16 on a machine without a GPU unless use_cpu is set.
@@ -77,10 +79,10 @@ def precision_defaults(given: Mapping[str, Any]) -> dict[str, Any]:
     return {"bf16": True, **on_cpu}
 
 
-def disable_mixed_precision(arguments: TrainingArguments, given: Mapping[str, Any]) -> None:
+def disable_mixed_precision(arguments: TrainingArguments, options: Mapping[str, Any]) -> None:
     """Train in fp32 if the user disabled a precision that `accelerate launch` would set."""
     name = str(arguments.mixed_precision)
-    if name in given and not is_true(given[name]):
+    if name in options and not is_true(options[name]):
         arguments.mixed_precision = "no"
 
 
@@ -91,9 +93,9 @@ def warn_slow_bf16(arguments: TrainingArguments) -> None:
         logger.warning("bf16: this CPU has no units for it (AMX, AVX512-BF16); fp32 is faster")
 
 
-def is_default_precision(given: Mapping[str, Any]) -> bool:
+def is_default_precision(options: Mapping[str, Any]) -> bool:
     """Whether the hardware decides the precision, so that another machine may use another one."""
-    return not _is_set_by_launcher() and not {"bf16", "fp16", "tf32"} & set(given)
+    return not _is_set_by_launcher() and not {"bf16", "fp16", "tf32"} & set(options)
 
 
 def _is_set_by_launcher() -> bool:

@@ -72,19 +72,19 @@ def parse_command(
         is_short = not any(argument.name == "help_all" for argument in arguments)
         print_help(command, description, groups, is_short, positional)
     arguments, file_faults = with_file(arguments)
-    given, value_faults = convert_arguments(arguments, annotations)
+    values, value_faults = convert_arguments(arguments, annotations)
     faults = [*faults, *file_faults, *value_faults]
     if positional and not words:
         faults.append(f"{command}: got no {positional.name}; expected {positional.help}.")
     if positional and len(words) > 1 and not positional.is_list:
         faults.append(f"{command}: got {' '.join(words)}; expected one {positional.name}.")
     raise_faults(faults)
-    return [build_config(kind, given) for kind in config_types], words
+    return [build_config(kind, values) for kind in config_types], words
 
 
-def build_config(kind: type, given: Mapping[str, Any]) -> Any:
+def build_config(kind: type, values: Mapping[str, Any]) -> Any:
     """An instance of a config dataclass with the options that were given."""
-    return kind(**{name: given[name] for name in option_types(kind) if name in given})
+    return kind(**{name: values[name] for name in option_types(kind) if name in values})
 
 
 def split_arguments(

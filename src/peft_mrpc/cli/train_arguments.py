@@ -79,22 +79,22 @@ def parse_command_with_job(
     configs = (*config_types, TrainConfig, DataConfig)
     config_annotations = {n: kind for c in configs for n, kind in option_types(c).items()}
     annotations = {**method_types, **training_types, **config_annotations}
-    given, value_faults = convert_arguments(arguments, annotations, option_owners())
+    values, value_faults = convert_arguments(arguments, annotations, option_owners())
     raise_faults([*faults, *file_faults, *value_faults])
 
-    removed = {a.name for a in arguments if a.value is None} - set(given)
-    training_arguments = {n: given.get(n) for n in training_types if n in {*given, *removed}}
+    removed = {a.name for a in arguments if a.value is None} - set(values)
+    training_arguments = {n: values.get(n) for n in training_types if n in {*values, *removed}}
     output_dir = training_arguments.pop("output_dir", None)
-    *own, config, data = (build_config(kind, given) for kind in configs)
+    *others, config, data = (build_config(kind, values) for kind in configs)
     job = TrainJob(
         config,
         data,
         training_arguments,
-        {n: given.get(n) for n in method_types if n in {*given, *removed}},
+        {n: values.get(n) for n in method_types if n in {*values, *removed}},
         Path(output_dir).expanduser() if output_dir is not None else None,
         frozenset(removed & option_names(TrainConfig)),
     )
-    return job, own
+    return job, others
 
 
 def training_argument_types() -> dict[str, Any]:
@@ -152,8 +152,8 @@ def _print_help(command: str, arguments: Sequence[Argument], config_types: Seque
             for position, group in enumerate(groups)
         ]
     if has_method and is_short:  # one screen: the method's options in place of the common ones
-        own = groups[len(config_types)]
-        groups = [replace(own, options=[option.one_line() for option in own.options])]
+        method_group = groups[len(config_types)]
+        groups = [replace(method_group, options=[o.one_line() for o in method_group.options])]
     if has_method:
         epilog = f"`peft-mrpc {command} --method {method} --help_all` shows all options."
     else:

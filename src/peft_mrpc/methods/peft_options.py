@@ -88,11 +88,11 @@ def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> 
     raise ValueError(f"got {shown}; {_expected(typing.cast('ValidationError', error))}.")
 
 
-def build_nested(kind: type, given: Mapping[str, Any]) -> dict[str, Any]:
+def build_nested(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Build the options that are configs of their own from the mappings that were given."""
     hints = option_types(kind)
     nested = {}
-    for name, value in given.items():
+    for name, value in options.items():
         configs = [m for m in _members(hints.get(name, Any)) if dataclasses.is_dataclass(m)]
         if configs and isinstance(value, Mapping):
             nested[name] = typing.cast(Any, configs[0])(**value)
@@ -167,44 +167,44 @@ def _expected(error: "ValidationError") -> str:
     return text.replace("an object", "a mapping {name: value}")
 
 
-def option_faults(given: Mapping[str, Any]) -> list[str]:
+def option_faults(options: Mapping[str, Any]) -> list[str]:
     """The faults of a method's options that no model can use.
 
     Args:
-        given: The options that were given.
+        options: The options that were given.
     """
     faults = [
         f"{name}: got {value}; expected at least 1."
-        for name, value in given.items()
+        for name, value in options.items()
         # OFT has a number of blocks (r) or a block size, and expects 0 for the other.
-        if name in SIZES and value is not None and value < 1 and "oft_block_size" not in given
+        if name in SIZES and value is not None and value < 1 and "oft_block_size" not in options
     ]
     faults += [
         f"{name}: got {value}; expected 0 or more and below 1."
-        for name, value in given.items()
+        for name, value in options.items()
         if name.endswith("dropout") and not 0 <= value < 1
     ]
-    if given.get("d_initial") == 0:
+    if options.get("d_initial") == 0:
         faults.append("d_initial: got 0.0, with which VeRA's scales get no gradient; expected 0.1.")
-    start = str(given.get("init_lora_weights"))
+    start = str(options.get("init_lora_weights"))
     if reason := UNUSED_INITS.get(re.sub(r"_\d+$", "", start)):
         faults.append(
             f"init_lora_weights: got {start}, which {reason}; expected pissa, olora, gaussian or "
             "orthogonal."
         )
-    if given.get("alora_invocation_tokens") is not None:
+    if options.get("alora_invocation_tokens") is not None:
         faults.append(
             "alora_invocation_tokens: is for models that generate text; remove it. A classifier "
             "always uses its adapter."
         )
-    return faults + _prompt_faults(given)
+    return faults + _prompt_faults(options)
 
 
-def _prompt_faults(given: Mapping[str, Any]) -> list[str]:
+def _prompt_faults(options: Mapping[str, Any]) -> list[str]:
     """The faults of the text that initializes virtual tokens."""
     from peft import PromptTuningInit
 
-    init, text = given.get("prompt_tuning_init", "RANDOM"), given.get("prompt_tuning_init_text")
+    init, text = options.get("prompt_tuning_init", "RANDOM"), options.get("prompt_tuning_init_text")
     if init not in list(PromptTuningInit):
         known = [i.value for i in PromptTuningInit]
         return [*unknown_name("prompt_tuning_init", init, known).faults]
@@ -219,11 +219,11 @@ def _prompt_faults(given: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def listed_names(kind: type, given: Mapping[str, Any]) -> dict[str, list[str]]:
+def listed_names(kind: type, options: Mapping[str, Any]) -> dict[str, list[str]]:
     """Single module names as lists, because PEFT treats a lone string as a regular expression."""
     takes_list = {name for name, hint in option_types(kind).items() if "list[str]" in str(hint)}
     return {
         name: [value]
-        for name, value in given.items()
+        for name, value in options.items()
         if name in takes_list and isinstance(value, str) and re.fullmatch(r"[\w.]+", value)
     }
