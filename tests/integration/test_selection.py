@@ -408,7 +408,7 @@ def test_options_that_do_not_fit_the_data_are_rejected(
 ) -> None:
     three = [(a, b, "xyz"[number % 3]) for number, (a, b, _) in enumerate(ROWS)]
     for threshold in ("auto", "0.4"):
-        with pytest.raises(UserError, match=f"threshold: got {threshold}, but there are 3 labels"):
+        with pytest.raises(UserError, match=f"threshold: got '{threshold}' with 3 labels"):
             train("lora", data={"train": three, "validation": three}, threshold=threshold)
     with pytest.raises(UserError) as error:
         train("lora", data={"train": ROWS[:2], "validation": ROWS}, threshold="auto")
