@@ -286,8 +286,8 @@ def test_layers_are_unfrozen_from_the_top_and_untouched_before(
     assert modes == {"embeddings": {False}, "top": {False, True}}
     said = [r.getMessage() for r in caplog.records if ": epoch " in r.getMessage()]
     assert said == [
-        "layer_freeze: epoch 1.00, the last layer trains",
-        "layer_freeze: epoch 2.00, the last 2 layers train",
+        "layer_freeze: epoch 1.00, the last layer unfrozen",
+        "layer_freeze: epoch 2.00, the last 2 layers unfrozen",
     ]
 
 
@@ -306,7 +306,7 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
     frozen, waiting = weights
     # But for rounding: attention takes another way where gradients go through it.
     assert all(torch.allclose(frozen[name], waiting[name], atol=1e-7) for name in frozen)
-    assert "ended with 0 of 2 layers unfrozen; lower --unfreeze_every" in caplog.text
+    assert "ended with 0 of 2 layers unfrozen; lower unfreeze_every" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -477,4 +477,4 @@ def test_the_plan_tells_the_schedule(
     tiny_bert: str, data_flags: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     main(["--model", tiny_bert, *data_flags, "--unfreeze_every", "0.5", "--dry_run"])
-    assert "; of the last 2 layers one more every 0.5 epochs" in capsys.readouterr().out
+    assert "; the last 2 layers one by one every 0.5 epochs" in capsys.readouterr().out
