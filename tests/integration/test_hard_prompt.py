@@ -118,6 +118,22 @@ def test_a_model_without_a_chat_template_gets_plain_text(
     assert info["quantization"] == "none" and info["templates"][0]["name"] == "paraphrase"
 
 
+def test_examples_in_memory_are_scored_like_those_of_a_file(
+    config: PromptConfig, data: DataConfig, tmp_path: Path
+) -> None:
+    first = evaluate(config, data)
+    second = evaluate(config, {"validation": ROWS}, output_dir=str(tmp_path / "memory"))
+    assert second.record["data"]["name"] == second.record["config"]["dataset"] == "in_memory"
+    texts = [(row[0], row[1]) for row in ROWS]
+    probabilities = {
+        run.path.name: dict(
+            zip(texts, run.predictions("validation").probabilities.tolist(), strict=True)
+        )
+        for run in (first, second)
+    }
+    assert probabilities["memory"] == probabilities["run"]
+
+
 def test_the_command_prints_the_metrics_of_each_template(
     config: PromptConfig, pair_files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

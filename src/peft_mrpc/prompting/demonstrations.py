@@ -76,12 +76,6 @@ class NearestDemonstrations:
         self.retriever = retriever
         labels = np.array([shot.label for shot in self.pool])
         self._rows_by_label = [np.flatnonzero(labels == label) for label in label_names]
-        rarest = min(map(len, self._rows_by_label))
-        if rarest * len(label_names) < count:
-            raise UserError(
-                f"num_demonstrations: got {count}, but train has {rarest} examples of one label; "
-                "use fewer."
-            )
         copies = Counter(frozenset((shot.sentence1, shot.sentence2)) for shot in self.pool)
         self._max_copies = max(copies.values(), default=0)
 

@@ -28,7 +28,7 @@ CHAT_DATE = "26 Jul 2024"
 
 
 def max_prompt_length(config: PretrainedConfig, max_length: int) -> int:
-    """The most tokens of a prompt with its answer: `max_length`, or the model's limit if it is lower."""
+    """The most tokens of a prompt with its answer: `max_length` or the model's limit."""
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 

@@ -1,7 +1,4 @@
-import pytest
-
 from peft_mrpc.data.examples import Example
-from peft_mrpc.errors import UserError
 from peft_mrpc.prompting.demonstrations import (
     NearestDemonstrations,
     build_selector,
@@ -47,7 +44,5 @@ def test_balanced_samples_depend_on_the_seed_and_have_equal_shares() -> None:
     assert [shot.sentence1 for shot in first] == ["a 0", "a 1", "a 2"]
 
 
-def test_selectors_of_no_demonstrations_and_of_too_many() -> None:
+def test_without_demonstrations_every_list_is_empty() -> None:
     assert build_selector("nearest", 0, [], LABELS).select([Example(0, "a", "b")]) == [[]]
-    with pytest.raises(UserError, match="num_demonstrations: got 5, but train has 2 examples"):
-        build_selector("nearest", 5, POOL, LABELS)
