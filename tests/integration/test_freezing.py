@@ -130,7 +130,7 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
         (["--unfrozen_modules", "embedings"], "Did you mean 'embeddings'?"),
         (["--frozen_modules", "encoder.layer.9"], "--frozen_modules: got 'encoder.layer.9'"),
         (["--frozen_modules", "classifier"], "which matches no module of the encoder"),
-        (["--unfrozen_modules"], "--unfrozen_modules: got nothing; expected names"),
+        (["--unfrozen_modules"], "--unfrozen_modules: got nothing; expected"),
         (
             ["--frozen_modules", "embeddings", "--num_unfrozen_layers", "2"],
             "--frozen_modules: got num_unfrozen_layers as well",
@@ -143,11 +143,11 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
             ["--frozen_modules", "embeddings", "--unfreeze_every", "1"],
             "--frozen_modules: got unfreeze_every as well",
         ),
-        (["--num_unfrozen_layers", "two"], "--num_unfrozen_layers: got 'two'; expected int"),
+        (["--num_unfrozen_layers", "two"], "--num_unfrozen_layers: got 'two'; expected a valid integer"),
         (["--num_unfrozen_layers", "-1"], "here has 2 layers; expected 0 to 2"),
-        (["--unfreeze_every", "0"], "--unfreeze_every: got 0; expected a number"),
+        (["--unfreeze_every", "0"], "--unfreeze_every: got 0.0; expected a number"),
         (["--unfreeze_every", "nan"], "--unfreeze_every: got nan; expected a number"),
-        (["--unfreeze_every", "soon"], "--unfreeze_every: got 'soon'; expected float."),
+        (["--unfreeze_every", "soon"], "--unfreeze_every: got 'soon'; expected a valid number"),
         (
             ["--unfreeze_every", "1", "--num_unfrozen_layers", "0"],
             "so there is no layer to unfreeze",
@@ -459,7 +459,7 @@ def test_plan_doctor_and_record_agree_on_what_trains(
     assert f"layer_freeze: works; {trained:,} of " in capsys.readouterr().out
     main([*run, "--dry_run"])
     said = capsys.readouterr().out
-    assert f"trains: {trained:,} of " in said
+    assert f"trainable: {trained:,} of " in said
     assert "bert.encoder.layer.1, bert.pooler.dense, classifier" in said
     assert not (tmp_path / "run").exists()
     main(run)
