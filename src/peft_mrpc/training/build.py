@@ -36,6 +36,7 @@ from peft_mrpc.training.activation_cache.callback import (
 from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
 from peft_mrpc.training.callbacks import (
     AttentionCallback,
+    log_instead_of_printing,
     tensorboard_logs,
     training_attention,
     validate_attention,
@@ -207,6 +208,7 @@ def build_trainer(
         compute_metrics=partial(compute_eval_metrics, classifier=classifier),
         callbacks=all_callbacks,
     )
+    log_instead_of_printing(trainer)
     if not resolved.method.freezes(resolved.method_options):  # the callback logs it otherwise
         logger.info("%s: %s", config.method, describe_trainable(classifier.model))
     return trainer, num_truncated

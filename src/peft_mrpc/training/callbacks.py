@@ -1,4 +1,4 @@
-"""The attention implementation of a training, and the directory of its TensorBoard logs."""
+"""Callbacks of the Trainer: attention, logged metrics, progress bar; TensorBoard directories."""
 
 import contextlib
 import logging
@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+)
 
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.interop.transformers_internals import attn_implementation
@@ -45,6 +53,42 @@ class AttentionCallback(TrainerCallback):
         self._restore.close()
 
 
+class LogMetricsCallback(TrainerCallback):
+    """Log losses, learning rates and evaluation metrics as the training computes them."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: Any,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not logs or not state.is_world_process_zero or "train_runtime" in logs:
+            return
+        texts = [
+            f"{name} {value:.4g}"
+            for name, value in logs.items()
+            if name != "epoch" and isinstance(value, int | float)
+        ]
+        logger.info("epoch %.2f: %s", state.epoch or 0, ", ".join(texts))
+
+
+class ProgressBarCallback(ProgressCallback):
+    """The Trainer's progress bar."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: transformers prints the metrics here."""
+
+
+def log_instead_of_printing(trainer: Trainer) -> None:
+    """Log the metrics that transformers' callbacks print."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(ProgressBarCallback)
+    trainer.add_callback(LogMetricsCallback)
+
+
 def training_attention(option: str, device: str, is_bf16: bool) -> str | None:
     """The attention implementation of a training; None for the model's own.
 
@@ -62,12 +106,12 @@ def training_attention(option: str, device: str, is_bf16: bool) -> str | None:
 
 @contextlib.contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
-    """Within the block all transformers models inside a module use this attention implementation.
+    """Within the block the transformers models inside a module use this attention implementation.
 
     Raises:
         ValueError, ImportError, OSError: If one of them does not support it.
     """
-    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    parts = _innermost_models(model)
     before = [attn_implementation(part.config) for part in parts]
     try:
         for part in parts:
@@ -76,6 +120,16 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
     finally:
         for part, implementation in zip(parts, before, strict=True):
             part.set_attn_implementation(implementation)
+
+
+def _innermost_models(model: nn.Module) -> list[PreTrainedModel]:
+    """The transformers models that contain no other one: wrappers have no attention of their own."""
+    parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
+    return [
+        part
+        for part in parts
+        if not any(child in parts for child in part.modules() if child is not part)
+    ]
 
 
 def validate_attention(model: nn.Module, option: str) -> None:
@@ -89,7 +143,7 @@ def validate_attention(model: nn.Module, option: str) -> None:
     reason = ""
     try:
         with attention_implementation(model, option):
-            parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+            parts = _innermost_models(model)
             if any(attn_implementation(part.config) != option for part in parts):
                 reason = "it has no implementation of this name"
     except (ValueError, ImportError, OSError) as error:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate.utils import convert_file_size_to_int
 from transformers import (
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -40,6 +39,7 @@ from peft_mrpc.training.activation_cache.callback import (
     fill_refusal,
 )
 from peft_mrpc.training.build import build_empty_model, build_trainer
+from peft_mrpc.training.callbacks import LogMetricsCallback
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.resolve import BaseModel, describe_head, resolve
 from peft_mrpc.training.run import training_data
@@ -273,7 +273,7 @@ def _time_steps(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> Co
     timer = _StepTimer()
     with tempfile.TemporaryDirectory() as directory:
         trainer, _ = build_trainer(resolved, data, classifier, directory, callbacks=[timer])
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(LogMetricsCallback)
         started = time.perf_counter()
         trainer.train()
     callbacks = trainer.callback_handler.callbacks

@@ -25,6 +25,7 @@ from peft_mrpc.data.loading import (
     warn_unknown_labels,
 )
 from peft_mrpc.distributed import prepare_processes, process_state
+from peft_mrpc.errors import UserError
 from peft_mrpc.models.architecture import describe_parameters
 from peft_mrpc.models.artifact import save_classifier, save_threshold
 from peft_mrpc.models.classifier import Classifier
@@ -53,7 +54,7 @@ from peft_mrpc.training.model_selection import (
 )
 from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
 from peft_mrpc.training.seeds import train_seeds
-from peft_mrpc.training.validation import validate
+from peft_mrpc.training.validation import limit_faults, validate
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,11 @@ def resolve_and_validate(job: TrainJob, inputs: Inputs) -> ResolvedJob:
     Raises:
         UserError: With all faults.
     """
-    resolved = resolve(job, inputs.base, inputs.data.label_names)
+    try:
+        resolved = resolve(job, inputs.base, inputs.data.label_names)
+    except UserError as error:
+        others = limit_faults({**job.training_arguments, **vars(job.config)})
+        raise UserError(*dict.fromkeys([*error.faults, *others])) from error
     validate(resolved, inputs.data, inputs.reported)
     args = resolved.training_args
     if resolved.push_to_hub:

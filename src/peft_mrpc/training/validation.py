@@ -7,7 +7,7 @@ left to them.
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from transformers.training_args import OptimizerNames
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.errors import UserError, choice_faults, one_line, raise_faults
+from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
@@ -110,13 +110,26 @@ def validate(
     raise_faults(faults)
 
 
-def _limit_faults(resolved: ResolvedJob) -> list[str]:
-    faults = choice_faults(resolved.config, CHOICES)
+def limit_faults(values: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with single options, whatever the model and the data.
+
+    Args:
+        values: Fields of `TrainConfig` and `TrainingArguments` by name. None is always valid.
+    """
+    faults = []
+    for name, choices in CHOICES.items():
+        if (value := values.get(name)) is not None and value not in (*choices, "auto"):
+            faults += unknown_name(name, str(value), choices).faults
     for name, (is_valid, expected) in LIMITS.items():
-        value = getattr(resolved.config, name, getattr(resolved.training_args, name, None))
-        if value is not None and not is_valid(value):
+        if (value := values.get(name)) is not None and not is_valid(value):
             faults.append(f"{name}: got {value}; expected {expected}.")
     return faults
+
+
+def _limit_faults(resolved: ResolvedJob) -> list[str]:
+    names = LIMITS.keys() | CHOICES.keys()
+    values = {name: getattr(resolved.training_args, name, None) for name in names}
+    return limit_faults({**values, **vars(resolved.config)})
 
 
 def _argument_faults(resolved: ResolvedJob) -> list[str]:

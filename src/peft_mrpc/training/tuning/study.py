@@ -16,7 +16,6 @@ from typing import Any, Literal
 import optuna
 from optuna.trial import TrialState
 from transformers import (
-    PrinterCallback,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -48,6 +47,7 @@ from peft_mrpc.training.build import (
     build_trainer,
     freeze,
 )
+from peft_mrpc.training.callbacks import LogMetricsCallback
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import SELECTION, carve_selection_split
 from peft_mrpc.training.resolve import BaseModel, resolve
@@ -496,7 +496,7 @@ def _train_trial(
             activation_cache=cache,
             callbacks=[objective],
         )
-        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(LogMetricsCallback)
         trainer.train()
     if not math.isfinite(objective.value):
         raise TrainingDiverged
