@@ -123,7 +123,7 @@ def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
 
 
 def _innermost_models(model: nn.Module) -> list[PreTrainedModel]:
-    """The transformers models that contain no other one: wrappers have no attention of their own."""
+    """The transformers models that contain no other one; wrappers have no attention layers."""
     parts = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
     return [
         part

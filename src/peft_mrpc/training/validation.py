@@ -116,7 +116,7 @@ def limit_faults(values: Mapping[str, Any]) -> list[str]:
     Args:
         values: Fields of `TrainConfig` and `TrainingArguments` by name. None is always valid.
     """
-    faults = []
+    faults: list[str] = []
     for name, choices in CHOICES.items():
         if (value := values.get(name)) is not None and value not in (*choices, "auto"):
             faults += unknown_name(name, str(value), choices).faults
