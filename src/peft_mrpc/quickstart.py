@@ -21,7 +21,7 @@ STEPS = {
     "layer_freeze": "MiniLM, all but the upper layers frozen",
     "prompt_tuning": "MiniLM, frozen, with trained virtual tokens",
     "hard_prompt": "SmolLM2-135M, frozen, template channel_another_story (noisy channel), "
-    "calibrated on 120 labelled training examples",
+    "calibrated on 200 labelled training examples",
 }
 
 
@@ -38,7 +38,7 @@ def run_step(name: str, path: Path) -> Run:
         config = TrainConfig(name, "builtin:minilm")
         return train_classifier(config, data, output_dir=path, num_train_epochs=8)
     prompt = PromptConfig("builtin:smollm2", "channel_another_story", quantization="none")
-    prompt = replace(prompt, calibration="affine", num_calibration_pairs=120)
+    prompt = replace(prompt, calibration="affine", num_calibration_pairs=200)
     return evaluate_prompt(replace(prompt, output_dir=str(path)), replace(data, split="test"))
 
 
