@@ -1,14 +1,14 @@
-"""Labelling new pairs with what a training saved, against transformers' own pipeline.
+"""Compare the speed of `predict` with transformers' pipeline and with a plain loop.
 
     python benchmarks/predict.py
 
-Trains a MiniLM with its own head, whole and by LoRA, on a few pairs; then labels the dev pairs,
-repeated, with the saved Run as `peft-mrpc predict` does, with `pipeline("text-classification")` in
-batches of 32 as users write it, and with a plain loop over batches of 32 padded to their longest.
-All three take turns in one process, `--repeats` times, from texts to probabilities without loading
-the model, and must give the same labels, and the same probabilities within 1e-4. The peak memory
-is that of a new process for each, loading included. The figures go into `predict.json` beside this
-file, the table into `predict.md`, the picture into `predict.png`.
+Trains MiniLM with its own head by full fine-tuning and by LoRA, on a few examples. Then three
+contenders label the validation examples, repeated: the saved Run as in `peft-mrpc predict`,
+`pipeline("text-classification")` in batches of 32, and a plain loop over batches of 32 padded to
+their longest example. They alternate in one process, `--repeats` times. The time is that from texts
+to probabilities, without loading the model. All must predict the same labels, and probabilities
+within 1e-4. The peak memory is that of a new process for each, with loading. The results are
+written to `predict.json`, the table to `predict.md` and the plot to `predict.png`, beside it.
 """
 
 import argparse
@@ -40,11 +40,10 @@ from numpy.typing import NDArray
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
-from peft_mrpc.api import load_classifier
+from peft_mrpc import DataConfig, TrainConfig, load_classifier, train_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.models.hub import resolve_model
-from peft_mrpc.train import main as train
 
 MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4
 PIPELINE_GOAL = 1.3
@@ -52,17 +51,17 @@ METHODS = ("full", "lora")
 Label = Callable[[Sequence[Example]], NDArray[np.float64]]
 
 
-# ---- contenders: each loads a Run, and gives what labels pairs: [N] -> [N, C] ----
+# ---- contenders: each loads a Run and returns a function from N examples to [N, C] ----
 
 
 def load_ours(folder: Path) -> Label:
-    """What `peft-mrpc predict RUN` does."""
-    predictor = load_classifier(str(folder))
-    return lambda pairs: predictor.predict_proba(pairs, BATCH_SIZE)
+    """The classifier that `peft-mrpc predict RUN` uses."""
+    classifier = load_classifier(folder)
+    return lambda examples: classifier.predict_proba(examples, BATCH_SIZE)
 
 
 def load_peer(folder: Path) -> tuple[Any, Any]:
-    """Model and tokenizer, by transformers and PEFT alone."""
+    """Load model and tokenizer with transformers and PEFT only."""
     if (folder / "model").is_dir():
         saved = folder / "model"
         model = AutoModelForSequenceClassification.from_pretrained(saved)
@@ -75,7 +74,7 @@ def load_peer(folder: Path) -> tuple[Any, Any]:
 
 
 def load_pipeline(folder: Path) -> Label:
-    """What users write today."""
+    """The usual pipeline of transformers."""
     model, tokenizer = load_peer(folder)
     classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
     names = list(model.config.id2label.values())
@@ -83,28 +82,28 @@ def load_pipeline(folder: Path) -> Label:
     def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
         texts = [{"text": pair.sentence1, "text_pair": pair.sentence2} for pair in pairs]
         options = {"truncation": True, "max_length": MAX_LENGTH, "top_k": None}
-        answers = classify(texts, batch_size=BATCH_SIZE, **options)
-        rows = [{one["label"]: one["score"] for one in answer} for answer in answers]
+        outputs = classify(texts, batch_size=BATCH_SIZE, **options)
+        rows = [{score["label"]: score["score"] for score in scores} for scores in outputs]
         return np.array([[row[name] for name in names] for row in rows])
 
     return label
 
 
 def load_loop(folder: Path) -> Label:
-    """Batches as they come, padded to their longest."""
+    """Batches in the order of the examples, padded to their longest example."""
     model, tokenizer = load_peer(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
     def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
-        found = []
+        probabilities = []
         for start in range(0, len(pairs), BATCH_SIZE):
-            own = pairs[start : start + BATCH_SIZE]
-            texts = [pair.sentence1 for pair in own], [pair.sentence2 for pair in own]
+            part = pairs[start : start + BATCH_SIZE]
+            texts = [pair.sentence1 for pair in part], [pair.sentence2 for pair in part]
             options = {"padding": True, "truncation": True, "max_length": MAX_LENGTH}
             batch = tokenizer(*texts, **options, return_tensors="pt").to(model.device)
-            found.append(model(**batch).logits.softmax(dim=-1).cpu())
-        return torch.cat(found).numpy()
+            probabilities.append(model(**batch).logits.softmax(dim=-1).cpu())
+        return torch.cat(probabilities).numpy()
 
     return label
 
@@ -129,7 +128,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for method in METHODS:
             folder = Path(scratch) / method
-            train_some(method, options, folder)
+            train_one_epoch(method, options, folder)
             parts[method] = compare(folder, pairs, options.repeats)
             parts[method]["peak_memory"] = {
                 name: peak_memory_of(name, folder, pairs) for name in CONTENDERS
@@ -142,9 +141,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--times", type=positive, help="how often the dev pairs come (default: 5)")
-    parser.add_argument("--repeats", type=positive, help="turns of each (default: 5)")
-    parser.add_argument("--train_pairs", type=positive, help="to train on first (default: 1000)")
+    parser.add_argument("--times", type=positive, help="repetitions of the data (default: 5)")
+    parser.add_argument("--repeats", type=positive, help="measurements of each (default: 5)")
+    parser.add_argument("--train_pairs", type=positive, help="training examples (default: 1000)")
     options = parser.parse_args()
     times, repeats, train_pairs = (1, 3, 200) if options.quick else (5, 5, 1000)
     options.times, options.repeats = options.times or times, options.repeats or repeats
@@ -152,37 +151,46 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def train_some(method: str, options: argparse.Namespace, folder: Path) -> None:
-    """One epoch: speed does not depend on how well it is trained, but no answer shall be a tie."""
-    flags = ["--method", method, "--model", MODEL, "--pooling", "native", "--seed", "1"]
-    flags += ["--dataset", options.dataset, "--max_train_samples", str(options.train_pairs)]
-    flags += ["--split", "validation", "--max_eval_samples", "8", "--num_train_epochs", "1"]
-    flags += ["--max_length", str(MAX_LENGTH), "--report_to", "none", "--disable_tqdm", "true"]
-    train([*flags, "--output_dir", str(folder)])
+def train_one_epoch(method: str, options: argparse.Namespace, folder: Path) -> None:
+    """Train briefly, so that no two labels have the same probability."""
+    train_classifier(
+        TrainConfig(method=method, model=MODEL, pooling="native", max_length=MAX_LENGTH),
+        DataConfig(
+            options.dataset,
+            max_train_samples=options.train_pairs,
+            max_eval_samples=8,
+            split="validation",
+        ),
+        output_dir=folder,
+        seed=1,
+        num_train_epochs=1,
+        report_to="none",
+        disable_tqdm=True,
+    )
 
 
 def compare(folder: Path, pairs: Sequence[Example], repeats: int) -> dict[str, Any]:
-    """The speed of every contender on one Run; all must give the same."""
+    """Measure every contender on one Run; all must return the same probabilities."""
     labels = {name: load(folder) for name, load in CONTENDERS.items()}
-    found = {name: label(pairs[: 2 * BATCH_SIZE]) for name, label in labels.items()}  # warm-up
+    outputs = {name: label(pairs[: 2 * BATCH_SIZE]) for name, label in labels.items()}  # warm-up
     seconds: dict[str, list[float]] = {name: [] for name in labels}
     for _ in range(repeats):
         for name, label in labels.items():
             started = time.perf_counter()
-            found[name] = label(pairs)
+            outputs[name] = label(pairs)
             seconds[name].append(time.perf_counter() - started)
             print(f"{folder.name}: {name}: {seconds[name][-1]:.2f} s", flush=True)
-    differences = {name: compare_answers(found["ours"], found[name]) for name in labels}
+    differences = {name: compare_outputs(outputs["ours"], outputs[name]) for name in labels}
     return {
         "pairs": len(pairs),
         "seconds": seconds,
-        "pairs_per_second": {name: len(pairs) / min(own) for name, own in seconds.items()},
+        "pairs_per_second": {name: len(pairs) / min(times) for name, times in seconds.items()},
         "largest_difference": max(differences.values()),
     }
 
 
-def compare_answers(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
-    """The largest difference of a probability; the labels must be the same."""
+def compare_outputs(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+    """The largest difference between probabilities; raises if labels differ."""
     difference = float(np.abs(ours - theirs).max())
     assert difference <= TOLERANCE, f"probabilities differ by {difference:.1e}"
     assert (predict_labels(ours, 0.5) == theirs.argmax(axis=1)).all(), "labels differ"
@@ -198,18 +206,18 @@ def peak_memory_of(name: str, folder: Path, pairs: Sequence[Example]) -> int:
 def _watched(name: str, folder: Path, pairs: Sequence[Example], threads: int) -> int:
     torch.set_num_threads(threads)
     with PeakMemory() as watched, open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 2)  # its progress has been seen once
+        os.dup2(nowhere.fileno(), 2)  # no progress bars
         CONTENDERS[name](folder)(pairs)
     return watched.peak
 
 
-# ---- showing ----
+# ---- report ----
 
 
 def result_rows(parts: dict[str, Any]) -> list[Row]:
     rows = []
-    for method, found in parts.items():
-        speeds, memory = found["pairs_per_second"], found["peak_memory"]
+    for method, part in parts.items():
+        speeds, memory = part["pairs_per_second"], part["peak_memory"]
         for peer, goal in (("pipeline", PIPELINE_GOAL), ("plain loop", None)):
             rows.append(
                 speed_row(
@@ -225,9 +233,9 @@ def result_rows(parts: dict[str, Any]) -> list[Row]:
 
 def table(parts: dict[str, Any]) -> str:
     lines = [
-        [method, name, f"{speed:.1f}", f"{found['peak_memory'][name] / 1e9:.2f} GB"]
-        for method, found in parts.items()
-        for name, speed in found["pairs_per_second"].items()
+        [method, name, f"{speed:.1f}", f"{part['peak_memory'][name] / 1e9:.2f} GB"]
+        for method, part in parts.items()
+        for name, speed in part["pairs_per_second"].items()
     ]
     return markdown(["trained by", "labelled by", "pairs/s", "peak memory"], lines)
 

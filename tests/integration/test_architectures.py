@@ -20,7 +20,7 @@ from transformers import OPTConfig, OPTModel
 from peft_mrpc.methods.registry import METHODS
 
 
-def test_only_the_known_combinations_are_refused() -> None:
+def test_rejects_only_the_documented_combinations() -> None:
     every = {(m, a, p) for m in METHODS for a in ARCHITECTURES for p in poolings(a)}
     refused = {
         *(("bitfit", a, p) for a in ("modernbert", "llama") for p in poolings(a)),
@@ -35,7 +35,7 @@ def test_only_the_known_combinations_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("method", "architecture", "pooling"), COMBINATIONS)
-def test_a_method_trains_pads_rightly_and_reloads(
+def test_a_method_trains_ignores_padding_and_reloads(
     method: str,
     architecture: str,
     pooling: str,
@@ -61,7 +61,7 @@ def test_a_method_trains_pads_rightly_and_reloads(
         ("lora", ["--target_modules", "all-linear"]),
     ],
 )
-def test_options_of_pefts_own_configs_train_and_reload(
+def test_options_of_peft_configs_train_and_reload(
     method: str, flags: list[str], models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     for pooling in poolings("bert"):
@@ -74,7 +74,7 @@ def test_options_of_pefts_own_configs_train_and_reload(
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "prefix_tuning", "lora"])
-def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
+def test_a_decoder_with_left_padding_ignores_padding(
     method: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     folder = tmp_path / "llama"
@@ -90,9 +90,7 @@ def test_a_decoder_that_pads_in_front_scores_alike_alone_and_in_a_batch(
     assert np.abs(alone - together).max() < 1e-5
 
 
-def test_our_head_stands_on_an_encoder_that_calls_its_range_otherwise(
-    data_flags: list[str], tmp_path: Path
-) -> None:
+def test_heads_work_without_an_initializer_range(data_flags: list[str], tmp_path: Path) -> None:
     config = OPTConfig(
         **{"vocab_size": 64, "hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32},
         **{"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 64},

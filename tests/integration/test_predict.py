@@ -261,7 +261,7 @@ def test_rejects_incomplete_external_adapters(
         (["--input", "{new}", "--sentence1_column", "s1"], "--sentence1_column: got 's1'"),
         (["--input", "{clash}"], "already has the columns prediction"),
         (["--input", "{empty}"], "row 1: got an empty 'sentence2'"),
-        (["--inputs", "x"], "Did you mean 'input'?"),
+        (["--inputs=x"], "Did you mean 'input'?"),
     ],
 )
 def test_invalid_input_is_reported_in_one_line(

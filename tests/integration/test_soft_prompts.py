@@ -45,7 +45,7 @@ def prompt_of(classifier: Classifier) -> torch.Tensor:
 
 @pytest.mark.parametrize("architecture", ENCODERS)
 @pytest.mark.parametrize(("position", "place"), [("before", 0), ("after", 1)])
-def test_the_encoder_sees_the_prompt_where_it_is_said_to_stand(
+def test_the_encoder_receives_the_prompt_at_its_position(
     architecture: str, position: str, place: int, models: dict[str, str], data_flags: list[str]
 ) -> None:
     path = models[architecture]
@@ -74,7 +74,7 @@ def test_the_encoder_sees_the_prompt_where_it_is_said_to_stand(
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning"])
 @pytest.mark.parametrize("architecture", ENCODERS)
-def test_a_prompt_after_the_first_token_trains_and_reloads(
+def test_a_prompt_after_cls_trains_and_reloads(
     method: str, architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     model = models[architecture]
@@ -83,7 +83,7 @@ def test_a_prompt_after_the_first_token_trains_and_reloads(
     assert reload_drift(classifier, pairs, model, method, tmp_path / "saved") < 1e-5
 
 
-def test_the_prompt_that_is_saved_has_no_dropout_in_it(
+def test_a_saved_prompt_contains_no_dropout(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     flags = ["--encoder_reparameterization_type", "LSTM", "--encoder_dropout", "0.5"]
@@ -95,7 +95,7 @@ def test_the_prompt_that_is_saved_has_no_dropout_in_it(
 
 
 @pytest.mark.parametrize("pooling", [name for name in POOLINGS if name != "last"])
-def test_every_pooling_reads_the_pair_wherever_the_prompt_stands(
+def test_every_pooling_ignores_the_prompt_at_both_positions(
     pooling: str, models: dict[str, str], data_flags: list[str]
 ) -> None:
     # An encoder without layers and positions gives each token the same state wherever it stands:
@@ -124,7 +124,7 @@ def after_run(
     return folder
 
 
-def test_the_position_is_kept_and_scores_alike_in_a_new_process(
+def test_the_position_is_saved_and_loaded_in_a_new_process(
     after_run: Path, pair_files: dict[str, str]
 ) -> None:
     assert load_run(after_run).record["config"]["prompt_position"] == "after"
@@ -146,13 +146,13 @@ def test_the_position_is_kept_and_scores_alike_in_a_new_process(
     assert np.abs(np.array(json.loads(done.stdout)) - saved).max() < 1e-6
 
 
-def test_the_card_says_where_the_prompt_stands(after_run: Path, trained_run: Path) -> None:
+def test_the_card_states_the_position(after_run: Path, trained_run: Path) -> None:
     card = (after_run / "README.md").read_text()
     assert "5 virtual tokens are inserted after the first token. The head is `aligned`" in card
     assert "virtual tokens" not in (trained_run / "README.md").read_text()
 
 
-def test_the_position_matters_to_what_is_loaded(after_run: Path, tmp_path: Path) -> None:
+def test_the_saved_position_changes_the_probabilities(after_run: Path, tmp_path: Path) -> None:
     import shutil
 
     moved = Path(shutil.copytree(after_run / "adapter", tmp_path / "moved"))
@@ -173,7 +173,7 @@ def test_the_position_matters_to_what_is_loaded(after_run: Path, tmp_path: Path)
         ("prompt_tuning", "llama", "last", "llama is a decoder"),
     ],
 )
-def test_where_a_prompt_cannot_stand_is_refused_before_any_weights(
+def test_rejects_unsupported_positions_before_loading_weights(
     method: str,
     architecture: str,
     pooling: str,
@@ -209,7 +209,7 @@ def test_prompts_after_cls_need_a_tokenizer_that_begins_with_cls(
 
 
 @pytest.mark.parametrize("architecture", ["bert", "electra", "llama"])
-def test_a_prompt_begins_as_it_is_said_to(
+def test_initializes_a_prompt_as_configured(
     architecture: str,
     models: dict[str, str],
     data_flags: list[str],
@@ -231,7 +231,7 @@ def test_a_prompt_begins_as_it_is_said_to(
     assert not any((words == row).all(dim=1).any() for row in drawn)
 
 
-def test_a_text_is_read_as_typed_and_saved_without_a_path(
+def test_an_initial_text_is_used_as_typed_and_saved_without_a_path(
     after_run: Path, models: dict[str, str]
 ) -> None:
     record = load_run(after_run).record["method_options"]
@@ -241,7 +241,7 @@ def test_a_text_is_read_as_typed_and_saved_without_a_path(
     assert models["bert"] not in adapter
 
 
-def test_doctor_counts_a_prompt_from_text(
+def test_doctor_accepts_a_prompt_from_text(
     models: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     doctor.main(["--method", "prompt_tuning", "--model", models["bert"], *TEXT, "the cat"])
@@ -255,12 +255,17 @@ def test_doctor_counts_a_prompt_from_text(
         (["--prompt_tuning_init", "TEXT"], "--prompt_tuning_init_text: got none"),
         ([*TEXT, " "], "--prompt_tuning_init_text: got none"),
         ([*TEXT, "two", "words"], "got 2 words; expected one text, in quotes"),
-        (["--prompt_tuning_init_text", "x"], "got a text, which RANDOM does not read"),
-        (["--tokenizer_name_or_path", "x"], "--tokenizer_name_or_path: got an unknown flag"),
+        (["--prompt_tuning_init_text", "x"], "got a text, which RANDOM does not use"),
+        (["--tokenizer_name_or_path", "x"], "--tokenizer_name_or_path: got an unknown option"),
     ],
 )
-def test_a_prompt_that_cannot_begin_so_is_refused(
-    flags: list[str], said: str, models: dict[str, str], fails: Callable[..., str]
+def test_rejects_invalid_prompt_options(
+    flags: list[str],
+    said: str,
+    models: dict[str, str],
+    data_flags: list[str],
+    fails: Callable[..., str],
 ) -> None:
-    message = fails(main, "--method", "prompt_tuning", "--model", models["bert"], *flags)
+    base = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
+    message = fails(main, *base, *flags)
     assert said in message and len(message.splitlines()) == 1

@@ -73,13 +73,13 @@ ENCODERS = {
         ([0, 10, 2, 2, 12, 13, 2, 1], [0, 1, 2], [0, 1, 0, 0, 2, 2, 0, 0]),  # RoBERTa
     ],
 )
-def test_sentences_are_found_between_special_tokens(
+def test_marks_the_sentences_between_special_tokens(
     row: list[int], special: list[int], expected: list[int]
 ) -> None:
     assert mark_sentences(torch.tensor([row]), special).tolist() == [expected]
 
 
-def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
+def test_poolings_equal_their_definitions(tiny_bert: str) -> None:
     source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     encoder = AutoModel.from_pretrained(tiny_bert).eval()
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")  # [CLS] the cat [SEP] a dog sat
@@ -102,7 +102,7 @@ def test_each_pooling_reads_what_it_says(tiny_bert: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["aligned", "weighted"])
-def test_an_aligned_head_compares_each_token_with_its_like(pooling: str, tiny_bert: str) -> None:
+def test_an_alignment_head_equals_its_definition(pooling: str, tiny_bert: str) -> None:
     source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     model = load_classification_model(source, LABELS, tokenizer, pooling).eval()
     head = model.classifier
@@ -141,7 +141,7 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
     return vector / vector.norm()
 
 
-def test_dropout_is_one_number_for_encoder_and_head(tiny_bert: str) -> None:
+def test_dropout_applies_to_encoder_and_head(tiny_bert: str) -> None:
     source, tokenizer = resolve_model(tiny_bert), load_tokenizer(resolve_model(tiny_bert))
     batch = tokenizer("the cat", "a dog sat", return_tensors="pt")
     for pooling in ("native", "aligned"):
@@ -167,7 +167,7 @@ def test_encoders_of_every_family_train_all_their_parameters(name: str, pooling:
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_padding_moves_no_score(tiny_bert: str) -> None:
+def test_padding_does_not_change_probabilities(tiny_bert: str) -> None:
     source = resolve_model(tiny_bert)
     tokenizer = load_tokenizer(source)
     pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
@@ -195,7 +195,7 @@ def pooled_runs(
     return {method: folder / method for method in POOLED}
 
 
-def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
+def test_a_decoder_with_virtual_tokens_pools_its_last_token(
     tiny_llama: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     flags = ["--method", "prompt_tuning", "--num_virtual_tokens", "4", "--model", tiny_llama]
@@ -212,7 +212,7 @@ def test_a_decoder_under_virtual_tokens_reads_its_last_real_token(
         main([*flags, *data_flags, "--output_dir", str(tmp_path / "no"), "--pooling", "native"])
 
 
-def test_deberta_freezes_all_that_feeds_its_frozen_layers() -> None:
+def test_deberta_freezes_all_inputs_of_frozen_layers() -> None:
     config = SentencePairConfig(
         {**ENCODERS["deberta"].to_dict(), "relative_attention": True, "pos_att_type": ["p2c"]},
         special_ids=[0, 2, 3],
@@ -223,14 +223,16 @@ def test_deberta_freezes_all_that_feeds_its_frozen_layers() -> None:
     assert trained and all(name.startswith("encoder.layer.1.") for name in trained)
 
 
-def test_pooled_runs_reload_equal(pooled_runs: dict[str, Path], tiny_bert: str) -> None:
+def test_runs_with_our_heads_reload_with_equal_probabilities(
+    pooled_runs: dict[str, Path], tiny_bert: str
+) -> None:
     pairs = [Example(i, a, b) for i, (a, b, _) in enumerate(ROWS)]
     for path in pooled_runs.values():
         saved = load_run(path).predictions("validation").probabilities
         assert np.abs(load_classifier(str(path)).predict_proba(pairs, 32) - saved).max() < 1e-6
 
 
-def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]) -> None:
+def test_plain_transformers_loads_our_heads(pooled_runs: dict[str, Path]) -> None:
     script = (
         "import sys, json; sys.modules['peft_mrpc'] = None\n"  # importing it would fail
         "from transformers import AutoModelForSequenceClassification as M, AutoTokenizer as T\n"
@@ -251,7 +253,7 @@ def test_a_pooled_model_loads_by_transformers_alone(pooled_runs: dict[str, Path]
     assert np.abs(np.array(json.loads(done.stdout)[0]) - saved).max() < 1e-5
 
 
-def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) -> None:
+def test_virtual_tokens_are_attended_to_but_not_pooled(pooled_runs: dict[str, Path]) -> None:
     predictor = load_classifier(str(pooled_runs["prompt_tuning"]))
     assert isinstance(predictor, Classifier)
     pairs = [Example(0, *ROWS[0][:2])]
@@ -264,7 +266,7 @@ def test_virtual_tokens_are_seen_but_not_pooled(pooled_runs: dict[str, Path]) ->
     assert np.abs(predictor.predict_proba(pairs, 1) - before).max() > 1e-7
 
 
-def test_the_head_trains_at_its_own_rate(
+def test_the_head_has_its_own_learning_rate(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
     trainer = build_from_flags(
@@ -280,7 +282,7 @@ def test_the_head_trains_at_its_own_rate(
         assert rates[id(parameter)] == expected, name
 
 
-def test_our_model_type_is_never_mistaken_for_another(pooled_runs: dict[str, Path]) -> None:
+def test_transformers_resolves_our_model_type(pooled_runs: dict[str, Path]) -> None:
     config = json.loads((pooled_runs["layer_freeze"] / "model" / "config.json").read_text())
     assert config["model_type"] == "sentence_pair" and "auto_map" in config
     model = AutoModelForSequenceClassification.from_pretrained(
