@@ -127,7 +127,7 @@ def test_another_patience_and_another_number_of_processes_are_refused(
     about["flags"]["num_processes"] = 2
     (checkpoint / FINGERPRINT_FILE).write_text(json.dumps(about), encoding="utf-8")
     message = fails(main, *flags)
-    assert f"--num_processes: got 1, but {checkpoint} was trained with 2" in message
+    assert f"num_processes: got 1, but {checkpoint} was trained with 2" in message
 
 
 def test_a_default_that_is_spelt_out_is_the_same(

@@ -134,7 +134,7 @@ def test_the_trainer_rejects_a_quantized_base_without_an_adapter(
 ) -> None:
     for pooling in poolings("bert"):
         flags = ["--pooling", pooling, "--quantization", "nf4"]
-        with pytest.raises(ValueError, match="purely quantized models"):
+        with pytest.raises(UserError, match="purely quantized models"):
             train_two_steps(method, models["bert"], data_flags, tmp_path, *flags)
 
 
