@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from peft_mrpc.cli.help import HelpGroup, format_help
 from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.methods.peft_options import convert, option_types, parse_option
+from peft_mrpc.options import convert, option_types, parse_option
 from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, read_yaml
 
 

@@ -23,7 +23,7 @@ from peft_mrpc.cli.parser import (
 )
 from peft_mrpc.config import COMMON_TRAINING_ARGUMENTS, TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import raise_faults
-from peft_mrpc.methods.peft_options import option_types
+from peft_mrpc.options import option_types
 from peft_mrpc.serialization import load_yaml
 
 if TYPE_CHECKING:

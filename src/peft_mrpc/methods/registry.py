@@ -22,11 +22,11 @@ from peft import (
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
-from peft_mrpc.methods.freezing import FreezeCallback
-from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, frozen_stages
+from peft_mrpc.methods.layer_freeze import FreezeCallback, LayerFreezeOptions, frozen_stages
 from peft_mrpc.methods.peft_adapters import add_adapter, targets_linear_in_some_layers
-from peft_mrpc.methods.peft_options import build_nested, listed_names, option_faults, option_types
+from peft_mrpc.methods.peft_options import listed_names, option_faults
 from peft_mrpc.models.architecture import describe_trainable
+from peft_mrpc.options import build_nested, option_types
 from peft_mrpc.serialization import load_yaml
 
 # Hidden size and number of layers of the model that the recipes were tuned on (MiniLM).

@@ -7,8 +7,8 @@ import pytest
 from peft import IA3Config, LoraConfig, PrefixTuningConfig, PromptEncoderConfig
 from tiny_models import reload_drift, train_two_steps
 
-from peft_mrpc.methods.peft_options import option_types, parse_option
 from peft_mrpc.methods.registry import METHODS, RESERVED_PEFT_FIELDS, load_default_recipe
+from peft_mrpc.options import option_types, parse_option
 from peft_mrpc.train import main
 
 

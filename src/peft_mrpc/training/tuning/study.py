@@ -34,8 +34,8 @@ from peft_mrpc.config import (
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, one_line, raise_faults, unknown_name
-from peft_mrpc.methods.peft_options import convert, option_types
 from peft_mrpc.models.loading import load_config
+from peft_mrpc.options import convert, option_types
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.serialization import read_json, write_json
