@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import progress_bars, run_cli
 
 
 def main(argv: Sequence[str]) -> None:
@@ -12,7 +12,6 @@ def main(argv: Sequence[str]) -> None:
 
     job = parse_train_command(argv)
 
-    from peft_mrpc.cli.progress import progress_bars
     from peft_mrpc.distributed import process_state
     from peft_mrpc.runs.run import Run
     from peft_mrpc.runs.summary import seed_line, summary

@@ -12,8 +12,7 @@ from transformers import BertConfig, TrainerCallback
 
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import FreezeCallback
-from peft_mrpc.methods.layer_freeze import LayerFreezeOptions, find_modules
+from peft_mrpc.methods.layer_freeze import FreezeCallback, LayerFreezeOptions, find_modules
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.models.loading import init_classifier
@@ -143,7 +142,10 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
             ["--frozen_modules", "embeddings", "--unfreeze_every", "1"],
             "--frozen_modules: got unfreeze_every as well",
         ),
-        (["--num_unfrozen_layers", "two"], "--num_unfrozen_layers: got 'two'; expected a valid integer"),
+        (
+            ["--num_unfrozen_layers", "two"],
+            "--num_unfrozen_layers: got 'two'; expected a valid integer",
+        ),
         (["--num_unfrozen_layers", "-1"], "here has 2 layers; expected 0 to 2"),
         (["--unfreeze_every", "0"], "--unfreeze_every: got 0.0; expected a number"),
         (["--unfreeze_every", "nan"], "--unfreeze_every: got nan; expected a number"),

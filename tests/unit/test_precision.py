@@ -9,7 +9,7 @@ import torch
 from conftest import build_from_flags
 
 from peft_mrpc.cli.train_arguments import parse_train_command
-from peft_mrpc.models.collator import ClassificationCollator
+from peft_mrpc.models.classifier import ClassificationCollator
 from peft_mrpc.precision import (
     compute_dtype,
     cpu_bf16_units,

@@ -117,3 +117,22 @@ def _resend_lost_interrupts() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = previous
+
+
+@contextlib.contextmanager
+def progress_bars(enabled: bool) -> Iterator[None]:
+    """Show or hide the progress bars of transformers and datasets within the block."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    previous = transformers_logging.is_progress_bar_enabled(), datasets.is_progress_bar_enabled()
+    if not enabled:
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if previous[0]:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        if previous[1]:
+            datasets.enable_progress_bars()

@@ -5,9 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from peft_mrpc.config import DataConfig, PredictConfig
-from peft_mrpc.data.examples import Example, as_examples
-from peft_mrpc.data.files import Table
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.external import (
@@ -21,7 +18,6 @@ from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.runs.run import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDERS,
-    RUN_FILE,
     load_run,
     seed_folders,
 )
@@ -197,22 +193,3 @@ def _pair_classifier(model: Any, tokenizer: Any, info: dict[str, Any]) -> Classi
         threshold,
         info.get("head_layer"),
     )
-
-
-def examples_to_label(run: str | Path, table: Table, config: PredictConfig) -> list[Example]:
-    """Convert the rows of a table into examples without labels.
-
-    The sentence columns are those that the config names, else those that the Run was trained on if
-    the table has them, else columns with usual names.
-
-    Raises:
-        UserError: If a column is missing or a sentence is empty.
-    """
-    columns = (config.sentence1_column, config.sentence2_column)
-    record = Path(run).expanduser() / RUN_FILE
-    if not any(columns) and record.is_file():
-        trained = dict(read_json(record)).get("config") or {}
-        recorded = (trained.get("sentence1_column"), trained.get("sentence2_column"))
-        columns = recorded if set(recorded) <= {*table.columns} else columns
-    first, second = columns
-    return as_examples(table, DataConfig(sentence1_column=first, sentence2_column=second))

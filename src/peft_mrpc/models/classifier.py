@@ -1,6 +1,10 @@
-"""Classify examples with a fine-tuned model."""
+"""Classify examples with a fine-tuned model.
+
+Shapes: N examples, C classes.
+"""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,18 +13,63 @@ import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PretrainedConfig, PreTrainedTokenizerBase
 
-from peft_mrpc.data.encoding import encode_examples
+from peft_mrpc.data.encoding import LENGTH_COLUMN, encode_examples
 from peft_mrpc.data.examples import Example, Inputs, as_examples
-from peft_mrpc.data.files import Table
 from peft_mrpc.distributed import process_state
-from peft_mrpc.errors import TrainingDiverged, UserError
+from peft_mrpc.errors import TrainingDiverged
 from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import classifier_probabilities, run_batched
-from peft_mrpc.models.collator import ClassificationCollator
+from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, mark_sentences
 
 logger = logging.getLogger(__name__)
+
+
+class ClassificationCollator:
+    """Pads a batch, and marks the two sentences for heads that pool them separately.
+
+    The marks are computed from the token ids here, because a soft prompt replaces the ids by
+    embeddings before the model sees them.
+
+    Args:
+        tokenizer: Pads on the side that the model needs.
+        config: The model's configuration.
+        multiple_of: The padded length is a multiple of this number.
+        max_length: Maximum tokens of an example, an upper limit of the padded length; None for no
+            limit.
+        added: Virtual tokens that the model adds to each example; they count for the multiple.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        config: PretrainedConfig,
+        multiple_of: int = 1,
+        max_length: int | None = None,
+        added: int = 0,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.added = added
+        self.multiple_of = multiple_of
+        self.max_length = max_length
+        self.special_ids = config.special_ids if isinstance(config, SentencePairConfig) else None
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> BatchEncoding:
+        features = [
+            {name: value for name, value in feature.items() if name != LENGTH_COLUMN}
+            for feature in features
+        ]
+        longest = max(len(feature["input_ids"]) for feature in features)
+        length = math.ceil((longest + self.added) / self.multiple_of) * self.multiple_of
+        length -= self.added
+        length = min(length, self.max_length or length)
+        batch = self.tokenizer.pad(
+            features, padding="max_length", max_length=length, return_tensors="pt"
+        )
+        if self.special_ids is not None:
+            batch["sentence_ids"] = mark_sentences(batch["input_ids"], self.special_ids)
+        return batch
 
 
 class SentenceClassifier(Protocol):
@@ -107,28 +156,3 @@ class Classifier:
     def predict(self, inputs: Inputs, batch_size: int = 32) -> list[str]:
         """Predicted label names, [N], in the order of the inputs; see `predict_proba`."""
         return label_names_of(self.predict_proba(inputs, batch_size), self.labels, self.threshold)
-
-
-def add_predictions(
-    table: Table, examples: Sequence[Example], classifier: SentenceClassifier, batch_size: int
-) -> Table:
-    """Append the columns `prediction` and `probability_<label>` to a table.
-
-    Args:
-        table: N rows.
-        examples: The same rows as examples.
-        classifier: A fine-tuned or a prompt classifier.
-        batch_size: Examples in one forward pass.
-    Raises:
-        UserError: If the table already has one of these columns.
-    """
-    names = ["prediction", *(f"probability_{label}" for label in classifier.labels)]
-    if clash := [name for name in names if name in table.columns]:
-        raise UserError(f"{table.where}: already has the columns {', '.join(clash)}. Rename them.")
-    probabilities = classifier.predict_proba(examples, batch_size)
-    predictions = label_names_of(probabilities, classifier.labels, classifier.threshold)
-    rows = [
-        {**row, **dict(zip(names, [prediction, *map(float, scores)], strict=True))}
-        for row, prediction, scores in zip(table.rows, predictions, probabilities, strict=True)
-    ]
-    return Table(table.where, [*table.columns, *names], rows)

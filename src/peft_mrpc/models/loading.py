@@ -1,4 +1,4 @@
-"""Load models, configurations and tokenizers."""
+"""Load models, configurations and tokenizers; quantized weights by bitsandbytes."""
 
 import copy
 import logging
@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -20,22 +21,22 @@ from transformers import (
 
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, one_line, unknown_name
-from peft_mrpc.interop.transformers_internals import copy_quantization_state
+from peft_mrpc.interop.transformers_internals import (
+    copy_quantization_state,
+    keep_4bit_weights_trainable,
+)
+from peft_mrpc.models.architecture import HEAD_NAMES
 from peft_mrpc.models.hub import ModelSource, quiet_transformers
 from peft_mrpc.models.modeling_sentence_pair import (
     SENTENCE_POOLINGS,
     SentencePairConfig,
     SentencePairModel,
 )
-from peft_mrpc.models.quantization import (
-    QUANTIZATIONS,
-    prepare_quantized,
-    weight_options,
-)
 from peft_mrpc.precision import compute_dtype
 
 logger = logging.getLogger(__name__)
 
+QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 NO_LIMIT = 1 << 30
 HEAD_DROPOUT = 0.1
 # Configuration entries with one element per layer (ModernBERT, Longformer, decoders).
@@ -311,3 +312,46 @@ def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase)
     """
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     return int(min(positions, tokenizer.model_max_length))
+
+
+def weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:
+    """Options of `from_pretrained` for a quantization.
+
+    Args:
+        quantization: One of QUANTIZATIONS.
+        plain_dtype: Data type of the weights without quantization.
+    """
+    if quantization == "none":
+        return {"dtype": plain_dtype}
+    device = process_state().device
+    dtype = compute_dtype(device)
+    # One replica per process: "auto" would distribute each copy over all GPUs.
+    return {
+        "dtype": dtype,
+        "device_map": {"": device},
+        "quantization_config": _quantization_config(quantization, dtype),
+    }
+
+
+def _quantization_config(quantization: str, dtype: torch.dtype) -> Any:
+    # Without a list, transformers skips `lm_head` only. BERT's own list has `classifier.bias`, with
+    # which its classifier would be quantized.
+    skipped = [*HEAD_NAMES, "pooler", "lm_head"]
+    if quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    return BitsAndBytesConfig(
+        llm_int8_skip_modules=skipped,
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def prepare_quantized(model: Any) -> None:
+    """Freeze a quantized model for training with an adapter; norms, embeddings and head in fp32."""
+    from peft import prepare_model_for_kbit_training
+
+    # The Trainer enables gradient checkpointing, if it is requested.
+    prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    keep_4bit_weights_trainable(model)

@@ -6,7 +6,7 @@ from peft_mrpc.config import PromptConfig
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import choice_faults, raise_faults
-from peft_mrpc.models.quantization import QUANTIZATIONS
+from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.prompting.calibration import CALIBRATIONS
 from peft_mrpc.prompting.demonstrations import DEMONSTRATION_CHOICES, label_uses
 from peft_mrpc.prompting.endpoint import endpoint_faults

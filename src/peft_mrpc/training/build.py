@@ -24,8 +24,7 @@ from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
-from peft_mrpc.models.classifier import Classifier
-from peft_mrpc.models.collator import ClassificationCollator
+from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.loading import init_classifier, load_classification_model, load_config
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import (

@@ -10,7 +10,7 @@ from transformers import Trainer
 from transformers.trainer_optimizer import is_optimizer_factory
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.methods.freezing import FreezeCallback
+from peft_mrpc.methods.layer_freeze import FreezeCallback
 from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.callbacks import AttentionCallback

@@ -23,9 +23,8 @@ from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
-from peft_mrpc.models.loading import load_config
+from peft_mrpc.models.loading import QUANTIZATIONS, load_config
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
-from peft_mrpc.models.quantization import QUANTIZATIONS
 from peft_mrpc.training.activation_cache.callback import cache_faults
 from peft_mrpc.training.build import class_weights
 from peft_mrpc.training.checkpoints import checkpoint_faults
