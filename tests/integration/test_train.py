@@ -305,7 +305,10 @@ def test_virtual_tokens_reduce_the_maximum_length(build_tiny: Callable[..., Any]
         ({"dropout": 1.0}, "dropout: got 1.0; expected 0 or more and below 1"),
         ({"num_unfrozen_layers": 0, "layer_decay": 0.9}, "trains no layer"),
         ({"adam_beta2": 1.0}, "Invalid beta parameter at index 1: 1.0"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "lr_scheduler_type: got cosine_with_min_lr"),
+        (
+            {"lr_scheduler_type": "cosine_with_min_lr"},
+            "lr_scheduler_type cosine_with_min_lr, which",
+        ),
         ({"batch_eval_metrics": True}, "batch_eval_metrics: got true, but ROC-AUC needs all"),
         ({"label_names": ["label"]}, "label_names: got ['label'], but"),
         ({"neftune_noise_alpha": 5}, "layer_freeze freezes the word embeddings"),

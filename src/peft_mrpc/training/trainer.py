@@ -6,10 +6,11 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer
+from transformers import SchedulerType, Trainer
 from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.training_args import OptimizerNames
 
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.methods.layer_freeze import FreezeCallback
 from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
@@ -81,6 +82,17 @@ class ClassificationTrainer(Trainer):
                     torch.distributed.broadcast(parameter.data, 0)
 
     # ---- optimizer ----
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """Build optimizer and scheduler; what they reject becomes an error in one line."""
+        try:
+            return super()._prepare_for_training(*args, **kwargs)
+        except (ValueError, TypeError, KeyError, ImportError, ArithmeticError) as error:
+            raise UserError(
+                f"optim: got {OptimizerNames(self.args.optim).value}, with lr_scheduler_type "
+                f"{SchedulerType(self.args.lr_scheduler_type).value}, which cannot be built: "
+                f"{one_line(error)}"
+            ) from error
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Build the optimizer, its parameter groups split by learning rate."""

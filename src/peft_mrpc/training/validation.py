@@ -5,21 +5,18 @@ package. What `TrainingArguments`, PEFT's configs, optimizers and schedulers che
 left to them.
 """
 
-import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
-from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
+from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
-from transformers.training_args import OptimizerNames
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
+from peft_mrpc.errors import UserError, raise_faults, unknown_name
 from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
@@ -57,7 +54,6 @@ def _positive() -> tuple[Callable[[Any], bool], str]:
 
 # Options with the test of a valid value and its description. None is always valid.
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "max_length": _at_least(8),
     "dropout": (lambda value: 0 <= value < 1, "0 or more and below 1"),
     "sam_rho": _at_least(0),
     "layer_decay": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -74,8 +70,6 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
     "data_seed": (lambda value: 0 <= value <= MAX_SEED, f"0 to {MAX_SEED}"),
 }
-# Parts of the names of optimizers that look for layers of the model.
-NEEDS_MODEL = ("galore", "apollo", "lomo")
 # Settings of the Trainer that our evaluation does not support: the default, and the reason.
 UNSUPPORTED_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "batch_eval_metrics": (False, "ROC-AUC needs all examples together"),
@@ -99,8 +93,6 @@ def validate(
         UserError: With all faults.
     """
     faults = [fault for rule in RULES for fault in rule(resolved)]
-    if not faults:  # invalid options would fail there too
-        faults += _optimizer_faults(resolved)
     if data is not None and not faults:
         faults += _data_faults(resolved, data, reported)
     names = {fault.partition(":")[0] for fault in faults}
@@ -183,36 +175,6 @@ def _gradient_faults(resolved: ResolvedJob) -> list[str]:
         for name, value in needs.items()
         if value is not None and reason
     ]
-
-
-def _optimizer_faults(resolved: ResolvedJob) -> list[str]:
-    """Errors of the optimizer and the scheduler, found by building them for a tiny model."""
-    args = resolved.training_args
-    model: Any = nn.Linear(1, 1)
-    needs_model = any(part in args.optim for part in NEEDS_MODEL)
-    where = f"optim: got {OptimizerNames(args.optim).value}"
-    try:
-        optimizer_class, options = Trainer.get_optimizer_cls_and_kwargs(args, model)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        if not needs_model:
-            optimizer = optimizer_class(model.parameters(), **options)
-        where = f"lr_scheduler_type: got {SchedulerType(args.lr_scheduler_type).value}"
-        scheduler: Any = get_scheduler(
-            *(args.lr_scheduler_type, optimizer),
-            num_warmup_steps=1,
-            num_training_steps=10,
-            scheduler_specific_kwargs=cast("dict[str, Any]", args.lr_scheduler_kwargs or {}),
-        )
-        parameters = inspect.signature(scheduler.step).parameters.values()
-        metric = [1.0 for parameter in parameters if parameter.default is parameter.empty]
-        for _ in range(10):
-            optimizer.step()
-            scheduler.step(*metric)
-    except ImportError as error:
-        return [f"{where}, which cannot be imported: {one_line(error)}"]
-    except (ValueError, TypeError, KeyError, RuntimeError, ArithmeticError) as error:
-        return [] if needs_model else [f"{where}, which cannot be built: {one_line(error)}"]
-    return []
 
 
 def _checkpoint_faults(resolved: ResolvedJob) -> list[str]:
