@@ -10,10 +10,10 @@ quickstart: $(VENV)/.installed
 	$(BIN)/peft-mrpc quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/integration -n 2 --dist loadfile --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/integration -n 2 --dist worksteal --durations 20
 
 test-all: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not hub" -n 2 --dist loadfile --durations 40
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not hub" -n 2 --dist worksteal --durations 40
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -167,7 +167,7 @@ def run_command(
     env: dict[str, str] | None = None,
     stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
-    """Run a verb in a new process, alone or under `accelerate launch` with several."""
+    """Run a command in a new process, alone or under `accelerate launch` with several."""
     command = [sys.executable, "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
     if processes is not None:
         command = [*launcher(processes), "-m", f"peft_mrpc.{arguments[0]}", *arguments[1:]]
@@ -179,9 +179,8 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """Run Python that is written into this folder, and can import tests, in several processes."""
     script = folder / "script.py"
-    here = Path(__file__).parent
-    paths = [str(here), str(here / "integration")]
-    script.write_text(f"import sys; sys.path[:0] = {paths!r}\n{source}", encoding="utf-8")
+    folder_of_helpers = str(Path(__file__).parent)
+    script.write_text(f"import sys; sys.path[:0] = [{folder_of_helpers!r}]\n{source}", "utf-8")
     return _run([*launcher(processes), str(script), *arguments])
 
 
@@ -201,14 +200,14 @@ def _run(
 
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a verb that must end with exit code 2, and give what it said."""
+    """Run a command that must end with exit code 2, and return its error message."""
     from peft_mrpc.cli.app import run_cli
 
     def run(main: Callable[[list[str]], None], *argv: str) -> str:
         assert run_cli(main, list(argv)) == 2
-        said = capsys.readouterr().err
-        assert "Traceback" not in said
-        return "\n".join(line for line in said.splitlines() if line.startswith("peft-mrpc:"))
+        text = capsys.readouterr().err
+        assert "Traceback" not in text
+        return "\n".join(line for line in text.splitlines() if line.startswith("peft-mrpc:"))
 
     return run
 

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, WORDS, build_tokenizer, run_command, run_script, write_csv
+from conftest import build_tokenizer
 from tiny_models import ARCHITECTURES, SIZES, poolings, tiny_config, write_tiny_model
+from training_recorders import largest_difference, losses
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -76,22 +77,6 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
     monkeypatch.setattr(CachedCollator, "__call__", record)
     return seen
-
-
-def losses(run: Run) -> list[float]:
-    return [row["loss"] for row in run.record["log_history"] if "loss" in row]
-
-
-def largest_difference(one: Run, other: Run) -> float:
-    """Of the losses and the probabilities of two Runs."""
-    assert len(losses(one)) == len(losses(other)) > 3
-    probabilities = [run.predictions("validation").probabilities for run in (one, other)]
-    return float(
-        max(
-            np.abs(np.subtract(losses(one), losses(other))).max(),
-            np.abs(probabilities[0] - probabilities[1]).max(),
-        )
-    )
 
 
 @pytest.mark.parametrize(("number", "dropout"), [(0, "0.1"), (1, "0.1"), (1, "0")])
@@ -240,45 +225,6 @@ def test_the_saved_model_is_complete(tiny_bert: str, fit: Callable[..., Run]) ->
         probabilities = model.eval()(**batch).logits.softmax(-1).numpy()[0]
     expected = run.predictions("validation").probabilities[0]
     assert np.abs(probabilities - expected).max() < 1e-5
-
-
-# Each process on a machine of its own.
-MACHINE = """
-import os, sys
-from pathlib import Path
-machine = Path(sys.argv[1]) / os.environ["RANK"]
-machine.mkdir()
-os.chdir(machine)
-os.environ |= {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-from peft_mrpc.cli.app import run_cli
-from peft_mrpc.train import main
-sys.exit(run_cli(main, sys.argv[2:]))
-"""
-
-
-@pytest.mark.distributed
-def test_processes_of_one_host_or_of_several_train_as_one_process(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    rows = [
-        (f"the {one}", f"a {other} {one}", ROWS[len(one + other) % 2][2])
-        for one in WORDS[:8]
-        for other in WORDS[:5]
-    ]
-    train = write_csv(tmp_path / "train.csv", rows, ("sentence1", "sentence2", "label"))
-    flags = ["--model", tiny_bert, *data_flags, *FREEZE, "--train_file", str(train), *ON]
-    flags += ["--logging_steps", "1", "--dropout", "0", "--num_train_epochs", "2"]
-    flags += ["--swap_sentences", "false", "--train_sampling_strategy", "random"]
-    flags += ["--bf16", "false", "--output_dir"]
-    main([*flags, str(tmp_path / "alone"), "--per_device_train_batch_size", "8"])
-    alone = load_run(tmp_path / "alone")
-    batch = ["--per_device_train_batch_size", "4"]
-    done = run_command("train", *flags, str(tmp_path / "host"), *batch, processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert largest_difference(alone, load_run(tmp_path / "host")) < 2e-4
-    done = run_script(MACHINE, tmp_path, str(tmp_path), *flags, "run", *batch, processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert largest_difference(alone, load_run(tmp_path / "0" / "run")) < 2e-4
 
 
 def test_layers_that_a_trained_module_feeds_are_not_cached() -> None:

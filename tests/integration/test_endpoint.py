@@ -1,16 +1,16 @@
-"""A local server with the response formats of vLLM and of llama.cpp."""
+"""Hard prompts that a served model answers."""
 
 import json
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROWS, run_command
+from conftest import ROWS
+from endpoint_server import EndpointServer
 
 from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
 from peft_mrpc.api import preview_prompts
@@ -25,72 +25,17 @@ WORDS = [("No", "no"), ("Yes",)]
 LABELS = ["not_equivalent", "equivalent"]
 
 
-class Server(ThreadingHTTPServer):
-    """The probability of Yes grows with the prompt; a third of the prompts is refused once."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.received: list[dict[str, Any]] = []
-        self.refused: set[str] = set()
-        self.is_broken = False
-        self.forbidden: str | None = None  # a sentence that gets status 400
-        self.content: Any = None  # the body of every response, if not None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key = self.headers.get("Authorization")
-        self.server.received.append({"path": self.path, "key": key, **body})
-        text = body.get("prompt") or body["messages"][-1]["content"]
-        if self.server.content is not None:
-            return self.answer(200, self.server.content)
-        if self.server.is_broken or (self.server.forbidden or "\0") in text:
-            return self.answer(400, {"error": "no such model"})
-        if len(text) % 3 == 0 and text not in self.server.refused:
-            self.server.refused.add(text)
-            return self.answer(429, {"error": "too many"})
-        share = 0.2 + 0.6 * (len(text) % 100) / 100
-        probabilities = {" Yes": share, " No": 0.9 - share, "no": 0.05, "!": 0.01}
-        logs = {token: float(np.log(value)) for token, value in probabilities.items()}
-        if self.path.endswith("/chat/completions"):
-            top = [{"token": token, "logprob": value} for token, value in logs.items()]
-            choice: dict[str, Any] = {
-                "message": {"content": "Yes, they do."},
-                "logprobs": {"content": [{"top_logprobs": top}]},
-            }
-        else:
-            choice = {"text": " maybe", "logprobs": {"top_logprobs": [logs]}}
-        return self.answer(200, {"choices": [choice]})
-
-    def answer(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[EndpointServer]:
     monkeypatch.setattr(endpoint, "BACKOFF_FACTOR", 0.01)
-    with Server() as running:
+    with EndpointServer() as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield running
         running.shutdown()
 
 
 @pytest.fixture
-def config(server: Server, tmp_path: Path) -> PromptConfig:
+def config(server: EndpointServer, tmp_path: Path) -> PromptConfig:
     return PromptConfig(model="served", endpoint=server.url, output_dir=str(tmp_path / "run"))
 
 
@@ -100,7 +45,7 @@ def data(pair_files: dict[str, str]) -> DataConfig:
 
 
 def test_chats_and_plain_texts_are_scored_by_the_first_token(
-    config: PromptConfig, data: DataConfig, server: Server
+    config: PromptConfig, data: DataConfig, server: EndpointServer
 ) -> None:
     templates = [load_template("paraphrase"), load_template("paraphrase_rewrite")]
     config = replace(config, template="paraphrase,paraphrase_rewrite", scoring="generate")
@@ -128,7 +73,9 @@ def test_chats_and_plain_texts_are_scored_by_the_first_token(
     assert np.allclose(again, rows)
 
 
-def test_a_preview_sends_nothing(config: PromptConfig, data: DataConfig, server: Server) -> None:
+def test_a_preview_sends_nothing(
+    config: PromptConfig, data: DataConfig, server: EndpointServer
+) -> None:
     lines = preview_prompts(config, data)
     assert f"model: served (served at {server.url})" in lines and "templates: paraphrase" in lines
     assert not server.received
@@ -155,7 +102,7 @@ def test_options_without_meaning_for_a_server_are_refused(
 
 
 def test_failures_of_a_server_are_one_line(
-    config: PromptConfig, data: DataConfig, server: Server, monkeypatch: pytest.MonkeyPatch
+    config: PromptConfig, data: DataConfig, server: EndpointServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.is_broken = True
     message = error_of(config, data)
@@ -171,7 +118,7 @@ def test_failures_of_a_server_are_one_line(
 def test_the_address_and_the_key_are_not_stored(
     config: PromptConfig,
     data: DataConfig,
-    server: Server,
+    server: EndpointServer,
     pair_files: dict[str, str],
     fails: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
@@ -206,7 +153,7 @@ def test_the_address_and_the_key_are_not_stored(
     ],
 )
 def test_responses_in_another_format_are_one_line(
-    choice: Any, message: str, config: PromptConfig, data: DataConfig, server: Server
+    choice: Any, message: str, config: PromptConfig, data: DataConfig, server: EndpointServer
 ) -> None:
     server.content = {"choices": None if choice is None else [choice]}
     assert message in error_of(config, data)
@@ -220,28 +167,11 @@ def test_responses_in_another_format_are_one_line(
         ({"message": {"content": "No"}}, "No"),
     ],
 )
-def test_generated_texts_may_be_empty(choice: Any, text: str, server: Server) -> None:
+def test_generated_texts_may_be_empty(choice: Any, text: str, server: EndpointServer) -> None:
     server.content = {"choices": [choice]}
     engine = EndpointEngine(server.url, "served", LABELS)
     batch = engine.encode(load_template("paraphrase"), [Example(0, "a", "b")], [[]])
     assert engine.generate(batch, 1) == [text]
-
-
-@pytest.mark.distributed
-def test_an_error_of_one_process_is_reported_with_its_rank(
-    server: Server, pair_files: dict[str, str], tmp_path: Path
-) -> None:
-    _, second, *_ = sorted(ROWS, key=lambda row: -len(row[0] + row[1]))
-    server.forbidden = second[0]
-    options = ["--endpoint", server.url, "--model", "served", "--batch_size", "1"]
-    options += ["--validation_file", pair_files["validation"]]
-    options += ["--output_dir", str(tmp_path / "run")]
-    process = run_command("hard_prompt", *options, processes=2)
-    assert process.returncode != 0
-    prefix = "peft-mrpc: rank 1: --endpoint: got status 400"
-    (line,) = [line for line in process.stderr.splitlines() if line.startswith(prefix)]
-    assert "no such model" in line
-    assert not (tmp_path / "run").exists()
 
 
 def test_label_words_of_several_tokens_are_logged(

@@ -1,14 +1,14 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import build_from_flags, run_script
+from conftest import build_from_flags
 from safetensors.torch import load_file
 from tiny_models import ARCHITECTURES, reload_drift, tiny_config, train_two_steps
-from transformers import BertConfig, TrainerCallback
+from training_recorders import BY_TURNS, GRADUAL, UnfreezingRecorder
+from transformers import BertConfig
 
 from peft_mrpc.doctor import main as doctor
 from peft_mrpc.errors import UserError
@@ -230,40 +230,6 @@ def test_all_layers_run_in_eval_mode_where_none_trains(
     assert modes == {"0": {False}, "1": {False}}
 
 
-class Watch(TrainerCallback):
-    """Which layers each step of the optimizer changed, and whether it knows their momentum."""
-
-    def __init__(self, model: Any) -> None:
-        self.layers = list(model.bert.encoder.layer)
-        self.before = [self.weights(layer) for layer in self.layers]
-        self.changed: list[list[bool]] = []
-        self.remembered: list[list[bool]] = []
-
-    def weights(self, layer: Any) -> list[torch.Tensor]:
-        # A key's bias moves no attention weight.
-        named = layer.named_parameters()
-        return [p.detach().clone() for name, p in named if not name.endswith("key.bias")]
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        after = [self.weights(layer) for layer in self.layers]
-        pairs = [list(zip(a, b, strict=True)) for a, b in zip(self.before, after, strict=True)]
-        # All of a layer's weights change, or none.
-        for layer in pairs:
-            assert len({torch.equal(a, b) for a, b in layer}) == 1
-        self.changed.append([not torch.equal(*layer[0]) for layer in pairs])
-        known = kwargs["optimizer"].state
-        known = {id(parameter) for parameter, value in known.items() if value}
-        self.remembered.append(
-            [any(id(p) in known for p in layer.parameters()) for layer in self.layers]
-        )
-        self.before = after
-
-
-GRADUAL = ["--num_unfrozen_layers", "2", "--unfreeze_every", "1", "--num_train_epochs", "3"]
-# Layers 0 and 1 in each of the nine steps.
-BY_TURNS = [[False, False]] * 3 + [[False, True]] * 3 + [[True, True]] * 3
-
-
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_layers_are_unfrozen_from_the_top_and_untouched_before(
     accumulation: int,
@@ -276,15 +242,15 @@ def test_layers_are_unfrozen_from_the_top_and_untouched_before(
     flags += ["--gradient_accumulation_steps", str(accumulation)]
     flags += ["--per_device_train_batch_size", str(6 // accumulation)]
     trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
-    watch = Watch(trainer.model)
-    trainer.add_callback(watch)
+    recorder = UnfreezingRecorder(trainer.model)
+    trainer.add_callback(recorder)
     bert = trainer.model.bert
     modes = watch_modes(
         {"embeddings": bert.embeddings.dropout, "top": bert.encoder.layer[1].output.dropout}
     )
     with caplog.at_level("INFO", "peft_mrpc"):
         trainer.train()
-    assert watch.changed == watch.remembered == BY_TURNS
+    assert recorder.changed == recorder.remembered == BY_TURNS
     assert modes == {"embeddings": {False}, "top": {False, True}}
     said = [r.getMessage() for r in caplog.records if ": epoch " in r.getMessage()]
     assert said == [
@@ -392,60 +358,6 @@ def test_a_resumed_schedule_is_the_uninterrupted_one(
         load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "rest")
     )
     assert set(whole) == set(rest) and all(torch.equal(whole[n], rest[n]) for n in whole)
-
-
-UNDER_DDP = """
-import json, sys
-import torch.distributed as dist
-import peft_mrpc.training.run as run
-from peft_mrpc import train
-from peft_mrpc.cli.app import run_cli
-from test_freezing import Watch
-
-build = run.build_trainer
-
-def build_watched(*args, **kwargs):
-    trainer, cut = build(*args, **kwargs)
-    watch = Watch(trainer.model)
-    trainer.add_callback(watch)
-    watched.append((trainer, watch))
-    return trainer, cut
-
-watched = []
-run.build_trainer = build_watched
-assert run_cli(train.main, sys.argv[2:]) == 0
-((trainer, watch),) = watched
-kind = type(trainer.model_wrapped).__name__
-weights = [p.tolist() for p in trainer.model.parameters()]
-everyone = [None] * dist.get_world_size()
-dist.all_gather_object(everyone, (kind, watch.changed, watch.remembered, weights))
-if dist.get_rank() == 0:
-    is_equal = all(one == everyone[0] for one in everyone)
-    found = {"ranks": len(everyone), "equal": is_equal, "kind": kind}
-    found |= {"changed": watch.changed, "remembered": watch.remembered}
-    open(sys.argv[1], "w").write(json.dumps(found))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.distributed
-def test_two_processes_unfreeze_at_the_same_step(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    flags = ["--model", tiny_bert, *data_flags, *GRADUAL, "--pooling", "native"]
-    flags += ["--per_device_train_batch_size", "3", "--warmup_steps", "0"]
-    flags += ["--output_dir", str(tmp_path / "run")]
-    done = run_script(UNDER_DDP, tmp_path, str(tmp_path / "found.json"), *flags, processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert json.loads((tmp_path / "found.json").read_text()) == {
-        "ranks": 2,
-        "equal": True,
-        "kind": "DistributedDataParallel",
-        "changed": BY_TURNS,
-        "remembered": BY_TURNS,
-    }
-    assert done.stderr.count("the last 2 layers train") == 1
-    assert load_run(tmp_path / "run").record["num_processes"] == 2
 
 
 def test_plan_doctor_and_record_agree_on_what_trains(

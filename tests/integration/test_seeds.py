@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import run_command
 
 from peft_mrpc import DataConfig, TrainConfig, UserError, load_classifier, train_classifier
 from peft_mrpc.runs.run import Run, load_run
@@ -112,19 +111,6 @@ def test_an_interrupted_command_keeps_its_finished_seeds(
     assert process.returncode == 130
     assert "Finished seeds (seed_5) are in" in message
     assert [path.name for path in (tmp_path / "r").iterdir()] == ["seed_5"]
-
-
-@pytest.mark.distributed
-def test_two_processes_train_every_seed(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    flags = [*FLAGS, "--model", tiny_bert, *data_flags, "--seeds", "1", "2"]
-    done = run_command("train", *flags, "--output_dir", str(out), processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("seed 2 (2 of 2)") == 1
-    assert load_run(out).metrics["validation"]["num_seeds"] == 2
-    assert load_run(out / "seed_2").record["num_processes"] == 2
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import ROWS, build_training, run_command, write_csv
+from conftest import ROWS, build_training, write_csv
 
 from peft_mrpc import DataConfig, UserError, load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.data.splits import stratified_holdout
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
-from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.run import Run
 from peft_mrpc.training.checkpoints import TRAINED_FILE, load_trained
 
 # PEFT saves the prompt alone; the encoders of the last two methods are larger than that.
@@ -252,27 +252,6 @@ def test_drop_last_applies_to_training_batches_only(
     trainer = build_training(tmp_path, data, "lora", r=4, **options).trainer
     assert trainer.evaluate()["eval_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
     assert trainer.args.dataloader_drop_last
-
-
-@pytest.mark.distributed
-def test_two_processes_evaluate_each_example_once(
-    tiny_bert: str, data: DataConfig, tmp_path: Path
-) -> None:
-    flags = ["--method", "lora", "--model", tiny_bert, "--num_train_epochs", "1"]
-    flags += ["--train_file", str(data.train_file), "--validation_file", str(data.validation_file)]
-    # 6 examples in batches of 4 and 2, or of 2 x 4 with repeated examples.
-    flags += ["--selection_fraction", "0.15", "--eval_on_start", "--eval_strategy", "epoch"]
-    flags += ["--per_device_eval_batch_size", "4", "--threshold", "auto"]
-    evaluations = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        done = run_command("train", *flags, "--output_dir", str(out), processes=processes)
-        assert done.returncode == 0, done.stderr[-2000:]
-        run = load_run(out)
-        assert run.record["selection"]["num_examples"] == 6
-        evaluations.append(next(r for r in run.record["log_history"] if "eval_loss" in r))
-    for name in ("eval_loss", "eval_accuracy", "eval_f1", "eval_roc_auc"):
-        assert evaluations[0][name] == pytest.approx(evaluations[1][name], abs=1e-5), name
 
 
 def test_the_threshold_decides_the_positive_of_two_and_nothing_else() -> None:

@@ -491,19 +491,6 @@ def test_a_resumed_training_equals_an_uninterrupted_one(train_tiny: Callable[...
     assert np.abs(difference).max() < 1e-5
 
 
-@pytest.mark.distributed
-def test_two_processes_train_and_write_one_run(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1"]
-    done = run_command("train", *flags, "--output_dir", str(tmp_path / "run"), processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    run = load_run(tmp_path / "run")
-    assert run.record["num_processes"] == 2
-    assert list(run.predictions("validation").idx) == list(range(len(ROWS)))
-    assert [p.name for p in tmp_path.iterdir()] == ["run"]
-
-
 @pytest.mark.slow
 @requires_mrpc
 def test_minilm_learns_mrpc_beyond_its_majority(tmp_path: Path) -> None:

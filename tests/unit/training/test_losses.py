@@ -1,17 +1,14 @@
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from conftest import ROWS, run_command, write_csv
+from conftest import ROWS, write_csv
 from torch.nn.functional import cross_entropy
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs.run import load_run
 from peft_mrpc.training.losses import build_class_weights, classification_loss, loss_faults
 
 NAMES = ["no", "yes"]
@@ -157,20 +154,3 @@ def test_a_step_is_that_of_the_weighted_smoothed_cross_entropy(
     trainer.train()
     for name, parameter in expected.items():
         assert torch.allclose(parameters[name], parameter, atol=1e-6), name
-
-
-@pytest.mark.distributed
-def test_two_processes_give_the_step_of_one(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    options = {**DESCENT, **ALL_LOSSES, "pooling": "native", "method": "full"}
-    words = ["--model", tiny_bert, *data_flags]
-    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    probabilities = []
-    for processes, size in ((1, "8"), (2, "4")):
-        out = tmp_path / str(processes)
-        flags = [*words, "--per_device_train_batch_size", size, "--output_dir", str(out)]
-        done = run_command("train", *flags, processes=processes)
-        assert done.returncode == 0, done.stderr[-2000:]
-        probabilities.append(load_run(out).predictions("validation").probabilities)
-    assert np.abs(np.subtract(*probabilities)).max() < 1e-5

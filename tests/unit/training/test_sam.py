@@ -1,19 +1,14 @@
 """Sharpness-aware minimization: the gradients of a step, and that nothing else changes."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import run_command
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs.run import load_run
-from peft_mrpc.train import main
 from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
 
 RHO, RATE = 0.2, 0.1
@@ -125,26 +120,6 @@ def test_layers_to_be_unfrozen_later_do_not_count(build_tiny: Callable[..., Any]
     others = head.model.parameters()
     for (name, value), other in zip(gradual.model.named_parameters(), others, strict=True):
         assert torch.allclose(value, other, atol=1e-6), name
-
-
-@pytest.mark.distributed
-@pytest.mark.parametrize("batches", [1, 2])
-def test_two_processes_take_the_steps_of_one(
-    batches: int, tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    options = {**STEPS, "max_steps": 2, "pooling": "cls", "seed": 7, "method": "full"}
-    options |= {"gradient_accumulation_steps": batches, "train_sampling_strategy": "sequential"}
-    words = ["--model", tiny_bert, *data_flags]
-    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    one, two = tmp_path / "one", tmp_path / "two"
-    main([*words, "--per_device_train_batch_size", "4", "--output_dir", str(one)])
-    words += ["--per_device_train_batch_size", "2", "--output_dir", str(two)]
-    done = run_command("train", *words, processes=2)
-    assert done.returncode == 0, done.stderr
-    weights = [load_file(run / "model" / "model.safetensors") for run in (one, two)]
-    for name, value in weights[0].items():
-        assert torch.allclose(value, weights[1][name], atol=2e-5), name
-    assert load_run(two).record["config"]["sam_rho"] == RHO
 
 
 @pytest.mark.parametrize("rho", [-1.0, float("nan")])

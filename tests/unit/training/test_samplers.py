@@ -1,14 +1,11 @@
 """The order of training examples: each once per epoch, also in resumed and distributed runs."""
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import run_script
 from torch.utils.data import DataLoader
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -86,45 +83,3 @@ def test_a_training_resumes_within_a_later_epoch(
         assert [row["loss"] for row in history if "loss" in row] == losses
         probabilities = [run.predictions("validation").probabilities for run in (whole, resumed)]
         assert np.array_equal(*probabilities)
-
-
-UNDER_DDP = """
-import json, sys
-import torch.distributed as dist
-import peft_mrpc.train as train
-from peft_mrpc.cli.app import run_cli
-from peft_mrpc.training.trainer import ClassificationTrainer
-
-rows = {}
-step = ClassificationTrainer.training_step
-
-def watch(self, model, inputs, *args):
-    texts = [json.dumps(ids[ids != 0].tolist()) for ids in inputs["input_ids"]]
-    rows.setdefault(int(self.state.epoch), []).extend(texts)
-    return step(self, model, inputs, *args)
-
-ClassificationTrainer.training_step = watch
-assert run_cli(train.main, sys.argv[2:]) == 0
-everyone = [None] * dist.get_world_size()
-dist.all_gather_object(everyone, rows)
-if dist.get_rank() == 0:
-    open(sys.argv[1], "w").write(json.dumps(everyone))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.distributed
-def test_two_processes_share_the_examples_of_every_epoch(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path
-) -> None:
-    # Dropout draws by the shape of the batch, which is another in each process.
-    flags = ["--model", tiny_bert, *data_flags, "--method", "full", "--dropout", "0.1"]
-    flags += ["--bf16", "false", "--swap_sentences", "false", "--num_train_epochs", "3"]
-    flags += ["--per_device_train_batch_size", "3", "--output_dir", str(tmp_path / "run")]
-    done = run_script(UNDER_DDP, tmp_path, str(tmp_path / "rows.json"), *flags, processes=2)
-    assert done.returncode == 0, done.stderr[-2000:]
-    ranks = json.loads((tmp_path / "rows.json").read_text())
-    for epoch in ("0", "1", "2"):
-        first, second = (rank[epoch] for rank in ranks)
-        assert len(first) == len(second) == 9 and len({*first, *second}) == 9
-        assert sorted([*first, *second]) == sorted(2 * [*{*first, *second}])
