@@ -98,6 +98,7 @@ def test_data_that_is_not_there_is_one_line(
     assert list(tmp_path.glob("*.json")) == []
 
 
+@pytest.mark.slow
 def test_the_command_ends_so_too(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, FOLDER / "predict.py", "--dataset", tmp_path, "--quick"],
@@ -204,6 +205,7 @@ def test_mrpc_is_repeated_without_a_pair_twice(tmp_path: Path) -> None:
     assert [pair.label for pair in again[:5]] == [p.label for p in data.splits["train"][:5]]
 
 
+@pytest.mark.slow
 def test_contenders_train_alike(tiny_bert: str, data_flags: list[str]) -> None:
     from layer_freeze import PARTS, measure, result_rows
     from training_peer import Task
@@ -218,6 +220,7 @@ def test_contenders_train_alike(tiny_bert: str, data_flags: list[str]) -> None:
     assert speed["goal"] == 1.3 and speed["ours"] > 0
 
 
+@pytest.mark.slow
 def test_estimates_are_compared_with_measurements(
     tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -37,7 +37,7 @@ def test_scripts_are_executable_and_well_formed(path: Path) -> None:
     subprocess.run(["bash", "-n", str(path)], check=True)
 
 
-@pytest.mark.parametrize("name", ["cpu", "multi_cpu"])
+@pytest.mark.parametrize("name", ["cpu", pytest.param("multi_cpu", marks=pytest.mark.distributed)])
 def test_cpu_scripts_run_a_command(name: str, tiny_bert: str, data_flags: list[str]) -> None:
     folder = Path(sys.executable).parent
     done = subprocess.run(

@@ -1,6 +1,9 @@
 """Publish with the real client on a local Hub, and load from there."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +21,36 @@ BASE = "tiny-org/tiny-bert"
 def hub() -> HubServer:
     with HubServer(token="hf_test") as server:
         yield server
+
+
+# The client reads its environment when it is imported, but the token at each call.
+COMMANDS = """
+import contextlib, importlib, io, json, os, sys
+from peft_mrpc.cli.app import run_cli
+results = []
+for token, (command, *argv) in json.loads(sys.argv[1]):
+    os.environ["HF_TOKEN"] = token
+    main = importlib.import_module(f"peft_mrpc.{command}").main
+    with contextlib.redirect_stderr(io.StringIO()) as error, contextlib.redirect_stdout(error):
+        results.append([run_cli(main, argv), error.getvalue()])
+print(json.dumps(results))
+"""
+
+
+def run_commands(
+    hub: HubServer, folder: Path, commands: list[tuple[str, list[str]]]
+) -> list[tuple[int, str]]:
+    """Run commands, each with its token, in one new process; their exit codes and messages."""
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, json.dumps(commands)],
+        env={**os.environ, **hub.environment(folder / "home")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    return [(code, error) for code, error in results]
 
 
 def published_text(files: dict[str, bytes]) -> str:
@@ -95,10 +128,9 @@ def test_publishes_an_adapter_at_the_end_of_training(
 def test_pushing_a_run_again_changes_nothing(
     hub: HubServer, trained_run: Path, tmp_path: Path
 ) -> None:
-    env = hub.environment(tmp_path / "home")
-    for _ in range(2):
-        done = run_command("push", str(trained_run), "--repo_id", "owner/twice", env=env)
-        assert done.returncode == 0, done.stderr
+    command = ["push", str(trained_run), "--repo_id", "owner/twice"]
+    for code, error in run_commands(hub, tmp_path, [("hf_test", command), ("hf_test", command)]):
+        assert code == 0, error
     assert len(hub.repositories["owner/twice"].commits) == 2
     assert not hub.repositories["owner/twice"].private
 
@@ -117,21 +149,17 @@ def test_dry_run_lists_the_files_and_uploads_nothing(
 def test_reports_an_impossible_push_in_one_line(
     hub: HubServer, trained_run: Path, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    def said(*arguments: str, token: str = "hf_test") -> str:
-        done = run_command(*arguments, env=hub.environment(tmp_path / "home", token=token))
-        assert done.returncode == 2, done.stderr
-        lines = [line for line in done.stderr.splitlines() if line.startswith("peft-mrpc:")]
-        assert len(lines) == 1 and "hf_wrong" not in done.stderr
-        return lines[0]
-
-    run = str(trained_run)
-    assert "got no Hub token" in said("push", run, "--repo_id", "owner/x", token="")
-    assert "rejected the token" in said("push", run, "--repo_id", "owner/x", token="hf_wrong")
+    push = ["push", str(trained_run), "--repo_id", "owner/x"]
+    train = ["train", *data_flags, "--output_dir", str(tmp_path / "run"), "--push_to_hub"]
+    train += ["--hub_model_id", "owner/x", "--model", tiny_bert, "--method", "lora"]
     # Before training: a rejected token, and a base model that others cannot load.
-    flags = [*data_flags, "--output_dir", str(tmp_path / "run"), "--push_to_hub"]
-    flags += ["--hub_model_id", "owner/x", "--model", tiny_bert, "--method", "lora"]
-    assert "rejected the token" in said("train", *flags, token="hf_wrong")
-    assert "--base_model_id" in said("train", *flags)
+    cases = [("", push), ("hf_wrong", push), ("hf_wrong", train), ("hf_test", train)]
+    expected = ["got no Hub token", "rejected the token", "rejected the token", "--base_model_id"]
+    results = run_commands(hub, tmp_path, cases)
+    for (code, error), message in zip(results, expected, strict=True):
+        assert code == 2, error
+        (line,) = [line for line in error.splitlines() if line.startswith("peft-mrpc:")]
+        assert message in line and "hf_wrong" not in error
     assert "owner/x" not in hub.repositories and not (tmp_path / "run").exists()
 
 

@@ -423,7 +423,9 @@ def test_one_target_module_is_a_name_and_not_a_pattern(train_tiny: Callable[...,
     assert not any("value.lora_A" in name for name in names)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupted_run_leaves_nothing_half_written(
     number: signal.Signals, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:

@@ -225,10 +225,9 @@ def test_cached_training_in_bf16_is_the_same_training_but_for_rounding(
     assert np.abs(np.subtract(*losses)).max() < 6e-3
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3, 4])
-def test_rounding_in_bf16_is_not_taken_for_a_damaged_cache(seed: int, tmp_path: Path) -> None:
+def test_rounding_in_bf16_is_not_taken_for_a_damaged_cache(tmp_path: Path) -> None:
     """Four layers of MiniLM, filled in batches of other lengths than those that are looked at."""
     flags = ["--model", "builtin:minilm", "--dataset", "builtin:pairs", "--split", "validation"]
-    flags += ["--max_train_samples", "40", "--max_eval_samples", "4", "--seed", str(seed)]
+    flags += ["--max_train_samples", "40", "--max_eval_samples", "4", "--seed", "1"]
     flags += ["--bf16", "--activation_cache", "on", "--max_steps", "1"]  # or an error
     main([*flags, "--output_dir", str(tmp_path / "run")])
