@@ -237,7 +237,9 @@ def load_default_recipe(name: str, given: Container[str] = ()) -> dict[str, Any]
     return recipe
 
 
-def scale_learning_rates(name: str, hidden_size: int, num_layers: int) -> dict[str, float]:
+def scale_learning_rates(
+    name: str, recipe: Mapping[str, Any], hidden_size: int, num_layers: int
+) -> dict[str, float]:
     """Scale the learning rates of a method's recipe to the size of a model.
 
     With Adam the optimal learning rate of a matrix is inversely proportional to the width
@@ -247,12 +249,13 @@ def scale_learning_rates(name: str, hidden_size: int, num_layers: int) -> dict[s
 
     Args:
         name: The method.
+        recipe: Its recipe.
         hidden_size: Width of the model.
         num_layers: Depth of the model.
     Returns:
         Those of `learning_rate`, `head_learning_rate` and `layer_decay` that the recipe sets.
     """
-    recipe, method = load_default_recipe(name), find_method(name)
+    method = find_method(name)
     factor = min(1.0, RECIPE_WIDTH / hidden_size)
     factors = {
         "head_learning_rate": factor,

@@ -52,7 +52,12 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         UserError: If the configuration cannot be read.
     """
-    config: PretrainedConfig = _load(AutoConfig, source)
+    return limit_layers(source, _load(AutoConfig, source))
+
+
+def limit_layers(source: ModelSource, config: PretrainedConfig) -> PretrainedConfig:
+    """Return a copy of a model's configuration for the number of layers that its source states."""
+    config = copy.deepcopy(config)
     for name, value in _layer_options(source, config).items():
         setattr(config, name, value)
     return config
@@ -131,13 +136,14 @@ def load_classification_model(
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
     weights = weight_options(quantization, torch.float32)
+    base_config = load_config(source)
     if dropout is not None:
-        weights |= dict.fromkeys(_dropout_names(load_config(source)), dropout)
+        weights |= dict.fromkeys(_dropout_names(base_config), dropout)
     if pooling == "native":
         model = _load_native(source, trained, {**weights, **labels}, in_adapter)
     else:
         _check_tokenizer(source, tokenizer, pooling, prompt_position)
-        weights |= _layer_options(source, load_config(source))
+        weights |= _layer_options(source, base_config)
         encoder = _load(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(

@@ -25,7 +25,7 @@ from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
 from peft_mrpc.models.classifier import ClassificationCollator, Classifier
-from peft_mrpc.models.loading import init_classifier, load_classification_model, load_config
+from peft_mrpc.models.loading import init_classifier, load_classification_model
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import (
     ActivationCacheCallback,
@@ -114,7 +114,7 @@ def build_empty_model(resolved: ResolvedJob) -> Any:
     Raises:
         UserError: If the method's options do not fit the model.
     """
-    empty = init_classifier(load_config(resolved.source), str(resolved.config.pooling))
+    empty = init_classifier(resolved.model_config, str(resolved.config.pooling))
     return resolved.method.apply(empty, init_from_shapes_only(resolved.method_options))
 
 

@@ -32,7 +32,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.formatting import format_bytes, format_duration
 from peft_mrpc.models.architecture import head_parameter_ids, parameter_counts
 from peft_mrpc.models.classifier import Classifier
-from peft_mrpc.models.loading import init_classifier, load_config
+from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.training.activation_cache.callback import (
     ActivationCacheCallback,
     ActivationCacheError,
@@ -265,7 +265,7 @@ def _time_steps(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> Co
     data = _random_examples(args.max_steps * batch_size, training_set)
     set_seed(args.seed)
     reset_peak_memory()
-    model_config, pooling = load_config(resolved.source), str(resolved.config.pooling)
+    model_config, pooling = resolved.model_config, str(resolved.config.pooling)
     model = init_classifier(model_config, pooling, "cpu", resolved.config.dropout)
     adapted = resolved.method.apply(model, resolved.method_options)
     labels = list(training_set.label_names)

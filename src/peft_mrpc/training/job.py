@@ -16,7 +16,7 @@ from peft_mrpc.config import DataConfig, TrainConfig
 from peft_mrpc.errors import closest, raise_faults
 
 if TYPE_CHECKING:
-    from transformers import TrainingArguments
+    from transformers import PretrainedConfig, TrainingArguments
 
     from peft_mrpc.methods.registry import Method
     from peft_mrpc.models.hub import ModelSource
@@ -126,6 +126,7 @@ class ResolvedJob:
         method_options: The method's options (PEFT's config for its methods).
         given_options: The method's options that the user or the recipe gave.
         source: The base model, up to the layer that the head reads.
+        model_config: Its configuration.
         max_length: Maximum tokens of an example, without virtual tokens.
         output_dir: Directory of the Run.
         push_to_hub: Whether the Run is published when it is written.
@@ -141,6 +142,7 @@ class ResolvedJob:
     method_options: Any
     given_options: Mapping[str, Any]
     source: "ModelSource"
+    model_config: "PretrainedConfig"
     max_length: int
     output_dir: Path
     push_to_hub: bool

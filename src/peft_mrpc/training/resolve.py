@@ -34,6 +34,7 @@ from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import (
     auto_pooling,
     init_classifier,
+    limit_layers,
     load_config,
     load_tokenizer,
     position_limit,
@@ -100,7 +101,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
         config = dataclasses.replace(config, pooling=pooling)
     source = truncate_encoder(base, str(config.head_layer), str(config.pooling))
     head_layer = "last" if source.head_layer is None else str(source.head_layer)
-    model_config = base.config if source.head_layer is None else load_config(source)
+    model_config = limit_layers(source, base.config)
     rates = _scaled_rates(job, model_config, recipe)
     names = method.option_types()
     given_options = _without_none(
@@ -140,6 +141,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
         # PEFT saves its whole config beside the adapter.
         given_options=given_options if method.is_peft else dict(vars(options)),
         source=source,
+        model_config=model_config,
         max_length=_resolve_max_length(config, options, model_config, base.tokenizer),
         output_dir=Path(output_dir).expanduser(),
         push_to_hub=push_to_hub,
@@ -246,7 +248,7 @@ def _scaled_rates(
         )
     set_by_user = job.explicit | job.removed
     set_by_user |= {name for name, value in job.training_arguments.items() if value is None}
-    rates = scale_learning_rates(job.config.method, width, depth)
+    rates = scale_learning_rates(job.config.method, recipe, width, depth)
     return {name: rate for name, rate in rates.items() if name not in set_by_user}
 
 

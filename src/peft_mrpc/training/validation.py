@@ -20,7 +20,7 @@ from peft_mrpc.errors import UserError, raise_faults, unknown_name
 from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
-from peft_mrpc.models.loading import QUANTIZATIONS, load_config
+from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.training.activation_cache.callback import cache_faults
 from peft_mrpc.training.build import class_weights
@@ -152,7 +152,7 @@ def _feature_faults(resolved: ResolvedJob) -> list[str]:
 def _compatibility_faults(resolved: ResolvedJob) -> list[str]:
     config = resolved.config
     return validate_compatibility(
-        load_config(resolved.source),
+        resolved.model_config,
         config.method,
         resolved.method_options,
         pooling=str(config.pooling),

@@ -17,16 +17,17 @@ def test_learning_rates_of_a_recipe_are_scaled_to_the_model() -> None:
     # A tiny model and MiniLM, where they were found; bert-base; an 8 B LLaMA.
     recipe = load_default_recipe("lora")
     for width, factor in ((16, 1), (384, 1), (768, 0.5), (4096, 0.09375)):
-        assert scale_learning_rates("lora", width, 6) == {
+        assert scale_learning_rates("lora", recipe, width, 6) == {
             "learning_rate": pytest.approx(float(recipe["learning_rate"]) * factor),
             "head_learning_rate": pytest.approx(float(recipe["head_learning_rate"]) * factor),
         }
     prompt = load_default_recipe("prompt_tuning")
-    rates = scale_learning_rates("prompt_tuning", 768, 12)
+    rates = scale_learning_rates("prompt_tuning", prompt, 768, 12)
     assert rates["learning_rate"] == float(prompt["learning_rate"])
     assert rates["head_learning_rate"] == pytest.approx(float(prompt["head_learning_rate"]) / 2)
     # From the top of the encoder to its bottom a rate falls alike, whatever the depth.
-    decay = float(load_default_recipe("full")["layer_decay"])
+    recipe = load_default_recipe("full")
+    decay = float(recipe["layer_decay"])
     for depth in (6, 12, 24):
-        scaled = scale_learning_rates("full", 384, depth)["layer_decay"]
+        scaled = scale_learning_rates("full", recipe, 384, depth)["layer_decay"]
         assert scaled**depth == pytest.approx(decay**6)

@@ -34,7 +34,6 @@ from peft_mrpc.config import (
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, one_line, raise_faults, unknown_name
-from peft_mrpc.models.loading import load_config
 from peft_mrpc.options import convert, option_types
 from peft_mrpc.runs.staging import check_output_dir
 from peft_mrpc.runs.writer import describe_data
@@ -265,7 +264,7 @@ def _validate_options(job: TrainJob, config: TuneConfig) -> list[str]:
 
 def _load_space(job: TrainJob, resolved: ResolvedJob, config: TuneConfig) -> SearchSpace:
     values = option_values(resolved)
-    depth = load_config(resolved.source).get_text_config().num_hidden_layers
+    depth = resolved.model_config.get_text_config().num_hidden_layers
     fixed = {item.name for kind in (DataConfig, TuneConfig) for item in fields(kind)}
     space = load_search_space(
         config.search_space,
