@@ -13,10 +13,13 @@ import re
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, parse_scalar
+from peft_mrpc.errors import closest
+from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, load_yaml, parse_scalar
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -26,6 +29,55 @@ def option_types(kind: type) -> dict[str, Any]:
     """The annotation of each field of a dataclass that its constructor accepts."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind) if f.init}
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One option: words of the command line, or a value of a YAML file or of a Python caller."""
+
+    name: str
+    value: Any
+    place: str
+    is_typed: bool
+
+
+def convert_arguments(
+    arguments: Sequence[Argument],
+    annotations: Mapping[str, Any],
+    owners: Mapping[str, str] | None = None,
+) -> tuple[dict[str, Any], list[str]]:
+    """Convert each option to its type.
+
+    Args:
+        arguments: The options; a later one wins.
+        annotations: The types of the known options.
+        owners: Options that belong to something else (to `vera and lora`), for the message.
+    Returns:
+        The values by name, and the faults.
+    """
+    values: dict[str, Any] = {}
+    faults: list[str] = []
+    last = {argument.name: argument for argument in arguments}
+    for name, argument in last.items():
+        if name in annotations:
+            if argument.value is None:
+                continue
+            if dataclasses.is_dataclass(argument.value):  # such as a config that a caller built
+                values[name] = argument.value
+                continue
+            try:
+                convert_one = parse_option if argument.is_typed else convert
+                values[name] = convert_one(argument.value, annotations[name])
+            except ValueError as error:
+                faults.append(f"{argument.place}: {error}")
+        elif name.startswith("no_") and annotations.get(name[3:]) in (bool, bool | None):
+            values[name[3:]] = False
+        elif owners and name in owners:
+            faults.append(f"{argument.place}: got an option of {owners[name]}; remove it.")
+        else:
+            near = closest(name, {*annotations, *(owners or {})})
+            faults.append(f"{argument.place}: got an unknown option.{near}")
+    return values, faults
 
 
 def parse_option(words: Sequence[str], annotation: Any) -> Any:
@@ -67,13 +119,27 @@ def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> 
             try:
                 # JSON mode: enums by their values, tuples as lists, configs as mappings. Strict:
                 # `true` is not a number.
-                result = adapter.validate_json(json.dumps(candidate, default=str), strict=True)
+                result = adapter.validate_json(json.dumps(candidate, default=_plain), strict=True)
             except ValueError as problem:
                 error = error or problem
             else:
                 return candidate if isinstance(candidate, list | dict | str) else result
     shown = "nothing" if value is True else repr(parse_scalar(value) if forms else value)
     raise ValueError(f"got {shown}; {_expected(typing.cast('ValidationError', error))}.")
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON does not know: NumPy's as a number, a set as a list, others as text."""
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def packaged_recipe(method: str) -> dict[str, Any]:
+    """The options of a method's recipe, as they are in its file."""
+    path = resources.files("peft_mrpc") / "recipes" / f"{method}.yaml"
+    recipe: dict[str, Any] = load_yaml(path.read_text("utf-8"))
+    return recipe
 
 
 def build_nested(kind: type, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from peft_mrpc.cli.help import HelpGroup, format_help
-from peft_mrpc.errors import closest, raise_faults
-from peft_mrpc.options import convert, option_types, parse_option
+from peft_mrpc.errors import raise_faults
+from peft_mrpc.options import Argument, convert_arguments, option_types
 from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, read_yaml
 
 
@@ -31,16 +31,6 @@ class Positional:
     name: str
     help: str
     is_list: bool = False
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One option as it was given: words of the command line, or a value of a YAML file."""
-
-    name: str
-    value: Any
-    place: str
-    is_typed: bool
 
 
 def parse_command(
@@ -155,42 +145,6 @@ def with_file(arguments: Sequence[Argument]) -> tuple[list[Argument], list[str]]
         if name != "config"
     ]
     return [*of_file, *arguments], faults
-
-
-def convert_arguments(
-    arguments: Sequence[Argument],
-    annotations: Mapping[str, Any],
-    owners: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Any], list[str]]:
-    """Convert each option to its type.
-
-    Args:
-        arguments: The options; a later one wins.
-        annotations: The types of the known options.
-        owners: Options that belong to something else (to `vera and lora`), for the message.
-    Returns:
-        The values by name, and the faults.
-    """
-    values: dict[str, Any] = {}
-    faults: list[str] = []
-    last = {argument.name: argument for argument in arguments}
-    for name, argument in last.items():
-        if name in annotations:
-            if argument.value is None:
-                continue
-            try:
-                convert_one = parse_option if argument.is_typed else convert
-                values[name] = convert_one(argument.value, annotations[name])
-            except ValueError as error:
-                faults.append(f"{argument.place}: {error}")
-        elif name.startswith("no_") and annotations.get(name[3:]) in (bool, bool | None):
-            values[name[3:]] = False
-        elif owners and name in owners:
-            faults.append(f"{argument.place}: got an option of {owners[name]}; remove it.")
-        else:
-            near = closest(name, {*annotations, *(owners or {})})
-            faults.append(f"{argument.place}: got an unknown option.{near}")
-    return values, faults
 
 
 def print_help(

@@ -7,15 +7,12 @@ TrainingArguments, and the options of the method.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.cli.help import HelpGroup, HelpOption
 from peft_mrpc.cli.parser import (
-    Argument,
     build_config,
-    convert_arguments,
     option_names,
     print_help,
     split_arguments,
@@ -23,8 +20,7 @@ from peft_mrpc.cli.parser import (
 )
 from peft_mrpc.config import COMMON_TRAINING_ARGUMENTS, TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import raise_faults
-from peft_mrpc.options import option_types
-from peft_mrpc.serialization import load_yaml
+from peft_mrpc.options import Argument, convert_arguments, option_types, packaged_recipe
 
 if TYPE_CHECKING:
     from peft_mrpc.training.job import TrainJob
@@ -162,13 +158,6 @@ def _print_help(command: str, arguments: Sequence[Argument], config_types: Seque
             f"here are those of\n{method}. Every field of TrainingArguments is an option."
         )
     print_help(command, DESCRIPTIONS[command], groups, is_short, epilog=epilog)
-
-
-def packaged_recipe(method: str) -> dict[str, Any]:
-    """The packaged recipe of a method, as it is in its file."""
-    path = resources.files("peft_mrpc") / "recipes" / f"{method}.yaml"
-    recipe: dict[str, Any] = load_yaml(path.read_text("utf-8"))
-    return recipe
 
 
 def _method_group(method: str, recipe: Mapping[str, Any]) -> HelpGroup:

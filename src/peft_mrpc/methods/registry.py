@@ -5,7 +5,6 @@ A new method is an entry in `METHODS` and a file of its name in `recipes/`.
 
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import Any
 
 from peft import (
@@ -26,8 +25,7 @@ from peft_mrpc.methods.layer_freeze import FreezeCallback, LayerFreezeOptions, f
 from peft_mrpc.methods.peft_adapters import add_adapter, targets_linear_in_some_layers
 from peft_mrpc.methods.peft_options import listed_names, option_faults
 from peft_mrpc.models.architecture import describe_trainable
-from peft_mrpc.options import build_nested, option_types
-from peft_mrpc.serialization import load_yaml
+from peft_mrpc.options import build_nested, option_types, packaged_recipe
 
 # Hidden size and number of layers of the model that the recipes were tuned on (MiniLM).
 RECIPE_WIDTH, RECIPE_DEPTH = 384, 6
@@ -229,8 +227,7 @@ def load_default_recipe(name: str, given: Container[str] = ()) -> dict[str, Any]
         name: The method.
         given: Names of the options that the user gave; some exclude an option of the recipe.
     """
-    text = (resources.files("peft_mrpc") / "recipes" / f"{name}.yaml").read_text("utf-8")
-    recipe: dict[str, Any] = load_yaml(text)
+    recipe = packaged_recipe(name)
     for option, values in OPTION_CONFLICTS.get(name, {}).items():
         if option in given:
             recipe |= values

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.config import DataConfig, TrainConfig
-from peft_mrpc.errors import closest, raise_faults
+from peft_mrpc.errors import raise_faults
+from peft_mrpc.options import Argument, convert_arguments, option_types
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, TrainingArguments
@@ -151,7 +152,7 @@ class ResolvedJob:
 
 
 def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Split options into fields of `TrainingArguments` and options of a method.
+    """Convert options, and split them into fields of `TrainingArguments` and a method's options.
 
     Args:
         method: Name of the method.
@@ -159,36 +160,22 @@ def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, An
     Returns:
         The fields of `TrainingArguments`, and the method's options.
     Raises:
-        UserError: For an unknown method; for each unknown name, with the most similar known one.
+        UserError: For an unknown method; for each unknown name and wrong type.
     """
-    from peft_mrpc.methods.registry import find_method, option_owners
-
-    training_names, method_names = training_argument_names(), find_method(method).option_types()
-    owners = option_owners()
-    own = {item.name for item in dataclasses.fields(TrainConfig)}
-    faults = []
-    for name in options:
-        if name in training_names or name in method_names:
-            continue
-        if name in own:
-            faults.append(f"{name}: got it as an option; expected it as a field of TrainConfig.")
-        elif name in owners:
-            faults.append(f"{name}: got an option of {owners[name]}, not of {method}. Remove it.")
-        else:
-            near = closest(name, {*training_names, *method_names, *own})
-            faults.append(
-                f"{name}: got an unknown option; expected a field of TrainingArguments or an "
-                f"option of {method}.{near}"
-            )
-    raise_faults(faults)
-    return (
-        {name: value for name, value in options.items() if name in training_names},
-        {name: value for name, value in options.items() if name not in training_names},
-    )
-
-
-def training_argument_names() -> frozenset[str]:
-    """Names of the fields of transformers' `TrainingArguments`."""
     from transformers import TrainingArguments
 
-    return frozenset(item.name for item in dataclasses.fields(TrainingArguments) if item.init)
+    from peft_mrpc.methods.registry import find_method, option_owners
+
+    training_types, method_types = (
+        option_types(TrainingArguments),
+        find_method(method).option_types(),
+    )
+    owners = {**option_owners(), **dict.fromkeys(option_types(TrainConfig), "TrainConfig")}
+    arguments = [Argument(name, value, name, is_typed=False) for name, value in options.items()]
+    values, faults = convert_arguments(arguments, {**method_types, **training_types}, owners)
+    raise_faults(faults)
+    names = {*values, *options}  # None removes a value of the recipe
+    return (
+        {name: values.get(name) for name in training_types if name in names},
+        {name: values.get(name) for name in method_types if name in names},
+    )

@@ -40,6 +40,7 @@ from peft_mrpc.models.loading import (
     position_limit,
 )
 from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
+from peft_mrpc.options import option_types
 from peft_mrpc.precision import (
     disable_mixed_precision,
     padding_step,
@@ -49,7 +50,6 @@ from peft_mrpc.precision import (
 from peft_mrpc.training.job import (
     ResolvedJob,
     TrainJob,
-    training_argument_names,
 )
 from peft_mrpc.training.model_selection import implied_training_arguments
 
@@ -264,7 +264,7 @@ def _training_fields(
     output_dir: Path,
 ) -> tuple[dict[str, Any], bool]:
     """Return the fields of `TrainingArguments`, and whether the Run is published."""
-    known: Collection[str] = training_argument_names()
+    known: Collection[str] = option_types(TrainingArguments)
     given = _without_none(job.training_arguments)
     fields = {name: value for name, value in recipe.items() if name in known}
     fields |= {name: rate for name, rate in rates.items() if name in known}

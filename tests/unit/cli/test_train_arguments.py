@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from peft_mrpc.cli.train_arguments import (
-    packaged_recipe,
     parse_command_with_job,
     parse_train_command,
 )
 from peft_mrpc.config import DataConfig, TrainConfig, TuneConfig
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS
+from peft_mrpc.options import packaged_recipe
 from peft_mrpc.serialization import dump_yaml
 
 

@@ -24,6 +24,15 @@ def test_options_are_split_by_their_owner() -> None:
     assert split_options("lora", options) == ({"learning_rate": 1e-3}, {"r": 4, "lora_alpha": 8})
 
 
+def test_options_are_converted_to_the_types_of_their_fields() -> None:
+    options = {"r": "8", "target_modules": {"query"}, "bf16": "false", "seed": None}
+    training, method = split_options("lora", options)
+    assert training == {"bf16": False, "seed": None}
+    assert method == {"r": 8, "target_modules": ["query"]}
+    with pytest.raises(UserError, match="r: got 'many'; expected a valid integer"):
+        split_options("lora", {"r": "many"})
+
+
 def test_every_unknown_option_is_reported() -> None:
     with pytest.raises(UserError) as error:
         split_options("full", {"r": 4, "lerning_rate": 1, "pooling": "cls"})
