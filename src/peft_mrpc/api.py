@@ -79,12 +79,16 @@ def load_classifier(
     if class_names is not None:
         if (folder / ARTIFACT_FILE).is_file():
             labels = ", ".join(info["label_names"])
-            raise UserError(f"class_names: {name} has its own label names ({labels}); expected none.")
+            raise UserError(
+                f"class_names: {name} has its own label names ({labels}); expected none."
+            )
         info = rename_labels(info, class_names, name)
     if info.get("method") == "hard_prompt":
         return load_prompt(folder, info, endpoint)
     if endpoint is not None:
-        raise UserError(f"endpoint: got {endpoint}, but {name} uses no served model; expected none.")
+        raise UserError(
+            f"endpoint: got {endpoint}, but {name} uses no served model; expected none."
+        )
     return load_fine_tuned(folder, info)
 
 

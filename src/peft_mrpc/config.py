@@ -146,7 +146,7 @@ class TrainConfig:
     attention: str = option(
         "auto",
         "attention implementation while training: eager, sdpa or another of transformers'; auto: "
-        "the model's, but eager on a CPU with bf16 or dropout",
+        "the model's, but eager on a CPU with bf16",
     )
     swap_sentences: str | None = option(
         None,

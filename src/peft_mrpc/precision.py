@@ -93,11 +93,6 @@ def warn_slow_bf16(arguments: TrainingArguments) -> None:
         logger.warning("bf16: this CPU has no units for it (AMX, AVX512-BF16); fp32 is faster")
 
 
-def is_default_precision(options: Mapping[str, Any]) -> bool:
-    """Whether the hardware decides the precision, so that another machine may use another one."""
-    return not _is_set_by_launcher() and not {"bf16", "fp16", "tf32"} & set(options)
-
-
 def _is_set_by_launcher() -> bool:
     return os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no"
 

@@ -35,7 +35,7 @@ MATRIX_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "int8": {"quantization": "int8"},
     "checkpointing": {"gradient_checkpointing": True},
 }
-MATRIX_LEGEND = "yes: with every --pooling; ours: with every --pooling but native; -: rejected"
+MATRIX_LEGEND = "yes: with every pooling; ours: with every pooling but native; -: rejected"
 
 
 def default_options(method: str, given: Mapping[str, Any] | None = None) -> Any:

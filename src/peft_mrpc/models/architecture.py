@@ -28,7 +28,7 @@ def encoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     if (layers := _find_layers(model)) is not None:
         return layers
     depth = getattr(model.config, "num_hidden_layers", None)
-    raise UserError(f"--model: found no stack of {depth} layers in {type(model).__name__}.")
+    raise UserError(f"model: got {type(model).__name__}, which has no stack of {depth} layers.")
 
 
 def has_layers(model: PreTrainedModel) -> bool:

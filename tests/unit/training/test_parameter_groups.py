@@ -120,7 +120,7 @@ def test_a_recipe_has_no_decay_for_a_model_without_a_stack_of_layers(
 ) -> None:
     albert = write_tiny_model("albert", tmp_path / "albert")
     assert build_tiny("full", model=albert).resolved.config.layer_decay is None
-    with pytest.raises(UserError, match="found no stack of 2 layers"):
+    with pytest.raises(UserError, match="has no stack of 2 layers"):
         build_tiny("full", model=albert, layer_decay=0.9).trainer.create_optimizer()
 
 
