@@ -1,5 +1,6 @@
 """A release of transformers that changes one of these private parts fails here first."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from transformers import (
     BertConfig,
     BertModel,
     DynamicCache,
+    EarlyStoppingCallback,
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    TrainerState,
     TrainingArguments,
 )
 
@@ -20,6 +23,7 @@ from peft_mrpc.interop.transformers_internals import (
     QUANTIZATION_ATTRIBUTES,
     attn_implementation,
     copy_quantization_state,
+    early_stopping_patience,
     expand_cache,
     has_only_keys_and_values,
     hub_revision,
@@ -104,3 +108,10 @@ def test_one_gpu_is_used(tmp_path: Path) -> None:
     training_args._n_gpu = 4
     use_one_gpu(training_args)
     assert training_args.n_gpu == 1
+
+
+def test_a_checkpoint_records_its_early_stopping_patience(tmp_path: Path) -> None:
+    path = tmp_path / "trainer_state.json"
+    for callbacks, patience in (([EarlyStoppingCallback(3)], 3), ([], None)):
+        TrainerState(stateful_callbacks=callbacks).save_to_json(str(path))
+        assert early_stopping_patience(json.loads(path.read_text("utf-8"))) == patience
