@@ -17,7 +17,6 @@ from transformers import (
     TrainerCallback,
 )
 
-from peft_mrpc.data.augmentation import RandomSwapDataset
 from peft_mrpc.data.encoding import add_labels
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.errors import UserError, one_line
@@ -45,6 +44,7 @@ from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import SELECTION, compute_eval_metrics
 from peft_mrpc.training.resuming import training_fingerprint
+from peft_mrpc.training.samplers import RandomSwapDataset
 from peft_mrpc.training.trainer import ClassificationTrainer
 
 logger = logging.getLogger(__name__)

@@ -3,9 +3,9 @@ from typing import Any
 import pytest
 from conftest import ROWS, build_tokenizer
 
-from peft_mrpc.data.augmentation import RandomSwapDataset
 from peft_mrpc.data.encoding import add_labels, encode_examples
 from peft_mrpc.data.examples import Example
+from peft_mrpc.training.samplers import RandomSwapDataset
 
 EXAMPLES = [Example(row, a, b, row % 2) for row, (a, b, _) in enumerate(ROWS)]
 
