@@ -209,5 +209,5 @@ def test_two_processes_unfreeze_at_the_same_step(
         "changed": BY_TURNS,
         "remembered": BY_TURNS,
     }
-    assert done.stderr.count("the last 2 layers train") == 1
+    assert done.stderr.count("the last 2 layers unfrozen") == 1
     assert load_run(tmp_path / "run").record["num_processes"] == 2

@@ -110,7 +110,7 @@ def test_the_command_ends_so_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("predict.py: --dataset: got ") and done.stderr.count("\n") == 1
 
 
-def test_mrpc_is_found_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_directory_of_mrpc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRPC_DIR", str(tmp_path))
     assert bench.default_dataset() == str(tmp_path)
     monkeypatch.delenv("MRPC_DIR")

@@ -107,7 +107,7 @@ def test_names_are_paths_ends_of_paths_and_patterns() -> None:
     assert paths(["pooler", "embeddings"]) == {"pooler", "embeddings"}
 
 
-def test_every_name_of_nothing_is_said_with_what_is_near() -> None:
+def test_names_that_match_nothing_are_reported_with_similar_names() -> None:
     with pytest.raises(UserError) as caught:
         paths(["embedings", "encoder.layer.7", "dropout", "pooler"])
     embeddings, layer, dropout = caught.value.faults

@@ -73,7 +73,7 @@ def test_what_another_training_wrote_is_refused(
     assert not (tmp_path / "on").exists()
 
 
-def test_all_that_differs_is_said_together(
+def test_all_differences_are_reported_together(
     words: list[str], checkpoint: Path, tmp_path: Path, fails: Fails
 ) -> None:
     flags = ["--seed", "7", "--lora_alpha", "64", "--max_train_samples", "12"]

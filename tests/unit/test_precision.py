@@ -43,7 +43,7 @@ def test_a_cpu_with_units_for_bf16_trains_in_it(method: str, has_units: bool) ->
     assert arguments.device.type == "cpu"
 
 
-def test_what_was_asked_for_stands(has_units: bool, tmp_path: Path) -> None:
+def test_an_explicit_precision_is_kept(has_units: bool, tmp_path: Path) -> None:
     assert trainer_precision(training_args("--bf16", "false")) == "fp32"
     assert trainer_precision(training_args("--bf16")) == "bf16"
     assert trainer_precision(training_args("--use_cpu", "false")) == "fp32"

@@ -17,7 +17,7 @@ from peft_mrpc.options import packaged_recipe
 from peft_mrpc.serialization import dump_yaml
 
 
-def test_a_job_holds_what_was_given_and_nothing_else() -> None:
+def test_a_job_holds_the_explicit_options_only() -> None:
     job = parse_train_command(
         "--method lora --model m --dataset builtin:pairs --learning_rate 2e-4 --r 8 "
         "--target_modules query value --output-dir one/two --seeds 1,2".split()
