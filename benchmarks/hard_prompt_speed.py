@@ -26,13 +26,13 @@ from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.templates import load_template
 
 # Pairs with --quick: for the speed, and of each part for the accuracy.
-QUICK_TIMED, QUICK_PAIRS = 6, 8
+QUICK_TIMED, QUICK_PAIRS = 24, 12
 
 
 def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     """All options of the benchmark, those of the timed part added."""
     parser.add_argument("--pairs", type=int, help="of dev for the speed (default: 48)")
-    parser.add_argument("--demonstrations", type=int, nargs="+", help="default: 0 8 16")
+    parser.add_argument("--demonstrations", type=int, nargs="+", default=[0, 8, 16])
     parser.add_argument("--peer_batch_sizes", type=int, nargs="+", help="default: 1 8")
     parser.add_argument("--repeats", type=int, help="turns of each (default: 2)")
     options = parser.parse_args()
@@ -40,7 +40,6 @@ def parse_speed_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
     pairs, sizes, repeats = (QUICK_TIMED, [1], 1) if options.quick else (48, [1, 8], 2)
     options.pairs, options.repeats = options.pairs or pairs, options.repeats or repeats
     options.peer_batch_sizes = options.peer_batch_sizes or sizes
-    options.demonstrations = options.demonstrations or ([0, 8] if options.quick else [0, 8, 16])
     return options
 
 
