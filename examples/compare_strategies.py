@@ -30,7 +30,6 @@ pairs = [
     ("The company posted a loss.", "The company lost money."),
     ("The company posted a loss.", "The company posted a job."),
 ]
-for (first, second), label, scores in zip(
-    pairs, classifier.predict(pairs), classifier.predict_proba(pairs), strict=True
-):
-    print(f"{first} / {second} -> {label} ({dict(zip(classifier.labels, scores.round(3)))})")
+probabilities = classifier.predict_proba(pairs)
+for pair, label, row in zip(pairs, classifier.predict(pairs), probabilities, strict=True):
+    print(*pair, "->", label, row.round(3))
