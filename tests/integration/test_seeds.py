@@ -151,3 +151,6 @@ def test_the_command_prints_a_line_per_seed(
         "seed 1 (1 of 2)",
         "seed 2 (2 of 2)",
     ]
+    main([*flags, "--output_dir", str(tmp_path / "run"), "--dry_run"])  # as the command continues
+    assert "dry run: nothing was trained" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"seed_1", "seed_2"}

@@ -9,6 +9,7 @@ without them.
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ class TrainJob:
         given = {**self.training_arguments, **self.method_options}
         return frozenset(names | {name for name, value in given.items() if value is not None})
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of a multi-seed training; empty for one training.
 

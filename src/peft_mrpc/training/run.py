@@ -53,7 +53,7 @@ from peft_mrpc.training.model_selection import (
     uses_selection_split,
 )
 from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
-from peft_mrpc.training.seeds import train_seeds
+from peft_mrpc.training.seeds import finished_seeds, train_seeds
 from peft_mrpc.training.validation import limit_faults, validate
 
 logger = logging.getLogger(__name__)
@@ -110,16 +110,19 @@ def run_training(
     if seeds and not job.config.dry_run:
         with build_activation_cache(resolved, len(seeds)) as cache:
 
-            def train_one(one: TrainJob) -> Run | None:
-                run = _run_one(resolve_and_validate(one, inputs), inputs, cache)
+            def train_seed(seed_job: TrainJob) -> Run | None:
+                run = _run_one(resolve_and_validate(seed_job, inputs), inputs, cache)
                 assert not isinstance(run, TrainingPlan)
                 return run
 
             run: Run | TrainingPlan | None = train_seeds(
-                resolved, job_record(resolved, inputs), train_one, on_seed
+                resolved, job_record(resolved, inputs), train_seed, on_seed
             )
     else:
-        check_output_dir(resolved.output_dir, job.config.overwrite)
+        if seeds:  # a dry run
+            finished_seeds(resolved, job_record(resolved, inputs))
+        else:
+            check_output_dir(resolved.output_dir, job.config.overwrite)
         run = _run_one(resolved, inputs)
     if isinstance(run, Run) and resolved.push_to_hub:
         args = resolved.training_args

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 def train_seeds(
     resolved: ResolvedJob,
     record: Mapping[str, Any],
-    train_one: Callable[[TrainJob], Run | None],
+    train_seed: Callable[[TrainJob], Run | None],
     on_seed: Callable[[Run, int, int], None] | None = None,
 ) -> Run | None:
     """Train a job once per seed; finished seeds of the same job are skipped.
@@ -37,7 +37,7 @@ def train_seeds(
     Args:
         resolved: The job, with two or more seeds.
         record: The entries of `run.json` that identify the job.
-        train_one: Trains a job with one seed on every process and returns its Run on the main one.
+        train_seed: Trains a job with one seed on every process and returns its Run on the main one.
         on_seed: Called on the main process after each seed with its Run, its position from 1 and
             the number of seeds.
     Returns:
@@ -48,9 +48,11 @@ def train_seeds(
     seeds, output_dir = resolved.job.seeds, resolved.output_dir
     is_main = process_state().is_main_process
     with exclusive(output_dir) if is_main else contextlib.nullcontext():
-        holder: list[Any] = [_prepare(resolved, record) if is_main else None]
+        holder: list[Any] = [finished_seeds(resolved, record) if is_main else None]
         broadcast_object_list(holder)
         finished: list[int] = holder[0]
+        if is_main and not finished:  # an empty directory, or one to overwrite
+            shutil.rmtree(output_dir, ignore_errors=True)
         try:
             for number, seed in enumerate(seeds, start=1):
                 folder = output_dir / SEED_FOLDER.format(seed)
@@ -60,7 +62,7 @@ def train_seeds(
                 else:
                     gc.collect()
                     reset_peak_memory()
-                    run = train_one(_job_of_seed(resolved.job, seed, folder))
+                    run = train_seed(_job_of_seed(resolved.job, seed, folder))
                 if run is not None and on_seed is not None:
                     on_seed(run, number, len(seeds))
         except BaseException as error:
@@ -80,14 +82,20 @@ def _job_of_seed(job: TrainJob, seed: int, folder: Path) -> TrainJob:
     )
 
 
-def _prepare(resolved: ResolvedJob, record: Mapping[str, Any]) -> list[int]:
-    """Check the output directory; the seeds that are finished in it."""
+def finished_seeds(resolved: ResolvedJob, record: Mapping[str, Any]) -> list[int]:
+    """Check the output directory of a multi-seed job and return the seeds that it holds.
+
+    Args:
+        resolved: The job.
+        record: The entries of `run.json` that identify the job.
+    Raises:
+        UserError: If the directory holds anything else than Runs of this job.
+    """
     output_dir, overwrite = resolved.output_dir, resolved.job.config.overwrite
     folders = [path for path in output_dir.glob(SEED_FOLDER.format("*")) if path.is_dir()]
     others = [path for path in output_dir.glob("*") if path not in folders]
     if overwrite or others or not folders:
         check_output_dir(output_dir, overwrite)
-        shutil.rmtree(output_dir, ignore_errors=True)
         return []
     finished = {int(folder.name.partition("_")[2]): folder for folder in folders}
     for seed, folder in finished.items():
