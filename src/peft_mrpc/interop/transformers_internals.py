@@ -4,14 +4,20 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert.modeling_bert import eager_attention_forward
 
 # Attributes by which PEFT and the Trainer recognize a model with quantized weights.
 QUANTIZATION_ATTRIBUTES = (
     *("is_loaded_in_4bit", "is_loaded_in_8bit", "is_quantized"),
     *("quantization_method", "hf_quantizer"),
 )
+
+# Implementations that read a mask with a row for each query.
+BERT_ATTENTIONS = ("eager", "sdpa")
 
 
 def has_only_keys_and_values(cache: DynamicCache) -> bool:
@@ -51,6 +57,39 @@ def hub_revision(config: PretrainedConfig) -> str | None:
 def attn_implementation(config: PretrainedConfig) -> str:
     """Name of the attention implementation in use: `PretrainedConfig._attn_implementation`."""
     return str(config._attn_implementation)
+
+
+def bert_first_token_attention(
+    module: Any, hidden: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
+    """The self-attention of the first token to all tokens, before the output projection, [B, 1, H].
+
+    Uses the parts of `BertSelfAttention` and the attention functions that it calls.
+
+    Args:
+        module: A `BertSelfAttention` or one of its copies, with an attention of BERT_ATTENTIONS.
+        hidden: Input of the layer, [B, T, H].
+        mask: Of the layer, [B, 1, T or 1, T]; None if there is no padding.
+    """
+    first = hidden[:, :1]
+
+    def split_heads(projected: torch.Tensor) -> torch.Tensor:
+        heads = projected.view(*projected.shape[:-1], -1, module.attention_head_size)
+        return heads.transpose(1, 2)
+
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+        attn_implementation(module.config), eager_attention_forward
+    )
+    attended, _ = attend(
+        module,
+        split_heads(module.query(first)),
+        split_heads(module.key(hidden)),
+        split_heads(module.value(hidden)),
+        None if mask is None else mask[:, :, :1],
+        dropout=module.dropout.p if module.training else 0.0,
+        scaling=module.scaling,
+    )
+    return torch.as_tensor(attended).flatten(2)
 
 
 def copy_quantization_state(source: PreTrainedModel, target: PreTrainedModel) -> None:

@@ -40,6 +40,7 @@ from peft_mrpc.training.callbacks import (
     validate_attention,
 )
 from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
+from peft_mrpc.training.first_token import FirstTokenCallback
 from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import SELECTION, compute_eval_metrics
@@ -277,4 +278,5 @@ def _standard_callbacks(
     is_bf16 = trainer_precision(training_args) == "bf16"
     if name := training_attention(config.attention, training_args.device.type, is_bf16):
         callbacks.append(AttentionCallback(name))
+    callbacks.append(FirstTokenCallback())
     return callbacks

@@ -16,6 +16,7 @@ from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.callbacks import AttentionCallback
 from peft_mrpc.training.checkpoints import load_trained, save_trained
+from peft_mrpc.training.first_token import FirstTokenCallback
 from peft_mrpc.training.parameter_groups import learning_rates, split_groups
 from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
 from peft_mrpc.training.samplers import (
@@ -24,6 +25,9 @@ from peft_mrpc.training.samplers import (
     SetEpochCallback,
     example_lengths,
 )
+
+# Callbacks that change the model's forward pass while it trains.
+RESTORING = (ActivationCacheCallback, AttentionCallback, FirstTokenCallback)
 
 
 class ClassificationTrainer(Trainer):
@@ -63,7 +67,7 @@ class ClassificationTrainer(Trainer):
         assert not (needs_gradients and self._is_sharded), "validated before"
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train; whether it ends or fails, frozen layers and attention are restored."""
+        """Train; whether it ends or fails, layers and attention are restored."""
         try:
             output = super().train(*args, **kwargs)
             if self.args.load_best_model_at_end and not self._is_sharded:
@@ -71,7 +75,7 @@ class ClassificationTrainer(Trainer):
             return output
         finally:
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, ActivationCacheCallback | AttentionCallback):
+                if isinstance(callback, RESTORING):
                     callback.restore()
 
     def _broadcast_trained(self) -> None:

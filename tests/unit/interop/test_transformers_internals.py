@@ -20,8 +20,10 @@ from transformers import (
 )
 
 from peft_mrpc.interop.transformers_internals import (
+    BERT_ATTENTIONS,
     QUANTIZATION_ATTRIBUTES,
     attn_implementation,
+    bert_first_token_attention,
     copy_quantization_state,
     early_stopping_patience,
     expand_cache,
@@ -66,6 +68,17 @@ def test_attn_implementation_follows_the_public_setter() -> None:
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
         assert attn_implementation(model.config) == name
+
+
+@pytest.mark.parametrize("attention", BERT_ATTENTIONS)
+def test_the_attention_of_the_first_token_is_that_of_bert(attention: str) -> None:
+    model = tiny_bert().eval()
+    model.set_attn_implementation(attention)
+    module, hidden = model.encoder.layer[0].attention.self, torch.rand(2, 5, 8)
+    mask = torch.zeros(2, 1, 5, 5)
+    mask[1, :, :, 3:] = torch.finfo(torch.float32).min
+    expected = module(hidden, mask)[0][:, :1]
+    assert torch.allclose(bert_first_token_attention(module, hidden, mask), expected, atol=1e-6)
 
 
 def test_peft_reads_the_copied_quantization_attributes() -> None:

@@ -51,7 +51,7 @@ class FrozenLayers:
 
         hook = self.layers[self.depth - 1].register_forward_hook(record)
         try:
-            with _replaced_forwards(self.layers[self.depth :], lambda _: self._identity):
+            with replaced_forwards(self.layers[self.depth :], lambda _: self._identity):
                 self.logits(batch)
         finally:
             hook.remove()
@@ -90,7 +90,7 @@ class FrozenLayers:
             self.model.register_forward_hook(self._end_batch, always_call=True),
         ]
         try:
-            with _replaced_forwards(self.layers[: self.depth], self._skip):
+            with replaced_forwards(self.layers[: self.depth], self._skip):
                 yield
         finally:
             for hook in hooks:
@@ -122,7 +122,7 @@ class FrozenLayers:
 
 
 @contextmanager
-def _replaced_forwards(
+def replaced_forwards(
     modules: Sequence[nn.Module], build: Callable[[nn.Module], Callable[..., Any]]
 ) -> Iterator[None]:
     """Within the block each module runs the function that `build` returns for it."""
