@@ -59,6 +59,14 @@ def attn_implementation(config: PretrainedConfig) -> str:
     return str(config._attn_implementation)
 
 
+def is_checkpointed(layer: Any) -> bool:
+    """Whether the backward pass computes a layer again: `GradientCheckpointingLayer`'s flag.
+
+    Since transformers 5.23 the `forward` of its class does so, and one of the instance does not.
+    """
+    return bool(getattr(layer, "gradient_checkpointing", False))
+
+
 def bert_first_token_attention(
     module: Any, hidden: torch.Tensor, mask: torch.Tensor | None
 ) -> torch.Tensor:

@@ -26,6 +26,7 @@ from peft_mrpc.interop.transformers_internals import (
     BERT_ATTENTIONS,
     attn_implementation,
     bert_first_token_attention,
+    is_checkpointed,
 )
 from peft_mrpc.models.architecture import (
     base_classifier,
@@ -109,8 +110,9 @@ def _first_token_forward(module: nn.Module) -> Callable[..., Any]:
         **kwargs: Any,
     ) -> Any:
         # The Trainer's own keywords, such as the number of items in the batch, arrive here too.
-        has_others = any(value is not None for value in (*args, *map(kwargs.get, OTHER_INPUTS)))
-        if has_others or attn_implementation(layer.attention.self.config) not in BERT_ATTENTIONS:
+        needs_all = any(value is not None for value in (*args, *map(kwargs.get, OTHER_INPUTS)))
+        needs_all |= attn_implementation(layer.attention.self.config) not in BERT_ATTENTIONS
+        if needs_all or is_checkpointed(layer):
             return compute(hidden_states, attention_mask, *args, **kwargs)
         attended = bert_first_token_attention(layer.attention.self, hidden_states, attention_mask)
         output = layer.attention.output(attended, hidden_states[:, :1])  # [B, 1, H]

@@ -29,6 +29,7 @@ from peft_mrpc.interop.transformers_internals import (
     expand_cache,
     has_only_keys_and_values,
     hub_revision,
+    is_checkpointed,
     keep_4bit_weights_trainable,
     mark_dequantized,
     use_one_gpu,
@@ -68,6 +69,13 @@ def test_attn_implementation_follows_the_public_setter() -> None:
     for name in ("eager", "sdpa"):
         model.set_attn_implementation(name)
         assert attn_implementation(model.config) == name
+
+
+def test_a_checkpointed_layer_is_known_as_such() -> None:
+    model = tiny_bert()
+    assert not is_checkpointed(model.encoder.layer[0])
+    model.gradient_checkpointing_enable()
+    assert is_checkpointed(model.encoder.layer[0])
 
 
 @pytest.mark.parametrize("attention", BERT_ATTENTIONS)

@@ -96,14 +96,18 @@ def test_the_same_holds_for_our_head_over_the_first_token() -> None:
     assert_equal_within(build_own("cls"))
 
 
-def test_the_same_holds_with_an_adapter_and_with_gradient_checkpointing() -> None:
+def test_a_layer_with_gradient_checkpointing_stays_checkpointed() -> None:
     model = build("bert")
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    plain = logits_and_gradients(model)
+    forwards: list[int] = []
+    last = encoder_layers(model)[-1].attention.output
+    last.register_forward_hook(lambda module, args, output: forwards.append(output.shape[1]))
     with first_token_only(model):
-        fast = logits_and_gradients(model)
-    for name, expected in plain.items():
-        torch.testing.assert_close(fast[name], expected, rtol=1e-4, atol=1e-6, msg=name)
+        logits_and_gradients(model)
+    assert forwards == [7, 7]  # tokens, forward and again in the backward pass
+
+
+def test_the_same_holds_with_an_adapter() -> None:
     lora: Any = get_peft_model(build("bert"), LoraConfig("SEQ_CLS", lora_dropout=0.0))
     assert reads_first_token(lora)
     plain = logits_and_gradients(lora)
