@@ -296,7 +296,7 @@ def test_virtual_tokens_reduce_the_maximum_length(build_tiny: Callable[..., Any]
         ({"num_unfrozen_layers": 9}, "bert here has 2 layers; expected 0 to 2"),
         ({"method": "lora", "target_modules": "nothing"}, "target_modules: got 'nothing'"),
         ({"learning_rate": float("nan")}, "learning_rate: got nan; expected a number above 0"),
-        ({"num_train_epochs": -1}, "num_train_epochs: got -1; expected a number above 0"),
+        ({"num_train_epochs": -1}, "num_train_epochs: got -1.0; expected a number above 0"),
         ({"per_device_eval_batch_size": 0}, "got 0; expected at least 1"),
         ({"seed": -1}, "seed: got -1; expected 0 to 4294967295"),
         ({"report_to": "nonsense"}, "nonsense is not supported"),
@@ -319,7 +319,7 @@ def test_virtual_tokens_reduce_the_maximum_length(build_tiny: Callable[..., Any]
         ({"push_to_hub": True}, "push_to_hub: got no hub_model_id"),
         ({"max_length": 3}, "max_length: got 3"),
         ({"lerning_rate": 1}, "Did you mean 'learning_rate'?"),
-        ({"r": 4}, "r: got an option of vera, lora, dora and oft, not of layer_freeze"),
+        ({"r": 4}, "r: got an option of vera, lora, dora and oft; remove it"),
     ],
 )
 def test_invalid_options_are_rejected_before_anything_is_written(
