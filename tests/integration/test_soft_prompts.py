@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +34,8 @@ TEXT = ["--prompt_tuning_init", "TEXT", "--prompt_tuning_init_text"]
 def build(model: str, data_flags: list[str], *flags: str) -> Classifier:
     """What would train, as `train` builds it."""
     argv = ["--method", "prompt_tuning", "--model", model, *data_flags]
-    return build_from_flags("unused", [*argv, "--num_virtual_tokens", "5", *flags]).classifier
+    with tempfile.TemporaryDirectory() as folder:
+        return build_from_flags(folder, [*argv, "--num_virtual_tokens", "5", *flags]).classifier
 
 
 def prompt_of(classifier: Classifier) -> torch.Tensor:

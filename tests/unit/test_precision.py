@@ -140,10 +140,10 @@ def test_bf16_trains_weights_in_fp32_to_about_the_same_answers(
 
 @pytest.mark.parametrize("architecture", ["bert", "deberta-v2", "modernbert", "llama"])
 def test_padding_to_eights_leaves_logits_as_they_are(
-    architecture: str, models: dict[str, str], data_flags: list[str]
+    architecture: str, models: dict[str, str], data_flags: list[str], tmp_path: Path
 ) -> None:
     argv = ["--model", models[architecture], *data_flags, "--method", "lora"]
-    tiny = build_from_flags("unused", argv)
+    tiny = build_from_flags(tmp_path, argv)
     classifier, data = tiny.classifier, tiny.data
     features, _ = classifier.encode(data.splits["train"][:5])
     longest = max(len(feature["input_ids"]) for feature in features)
