@@ -29,7 +29,8 @@ from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 
 logger = logging.getLogger(__name__)
 
-BUILTIN_DATASETS = ("builtin:pairs",)
+# Names of the built-in data sets, and of their labels; the files are in builtin_data/.
+BUILTIN_DATASETS = {"builtin:pairs": PARAPHRASE_NAMES}
 HUB_ALIASES = {"mrpc": "nyu-mll/glue:mrpc"}
 # Name of a data set that was given as a mapping.
 IN_MEMORY = "in_memory"
@@ -96,13 +97,13 @@ def _load_tables(
         raise UserError(
             "dataset: got 'files' without a file. Set train_file, validation_file or test_file."
         )
-    if dataset == "builtin:pairs":
-        folder = resources.files("peft_mrpc") / "builtin_data" / "pairs"
+    if dataset in BUILTIN_DATASETS:
+        folder = resources.files("peft_mrpc") / "builtin_data" / dataset.partition(":")[2]
         tables = {
             split: parse_jsonl((folder / f"{split}.jsonl").read_text("utf-8"), f"{dataset} {split}")
             for split in SPLITS
         }
-        return dataset, tables, PARAPHRASE_NAMES
+        return dataset, tables, BUILTIN_DATASETS[dataset]
     path = Path(dataset).expanduser()
     if path.is_dir():
         return path.resolve().name, _load_glue_directory(path), None
