@@ -112,7 +112,8 @@ def _first_token_forward(module: nn.Module) -> Callable[..., Any]:
         # The Trainer's own keywords, such as the number of items in the batch, arrive here too.
         needs_all = any(value is not None for value in (*args, *map(kwargs.get, OTHER_INPUTS)))
         needs_all |= attn_implementation(layer.attention.self.config) not in BERT_ATTENTIONS
-        if needs_all or is_checkpointed(layer):
+        # In eval mode the layer computes exactly what it does when the trained model is scored.
+        if needs_all or is_checkpointed(layer) or not layer.training:
             return compute(hidden_states, attention_mask, *args, **kwargs)
         attended = bert_first_token_attention(layer.attention.self, hidden_states, attention_mask)
         output = layer.attention.output(attended, hidden_states[:, :1])  # [B, 1, H]
