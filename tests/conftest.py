@@ -251,11 +251,11 @@ def build_job(folder: Path | str, job: Any) -> Any:
     from transformers import set_seed
 
     from peft_mrpc.training.build import build_classifier, build_trainer
-    from peft_mrpc.training.run import load_inputs, resolve_and_validate, training_data
+    from peft_mrpc.training.run import load_inputs, prepare_training
 
     inputs = load_inputs(job)
-    resolved = resolve_and_validate(job, inputs)
-    splits = training_data(resolved, inputs.data)
+    training = prepare_training(job, inputs)
+    resolved, splits = training.resolved, training.data
     set_seed(resolved.training_args.seed)
     classifier = build_classifier(resolved, inputs.base.tokenizer, splits.label_names)
     trainer, _ = build_trainer(resolved, splits, classifier, folder)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from peft_mrpc.data.encoding import add_labels
-from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.data.examples import DataSplits, Example, label_counts
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
@@ -224,16 +224,6 @@ def unwrap_trained_model(trainer: Trainer) -> Any:
     )
 
 
-def class_weights(resolved: ResolvedJob, data: DataSplits) -> torch.Tensor | None:
-    """Return the weight of each label in the loss, [C]; None for equal weights.
-
-    Raises:
-        UserError: If they do not fit the labels.
-    """
-    labels = [example.label for example in data.splits["train"]]
-    return build_class_weights(resolved.config.class_weights, labels, data.label_names)
-
-
 def _build(resolved: ResolvedJob, **arguments: Any) -> ClassificationTrainer:
     with tensorboard_logs(resolved.training_args, resolved.output_dir):
         try:
@@ -245,8 +235,9 @@ def _build(resolved: ResolvedJob, **arguments: Any) -> ClassificationTrainer:
 
 
 def _build_loss(resolved: ResolvedJob, data: DataSplits) -> Callable[..., torch.Tensor]:
+    counts = label_counts(data.splits["train"], data.label_names)
     return build_loss(
-        class_weights(resolved, data),
+        build_class_weights(resolved.config.class_weights, counts),
         resolved.config.focal_gamma,
         resolved.training_args.label_smoothing_factor,
     )

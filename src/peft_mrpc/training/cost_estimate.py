@@ -42,8 +42,7 @@ from peft_mrpc.training.build import build_empty_model, build_trainer
 from peft_mrpc.training.callbacks import LogMetricsCallback
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.resolve import BaseModel, describe_head, resolve
-from peft_mrpc.training.run import training_data
-from peft_mrpc.training.validation import validate
+from peft_mrpc.training.validation import prepare_data, validate
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
 # Bytes of a parameter in fp32: weight, gradient and Adam's two moments; the weight alone; and the
@@ -186,8 +185,8 @@ def measure_training_set(
         return TrainingSet(num_examples or 3668, mean_tokens or 53, tuple(labels))
     splits = load_data(data, job.seed)
     resolved = resolve(job, base, splits.label_names)
-    validate(resolved, splits)
-    train = training_data(resolved, splits).splits["train"]
+    validate(resolved)
+    train = prepare_data(resolved, splits).splits["train"]
     if mean_tokens is None:
         encoded, _ = encode_examples(base.tokenizer, train, resolved.max_length)
         mean_tokens = round(sum(encoded["length"]) / len(encoded))

@@ -4,16 +4,13 @@ Shapes: B batch, C classes.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
-
-from peft_mrpc.errors import UserError
 
 # Keeps the focal factor differentiable at a probability of 1 for gamma below 1.
 MIN_COMPLEMENT = 1e-12
@@ -80,42 +77,45 @@ def _numbers(text: str) -> list[float] | None:
     return numbers if all(math.isfinite(n) and n > 0 for n in numbers) else None
 
 
-def build_class_weights(
-    option: str, labels: Sequence[int], label_names: Sequence[str]
-) -> Tensor | None:
-    """The weight of each class, [C].
+def class_weight_faults(option: str, counts: Mapping[str, int]) -> list[str]:
+    """Errors in the class weights for some training examples.
+
+    Args:
+        option: The value of `class_weights`, which has passed `loss_faults`.
+        counts: Number of training examples of each label name.
+    """
+    numbers = _numbers(option)
+    if numbers is not None and len(numbers) != len(counts):
+        return [
+            f"class_weights: got {len(numbers)} numbers; expected {len(counts)}, for "
+            f"{', '.join(counts)}."
+        ]
+    absent = [name for name, count in counts.items() if not count]
+    if option == "balanced" and absent:
+        return [
+            f"class_weights: got balanced, but there is no training example of "
+            f"{', '.join(absent)}; expected some of each label, or numbers."
+        ]
+    return []
+
+
+def build_class_weights(option: str, counts: Mapping[str, int]) -> Tensor | None:
+    """The weight of each class, [C]; None for equal weights.
 
     The weights have a mean of 1 over the training examples, so that the learning rate need not
     change with them.
 
     Args:
         option: `none`, `balanced` (the examples of each class weigh the same in total), or numbers.
-        labels: Label indices of the training examples, [N].
-        label_names: Names of the C labels.
-    Raises:
-        UserError: If a class has no example for `balanced`, or there are not C numbers.
+        counts: Number of training examples of each label name; they have passed
+            `class_weight_faults`.
     """
     if option == "none":
         return None
-    count_of = Counter(labels)
-    counts = torch.tensor([count_of[label] for label in range(len(label_names))]).double()
+    examples = torch.tensor([*counts.values()]).double()
     numbers = _numbers(option)
-    if numbers is None:
-        absent = [name for name, count in zip(label_names, counts, strict=True) if not count]
-        if absent:
-            raise UserError(
-                f"class_weights: got balanced, but there is no training example of "
-                f"{', '.join(absent)}; expected some of each label, or numbers."
-            )
-        weights = 1 / counts
-    elif len(numbers) != len(label_names):
-        raise UserError(
-            f"class_weights: got {len(numbers)} numbers; expected {len(label_names)}, for "
-            f"{', '.join(label_names)}."
-        )
-    else:
-        weights = torch.tensor(numbers).double()
-    return weights * counts.sum() / (weights * counts).sum()
+    weights = 1 / examples if numbers is None else torch.tensor(numbers).double()
+    return weights * examples.sum() / (weights * examples).sum()
 
 
 def build_loss(

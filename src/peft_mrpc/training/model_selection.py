@@ -15,7 +15,7 @@ from transformers import TrainerState, TrainingArguments
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.splits import stratified_holdout
-from peft_mrpc.errors import TrainingDiverged, raise_faults, unknown_name
+from peft_mrpc.errors import TrainingDiverged, unknown_name
 from peft_mrpc.evaluation.metric_names import SELECTION_METRICS
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
@@ -65,12 +65,9 @@ def carve_selection_split(
 ) -> DataSplits:
     """Move a part of train to the split `selection`.
 
-    The seed of the split is `data_seed`, or `seed` if that is not set.
-
-    Raises:
-        UserError: If a label has fewer than two training examples.
+    The seed of the split is `data_seed`, or `seed` if that is not set. The data must have passed
+    `selection_data_faults`.
     """
-    raise_faults(selection_data_faults(args, (), data))
     train, selection = stratified_holdout(
         data.splits["train"], config.selection_fraction, selection_seed(args)
     )

@@ -5,7 +5,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,14 @@ from peft_mrpc.training.build import (
 )
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import (
-    carve_selection_split,
     describe_selection,
     log_best_checkpoint,
     log_training_data,
     select_threshold,
-    uses_selection_split,
 )
 from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
 from peft_mrpc.training.seeds import finished_seeds, train_seeds
-from peft_mrpc.training.validation import limit_faults, validate
+from peft_mrpc.training.validation import limit_faults, prepare_data, validate
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +67,23 @@ class Inputs:
         reported: The splits that the Run reports.
     """
 
+    base: BaseModel
+    data: DataSplits
+    reported: list[str]
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that can begin: every option is decided, job and data are checked.
+
+    Attributes:
+        resolved: The job.
+        base: The base model without its weights.
+        data: The splits; if the job selects anything, `selection` is carved from `train`.
+        reported: The splits that the Run reports.
+    """
+
+    resolved: ResolvedJob
     base: BaseModel
     data: DataSplits
     reported: list[str]
@@ -104,28 +119,30 @@ def run_training(
         TrainingDiverged: If the scores are not finite.
     """
     prepare_processes()  # before TrainingArguments, which look for devices
-    seeds = job.seeds
     inputs = load_inputs(job)
-    resolved = resolve_and_validate(job, inputs)
-    if seeds and not job.config.dry_run:
-        with build_activation_cache(resolved, len(seeds)) as cache:
-
-            def train_seed(seed_job: TrainJob) -> Run | None:
-                run = _run_one(resolve_and_validate(seed_job, inputs), inputs, cache)
-                assert not isinstance(run, TrainingPlan)
-                return run
-
-            run: Run | TrainingPlan | None = train_seeds(
-                resolved, job_record(resolved, inputs), train_seed, on_seed
+    training = prepare_training(job, inputs)
+    resolved, args = training.resolved, training.resolved.training_args
+    if resolved.push_to_hub:
+        check_access(str(args.hub_model_id))
+        if resolved.method.is_peft:
+            check_base(resolved.source.name, resolved.source.hub_id)
+    if not job.seeds:
+        check_output_dir(resolved.output_dir, job.config.overwrite)
+    elif job.config.dry_run:
+        finished_seeds(resolved, job_record(training))
+    if job.config.dry_run:
+        return plan_training(training)
+    if job.seeds:
+        with build_activation_cache(resolved, len(job.seeds)) as cache:
+            run = train_seeds(
+                resolved,
+                job_record(training),
+                lambda seed_job: train_once(prepare_training(seed_job, inputs), cache),
+                on_seed,
             )
     else:
-        if seeds:  # a dry run
-            finished_seeds(resolved, job_record(resolved, inputs))
-        else:
-            check_output_dir(resolved.output_dir, job.config.overwrite)
-        run = _run_one(resolved, inputs)
-    if isinstance(run, Run) and resolved.push_to_hub:
-        args = resolved.training_args
+        run = train_once(training)
+    if run is not None and resolved.push_to_hub:
         publish(run, str(args.hub_model_id), bool(args.hub_private_repo))
     return run
 
@@ -142,8 +159,8 @@ def load_inputs(job: TrainJob) -> Inputs:
     return Inputs(base, data, reported_splits(data, split))
 
 
-def resolve_and_validate(job: TrainJob, inputs: Inputs) -> ResolvedJob:
-    """Resolve a job for its inputs and check it.
+def prepare_training(job: TrainJob, inputs: Inputs) -> Training:
+    """Resolve a job for its inputs, check it, and carve the selection split.
 
     Raises:
         UserError: With all faults.
@@ -153,55 +170,77 @@ def resolve_and_validate(job: TrainJob, inputs: Inputs) -> ResolvedJob:
     except UserError as error:
         others = limit_faults({**job.training_arguments, **vars(job.config)})
         raise UserError(*dict.fromkeys([*error.faults, *others])) from error
-    validate(resolved, inputs.data, inputs.reported)
-    args = resolved.training_args
-    if resolved.push_to_hub:
-        check_access(str(args.hub_model_id))
-        if resolved.method.is_peft:
-            check_base(resolved.source.name, resolved.source.hub_id)
-    return resolved
+    validate(resolved)
+    data = prepare_data(resolved, inputs.data, inputs.reported)
+    return Training(resolved, inputs.base, data, inputs.reported)
 
 
-def training_data(resolved: ResolvedJob, data: DataSplits) -> DataSplits:
-    """Carve the selection split from train, if the job selects anything on it."""
-    if not uses_selection_split(resolved.config, resolved.training_args):
-        return data
-    return carve_selection_split(resolved.config, resolved.training_args, data)
-
-
-def _run_one(
-    resolved: ResolvedJob, inputs: Inputs, activation_cache: ActivationCache | None = None
-) -> Run | TrainingPlan | None:
-    """Train with one seed and write the Run."""
-    data = training_data(resolved, inputs.data)
-    _log_data(resolved, data, inputs.reported)
-    set_seed(resolved.training_args.seed)
-    classifier = build_classifier(resolved, inputs.base.tokenizer, data.label_names)
+def plan_training(training: Training) -> TrainingPlan:
+    """Build the model of a training, and describe what would be trained."""
+    resolved, classifier = training.resolved, _build_model(training)
     trainable = freeze(resolved, classifier.model)
-    if resolved.config.dry_run:
-        return _plan(resolved, data, inputs.reported, trainable)
+    config, args = resolved.config, resolved.training_args
+    rate, head_rate = args.learning_rate, config.head_learning_rate
+    decay = "" if config.layer_decay is None else f", layer decay {config.layer_decay:g}"
+    head = describe_head(config.pooling, config.head_layer)
+    lines = (
+        data_line(training.data, training.reported),
+        f"model: {config.model}, {config.method}, at most {resolved.max_length} tokens, {head}",
+        f"learning rate: {rate:g}, head {head_rate or rate:g}{decay}",
+        f"trainable: {trainable}",
+        f"output: {resolved.output_dir}",
+        "dry run: nothing was trained or written",
+    )
+    return TrainingPlan(resolved, lines)
+
+
+def train_once(training: Training, activation_cache: ActivationCache | None = None) -> Run | None:
+    """Train with one seed and write the Run.
+
+    Args:
+        training: The training.
+        activation_cache: A cache to share with other trainings; by default a new one.
+    Returns:
+        The Run, on the main process.
+    """
+    resolved, classifier = training.resolved, _build_model(training)
+    freeze(resolved, classifier.model)
     state = process_state()
     staging = staged_directory(resolved.output_dir)
     with staging if state.is_main_process else contextlib.nullcontext() as folder:
-        _train_into(folder, resolved, data, inputs.reported, classifier, activation_cache)
+        _train_into(folder, training, classifier, activation_cache)
     state.wait_for_everyone()
     return load_run(resolved.output_dir) if state.is_main_process else None
 
 
+def _build_model(training: Training) -> Classifier:
+    """Log what is notable about the data, and build the model with its head and the method."""
+    resolved, data = training.resolved, training.data
+    warn_slow_bf16(resolved.training_args)
+    warn_conflicting_labels(data.splits["train"])
+    log_training_data(data)
+    warn_unknown_labels(data, training.reported)
+    warn_train_test_overlap(data, training.reported)
+    counts = label_counts(data.splits["train"], data.label_names)
+    if absent := [name for name, count in counts.items() if not count]:
+        logger.warning("%s: no training example has the label %s", data.name, " or ".join(absent))
+    set_seed(resolved.training_args.seed)
+    return build_classifier(resolved, training.base.tokenizer, data.label_names)
+
+
 def _train_into(
     staging: Path | None,
-    resolved: ResolvedJob,
-    data: DataSplits,
-    reported: Sequence[str],
+    training: Training,
     classifier: Classifier,
     activation_cache: ActivationCache | None,
 ) -> None:
     """Train and score on every process; the process with a staging directory writes."""
+    resolved, data = training.resolved, training.data
     args = resolved.training_args
     holder = [str(staging) if staging else None]
     broadcast_object_list(holder)
     trainer, num_truncated = build_trainer(
-        *(resolved, data, classifier, str(holder[0])), activation_cache=activation_cache
+        resolved, data, classifier, str(holder[0]), activation_cache=activation_cache
     )
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -218,7 +257,7 @@ def _train_into(
             save_threshold(folder, classifier.threshold)
     probabilities: dict[str, NDArray[np.float64]] = {}
     started = time.perf_counter()
-    for split in reported:
+    for split in training.reported:
         probabilities[split] = classifier.predict_proba(
             data.splits[split], args.per_device_eval_batch_size
         )
@@ -233,7 +272,7 @@ def _train_into(
     num_trained = (trainer.state.epoch or 0) * len(data.splits["train"])
     num_scored = sum(len(rows) for rows in probabilities.values())
     record = {
-        **describe_training(resolved, data, reported, classifier, trainer),
+        **describe_training(training, classifier, trainer),
         "selection": selection,
         "truncated_train_pairs": num_truncated,
         "timing": {
@@ -247,13 +286,10 @@ def _train_into(
 
 
 def describe_training(
-    resolved: ResolvedJob,
-    data: DataSplits,
-    reported: Sequence[str],
-    classifier: Classifier,
-    trainer: Trainer,
+    training: Training, classifier: Classifier, trainer: Trainer
 ) -> dict[str, Any]:
     """Return the entries of `run.json` about the training."""
+    resolved = training.resolved
     return {
         "strategy": "train",
         "method": resolved.config.method,
@@ -263,55 +299,19 @@ def describe_training(
         "threshold": classifier.threshold,
         "trainable": describe_parameters(classifier.model),
         "log_history": trainer.state.log_history,
-        **_job_entries(resolved, data, reported),
+        **job_record(training),
     }
 
 
-def job_record(resolved: ResolvedJob, inputs: Inputs) -> dict[str, Any]:
+def job_record(training: Training) -> dict[str, Any]:
     """Return the entries of `run.json` that two Runs of one job have in common."""
-    return _job_entries(resolved, training_data(resolved, inputs.data), inputs.reported)
-
-
-def _job_entries(
-    resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]
-) -> dict[str, Any]:
+    resolved = training.resolved
     config = dataclasses.replace(resolved.config, seeds=None)
+    reported = [split for split in training.reported if split != "train"]
     return {
         "num_processes": process_state().num_processes,
-        "data": describe_data(data, ["train", *(s for s in reported if s != "train")]),
+        "data": describe_data(training.data, ["train", *reported]),
         "method_options": dict(resolved.given_options),
         "config": config_record(config, resolved.data, resolved.training_args),
         "precision": trainer_precision(resolved.training_args),
     }
-
-
-def _log_data(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]) -> None:
-    warn_slow_bf16(resolved.training_args)
-    warn_conflicting_labels(data.splits["train"])
-    log_training_data(data)
-    warn_unknown_labels(data, reported)
-    warn_train_test_overlap(data, reported)
-    counts = label_counts(data.splits["train"], data.label_names)
-    if absent := [name for name, count in counts.items() if not count]:
-        logger.warning(
-            "%s: no training example has the label %s",
-            *(data.name, " or ".join(absent)),
-        )
-
-
-def _plan(
-    resolved: ResolvedJob, data: DataSplits, reported: Sequence[str], trainable: str
-) -> TrainingPlan:
-    config, args = resolved.config, resolved.training_args
-    rate, head_rate = args.learning_rate, config.head_learning_rate
-    decay = "" if config.layer_decay is None else f", layer decay {config.layer_decay:g}"
-    head = describe_head(config.pooling, config.head_layer)
-    lines = (
-        data_line(data, reported),
-        f"model: {config.model}, {config.method}, at most {resolved.max_length} tokens, {head}",
-        f"learning rate: {rate:g}, head {head_rate or rate:g}{decay}",
-        f"trainable: {trainable}",
-        f"output: {resolved.output_dir}",
-        "dry run: nothing was trained or written",
-    )
-    return TrainingPlan(resolved, lines)

@@ -15,18 +15,17 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import SaveStrategy
 
 from peft_mrpc.config import TrainConfig
-from peft_mrpc.data.examples import DataSplits
-from peft_mrpc.errors import UserError, raise_faults, unknown_name
+from peft_mrpc.data.examples import DataSplits, label_counts
+from peft_mrpc.errors import raise_faults, unknown_name
 from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.training.activation_cache.callback import cache_faults
-from peft_mrpc.training.build import class_weights
 from peft_mrpc.training.checkpoints import checkpoint_faults
 from peft_mrpc.training.job import MAX_SEED, ResolvedJob
-from peft_mrpc.training.losses import loss_faults
+from peft_mrpc.training.losses import class_weight_faults, loss_faults
 from peft_mrpc.training.model_selection import (
     carve_selection_split,
     selection_data_faults,
@@ -78,23 +77,13 @@ UNSUPPORTED_ARGUMENTS: dict[str, tuple[Any, str]] = {
 }
 
 
-def validate(
-    resolved: ResolvedJob,
-    data: DataSplits | None = None,
-    reported: Sequence[str] = (),
-) -> None:
+def validate(resolved: ResolvedJob) -> None:
     """Check a resolved job.
 
-    Args:
-        resolved: The job.
-        data: Its data, to check the job against it too.
-        reported: The splits that the Run reports.
     Raises:
         UserError: With all faults.
     """
     faults = [fault for rule in RULES for fault in rule(resolved)]
-    if data is not None and not faults:
-        faults += _data_faults(resolved, data, reported)
     names = {fault.partition(":")[0] for fault in faults}
     # An invalid option may seem unused.
     faults += [fault for fault in _unused_options(resolved) if fault.partition(":")[0] not in names]
@@ -195,17 +184,28 @@ RULES: tuple[Callable[[ResolvedJob], list[str]], ...] = (
 )
 
 
-def _data_faults(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str]) -> list[str]:
-    """Conflicts between the job and its data."""
+def prepare_data(
+    resolved: ResolvedJob, data: DataSplits, reported: Sequence[str] = ()
+) -> DataSplits:
+    """Check a valid job against its data, and carve the selection split from train.
+
+    Args:
+        resolved: The job.
+        data: All of its examples.
+        reported: The splits that the Run reports.
+    Returns:
+        The data, with the split `selection` if the job selects anything on it.
+    Raises:
+        UserError: With all faults.
+    """
     config, args = resolved.config, resolved.training_args
     faults = threshold_faults(config.threshold, len(data.label_names))
-    if "train" not in data.splits:
-        return [*faults, f"{data.name}: has no train split; use train_file."]
     uses_selection = uses_selection_split(config, args)
-    if uses_selection:
+    if "train" not in data.splits:
+        faults.append(f"{data.name}: has no train split; use train_file.")
+    elif uses_selection:
         faults += selection_data_faults(args, reported, data)
-    if faults:
-        return faults
+    raise_faults(faults)
     if uses_selection:
         data = carve_selection_split(config, args, data)
     num_train = len(data.splits["train"])
@@ -215,11 +215,10 @@ def _data_faults(resolved: ResolvedJob, data: DataSplits, reported: Sequence[str
             f"dataloader_drop_last: got true, but {num_train} training examples are less than a "
             f"batch of {batch_size}; lower per_device_train_batch_size."
         )
-    try:
-        class_weights(resolved, data)
-    except UserError as error:
-        faults += error.faults
-    return faults + resume_faults(resolved, data)
+    counts = label_counts(data.splits["train"], data.label_names)
+    faults += class_weight_faults(config.class_weights, counts)
+    raise_faults([*faults, *resume_faults(resolved, data)])
+    return data
 
 
 def _unused_options(resolved: ResolvedJob) -> list[str]:

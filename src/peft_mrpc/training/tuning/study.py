@@ -48,7 +48,7 @@ from peft_mrpc.training.build import (
 )
 from peft_mrpc.training.callbacks import LogMetricsCallback
 from peft_mrpc.training.job import ResolvedJob, TrainJob
-from peft_mrpc.training.model_selection import SELECTION, carve_selection_split
+from peft_mrpc.training.model_selection import SELECTION
 from peft_mrpc.training.resolve import BaseModel, resolve
 from peft_mrpc.training.run import load_inputs
 from peft_mrpc.training.tuning.outcome import (
@@ -68,7 +68,7 @@ from peft_mrpc.training.tuning.search_space import (
     load_search_space,
     suggest_values,
 )
-from peft_mrpc.training.validation import validate
+from peft_mrpc.training.validation import prepare_data, validate
 
 logger = logging.getLogger(__name__)
 
@@ -221,12 +221,12 @@ def prepare_search(job: TrainJob, config: TuneConfig) -> Search:
     job = replace(job, output_dir=directory)
     trial_job = job.with_options(**TRIAL_ARGUMENTS)
     inputs = load_inputs(job)
-    base, data = inputs.base, inputs.data
-    resolved = resolve(trial_job, base, data.label_names)
-    validate(resolved, data, inputs.reported)
+    base = inputs.base
+    resolved = resolve(trial_job, base, inputs.data.label_names)
+    validate(resolved)
+    data = prepare_data(resolved, inputs.data, inputs.reported)
     space = _load_space(job, resolved, config)
-    _validate_ends(trial_job, base, data, space)
-    data = carve_selection_split(resolved.config, resolved.training_args, data)
+    _validate_ends(trial_job, base, inputs.data, space)
     splits = {name: data.splits[name] for name in ("train", SELECTION)}
     data = DataSplits(data.name, data.label_names, splits)
     return Search(
@@ -329,7 +329,8 @@ def _validate_ends(job: TrainJob, base: BaseModel, data: DataSplits, space: Sear
         names = " with ".join(values)
         try:
             resolved = resolve(job.with_options(**values), base, data.label_names)
-            validate(resolved, data)
+            validate(resolved)
+            prepare_data(resolved, data)
             build_empty_model(resolved)
         except UserError as error:
             errors += [f"{names} in the search space: {fault}" for fault in error.faults]
