@@ -34,8 +34,8 @@ from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.distributed import process_state
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
     Calibration,

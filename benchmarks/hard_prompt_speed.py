@@ -17,8 +17,8 @@ from harness_peer import run_harness
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.environment import peak_memory, reset_peak_memory
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
 from peft_mrpc.prompting.demonstrations import FixedDemonstrations, sample_demonstrations
 from peft_mrpc.prompting.local_model import LocalEngine

@@ -43,7 +43,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from peft_mrpc import DataConfig, TrainConfig, load_classifier, train_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.evaluation.thresholds import predict_labels
-from peft_mrpc.models.hub import resolve_model
+from peft_mrpc.models.sources import resolve_model
 
 MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4
 PIPELINE_GOAL = 1.3

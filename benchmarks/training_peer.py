@@ -32,7 +32,7 @@ from peft_mrpc.cli.train_arguments import parse_train_command
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
 from peft_mrpc.models.architecture import parameter_counts
-from peft_mrpc.models.hub import resolve_model
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.activation_cache.store import ActivationCache

@@ -19,7 +19,7 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import head_parameter_ids, trainable_names
 from peft_mrpc.models.artifact import save_classifier
 from peft_mrpc.models.classifier import Classifier
-from peft_mrpc.models.hub import resolve_model
+from peft_mrpc.models.sources import resolve_model
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
 RANGE = {"initializer_range": 0.3}

@@ -17,8 +17,8 @@ from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load
 from peft_mrpc.api import preview_prompts
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.hard_prompt import main
-from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder

@@ -20,8 +20,8 @@ from peft_mrpc.cli.app import run_cli
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS, load_default_recipe
-from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_config, load_tokenizer
+from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json_lines
 from peft_mrpc.train import main

@@ -19,9 +19,9 @@ from peft_mrpc.api import load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.classifier import ClassificationCollator, Classifier
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.serialization import read_json
 from peft_mrpc.train import main

@@ -13,8 +13,8 @@ from peft_mrpc.models.external import (
     read_external_model,
     tokenizer_source,
 )
-from peft_mrpc.models.hub import ModelSource, quiet_transformers, resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_tokenizer
+from peft_mrpc.models.sources import ModelSource, quiet_transformers, resolve_model
 from peft_mrpc.runs.run import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDERS,

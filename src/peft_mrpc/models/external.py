@@ -12,13 +12,13 @@ from transformers import PretrainedConfig
 
 from peft_mrpc.data.columns import class_name_faults, split_class_names
 from peft_mrpc.errors import UserError, one_line, raise_faults
-from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import (
     init_classifier,
     load_config,
     load_tokenizer,
     position_limit,
 )
+from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.serialization import read_json
 
 logger = logging.getLogger(__name__)

@@ -26,12 +26,12 @@ from peft_mrpc.interop.transformers_internals import (
     keep_4bit_weights_trainable,
 )
 from peft_mrpc.models.architecture import HEAD_NAMES
-from peft_mrpc.models.hub import ModelSource, quiet_transformers
 from peft_mrpc.models.modeling_sentence_pair import (
     SENTENCE_POOLINGS,
     SentencePairConfig,
     SentencePairModel,
 )
+from peft_mrpc.models.sources import ModelSource, quiet_transformers
 from peft_mrpc.precision import compute_dtype
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from typing import Any
 from peft_mrpc.config import PromptConfig
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.models.artifact import base_model_source, save_info
-from peft_mrpc.models.hub import ModelSource
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
+from peft_mrpc.models.sources import ModelSource
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.demonstrations import DemonstrationSelector, build_selector

@@ -16,8 +16,8 @@ from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.batched_inference import run_batched
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_encoder, load_tokenizer
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.templates import Demonstration
 
 logger = logging.getLogger(__name__)

@@ -28,8 +28,8 @@ from peft_mrpc.data.loading import (
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import check_causal_lm, load_causal_lm, load_tokenizer
+from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, TrainingArguments
 
     from peft_mrpc.methods.registry import Method
-    from peft_mrpc.models.hub import ModelSource
+    from peft_mrpc.models.sources import ModelSource
 
 MAX_SEED = (1 << 32) - 1
 

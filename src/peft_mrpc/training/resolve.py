@@ -30,7 +30,6 @@ from peft_mrpc.methods.registry import (
     scale_learning_rates,
 )
 from peft_mrpc.models.architecture import has_layers
-from peft_mrpc.models.hub import ModelSource, resolve_model
 from peft_mrpc.models.loading import (
     auto_pooling,
     init_classifier,
@@ -40,6 +39,7 @@ from peft_mrpc.models.loading import (
     position_limit,
 )
 from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
+from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.options import option_types
 from peft_mrpc.precision import (
     disable_mixed_precision,

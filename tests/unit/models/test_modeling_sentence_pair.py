@@ -29,7 +29,6 @@ from peft_mrpc.methods.layer_freeze import LayerFreezeOptions
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.models.classifier import Classifier
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_classification_model, load_tokenizer
 from peft_mrpc.models.modeling_sentence_pair import (
     ALIGNED_POOLINGS,
@@ -38,6 +37,7 @@ from peft_mrpc.models.modeling_sentence_pair import (
     SentencePairModel,
     mark_sentences,
 )
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
-from peft_mrpc.models.hub import resolve_model
 from peft_mrpc.models.loading import load_tokenizer
+from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.loglikelihood import Continuation
 from peft_mrpc.prompting.prompt_encoder import (
     PromptBatch,
