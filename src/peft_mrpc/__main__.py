@@ -43,7 +43,6 @@ def dispatch(argv: list[str]) -> None:
         importlib.import_module(f"peft_mrpc.{command}").main(rest)
     else:
         raise unknown_name("COMMAND", name, COMMANDS)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from peft_mrpc.api import compare_runs
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import QualityGateFailed
@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     report = compare_runs(names, **vars(config))
     failures = gate.failures(report.comparison)
     report.write(output_dir, config.overwrite)
-    sys.stdout.write(f"{report.to_text()}\n\nReport: {output_dir / REPORT_FILE}\n")
+    print_text(f"{report.to_text()}\n\nReport: {output_dir / REPORT_FILE}")
     if failures:
         raise QualityGateFailed(*failures)
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.parser import split_arguments
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import DoctorConfig
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
         given_options = job.method_options if has_method else {}
         lines = [] if has_method else [*format_environment(), ""]
         lines += format_matrix({name: default_options(name, given_options) for name in methods})
-    sys.stdout.write("\n".join(lines) + "\n")
+    print_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,10 @@
 """Numbers and names as text: one formatter for each kind of quantity."""
 
+import re
+
+# C0 and C1 codes, DEL, and the marks that reorder text.
+CONTROL_CHARACTER = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 def format_count(number: float) -> str:
     """A count with three digits: 380,675 is `381 k`."""
@@ -44,6 +49,15 @@ def format_mean_std(mean: float | None, std: float | None = None) -> str:
     if mean is None:
         return "-"
     return f"{mean:.3f}" if std is None else f"{mean:.3f} ± {std:.3f}"
+
+
+def escape_control(text: str) -> str:
+    """A text whose control characters, except line breaks and tabs, are written as escapes.
+
+    A file or a server could otherwise move the cursor, recolour or clear a terminal, and reorder
+    its lines.
+    """
+    return CONTROL_CHARACTER.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
 def shorten(text: str, max_length: int) -> str:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.parser import parse_command
 from peft_mrpc.config import DataConfig, PromptConfig
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> None:
             return
         lines = [*template_lines(run), summary(run)]
     if process_state().is_main_process:
-        sys.stdout.write("\n".join(lines) + "\n")
+        print_text("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import PushConfig
 from peft_mrpc.runs.run import load_run
@@ -23,11 +23,11 @@ def main(argv: Sequence[str]) -> None:
     publishing.check_publishable(run)
     if config.dry_run:
         for file, size in publishing.list_files(run, config.repo_id).items():
-            sys.stdout.write(f"{size / 1e6:10.3f} MB  {file}\n")
-        sys.stdout.write(f"dry run: nothing was uploaded to {config.repo_id}\n")
+            print_text(f"{size / 1e6:10.3f} MB  {file}")
+        print_text(f"dry run: nothing was uploaded to {config.repo_id}")
         return
     publishing.check_access(config.repo_id)
-    sys.stdout.write(f"{publishing.publish(run, config.repo_id, config.private)}\n")
+    print_text(publishing.publish(run, config.repo_id, config.private))
 
 
 if __name__ == "__main__":

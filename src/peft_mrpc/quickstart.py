@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from peft_mrpc.api import compare_runs, evaluate_prompt, train_classifier
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.parser import parse_command
 from peft_mrpc.config import DataConfig, PromptConfig, QuickstartConfig, TrainConfig
 from peft_mrpc.errors import UserError
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
         run_step(name, folder / name)
     report = compare_runs([folder / name for name in STEPS])
     report.write(folder / "comparison", overwrite=True)
-    sys.stdout.write(f"\n{report.to_text()}\n\nReport: {folder / 'comparison' / REPORT_FILE}\n")
+    print_text(f"\n{report.to_text()}\n\nReport: {folder / 'comparison' / REPORT_FILE}")
     sys.stderr.write(f"done in {time.perf_counter() - started:.0f} s\n")
 
 

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import progress_bars, run_cli
+from peft_mrpc.cli.app import print_text, progress_bars, run_cli
 
 
 def main(argv: Sequence[str]) -> None:
@@ -18,16 +18,14 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.training.run import run_training
 
     def print_seed(run: Run, number: int, count: int) -> None:
-        line = f"seed {run.record['seed']} ({number} of {count}): {seed_line(run)}\n"
-        sys.stdout.write(line)
-        sys.stdout.flush()
+        print_text(f"seed {run.record['seed']} ({number} of {count}): {seed_line(run)}")
 
     with progress_bars(not job.training_arguments.get("disable_tqdm")):
         result = run_training(job, print_seed)
     if isinstance(result, Run):
-        sys.stdout.write(summary(result) + "\n")
+        print_text(summary(result))
     elif result is not None and process_state().is_main_process:
-        sys.stdout.write(f"{result}\n")
+        print_text(str(result))
 
 
 if __name__ == "__main__":

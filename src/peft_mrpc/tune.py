@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 
-from peft_mrpc.cli.app import run_cli
+from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import TuneConfig
 from peft_mrpc.errors import UserError
@@ -25,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         text = f"{prepare_search(job, config).describe()}\ndry run: nothing was trained or written"
     else:
         text = run_search(job, config).summary()
-    sys.stdout.write(f"{text}\n")
+    print_text(text)
 
 
 if __name__ == "__main__":
