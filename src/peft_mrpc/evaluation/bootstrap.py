@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.evaluation.reliability import NUM_ECE_BINS, assign_bins
+from peft_mrpc.evaluation.metrics import NUM_ECE_BINS, assign_bins
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]

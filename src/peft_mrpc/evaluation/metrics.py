@@ -1,197 +1,205 @@
-"""Classification metrics as `evaluate` modules that work offline.
+"""Classification metrics: the registry, and their computation for one split.
 
-Each metric is an `evaluate.Metric` that can be used by itself, loaded by its path, or combined with
-`evaluate.combine`. The values are scikit-learn's. `compute_metrics` computes all of them for one
-split.
+The values are scikit-learn's. `evaluate_module` offers the same metrics to the `evaluate` library.
+Shapes: N examples, C classes.
 """
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import datasets
-import evaluate
 import numpy as np
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from peft_mrpc.errors import unknown_name
-from peft_mrpc.evaluation.reliability import confidence_bins
+NUM_ECE_BINS = 10
 
 
-class LabelMetric(evaluate.Metric):  # type: ignore[misc]
-    """A metric of predicted labels: `predictions` and `references` are label indices, [N]."""
+@dataclass(frozen=True)
+class MetricInfo:
+    """One metric.
 
-    def _info(self) -> evaluate.MetricInfo:
-        features = {"predictions": datasets.Value("int64"), "references": datasets.Value("int64")}
-        return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
-            citation="",
-            inputs_description="",
-            features=datasets.Features(features),
-        )
+    Attributes:
+        name: Key in `metrics.json`.
+        label: Text for tables and plots.
+        higher_is_better: Whether a higher value is better.
+        needs_probabilities: Whether it is computed from probabilities rather than predicted labels.
+        needs_all_labels: Whether it is undefined (None) when a label has no examples.
+        per_label: Whether it has one value for each label.
+        is_reported: Whether `metrics.json` holds it. The loss exists during training only.
+    """
 
-
-class ProbabilityMetric(evaluate.Metric):  # type: ignore[misc]
-    """A metric of probabilities: `prediction_scores` is [N, C], `references` label indices, [N]."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = {
-            "prediction_scores": datasets.Sequence(datasets.Value("float64")),
-            "references": datasets.Value("int64"),
-        }
-        return evaluate.MetricInfo(
-            description=type(self).__doc__ or "",
-            citation="",
-            inputs_description="",
-            features=datasets.Features(features),
-        )
+    name: str
+    label: str
+    higher_is_better: bool = True
+    needs_probabilities: bool = False
+    needs_all_labels: bool = False
+    per_label: bool = False
+    is_reported: bool = True
 
 
-def _names(label_names: Sequence[str] | None, *labels: Any) -> list[str]:
-    """Names of the labels, by default their indices."""
-    if label_names is not None:
-        return list(label_names)
-    return [str(index) for index in range(1 + max(int(np.max(array)) for array in labels))]
+METRICS: Mapping[str, MetricInfo] = {
+    metric.name: metric
+    for metric in (
+        MetricInfo("accuracy", "accuracy"),
+        MetricInfo("f1", "F1", per_label=True),
+        MetricInfo("macro_f1", "macro F1"),
+        MetricInfo("mcc", "MCC"),
+        MetricInfo("roc_auc", "ROC-AUC", needs_probabilities=True, needs_all_labels=True),
+        MetricInfo(
+            "average_precision",
+            "average precision",
+            needs_probabilities=True,
+            needs_all_labels=True,
+        ),
+        MetricInfo("brier", "Brier score", higher_is_better=False, needs_probabilities=True),
+        MetricInfo("ece", "calibration error", higher_is_better=False, needs_probabilities=True),
+        MetricInfo(
+            "loss", "loss", higher_is_better=False, needs_probabilities=True, is_reported=False
+        ),
+    )
+}
+# Metrics of a Run, and those of them with a single value.
+REPORTED_METRICS = tuple(metric for metric in METRICS.values() if metric.is_reported)
+SCALAR_METRICS = tuple(metric for metric in REPORTED_METRICS if not metric.per_label)
+# Names accepted by `metric_for_best_model`, with the registered metric that each stands for.
+SELECTION_METRICS = {"loss": "loss", "accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
+# Metrics that a decision threshold can be tuned for; `f1` is macro F1.
+THRESHOLD_METRICS = ("accuracy", "f1")
+# F1 of one label, as in `f1.equivalent`.
+F1_OF_LABEL = "f1."
 
 
-class Accuracy(LabelMetric):
-    """Share of examples with a correct predicted label."""
-
-    def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, Any]:
-        return {"accuracy": float(sk.accuracy_score(references, predictions))}
-
-
-class F1PerClass(LabelMetric):
-    """F1 of each class, by label name, and their unweighted mean (`macro_f1`)."""
-
-    def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
-    ) -> dict[str, Any]:
-        names = _names(label_names, predictions, references)
-        labels = list(range(len(names)))
-        scores = sk.f1_score(references, predictions, labels=labels, average=None, zero_division=0)
-        return {
-            "f1": dict(zip(names, map(float, scores), strict=True)),
-            "macro_f1": float(np.mean(scores)),
-        }
+def f1_of_labels(
+    references: NDArray[np.int64], predictions: NDArray[np.int64], label_names: Sequence[str]
+) -> dict[str, float]:
+    """F1 of each label, by name; 0 for a label without examples and predictions."""
+    scores = sk.f1_score(
+        references, predictions, labels=range(len(label_names)), average=None, zero_division=0
+    )
+    return dict(zip(label_names, map(float, scores), strict=True))
 
 
-class MatthewsCorrelation(LabelMetric):
+def macro_f1(
+    references: NDArray[np.int64], predictions: NDArray[np.int64], label_names: Sequence[str]
+) -> float:
+    """Unweighted mean of the F1 values of all labels."""
+    return float(np.mean(list(f1_of_labels(references, predictions, label_names).values())))
+
+
+def matthews_correlation(references: NDArray[np.int64], predictions: NDArray[np.int64]) -> float:
     """Matthews correlation coefficient: 0 for constant predictions, whatever the class balance."""
-
-    def _compute(self, predictions: Any, references: Any, **_: Any) -> dict[str, Any]:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="A single label was found")
-            return {"mcc": float(sk.matthews_corrcoef(references, predictions))}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A single label was found")
+        return float(sk.matthews_corrcoef(references, predictions))
 
 
-class ConfusionMatrix(LabelMetric):
-    """Counts, [C, C]: row = true label, column = predicted label."""
-
-    def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
-    ) -> dict[str, Any]:
-        labels = list(range(len(_names(label_names, predictions, references))))
-        counts = sk.confusion_matrix(references, predictions, labels=labels)
-        return {"confusion_matrix": counts.tolist()}
-
-
-class ClassificationReport(LabelMetric):
-    """Precision, recall, F1 and support of each class and their averages."""
-
-    def _compute(
-        self, predictions: Any, references: Any, label_names: Sequence[str] | None = None, **_: Any
-    ) -> dict[str, Any]:
-        names = _names(label_names, predictions, references)
-        report = sk.classification_report(
-            references,
-            predictions,
-            labels=list(range(len(names))),
-            target_names=names,
-            output_dict=True,
-            zero_division=0,
-        )
-        return {"classification_report": report}
-
-
-class RocAuc(ProbabilityMetric):
+def roc_auc(references: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float | None:
     """Area under the ROC curve; for more than two classes the one-vs-rest mean.
 
     None if a class does not occur in the references, because the area is undefined then.
     """
-
-    def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
-        scores, references = np.asarray(prediction_scores), np.asarray(references)
-        if len(np.unique(references)) < scores.shape[1]:
-            return {"roc_auc": None}
-        positive = scores[:, 1] if scores.shape[1] == 2 else scores
-        return {"roc_auc": float(sk.roc_auc_score(references, positive, multi_class="ovr"))}
+    if len(np.unique(references)) < probabilities.shape[1]:
+        return None
+    scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+    return float(sk.roc_auc_score(references, scores, multi_class="ovr"))
 
 
-class AveragePrecision(ProbabilityMetric):
+def average_precision(
+    references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> float | None:
     """Average precision of the positive (last) class; for more than two classes the macro mean.
 
     None if a class does not occur in the references.
     """
-
-    def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
-        scores, references = np.asarray(prediction_scores), np.asarray(references)
-        if len(np.unique(references)) < scores.shape[1]:
-            return {"average_precision": None}
-        if scores.shape[1] == 2:
-            return {
-                "average_precision": float(sk.average_precision_score(references, scores[:, 1]))
-            }
-        truth = np.eye(scores.shape[1])[references]
-        return {"average_precision": float(sk.average_precision_score(truth, scores))}
+    if len(np.unique(references)) < probabilities.shape[1]:
+        return None
+    scores = probabilities[:, 1] if probabilities.shape[1] == 2 else probabilities
+    return float(sk.average_precision_score(references, scores))
 
 
-class Brier(ProbabilityMetric):
+def brier_score(references: NDArray[np.int64], probabilities: NDArray[np.float64]) -> float:
     """Brier score: for two classes the mean of (p - y)^2 of the positive class, in [0, 1].
 
     For any number of classes it is half the squared distance to the one-hot truth, which equals
     that mean for two.
     """
-
-    def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
-        scores = np.asarray(prediction_scores)
-        truth = np.eye(scores.shape[1])[np.asarray(references)]
-        return {"brier": float(0.5 * np.mean(np.sum((scores - truth) ** 2, axis=1)))}
+    truth = np.eye(probabilities.shape[1])[references]
+    return float(0.5 * np.mean(np.sum((probabilities - truth) ** 2, axis=1)))
 
 
-class ExpectedCalibrationError(ProbabilityMetric):
-    """Calibration error of the predicted label over bins of equal mass (arXiv:1909.10155)."""
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Predictions of similar confidence: mean confidence, accuracy and number of examples."""
 
-    def _compute(self, prediction_scores: Any, references: Any, **_: Any) -> dict[str, Any]:
-        bins = confidence_bins(np.asarray(references), np.asarray(prediction_scores))
-        gaps = sum(each.count * abs(each.confidence - each.accuracy) for each in bins)
-        return {"ece": float(gaps / sum(each.count for each in bins))}
-
-
-MODULES: dict[str, type[evaluate.Metric]] = {
-    "accuracy": Accuracy,
-    "f1_per_class": F1PerClass,
-    "roc_auc": RocAuc,
-    "average_precision": AveragePrecision,
-    "matthews_correlation": MatthewsCorrelation,
-    "brier": Brier,
-    "expected_calibration_error": ExpectedCalibrationError,
-    "confusion_matrix": ConfusionMatrix,
-    "classification_report": ClassificationReport,
-}
+    confidence: float
+    accuracy: float
+    count: int
 
 
-def module_path(name: str) -> str:
-    """Path of a metric for `evaluate.load`, as in `evaluate.load(module_path("brier"))`.
+def confidence_bins(
+    references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> list[ConfidenceBin]:
+    """Group predictions by the probability of the predicted label into bins of equal mass."""
+    confidence = probabilities.max(axis=1)
+    is_correct = probabilities.argmax(axis=1) == references
+    numbers = assign_bins(probabilities)
+    return [
+        ConfidenceBin(
+            float(confidence[inside].mean()), float(is_correct[inside].mean()), int(inside.sum())
+        )
+        for inside in (numbers == number for number in np.unique(numbers))
+    ]
 
-    Raises:
-        UserError: If the name is unknown.
+
+def assign_bins(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Assign each example to a confidence bin, [N, C] -> [N].
+
+    Examples of equal confidence share a bin, whatever their order: the bin of the first of them.
     """
-    if name not in MODULES:
-        raise unknown_name("metric", name, MODULES)
-    return str(Path(__file__).parents[1] / "evaluate_modules" / f"{name}.py")
+    confidence = probabilities.max(axis=1)
+    parts = np.array_split(confidence, min(NUM_ECE_BINS, len(confidence)))
+    bin_of_rank = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    first_rank = np.searchsorted(np.sort(confidence), confidence, side="left")
+    return np.asarray(bin_of_rank[first_rank], np.int64)
+
+
+def expected_calibration_error(
+    references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> float:
+    """Calibration error of the predicted label over bins of equal mass (arXiv:1909.10155)."""
+    bins = confidence_bins(references, probabilities)
+    return sum(each.count * abs(each.confidence - each.accuracy) for each in bins) / len(references)
+
+
+LabelMetric = Callable[[NDArray[np.int64], NDArray[np.int64], Sequence[str]], Any]
+ProbabilityMetric = Callable[[NDArray[np.int64], NDArray[np.float64]], Any]
+# Metrics of references, predictions and label names.
+LABEL_METRICS: Mapping[str, LabelMetric] = {
+    "accuracy": lambda truth, predicted, _: float(sk.accuracy_score(truth, predicted)),
+    "f1": f1_of_labels,
+    "macro_f1": macro_f1,
+    "mcc": lambda truth, predicted, _: matthews_correlation(truth, predicted),
+    "confusion_matrix": lambda truth, predicted, names: sk.confusion_matrix(
+        truth, predicted, labels=range(len(names))
+    ).tolist(),
+    "classification_report": lambda truth, predicted, names: sk.classification_report(
+        truth,
+        predicted,
+        labels=range(len(names)),
+        target_names=names,
+        output_dict=True,
+        zero_division=0,
+    ),
+}
+# Metrics of references and probabilities.
+PROBABILITY_METRICS: Mapping[str, ProbabilityMetric] = {
+    "roc_auc": roc_auc,
+    "average_precision": average_precision,
+    "brier": brier_score,
+    "ece": expected_calibration_error,
+}
 
 
 def compute_metrics(
@@ -211,16 +219,27 @@ def compute_metrics(
         The entry of one split in `metrics.json`. `majority_accuracy` is the accuracy of always
         predicting the most frequent label of these examples.
     """
-    results: dict[str, Any] = {"num_examples": len(references)}
     counts = np.bincount(references, minlength=len(label_names))
-    results["majority_accuracy"] = float(counts.max() / counts.sum())
-    for metric_type in MODULES.values():
-        inputs = (
-            {"predictions": predictions}
-            if issubclass(metric_type, LabelMetric)
-            else {"prediction_scores": probabilities}
-        )
-        # In memory: one process holds all examples, so no file is shared.
-        metric = metric_type(keep_in_memory=True)
-        results |= metric.compute(references=references, label_names=list(label_names), **inputs)
-    return results
+    return {
+        "num_examples": len(references),
+        "majority_accuracy": float(counts.max() / counts.sum()),
+        **{name: f(references, predictions, label_names) for name, f in LABEL_METRICS.items()},
+        **{name: f(references, probabilities) for name, f in PROBABILITY_METRICS.items()},
+    }
+
+
+def flatten_metrics(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Flatten the entry of one split in `metrics.json`.
+
+    Args:
+        values: The entry.
+    Returns:
+        Values by metric name, those with one value per label as `f1.LABEL`.
+    """
+    flat: dict[str, float | None] = {}
+    for metric in REPORTED_METRICS:
+        if metric.per_label:
+            flat |= {f"{metric.name}.{label}": v for label, v in values[metric.name].items()}
+        else:
+            flat[metric.name] = values[metric.name]
+    return flat

@@ -19,8 +19,8 @@ from sklearn.metrics import (
 )
 
 from peft_mrpc.evaluation.bootstrap import roc_band
+from peft_mrpc.evaluation.metrics import confidence_bins
 from peft_mrpc.evaluation.plot_style import BLUE, LIGHT, Theme, add_legend, contrast, themed
-from peft_mrpc.evaluation.reliability import confidence_bins
 from peft_mrpc.evaluation.significance import wilson_interval
 
 # True label indices, [N], and probabilities, [N, C], by name.

@@ -4,8 +4,8 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from peft_mrpc.evaluation.metric_names import EXAMPLE_STATISTICS
-
+# Entries of `metrics.json` that describe the examples and not the predictions.
+EXAMPLE_STATISTICS = ("num_examples", "majority_accuracy")
 # Metrics stored for every seed.
 SEED_METRICS = ("accuracy", "macro_f1", "f1", "roc_auc", "mcc")
 

@@ -15,7 +15,7 @@ from peft_mrpc.evaluation.bootstrap import (
     example_losses,
     percentile_interval,
 )
-from peft_mrpc.evaluation.metric_names import METRICS, SCALAR_METRICS
+from peft_mrpc.evaluation.metrics import METRICS, SCALAR_METRICS
 from peft_mrpc.evaluation.significance import (
     detectable_difference,
     equivalence_test,

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.evaluation.metric_names import REPORTED_METRICS
+from peft_mrpc.evaluation.metrics import REPORTED_METRICS
 from peft_mrpc.runs.run import Predictions, Run, group_seed_runs
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_mrpc.errors import UserError, raise_faults, unknown_name
-from peft_mrpc.evaluation.metric_names import (
+from peft_mrpc.evaluation.metrics import (
     F1_OF_LABEL,
     METRICS,
     REPORTED_METRICS,

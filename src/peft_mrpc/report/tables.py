@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_mrpc.evaluation.metric_names import SCALAR_METRICS
+from peft_mrpc.evaluation.metrics import SCALAR_METRICS
 from peft_mrpc.formatting import (
     format_bytes,
     format_count,

@@ -16,8 +16,7 @@ from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.splits import stratified_holdout
 from peft_mrpc.errors import TrainingDiverged, unknown_name
-from peft_mrpc.evaluation.metric_names import SELECTION_METRICS
-from peft_mrpc.evaluation.metrics import compute_metrics
+from peft_mrpc.evaluation.metrics import SELECTION_METRICS, compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.models.batched_inference import classifier_probabilities
 from peft_mrpc.models.classifier import Classifier

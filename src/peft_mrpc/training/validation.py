@@ -17,7 +17,7 @@ from transformers.trainer_utils import SaveStrategy
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.errors import raise_faults, unknown_name
-from peft_mrpc.evaluation.metric_names import THRESHOLD_METRICS
+from peft_mrpc.evaluation.metrics import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS

@@ -17,7 +17,7 @@ from peft_mrpc.evaluation.bootstrap import (
     percentile_interval,
     roc_band,
 )
-from peft_mrpc.evaluation.reliability import assign_bins
+from peft_mrpc.evaluation.metrics import assign_bins
 from peft_mrpc.evaluation.significance import wilson_interval
 
 

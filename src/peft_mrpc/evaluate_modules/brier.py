@@ -1,5 +1,0 @@
-"""The metric that `evaluate.load` finds in this file."""
-
-from peft_mrpc.evaluation.metrics import Brier
-
-__all__ = ["Brier"]
