@@ -1,16 +1,15 @@
-"""Paired bootstrap over examples: intervals of metrics, of their differences and of ROC curves.
+"""Paired bootstrap over examples: intervals of metrics and of their differences.
 
 All Runs are resampled together, so that the difficulty of the examples cancels in differences.
-Shapes: N examples, R runs, C labels, D resamples, P points of a curve.
+Shapes: N examples, R runs, C labels, D resamples.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-
-from peft_mrpc.evaluation.metrics import NUM_ECE_BINS, assign_bins
 
 Array = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -20,8 +19,7 @@ NUM_RESAMPLES = 10_000
 BLOCK_SIZE = 1_000
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(NamedTuple):
     """A 95% interval, unless the function that returns it states another level."""
 
     low: float
@@ -47,14 +45,15 @@ def bootstrap(
         seed: Seed of the draws.
     Returns:
         Values of each resample, [R, D], of `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc`, and
-        with probabilities `roc_auc`, `average_precision`, `brier` and `ece`. The areas are NaN in a
-        resample that lacks a label. ECE uses the bins of the original examples.
+        with probabilities `roc_auc`, `average_precision` and `brier`. The areas are NaN in a
+        resample that lacks a label. The calibration error is not among them: each resample adds the
+        noise of its bins a second time, so its percentiles are biased (arXiv:1909.10155).
     """
     count = len(references)
     rng = np.random.default_rng(seed)
     cells = [np.eye(num_labels * num_labels)[references * num_labels + p] for p in predictions]
     one_hot_cells = np.concatenate(cells, axis=1)  # [N, R C C]
-    losses = [example_losses(references, rows) for rows in probabilities or ()]
+    squared_errors = [_squared_errors(references, rows) for rows in probabilities or ()]
     rankings = [
         [WeightedRankMetrics.build(*view) for view in _binary_views(references, rows)]
         for rows in probabilities or ()
@@ -67,9 +66,7 @@ def bootstrap(
         if probabilities is not None:
             areas = [np.mean([view.areas(weights) for view in run], axis=0) for run in rankings]
             values["roc_auc"], values["average_precision"] = np.stack(areas, axis=1)
-            mean_losses = [loss.T @ weights / count for loss in losses]
-            values["brier"] = np.stack([loss[0] for loss in mean_losses])
-            values["ece"] = np.stack([np.abs(loss[1:]).sum(axis=0) for loss in mean_losses])
+            values["brier"] = np.stack(squared_errors) @ weights / count
         blocks.append(values)
     return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
 
@@ -82,15 +79,10 @@ def _draw_weights(rng: np.random.Generator, count: int, size: int) -> Array:
     return np.ascontiguousarray(times.T, dtype=np.float64)
 
 
-def example_losses(references: Labels, probabilities: Array) -> Array:
-    """Contribution of each example to the Brier score and to its ECE bin, [N, 1 + bins]."""
-    rows = np.arange(len(references))
+def _squared_errors(references: Labels, probabilities: Array) -> Array:
+    """Contribution of each example to the Brier score, [N]."""
     truth = np.eye(probabilities.shape[1])[references]
-    losses = np.zeros((len(references), 1 + NUM_ECE_BINS))
-    losses[:, 0] = 0.5 * ((probabilities - truth) ** 2).sum(axis=1)
-    is_correct = probabilities.argmax(axis=1) == references
-    losses[rows, 1 + assign_bins(probabilities)] = probabilities.max(axis=1) - is_correct
-    return losses
+    return np.asarray(0.5 * ((probabilities - truth) ** 2).sum(axis=1))
 
 
 def _binary_views(
@@ -196,48 +188,3 @@ def percentile_interval(resampled: Array, level: float = 0.95) -> Interval:
     tail = 100 * (1 - level) / 2
     low, high = np.nanpercentile(resampled, [tail, 100 - tail])
     return Interval(float(low), float(high))
-
-
-def basic_bootstrap_interval(resampled: Array, estimate: float, level: float = 0.95) -> Interval:
-    """Basic (reflected) bootstrap interval (Davison and Hinkley, 1997, 5.2).
-
-    For calibration errors: resampling adds the noise of the bins a second time, so percentiles lie
-    too high by the bias of the estimate itself (arXiv:1909.10155, section 4).
-    """
-    percentiles = percentile_interval(resampled, level)
-    return Interval(2 * estimate - percentiles.high, 2 * estimate - percentiles.low)
-
-
-def roc_band(
-    references: Labels,
-    scores: Array,
-    num_resamples: int = 1000,
-    num_points: int = 101,
-    seed: int = 0,
-) -> tuple[Array, Array, Array]:
-    """Pointwise 95% bootstrap band of a ROC curve.
-
-    Args:
-        references: True labels, 0 or 1, [N].
-        scores: Score of label 1, [N].
-        num_resamples: Number of resamples.
-        num_points: Number of false positive rates, P.
-        seed: Seed of the draws.
-    Returns:
-        False positive rates, and the lower and upper true positive rate at each, [P] each.
-    """
-    order = np.argsort(-scores, kind="stable")
-    truth, ranked = references[order], scores[order]
-    # Examples of equal score are passed together: the curve has a point after the last of them.
-    ends = np.flatnonzero(np.append(np.diff(ranked) != 0, True))
-    grid = np.linspace(0, 1, num_points)
-    rng = np.random.default_rng(seed)
-    curves = []
-    for _ in range(num_resamples):
-        weights = np.bincount(rng.integers(len(truth), size=len(truth)), minlength=len(truth))
-        positive = np.append(0, (weights * (truth == 1)).cumsum()[ends])
-        negative = np.append(0, (weights * (truth == 0)).cumsum()[ends])
-        if positive[-1] and negative[-1]:
-            curves.append(np.interp(grid, negative / negative[-1], positive / positive[-1]))
-    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    return grid, low, high

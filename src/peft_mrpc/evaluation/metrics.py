@@ -141,28 +141,21 @@ class ConfidenceBin:
 def confidence_bins(
     references: NDArray[np.int64], probabilities: NDArray[np.float64]
 ) -> list[ConfidenceBin]:
-    """Group predictions by the probability of the predicted label into bins of equal mass."""
-    confidence = probabilities.max(axis=1)
-    is_correct = probabilities.argmax(axis=1) == references
-    numbers = assign_bins(probabilities)
-    return [
-        ConfidenceBin(
-            float(confidence[inside].mean()), float(is_correct[inside].mean()), int(inside.sum())
-        )
-        for inside in (numbers == number for number in np.unique(numbers))
-    ]
-
-
-def assign_bins(probabilities: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Assign each example to a confidence bin, [N, C] -> [N].
+    """Group predictions by the probability of the predicted label into bins of equal mass.
 
     Examples of equal confidence share a bin, whatever their order: the bin of the first of them.
     """
     confidence = probabilities.max(axis=1)
+    is_correct = probabilities.argmax(axis=1) == references
     parts = np.array_split(confidence, min(NUM_ECE_BINS, len(confidence)))
     bin_of_rank = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    first_rank = np.searchsorted(np.sort(confidence), confidence, side="left")
-    return np.asarray(bin_of_rank[first_rank], np.int64)
+    bin_of_row = bin_of_rank[np.searchsorted(np.sort(confidence), confidence, side="left")]
+    return [
+        ConfidenceBin(
+            float(confidence[inside].mean()), float(is_correct[inside].mean()), int(inside.sum())
+        )
+        for inside in (bin_of_row == number for number in np.unique(bin_of_row))
+    ]
 
 
 def expected_calibration_error(

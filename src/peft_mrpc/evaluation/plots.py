@@ -18,7 +18,6 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from peft_mrpc.evaluation.bootstrap import roc_band
 from peft_mrpc.evaluation.metrics import confidence_bins
 from peft_mrpc.evaluation.plot_style import BLUE, LIGHT, Theme, add_legend, contrast, themed
 from peft_mrpc.evaluation.significance import wilson_interval
@@ -27,8 +26,6 @@ from peft_mrpc.evaluation.significance import wilson_interval
 ScoredLabels = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 # Colour and line style of each curve.
 Styles = Sequence[tuple[str, str]]
-# More bands would cover each other.
-MAX_BANDS = 6
 
 
 @themed
@@ -109,8 +106,6 @@ def plot_roc_curves(
 ) -> Figure:
     """Plot ROC curves; for more than two classes, one-vs-rest and pooled.
 
-    For two classes each curve has its 95% bootstrap band.
-
     Args:
         curves: True labels and probabilities by name.
         styles: Colour and line style of each.
@@ -127,9 +122,6 @@ def plot_roc_curves(
         label = f"{name} ({roc_auc_score(truth, score):.3f})"
         line: dict[str, Any] = {"color": color, "linestyle": style, "label": label}
         axis.plot(false_positives, true_positives, linewidth=1.8, **line)
-        if scored[1].shape[1] == 2 and len(curves) <= MAX_BANDS:
-            grid, low, high = roc_band(truth, score)
-            axis.fill_between(grid, low, high, color=color, alpha=0.13, linewidth=0)
     add_legend(figure, "area under the curve")
     return figure
 
@@ -183,16 +175,13 @@ def plot_reliability(
     for (name, scored), (color, style), error in zip(curves.items(), styles, errors, strict=True):
         bins = confidence_bins(*scored)
         accuracy = np.array([each.accuracy for each in bins])
-        intervals = [
-            wilson_interval(round(each.accuracy * each.count), each.count) for each in bins
-        ]
-        ends_of_bars = np.array(
-            [[each.low for each in intervals], [each.high for each in intervals]]
+        intervals = np.array(
+            [wilson_interval(round(each.accuracy * each.count), each.count) for each in bins]
         )
         axis.errorbar(
             [each.confidence for each in bins],
             accuracy,
-            yerr=np.abs(ends_of_bars - accuracy),
+            yerr=np.abs(intervals.T - accuracy),
             color=color,
             linestyle=style,
             marker="o",

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from peft_mrpc.evaluation.bootstrap import BLOCK_SIZE, NUM_RESAMPLES, Array, Interval
+from peft_mrpc.evaluation.bootstrap import BLOCK_SIZE, NUM_RESAMPLES, Interval
 
 
 def wilson_interval(num_correct: int, count: int, level: float = 0.95) -> Interval:
@@ -35,30 +35,29 @@ def mcnemar_test(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bo
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
-def permutation_test(
-    differences: Array, num_resamples: int = NUM_RESAMPLES, seed: int = 0
-) -> float:
+def permutation_test(differences: NDArray[np.float64], seed: int = 0) -> float:
     """p value of the paired permutation test of a mean difference of 0 (Fisher, 1935).
 
-    The sign of each difference is drawn at random. For differences of -1, 0 and 1 this is a Monte
-    Carlo version of McNemar's test. Means over seeds lie between.
+    The sign of each difference is random. For differences of -1, 0 and 1 this is McNemar's test;
+    means over seeds lie between. The test is exact where `NUM_RESAMPLES` covers all signs.
 
     Args:
         differences: The first score of each example minus the second, [N].
-        num_resamples: How often the signs are drawn.
-        seed: Seed of the draws.
+        seed: Seed of the signs.
     """
     nonzero = differences[differences != 0]
     if not len(nonzero):
         return 1.0
-    rng = np.random.default_rng(seed)
-    observed, num_as_large = abs(nonzero.sum()), 0
-    for start in range(0, num_resamples, BLOCK_SIZE):
-        size = min(BLOCK_SIZE, num_resamples - start)
-        signs = rng.choice([-1.0, 1.0], size=(size, len(nonzero)))
-        # Equal sums of fractions differ in their last bits.
-        num_as_large += int((np.abs(signs @ nonzero) >= observed - 1e-9).sum())
-    return (1 + num_as_large) / (1 + num_resamples)
+    result = stats.permutation_test(
+        (nonzero,),
+        np.sum,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=NUM_RESAMPLES,
+        batch=BLOCK_SIZE,
+        random_state=seed,
+    )
+    return float(result.pvalue)
 
 
 def holm_adjustment(p_values: Sequence[float]) -> list[float]:
@@ -71,7 +70,7 @@ def holm_adjustment(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def equivalence_test(differences: Array, margin: float) -> float:
+def equivalence_test(differences: NDArray[np.float64], margin: float) -> float:
     """p value of two one-sided t tests (TOST) of equivalence (Schuirmann, 1987).
 
     Args:
@@ -85,25 +84,3 @@ def equivalence_test(differences: Array, margin: float) -> float:
     above = stats.ttest_1samp(differences, -margin, alternative="greater").pvalue
     below = stats.ttest_1samp(differences, margin, alternative="less").pvalue
     return float(max(above, below))
-
-
-def detectable_difference(
-    count: int, discordant: float, power: float = 0.8, level: float = 0.05
-) -> float:
-    """Smallest difference of two accuracies that McNemar's test detects (Connor, 1987).
-
-    Args:
-        count: Number of examples.
-        discordant: Share of examples that exactly one of the two predicts correctly.
-        power: Probability of detection.
-        level: Significance level of the two-sided test.
-    Returns:
-        The difference, at most `discordant`.
-    """
-    z_level, z_power = stats.norm.ppf(1 - level / 2), stats.norm.ppf(power)
-    low, high = 0.0, discordant
-    for _ in range(60):
-        middle = (low + high) / 2
-        spread = z_level * discordant**0.5 + z_power * max(0.0, discordant - middle**2) ** 0.5
-        low, high = (low, middle) if middle * count**0.5 >= spread else (middle, high)
-    return high

@@ -7,17 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_mrpc.evaluation.bootstrap import (
-    NUM_RESAMPLES,
-    Interval,
-    basic_bootstrap_interval,
-    bootstrap,
-    example_losses,
-    percentile_interval,
-)
+from peft_mrpc.evaluation.bootstrap import NUM_RESAMPLES, bootstrap, percentile_interval
 from peft_mrpc.evaluation.metrics import METRICS, SCALAR_METRICS
 from peft_mrpc.evaluation.significance import (
-    detectable_difference,
     equivalence_test,
     holm_adjustment,
     mcnemar_test,
@@ -101,7 +93,7 @@ def _difference(
         "first": comparison.names[first],
         "second": comparison.names[second],
         "accuracy": float(by_example.mean()),
-        "interval": _as_list(percentile_interval(by_resample)),
+        "interval": percentile_interval(by_resample),
         "other_metrics": _metric_differences(comparison, resampled, first, second),
         "only_first_right": int((ours[0] & ~theirs[0]).sum()),
         "only_second_right": int((theirs[0] & ~ours[0]).sum()),
@@ -109,7 +101,6 @@ def _difference(
         "p": mcnemar_test(ours[0], theirs[0])
         if is_single_seed
         else permutation_test(by_example, seed=seed),
-        "detectable": detectable_difference(len(by_example), float((ours[0] != theirs[0]).mean())),
         "equivalence": equivalence_test(by_example, margin),
     }
 
@@ -142,55 +133,32 @@ def _intervals(
     intervals = []
     for number, name in enumerate(comparison.names):
         entry: dict[str, Any] = {
-            key: _as_list(percentile_interval(values[number])) for key, values in resampled.items()
+            key: percentile_interval(values[number]) for key, values in resampled.items()
         }
-        ece = _calibration_error(comparison, number)
-        basic = basic_bootstrap_interval(resampled["ece"][number], ece)
-        entry["ece"] = [max(0.0, end) for end in _as_list(basic)]
         num_correct = round(is_correct[number].mean(axis=0).sum())
-        entry["accuracy"] = _as_list(wilson_interval(num_correct, is_correct[number].shape[1]))
+        entry["accuracy"] = wilson_interval(num_correct, is_correct[number].shape[1])
         f1 = {label: entry.pop(f"f1_{index}") for index, label in enumerate(comparison.label_names)}
         intervals.append({"name": name, **entry, "f1": f1})
     return intervals
 
 
-def _calibration_error(comparison: Comparison, number: int) -> float:
-    """A Run's mean ECE over seeds, in the bins of the bootstrap."""
-    errors = [
-        np.abs(example_losses(rows.references, rows.probabilities)[:, 1:].mean(axis=0)).sum()
-        for rows in comparison.seed_predictions[number]
-    ]
-    return float(np.mean(errors))
-
-
 def _metric_differences(
     comparison: Comparison, resampled: Mapping[str, NDArray[np.float64]], first: int, second: int
 ) -> dict[str, Any]:
-    """Difference and interval of each metric but accuracy; undefined metrics are omitted."""
+    """Difference and interval of each resampled metric but accuracy."""
     ours, theirs = comparison.metrics[first], comparison.metrics[second]
 
     def entry(key: str, left: float, right: float) -> dict[str, Any]:
-        by_resample = resampled[key][first] - resampled[key][second]
-        interval = (
-            basic_bootstrap_interval(by_resample, left - right)
-            if key == "ece"
-            else percentile_interval(by_resample)
-        )
-        return {"difference": left - right, "interval": _as_list(interval)}
+        interval = percentile_interval(resampled[key][first] - resampled[key][second])
+        return {"difference": left - right, "interval": interval}
 
     differences: dict[str, Any] = {
         metric.name: entry(metric.name, ours[metric.name], theirs[metric.name])
         for metric in SCALAR_METRICS
-        if metric.name != "accuracy"
-        and metric.name in resampled
-        and None not in (ours[metric.name], theirs[metric.name])
+        if metric.name != "accuracy" and metric.name in resampled
     }
     differences["f1"] = {
         label: entry(f"f1_{index}", ours["f1"][label], theirs["f1"][label])
         for index, label in enumerate(comparison.label_names)
     }
     return differences
-
-
-def _as_list(interval: Interval) -> list[float]:
-    return [interval.low, interval.high]

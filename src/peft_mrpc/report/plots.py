@@ -30,7 +30,7 @@ CAPTIONS = {
     "confusion_matrices": "Confusion matrices: counts, and shares of each true label",
     "disagreements": "Number of examples that one Run (row) predicts correctly and another "
     "(column) does not",
-    "roc_curves": "ROC curves with the area under each and a 95% band",
+    "roc_curves": "ROC curves with the area under each",
     "precision_recall": "Precision-recall curves with average precision",
     "reliability": "Accuracy against predicted probability in ten bins of equal mass, with 95% "
     "intervals",

@@ -87,7 +87,7 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
         )
     ]
     if len(ranked) > 1:
-        tile, sentence = _lead(best, ranked[1], analysis, count)
+        tile, sentence = _lead(best, ranked[1], analysis)
         tiles.append(tile)
         sentences += [sentence] if sentence else []
         single = [
@@ -174,9 +174,7 @@ def _baseline_note(gain: float, low: float, baseline: Row) -> str:
     return "; the 95% interval of the best Run includes it" if low <= baseline["accuracy"] else ""
 
 
-def _lead(
-    best: Row, second: Row, analysis: Mapping[str, Any], count: int
-) -> tuple[SummaryTile, str]:
+def _lead(best: Row, second: Row, analysis: Mapping[str, Any]) -> tuple[SummaryTile, str]:
     """The difference of the two most accurate Runs, and its significance."""
     points = 100 * (best["accuracy"] - second["accuracy"])
     if round(points, 1) == 0:
@@ -186,18 +184,13 @@ def _lead(
     p_value = format_p_value(difference["holm"])
     p_value = f"p {p_value}" if p_value.startswith("<") else f"p = {p_value}"
     p_value += f", adjusted for {number} comparisons" if number > 1 else ""
-    if is_significant(difference):
-        result = f"which is significant ({p_value})"
-        short = "significant"
-    else:
-        detectable = 100 * difference["detectable"]
-        result = (
-            f"which is not significant ({p_value}); {count:,} examples can show a difference of "
-            f"{detectable:.1f} points"
-        )
-        short = "not significant"
-    sentence = f"{best['name']} leads {second['name']} by {points:.1f} points, {result}."
-    tile = SummaryTile("Lead", f"{points:+.1f} points", f"over {second['name']}; {short}")
+    significant = "significant" if is_significant(difference) else "not significant"
+    low, high = (100 * end for end in difference["interval"])
+    sentence = (
+        f"{best['name']} leads {second['name']} by {points:.1f} points, with a 95% interval of "
+        f"{low:+.1f} to {high:+.1f}; the difference is {significant} ({p_value})."
+    )
+    tile = SummaryTile("Lead", f"{points:+.1f} points", f"over {second['name']}; {significant}")
     return tile, sentence
 
 

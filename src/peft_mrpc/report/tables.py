@@ -4,11 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_mrpc.evaluation.metrics import SCALAR_METRICS
+from peft_mrpc.evaluation.metrics import SCALAR_METRICS, MetricInfo
 from peft_mrpc.formatting import (
     format_bytes,
     format_count,
     format_duration,
+    format_mean_std,
     format_p_value,
     format_rate,
     format_share,
@@ -79,14 +80,12 @@ def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportT
     baseline, *rows = comparison.rows()
     rows = sorted(rows, key=lambda row: -row["accuracy"])
     intervals = {entry["name"]: entry for entry in analysis["intervals"]}
-    metric_header = [f"F1 {_readable(name)}" for name in names] + [
-        metric.label + ("" if metric.higher_is_better else " (lower is better)")
-        for metric in OTHER_METRICS
-    ]
+    # The calibration error has no interval.
+    compared = [metric for metric in OTHER_METRICS if metric.name in analysis["intervals"][0]]
     return ReportTables(
         results=_results(baseline, rows, names),
         metrics=Table(
-            ["method", "accuracy", *metric_header],
+            ["method", "accuracy", *_metric_header(names, OTHER_METRICS)],
             [_metric_cells(row, intervals[row["name"]], names) for row in rows],
         ),
         differences=Table(
@@ -98,10 +97,17 @@ def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportT
             [_difference_cells(difference) for difference in differences],
         ),
         metric_differences=Table(
-            ["more accurate", "than", *metric_header],
-            [_metric_difference_cells(difference, names) for difference in differences],
+            ["more accurate", "than", *_metric_header(names, compared)],
+            [_metric_difference_cells(difference, names, compared) for difference in differences],
         ),
     )
+
+
+def _metric_header(names: Sequence[str], metrics: Sequence[MetricInfo]) -> list[str]:
+    return [f"F1 {_readable(name)}" for name in names] + [
+        metric.label + ("" if metric.higher_is_better else " (lower is better)")
+        for metric in metrics
+    ]
 
 
 def _results(
@@ -156,9 +162,10 @@ def _metric_cells(
     return [
         Cell(row["name"]),
         *(
-            Cell("-")
-            if value is None or ends is None
-            else Cell(f"{value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})", value)
+            Cell(
+                format_mean_std(value) + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""),
+                value,
+            )
             for value, ends in entries
         ),
     ]
@@ -184,13 +191,15 @@ def _difference_cells(difference: Mapping[str, Any]) -> list[Cell]:
     ]
 
 
-def _metric_difference_cells(difference: Mapping[str, Any], names: Sequence[str]) -> list[Cell]:
+def _metric_difference_cells(
+    difference: Mapping[str, Any], names: Sequence[str], metrics: Sequence[MetricInfo]
+) -> list[Cell]:
     others = difference["other_metrics"]
     return [
         Cell(difference["first"]),
         Cell(difference["second"]),
-        *(_points_cell(others["f1"].get(name)) for name in names),
-        *(_points_cell(others.get(metric.name)) for metric in OTHER_METRICS),
+        *(_points_cell(others["f1"][name]) for name in names),
+        *(_points_cell(others[metric.name]) for metric in metrics),
     ]
 
 

@@ -9,7 +9,7 @@ from peft_mrpc.report.plots import CAPTIONS
 from peft_mrpc.report.summary import Summary, difference_notes, method_descriptions, seeds_note
 from peft_mrpc.report.tables import ReportTables, Table
 
-REPORT_FORMAT = 3
+REPORT_FORMAT = 4
 
 
 def report_title(comparison: Comparison) -> str:

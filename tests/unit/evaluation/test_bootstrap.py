@@ -7,17 +7,13 @@ from sklearn.metrics import (
     f1_score,
     matthews_corrcoef,
     roc_auc_score,
-    roc_curve,
 )
 
 from peft_mrpc.evaluation.bootstrap import (
     WeightedRankMetrics,
-    basic_bootstrap_interval,
     bootstrap,
     percentile_interval,
-    roc_band,
 )
-from peft_mrpc.evaluation.metrics import assign_bins
 from peft_mrpc.evaluation.significance import wilson_interval
 
 
@@ -33,17 +29,6 @@ def draw_predictions(
 def to_probabilities(scores: list[np.ndarray]) -> list[np.ndarray]:
     positive = [1 / (1 + np.exp(-score)) for score in scores]
     return [np.stack([1 - p, p], axis=1) for p in positive]
-
-
-def ece_in_bins(references: np.ndarray, probabilities: np.ndarray, drawn: np.ndarray) -> float:
-    """ECE of a resample in the bins of all examples."""
-    bins, gaps = assign_bins(probabilities)[drawn], []
-    confidence = probabilities.max(1)[drawn]
-    is_correct = (probabilities.argmax(1) == references)[drawn]
-    for number in set(bins):
-        inside = bins == number
-        gaps.append(inside.mean() * abs(confidence[inside].mean() - is_correct[inside].mean()))
-    return float(sum(gaps))
 
 
 def test_each_resample_gives_the_metrics_of_sklearn() -> None:
@@ -69,9 +54,6 @@ def test_each_resample_gives_the_metrics_of_sklearn() -> None:
             positive = to_probabilities(scores)[run][:, 1]
             brier = brier_score_loss(true, positive[drawn])
             assert values["brier"][run, number] == pytest.approx(brier)
-            assert values["ece"][run, number] == pytest.approx(
-                ece_in_bins(references, to_probabilities(scores)[run], drawn)
-            )
 
 
 def test_paired_intervals_are_narrower_than_independent_ones() -> None:
@@ -108,45 +90,6 @@ def test_areas_of_three_labels_are_one_vs_rest_means() -> None:
         assert values["roc_auc"][0, number] == pytest.approx(area)
         precision = average_precision_score(np.eye(3)[true], scores)
         assert values["average_precision"][0, number] == pytest.approx(precision)
-
-
-def test_the_basic_interval_removes_the_bias_of_resampled_calibration_errors() -> None:
-    # Perfectly calibrated: the error is the noise of the bins, and each resample has it twice.
-    draw = np.random.default_rng(4)
-    positive = draw.random(400)
-    references = (draw.random(400) < positive).astype(np.int64)
-    probabilities = np.stack([1 - positive, positive], axis=1)
-    drawn = bootstrap(
-        references, [probabilities.argmax(1)], [probabilities], 2, num_resamples=1000
-    )["ece"]
-    ece = ece_in_bins(references, probabilities, np.arange(400))
-    assert np.median(drawn[0]) > ece
-    percentile, basic = percentile_interval(drawn[0]), basic_bootstrap_interval(drawn[0], ece)
-    assert basic.low < percentile.low and basic.high < percentile.high
-
-
-def test_the_roc_band_contains_the_curve_and_narrows_with_more_examples() -> None:
-    references, _, scores = draw_predictions(60)
-    rates, low, high = roc_band(references, scores[0], num_resamples=300)
-    false, true, _ = roc_curve(references, scores[0])
-    middle = np.interp(rates, false, true)
-    inside = (low <= middle) & (middle <= high)
-    assert inside[5:].mean() > 0.95
-    more, _, many = draw_predictions(2000)
-    _, low_many, high_many = roc_band(more, many[0], num_resamples=300)
-    assert (high_many - low_many).mean() < 0.4 * (high - low).mean()
-
-
-def test_the_roc_band_is_that_of_sklearns_curves() -> None:
-    references, _, scores = draw_predictions(30)
-    draw = np.random.default_rng(3)
-    order, curves = np.argsort(-scores[1], kind="stable"), []
-    for _ in range(20):
-        rows = order[draw.integers(30, size=30)]
-        false, true, _ = roc_curve(references[rows], scores[1][rows], drop_intermediate=False)
-        curves.append(np.interp(np.linspace(0, 1, 11), false, true))
-    _, low, high = roc_band(references, scores[1], num_resamples=20, num_points=11, seed=3)
-    assert np.allclose([low, high], np.percentile(curves, [2.5, 97.5], axis=0))
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,8 +9,8 @@ from peft_mrpc.evaluation.metrics import (
     METRICS,
     PROBABILITY_METRICS,
     REPORTED_METRICS,
-    assign_bins,
     compute_metrics,
+    confidence_bins,
     flatten_metrics,
 )
 
@@ -44,9 +44,10 @@ def test_metrics_equal_values_worked_by_hand() -> None:
 def test_bins_have_equal_mass_and_share_equal_confidences() -> None:
     # 23 examples: three bins of 3 and seven of 2, by confidence.
     confidence = np.linspace(0.55, 0.99, 23)[np.random.default_rng(0).permutation(23)]
-    numbers = assign_bins(np.stack([1 - confidence, confidence], axis=1))
-    assert np.bincount(numbers).tolist() == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
-    assert (np.diff(numbers[np.argsort(confidence)]) >= 0).all()
+    bins = confidence_bins(np.ones(23, int), np.stack([1 - confidence, confidence], axis=1))
+    assert [each.count for each in bins] == [3, 3, 3, 2, 2, 2, 2, 2, 2, 2]
+    assert bins[0].confidence == pytest.approx(np.sort(confidence)[:3].mean())
+    assert (np.diff([each.confidence for each in bins]) > 0).all()
     # Equal confidences: one bin, with error 0 if the accuracy equals the confidence.
     same = np.tile([0.25, 0.75], (8, 1))
     truth = np.array([0, 0, 1, 1, 1, 1, 1, 1])

@@ -29,8 +29,8 @@ def test_the_summary_names_the_best_run_its_lead_and_a_cheaper_run(tmp_path: Pat
     )
     for sentence in (
         "Always predicting “equivalent” has an accuracy of 60.0%",
-        "full · model-x leads lora · model-x by 20.0 points, which is not significant (p = 1.000); "
-        "5 examples can show a difference of",
+        "full · model-x leads lora · model-x by 20.0 points, with a 95% interval of +0.0 to "
+        "+60.0; the difference is not significant (p = 1.000).",
         "lora · model-x costs less (60 s of training, compared with 10 min of training), and its "
         "accuracy of 80.0% is not significantly lower.",
         "full · model-x and lora · model-x were trained with one seed; another seed may change",
@@ -49,7 +49,9 @@ def test_a_significant_lead_is_called_significant(tmp_path: Path) -> None:
         build_run(tmp_path / method, values, method, truth=truth)
         for method, values in (("full", scores), ("lora", worse))
     ]
-    assert "by 37.5 points, which is significant (p < 0.001)." in summarize(*runs).text
+    text = summarize(*runs).text
+    assert "by 37.5 points, with a 95% interval of +" in text
+    assert "the difference is significant (p < 0.001)." in text
 
 
 def test_equal_accuracies_have_no_leader(tmp_path: Path) -> None:
