@@ -38,7 +38,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "load_best_model_at_end": "keep the checkpoint with the best --metric_for_best_model",
     "report_to": "tensorboard, wandb, mlflow, trackio or none",
     "push_to_hub": "upload the Run to the Hub repository --hub_model_id",
-    "resume_from_checkpoint": "checkpoint directory to resume from",
+    "resume_from_checkpoint": "checkpoint to continue from (default: auto, of this command)",
 }
 
 

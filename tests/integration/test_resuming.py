@@ -111,7 +111,7 @@ def test_a_checkpoint_of_the_model_alone_is_refused(
 ) -> None:
     (checkpoint / name).unlink()
     message = fails(main, *words, "--dry_run", *resume(checkpoint, tmp_path / "on"))
-    assert f"which has no {name}, so that the training cannot resume exactly" in message
+    assert f"which has no {name}; expected a complete checkpoint" in message
 
 
 def test_another_patience_and_another_number_of_processes_are_refused(

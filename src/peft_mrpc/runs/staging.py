@@ -70,30 +70,34 @@ def check_writable(folder: Path, where: str) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(output_dir: Path) -> Iterator[Path]:
+def staged_directory(output_dir: Path, key: str = "") -> Iterator[Path]:
     """Build a directory beside its destination and move it there when it is complete.
 
+    Args:
+        output_dir: The destination.
+        key: Identifies the content; only one process at a time may use it. A directory that a
+            killed process left with the same key is used again. Without a key it is a new one.
     Yields:
         A directory on the same file system. When the block succeeds, it replaces `output_dir`. When
-        the block fails, it is removed, unless it holds training checkpoints or a trained model that
+        the block fails, it is removed, unless it holds checkpoints or the model of a training that
         did not diverge: these are kept, and a note of the exception names their place.
     """
     output_dir.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}.", dir=output_dir.parent))
-    staging.chmod(0o777 & ~_current_umask())
+    prefix = f".{output_dir.name}."
+    if key:
+        staging = output_dir.parent / f"{prefix}{key}"
+        staging.mkdir(exist_ok=True)
+    else:
+        staging = Path(tempfile.mkdtemp(prefix=prefix, dir=output_dir.parent))
+        staging.chmod(0o777 & ~_current_umask())
     try:
         yield staging
     except BaseException as error:
-        checkpoints = sorted(
-            staging.glob("checkpoints/checkpoint-*"), key=lambda p: int(p.name.split("-")[-1])
-        )
+        is_kept = not isinstance(error, TrainingDiverged)
         models = [path for name in ("adapter", "model") if (path := staging / name).is_dir()]
-        if checkpoints:
-            error.add_note(
-                f"Checkpoints are kept; continue with --resume_from_checkpoint {checkpoints[-1]}, "
-                f"then delete {staging}."
-            )
-        elif models and not isinstance(error, TrainingDiverged):
+        if is_kept and any(staging.glob("checkpoints/checkpoint-*")):
+            error.add_note(f"Checkpoints are kept in {staging}; the same command continues.")
+        elif is_kept and models:
             error.add_note(
                 f"The trained model is kept in {models[0]}; `peft-mrpc predict` can load it."
             )

@@ -136,6 +136,7 @@ def build_trainer(
     classifier: Classifier,
     folder: Path | str,
     *,
+    checkpoint: str | None = None,
     activation_cache: ActivationCache | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[ClassificationTrainer, int]:
@@ -146,6 +147,7 @@ def build_trainer(
         data: With the split `selection`, if the model is selected.
         classifier: The model to train.
         folder: Checkpoints go to its subdirectory `checkpoints`.
+        checkpoint: The checkpoint that the training continues from.
         activation_cache: A cache to share with other trainings; by default a new one.
         callbacks: More callbacks.
     Returns:
@@ -156,6 +158,7 @@ def build_trainer(
     config, train = resolved.config, data.splits["train"]
     training_args = copy.copy(resolved.training_args)
     training_args.output_dir = f"{folder}/checkpoints"
+    training_args.resume_from_checkpoint = checkpoint
     _warn_low_learning_rate(resolved)
     encoded, num_truncated = classifier.encode(train)
     if num_truncated:

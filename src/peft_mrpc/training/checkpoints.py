@@ -7,6 +7,7 @@ PEFT saves the output of a prompt encoder and not its weights. The Trainer there
 
 import json
 import logging
+import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,22 +40,15 @@ def checkpoint_faults(
         arguments: Of the training that resumes.
         patience: Its early stopping patience; None for no early stopping.
     """
-    where = f"resume_from_checkpoint: got {str(folder)!r}"
-    if not (folder / STATE_FILE).is_file():
-        return [f"{where}, which has no {STATE_FILE}; expected a directory checkpoint-N."]
-    try:
-        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
-        step, epoch = int(state["global_step"]), float(state["epoch"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        return [_damaged(folder, STATE_FILE, error)]
-    faults = _file_faults(folder)
-    if not is_sharded(arguments):  # whose shards have other names
-        faults += [
-            f"{where}, which has no {name}, so that the training cannot resume exactly; expected a "
-            "checkpoint saved without save_only_model."
-            for name in ("optimizer.pt", "scheduler.pt")
-            if not (folder / name).exists()
-        ]
+    faults = [
+        f"resume_from_checkpoint: got {str(folder)!r}, {defect}; expected a complete checkpoint, "
+        "saved without save_only_model."
+        for defect in _defects(folder, is_sharded(arguments))
+    ]
+    if faults:
+        return faults
+    state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+    step, epoch = int(state["global_step"]), float(state["epoch"])
     if 0 < arguments.max_steps < step:
         faults.append(f"max_steps: got {arguments.max_steps}, but {folder} is at step {step}.")
     if arguments.max_steps <= 0 and epoch > arguments.num_train_epochs:
@@ -71,28 +65,55 @@ def checkpoint_faults(
     return faults
 
 
-def _file_faults(folder: Path) -> list[str]:
-    """Errors for the truncated files of a checkpoint."""
-    faults = []
+def newest_checkpoint(folder: Path, is_sharded: bool) -> Path | None:
+    """Return the newest checkpoint from which the training in a directory can continue.
+
+    Incomplete ones, which a killed process was writing or deleting, are removed and logged: the
+    Trainer would count them as checkpoints.
+
+    Args:
+        folder: The directory of the checkpoints.
+        is_sharded: Whether FSDP or DeepSpeed wrote them.
+    """
+    complete = []
+    for path in folder.glob("checkpoint-*"):
+        if defects := _defects(path, is_sharded):
+            logger.warning("%s: %s; removed, earlier checkpoints are used", path, defects[0])
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            complete.append(path)
+    return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def checkpoint_epoch(folder: str | Path) -> float:
+    """Return the epoch of a complete checkpoint."""
+    return float(json.loads((Path(folder) / STATE_FILE).read_text("utf-8"))["epoch"])
+
+
+def _defects(folder: Path, is_sharded: bool) -> list[str]:
+    """Return the missing and truncated files of a checkpoint, as clauses."""
+    names = [STATE_FILE]  # written last
+    if not is_sharded:  # whose shards have other names
+        names += [TRAINED_FILE, "optimizer.pt", "scheduler.pt"]
+    defects = [f"which has no {name}" for name in names if not (folder / name).is_file()]
+    if defects:
+        return defects
+    try:
+        state = json.loads((folder / STATE_FILE).read_text("utf-8"))
+        int(state["global_step"]), float(state["epoch"])
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        defects.append(f"whose {STATE_FILE} is damaged ({one_line(error)})")
     # The table of a zip archive is at its end.
     for path in sorted([*folder.glob("*.pt"), *folder.glob("*.pth")]):
         if not zipfile.is_zipfile(path):
-            faults.append(_damaged(folder, path.name, "not a complete archive"))
+            defects.append(f"whose {path.name} is damaged (not a complete archive)")
     for path in sorted(folder.glob("*.safetensors")):
         try:
             with safe_open(path, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            faults.append(_damaged(folder, path.name, error))
-    return faults
-
-
-def _damaged(folder: Path, name: str, reason: object) -> str:
-    text = one_line(reason) if isinstance(reason, Exception) else reason
-    return (
-        f"resume_from_checkpoint: got {str(folder)!r}, whose {name} is damaged ({text}); expected "
-        "a complete file. Resume from an earlier checkpoint."
-    )
+            defects.append(f"whose {path.name} is damaged ({one_line(error)})")
+    return defects
 
 
 def read_fingerprint(folder: Path) -> dict[str, Any]:
@@ -110,7 +131,10 @@ def read_fingerprint(folder: Path) -> dict[str, Any]:
             f"{folder}: has no {FINGERPRINT_FILE}; expected a checkpoint written by this peft-mrpc."
         ) from error
     except (ValueError, AttributeError, OSError) as error:
-        raise UserError(_damaged(folder, FINGERPRINT_FILE, error)) from error
+        raise UserError(
+            f"resume_from_checkpoint: got {str(folder)!r}, whose {FINGERPRINT_FILE} is damaged "
+            f"({one_line(error)}); expected a complete checkpoint."
+        ) from error
     return fingerprint
 
 
@@ -125,12 +149,8 @@ def load_trained(model: nn.Module, names: Sequence[str], folder: Path) -> None:
     """Load the parameters of these names from a checkpoint.
 
     Raises:
-        UserError: If it has none, or those of another method or model.
+        UserError: If it has those of another method or model.
     """
-    if not (folder / TRAINED_FILE).is_file():
-        raise UserError(
-            f"{folder}: has no {TRAINED_FILE}; expected a checkpoint written by this peft-mrpc."
-        )
     stored = load_file(folder / TRAINED_FILE)
     wanted = set(names)
     parameters = {name: p for name, p in model.named_parameters() if name in wanted}

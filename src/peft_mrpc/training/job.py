@@ -83,7 +83,7 @@ class TrainJob:
         if len(seeds) == 1:
             faults.append(f"seeds: got {seeds[0]} alone; expected two or more, or use seed.")
         for name in ("seed", "resume_from_checkpoint"):
-            if self.training_arguments.get(name) is not None:
+            if self.training_arguments.get(name) not in (None, "auto"):
                 faults.append(f"seeds: got {name} as well. Remove one of the two.")
         raise_faults(faults)
         return seeds

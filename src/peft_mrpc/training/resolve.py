@@ -273,6 +273,8 @@ def _training_fields(
             fields.pop(name, None)
     fields |= implied_training_arguments(config, {**fields, **given}, "save_strategy" in given)
     fields |= precision_defaults(given) | given
+    if fields.get("resume_from_checkpoint") == "auto":  # found when the training starts
+        del fields["resume_from_checkpoint"]
     if config.seeds:
         fields["seed"] = int(config.seeds[0])
     # The Run is published as a whole at its end; the Trainer would publish its checkpoints.

@@ -1,15 +1,21 @@
-"""Check that a checkpoint belongs to the training that resumes from it."""
+"""Continue a training: after an interruption, or from the checkpoint of another one."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
+from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError
-from peft_mrpc.training.checkpoints import read_fingerprint
+from peft_mrpc.training.checkpoints import newest_checkpoint, read_fingerprint
 from peft_mrpc.training.job import ResolvedJob
+
+logger = logging.getLogger(__name__)
 
 # Options that a training step or the model selection depends on, besides the method's own. The
 # number of steps, how they are computed, and what is saved and logged may change on resuming.
@@ -25,6 +31,41 @@ RESUME_CRITICAL_OPTIONS = (
 )
 # Ends of the names of PEFT's options that are paths or are written by PEFT.
 IGNORED_OPTIONS = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode")
+
+
+def unfinished_checkpoint(staging: Path, args: TrainingArguments) -> str | None:
+    """Return the checkpoint from which a job continues that was interrupted; None to begin.
+
+    Args:
+        staging: The directory that the job writes.
+        args: The Trainer's.
+    """
+    checkpoint = newest_checkpoint(staging / "checkpoints", is_sharded(args))
+    if checkpoint is None:
+        return None
+    logger.info(
+        "continuing the interrupted training at %s; to start again, delete %s",
+        *(checkpoint.name, staging),
+    )
+    return str(checkpoint)
+
+
+def warn_other_trainings(output_dir: Path, key: str) -> None:
+    """Name the directories of other interrupted jobs with the same output directory.
+
+    Args:
+        output_dir: The directory of the Run.
+        key: Of this job, as for `staged_directory`.
+    """
+    prefix = f".{output_dir.name}."
+    for folder in sorted(output_dir.absolute().parent.iterdir()):
+        is_staging = folder.name.startswith(prefix) and len(folder.name) == len(prefix + key)
+        if is_staging and folder.name != prefix + key and (folder / "checkpoints").is_dir():
+            logger.warning(
+                "%s holds the checkpoints of an interrupted training with other options or data; "
+                "repeat its command or delete it",
+                folder,
+            )
 
 
 def training_fingerprint(resolved: ResolvedJob, data: DataSplits) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from numpy.typing import NDArray
 from transformers import Trainer, set_seed
 
-from peft_mrpc.config import config_record
+from peft_mrpc.config import config_record, record_key
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.data.loading import (
     load_data,
@@ -32,7 +32,7 @@ from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.precision import trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
-from peft_mrpc.runs.staging import check_output_dir, staged_directory
+from peft_mrpc.runs.staging import check_output_dir, exclusive, staged_directory
 from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
 from peft_mrpc.training.activation_cache.store import ActivationCache
@@ -43,6 +43,7 @@ from peft_mrpc.training.build import (
     freeze,
     unwrap_trained_model,
 )
+from peft_mrpc.training.checkpoints import checkpoint_epoch
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import (
     describe_selection,
@@ -51,6 +52,7 @@ from peft_mrpc.training.model_selection import (
     select_threshold,
 )
 from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
+from peft_mrpc.training.resuming import unfinished_checkpoint, warn_other_trainings
 from peft_mrpc.training.seeds import finished_seeds, train_seeds
 from peft_mrpc.training.validation import limit_faults, prepare_data, validate
 
@@ -203,12 +205,19 @@ def train_once(training: Training, activation_cache: ActivationCache | None = No
     Returns:
         The Run, on the main process.
     """
-    resolved, classifier = training.resolved, _build_model(training)
-    freeze(resolved, classifier.model)
-    state = process_state()
-    staging = staged_directory(resolved.output_dir)
-    with staging if state.is_main_process else contextlib.nullcontext() as folder:
-        _train_into(folder, training, classifier, activation_cache)
+    resolved, state = training.resolved, process_state()
+    with contextlib.ExitStack() as stack:
+        if state.is_main_process:
+            stack.enter_context(exclusive(resolved.output_dir))
+            check_output_dir(resolved.output_dir, resolved.config.overwrite)
+        classifier = _build_model(training)
+        freeze(resolved, classifier.model)
+        staging = None
+        if state.is_main_process:
+            key = record_key(job_record(training))
+            warn_other_trainings(resolved.output_dir, key)
+            staging = stack.enter_context(staged_directory(resolved.output_dir, key))
+        _train_into(staging, training, classifier, activation_cache)
     state.wait_for_everyone()
     return load_run(resolved.output_dir) if state.is_main_process else None
 
@@ -237,13 +246,22 @@ def _train_into(
     """Train and score on every process; the process with a staging directory writes."""
     resolved, data = training.resolved, training.data
     args = resolved.training_args
-    holder = [str(staging) if staging else None]
+    holder: list[str | None] = [None, None]
+    if staging is not None:
+        holder = [str(staging), unfinished_checkpoint(staging, args)]
     broadcast_object_list(holder)
+    checkpoint = holder[1] or args.resume_from_checkpoint
     trainer, num_truncated = build_trainer(
-        resolved, data, classifier, str(holder[0]), activation_cache=activation_cache
+        resolved,
+        data,
+        classifier,
+        str(holder[0]),
+        checkpoint=checkpoint,
+        activation_cache=activation_cache,
     )
+    first_epoch = checkpoint_epoch(checkpoint) if checkpoint else 0
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     train_seconds = time.perf_counter() - started
     selection = describe_selection(resolved.config, args, data, trainer.state)
     log_best_checkpoint(selection)
@@ -264,12 +282,8 @@ def _train_into(
     score_seconds = time.perf_counter() - started
     if staging is None:
         return
-    if not resolved.keep_checkpoints:
-        shutil.rmtree(staging / "checkpoints", ignore_errors=True)
-    with contextlib.suppress(OSError):
-        (staging / "checkpoints").rmdir()  # empty if nothing was saved
     # The Trainer's own rate counts the last, smaller batches as full ones.
-    num_trained = (trainer.state.epoch or 0) * len(data.splits["train"])
+    num_trained = ((trainer.state.epoch or 0) - first_epoch) * len(data.splits["train"])
     num_scored = sum(len(rows) for rows in probabilities.values())
     record = {
         **describe_training(training, classifier, trainer),
@@ -283,6 +297,10 @@ def _train_into(
         },
     }
     write_run(staging, record, data, probabilities, classifier.threshold)
+    if not resolved.keep_checkpoints:
+        shutil.rmtree(staging / "checkpoints", ignore_errors=True)
+    with contextlib.suppress(OSError):
+        (staging / "checkpoints").rmdir()  # empty if nothing was saved
 
 
 def describe_training(

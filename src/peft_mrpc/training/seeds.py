@@ -10,6 +10,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,8 @@ def train_seeds(
         holder: list[Any] = [finished_seeds(resolved, record) if is_main else None]
         broadcast_object_list(holder)
         finished: list[int] = holder[0]
-        if is_main and not finished:  # an empty directory, or one to overwrite
-            shutil.rmtree(output_dir, ignore_errors=True)
+        if is_main and not finished:
+            _remove_run(output_dir)
         try:
             for number, seed in enumerate(seeds, start=1):
                 folder = output_dir / SEED_FOLDER.format(seed)
@@ -92,20 +93,38 @@ def finished_seeds(resolved: ResolvedJob, record: Mapping[str, Any]) -> list[int
         UserError: If the directory holds anything else than Runs of this job.
     """
     output_dir, overwrite = resolved.output_dir, resolved.job.config.overwrite
-    folders = [path for path in output_dir.glob(SEED_FOLDER.format("*")) if path.is_dir()]
-    others = [path for path in output_dir.glob("*") if path not in folders]
-    if overwrite or others or not folders:
+    entries = _visible(output_dir)
+    folders = [path for path in entries if fnmatch(path.name, SEED_FOLDER.format("*"))]
+    if len(folders) < len(entries) or not (folders or any(output_dir.glob(".seed_*"))):
         check_output_dir(output_dir, overwrite)
         return []
     finished = {int(folder.name.partition("_")[2]): folder for folder in folders}
+    if overwrite and finished.keys() >= set(resolved.job.seeds):
+        return []
     for seed, folder in finished.items():
         if differences := _differences(read_json(folder / RUN_FILE), record, seed):
+            if overwrite:
+                return []
             raise UserError(
                 f"output_dir: got {str(output_dir)!r}, where {folder.name} is a Run of another job "
                 f"(with another {', '.join(differences[:3])}); expected another directory, or "
                 "overwrite."
             )
     return sorted(finished)
+
+
+def _visible(output_dir: Path) -> list[Path]:
+    """The entries of a directory without unfinished seeds and locks, which have hidden names."""
+    return [path for path in output_dir.glob("*") if not path.name.startswith(".")]
+
+
+def _remove_run(output_dir: Path) -> None:
+    """Remove the Run of a directory, which is to be overwritten; unfinished seeds stay."""
+    for path in _visible(output_dir):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _differences(stored: Mapping[str, Any], record: Mapping[str, Any], seed: int) -> list[str]:

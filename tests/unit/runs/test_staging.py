@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import TrainingDiverged, UserError
 from peft_mrpc.runs.staging import check_output_dir, exclusive, staged_directory, staged_file
 
 
@@ -42,6 +42,25 @@ def test_checkpoints_survive_a_failure_and_are_named(tmp_path: Path) -> None:
         raise RuntimeError
     assert (staging / "checkpoints" / "checkpoint-5").is_dir()
     assert str(staging) in caught.value.__notes__[0]
+
+
+def test_an_attempt_with_the_same_key_uses_the_same_directory(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staged_directory(tmp_path / "run", "a1") as first:
+        (first / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        raise RuntimeError
+    with staged_directory(tmp_path / "run", "b2") as other:
+        assert other != first
+    assert (first / "checkpoints" / "checkpoint-5").is_dir()
+    with staged_directory(tmp_path / "run", "a1") as again:
+        assert again == first
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-5").is_dir()
+
+
+def test_checkpoints_of_a_diverged_training_are_removed(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged), staged_directory(tmp_path / "run", "a1") as staging:
+        (staging / "checkpoints" / "checkpoint-5").mkdir(parents=True)
+        raise TrainingDiverged
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_runs_are_overwritten_and_only_with_overwrite(tmp_path: Path) -> None:
