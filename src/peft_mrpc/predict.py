@@ -10,7 +10,7 @@ from peft_mrpc.cli.app import run_cli
 from peft_mrpc.cli.parser import Positional, parse_command
 from peft_mrpc.config import PredictConfig
 from peft_mrpc.data.columns import class_name_faults
-from peft_mrpc.data.files import format_csv, output_file_faults, read_table, write_table
+from peft_mrpc.data.files import output_file_faults, read_table, serialize_table, write_table
 from peft_mrpc.errors import raise_faults
 from peft_mrpc.models.table_labels import add_predictions, examples_to_label
 
@@ -30,7 +30,9 @@ def main(argv: Sequence[str]) -> None:
     classifier = load_classifier(name, config.class_names, config.endpoint)
     labelled = add_predictions(table, examples, classifier, config.batch_size)
     if process_state().is_main_process and config.output == "-":
-        sys.stdout.write(format_csv(labelled.columns, labelled.rows))
+        # UTF-8 like a file, whatever the encoding of the terminal.
+        sys.stdout.flush()
+        sys.stdout.buffer.write(serialize_table(".csv", labelled.columns, labelled.rows))
     elif process_state().is_main_process:
         write_table(Path(config.output), labelled.columns, labelled.rows)
         sys.stderr.write(f"{len(labelled.rows)} examples labelled: {config.output}\n")

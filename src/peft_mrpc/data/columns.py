@@ -1,7 +1,7 @@
 """The columns of a table and the label names in them."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from peft_mrpc.config import DataConfig
@@ -22,6 +22,7 @@ SENTENCE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "Quality", "is_duplicate", "gold_label")
 MAX_LABELS = 50
+MAX_SHOWN = 20
 
 
 def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None]:
@@ -42,7 +43,7 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
         name = getattr(config, argument)
         if name is not None and name not in table.columns:
             faults.append(
-                f"{argument}: got {name!r}; {table.where} has {', '.join(table.columns)}."
+                f"{argument}: got {name!r}; {table.where} has {_listed(table.columns)}."
                 f"{closest(name, table.columns)}{hint}"
             )
     raise_faults(faults)
@@ -50,7 +51,7 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
     first, second = config.sentence1_column or usual[0], config.sentence2_column or usual[1]
     if first is None or second is None:
         raise UserError(
-            f"{table.where}: got the columns {', '.join(table.columns)}; expected one of the usual "
+            f"{table.where}: got the columns {_listed(table.columns)}; expected one of the usual "
             f"pairs of sentence columns ({'; '.join(', '.join(p) for p in SENTENCE_COLUMNS)}). "
             f"Set sentence1_column and sentence2_column.{hint}"
         )
@@ -64,6 +65,13 @@ def find_columns(table: Table, config: DataConfig) -> tuple[str, str, str | None
             "label_column."
         )
     return first, second, label
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first names, comma-separated, and the number of the others."""
+    shown = ", ".join(name[:100] for name in names[:MAX_SHOWN])
+    rest = len(names) - MAX_SHOWN
+    return f"{shown} and {rest:,} more" if rest > 0 else shown
 
 
 def _match(table: Table, *names: str) -> list[str]:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from peft_mrpc.data.files import format_csv, output_file_faults, read_table, write_table
+from peft_mrpc.data.files import output_file_faults, read_table, serialize_table, write_table
 from peft_mrpc.errors import UserError
 
 COLUMNS = ["sentence1", "note"]
@@ -38,7 +38,8 @@ def test_reads_csv_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_formats_csv_with_quotes_where_needed() -> None:
-    assert format_csv(COLUMNS, ROWS) == 'sentence1,note\n"a ""quoted"", text",x\nb,y\n'
+    text = b'sentence1,note\n"a ""quoted"", text",x\nb,y\n'
+    assert serialize_table(".csv", COLUMNS, ROWS) == text
 
 
 def test_reports_every_fault_of_an_output_file(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_rejects_missing_empty_and_malformed_files(tmp_path: Path) -> None:
     assert "got an empty file" in said["empty.csv"]
     assert "header.csv: got a header and no row; expected" in said["header.csv"]
     assert "row 2: got 4 fields; expected 3" in said["wide.csv"]
-    assert "cannot be read as UTF-8" in said["binary.csv"]
+    assert "is not UTF-8 text" in said["binary.csv"]
     assert "line 2: not valid JSON" in said["broken.jsonl"]
 
 
