@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.methods.registry import METHODS
-from peft_mrpc.report.plots import RunPoint, plot_accuracy_against_parameters
+from peft_mrpc.report.plots import RunPoint, plot_costs
 from peft_mrpc.runs.run import Run, load_run
 
 MINILM = ["--model", "builtin:minilm"]
@@ -267,13 +267,16 @@ def draw(results: dict[str, Any]) -> Figure:
                 name=name,
                 method=row["method"],
                 trained=row["trained"],
+                train_seconds=statistics.median(
+                    seed["train_seconds"] for seed in row["seeds"].values()
+                ),
                 accuracy=statistics.fmean(accuracies),
                 deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
             )
         )
     some = next(iter(results.values()))
     title = f"MRPC dev, {some['num_examples']} pairs: mean and deviation over seeds"
-    return plot_accuracy_against_parameters(points, title)
+    return plot_costs(points, title)
 
 
 if __name__ == "__main__":

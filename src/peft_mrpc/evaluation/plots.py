@@ -74,30 +74,23 @@ def _draw_confusion(
 ) -> None:
     # Shaded by the share of the true label, so that rare classes are as readable as common ones.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    texts = [f"{n}\n{share:.0%}" for n, share in zip(counts.flat, shares.flat, strict=True)]
-    draw_cells(axis, shares, texts, theme)
+    shades = LinearSegmentedColormap.from_list("shades", [theme.background, theme.readable(BLUE)])
+    edges = np.arange(len(label_names) + 1) - 0.5
+    # Not scikit-learn's display or imshow: an SVG holds images as bitmaps, which blur.
+    axis.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolor=theme.background)
+    axis.set_aspect("equal")
+    axis.invert_yaxis()
+    for (row, column), share in np.ndenumerate(shares):
+        shade = to_hex(shades(float(share)))
+        ink = max(("#ffffff", "#14181d"), key=lambda color: contrast(color, shade))
+        text = f"{counts[row, column]}\n{share:.0%}"
+        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
     names = [name.replace("_", " ") for name in label_names]
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names, rotation=90, va="center")
     axis.set(xlabel="predicted", ylabel="true", title=title)
-
-
-def draw_cells(axis: Axes, shares: NDArray[np.float64], texts: Sequence[str], theme: Theme) -> None:
-    """Draw a grid of cells, shaded from the background (0) to blue (1), each with its text."""
-    shades = LinearSegmentedColormap.from_list("shades", [theme.background, theme.readable(BLUE)])
-    edges = np.arange(shares.shape[0] + 1) - 0.5, np.arange(shares.shape[1] + 1) - 0.5
-    # Not imshow: an SVG holds images as bitmaps, which blur.
-    axis.pcolormesh(
-        edges[1], edges[0], shares, cmap=shades, vmin=0, vmax=1, edgecolor=theme.background
-    )
-    axis.set_aspect("equal")
-    axis.invert_yaxis()
-    for (row, column), text in zip(np.ndindex(shares.shape), texts, strict=True):
-        shade = to_hex(shades(float(shares[row, column])))
-        ink = max(("#ffffff", "#14181d"), key=lambda color: contrast(color, shade))
-        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
-    axis.spines[:].set_visible(False)
-    axis.tick_params(length=0)
 
 
 @themed

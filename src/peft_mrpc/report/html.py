@@ -18,9 +18,9 @@ from peft_mrpc.report.text import report_title
 from peft_mrpc.runs.run import Run
 
 SECTIONS = {
-    "errors": ("Errors", ("confusion_matrices", "disagreements")),
+    "errors": ("Errors", ("confusion_matrices",)),
     "probabilities": ("Probabilities", ("roc_curves", "precision_recall", "reliability")),
-    "costs": ("Costs and training", ("costs", "seed_spread", "learning_curves")),
+    "costs": ("Costs and training", ("costs", "learning_curves")),
 }
 
 

@@ -43,7 +43,7 @@ def test_the_files_of_a_report(runs: list[Run], tmp_path: Path) -> None:
     compare_runs(runs).write(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.html", "report.md", "report.json", "plots"}
-    for name in ("confusion_matrices", "roc_curves", "seed_spread", "learning_curves"):
+    for name in ("confusion_matrices", "roc_curves", "costs", "learning_curves"):
         for suffix in (".png", ".svg", "_dark.png", "_dark.svg"):
             assert (tmp_path / "out" / "plots" / f"{name}{suffix}").stat().st_size > 5000
     text = (tmp_path / "out" / "report.md").read_text()
@@ -51,7 +51,7 @@ def test_the_files_of_a_report(runs: list[Run], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="already holds a report"):
         compare_runs(runs).write(tmp_path / "out")
     compare_runs(runs, join_seeds=False).write(tmp_path / "out", overwrite=True)
-    assert not (tmp_path / "out" / "plots" / "seed_spread.png").exists()
+    assert "| lora · model-x (s3)" in (tmp_path / "out" / "report.md").read_text()
 
 
 def test_the_json_follows_its_schema(runs: list[Run]) -> None:
