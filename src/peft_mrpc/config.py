@@ -210,11 +210,6 @@ class PromptConfig:
     combine: str = option(
         "ensemble", "several templates: ensemble (average them) or best (selected on train)"
     )
-    scoring: str = option(
-        "words",
-        "words: probabilities of the label words; generate: generate text too and look for the "
-        "label word in it (answers.jsonl)",
-    )
     endpoint: str | None = option(
         None,
         "URL of an OpenAI-compatible server (key: OPENAI_API_KEY)",

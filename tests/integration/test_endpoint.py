@@ -9,20 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import ROWS
 from endpoint_server import EndpointServer
 
 from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
 from peft_mrpc.api import preview_prompts
-from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.predict import main as predict
 from peft_mrpc.prompting import endpoint
-from peft_mrpc.prompting.endpoint import EndpointEngine, match_tokens
+from peft_mrpc.prompting.endpoint import match_tokens
 from peft_mrpc.prompting.templates import load_template
 
 WORDS = [("No", "no"), ("Yes",)]
-LABELS = ["not_equivalent", "equivalent"]
 
 
 @pytest.fixture
@@ -48,7 +45,7 @@ def test_chats_and_plain_texts_are_scored_by_the_first_token(
     config: PromptConfig, data: DataConfig, server: EndpointServer
 ) -> None:
     templates = [load_template("paraphrase"), load_template("paraphrase_rewrite")]
-    config = replace(config, template="paraphrase,paraphrase_rewrite", scoring="generate")
+    config = replace(config, template="paraphrase,paraphrase_rewrite")
     run = evaluate_prompt(config, data)
     examples = load_data(data).splits["validation"]
     rows = run.predictions("validation").probabilities
@@ -64,11 +61,6 @@ def test_chats_and_plain_texts_are_scored_by_the_first_token(
     paths = {body["path"] for body in server.received}
     assert paths == {"/v1/chat/completions", "/v1/completions"} and server.refused
     assert all(body["temperature"] == 0 and body["model"] == "served" for body in server.received)
-    answers = [json.loads(line) for line in (run.path / "answers" / "validation.jsonl").open()]
-    expected = ["equivalent"] * len(ROWS) + [None] * len(ROWS)
-    assert [answer["answer"] for answer in answers] == expected
-    generated = run.record["templates"]["paraphrase_rewrite"]["validation"]["generated"]
-    assert generated["unparsable"] == len(ROWS) and generated["accuracy_of_all"] == 0
     again = load_classifier(run, endpoint=server.url).predict_proba(examples, 4)
     assert np.allclose(again, rows)
 
@@ -157,21 +149,6 @@ def test_responses_in_another_format_are_one_line(
 ) -> None:
     server.content = {"choices": None if choice is None else [choice]}
     assert message in error_of(config, data)
-
-
-@pytest.mark.parametrize(
-    ("choice", "text"),
-    [
-        ({"text": ""}, ""),
-        ({"message": {"content": None}}, ""),
-        ({"message": {"content": "No"}}, "No"),
-    ],
-)
-def test_generated_texts_may_be_empty(choice: Any, text: str, server: EndpointServer) -> None:
-    server.content = {"choices": [choice]}
-    engine = EndpointEngine(server.url, "served", LABELS)
-    batch = engine.encode(load_template("paraphrase"), [Example(0, "a", "b")], [[]])
-    assert engine.generate(batch, 1) == [text]
 
 
 def test_label_words_of_several_tokens_are_logged(

@@ -29,16 +29,13 @@ class Encoder(Protocol):
 
 
 class Engine(Protocol):
-    """Scores and continues encoded prompts: a local model, or one behind an API."""
+    """Scores encoded prompts: a local model, or one behind an API."""
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything except the prompts that a score depends on."""
 
     def score(self, batch: Any, batch_size: int, cache: ScoreCache | None = None) -> TemplateScores:
         """Label scores of the examples."""
-
-    def generate(self, batch: Any, batch_size: int) -> list[str]:
-        """The most likely text after each prompt."""
 
 
 @dataclass

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.models.batched_inference import ScoreCache, run_batched
-from peft_mrpc.prompting.generation import MAX_NEW_TOKENS
 from peft_mrpc.prompting.scores import TemplateScores
 from peft_mrpc.prompting.templates import Demonstration, Template
 
@@ -145,27 +144,6 @@ class EndpointEngine:
                 *(name, count, len(batch), NUM_TOP_TOKENS),
             )
         return TemplateScores.from_labels(scores)
-
-    def generate(self, batch: RequestBatch, batch_size: int) -> list[str]:
-        """The most likely text after each prompt (temperature 0)."""
-
-        def generate_batch(rows: list[int]) -> NDArray[Any]:
-            with ThreadPoolExecutor(len(rows)) as pool:
-                texts = list(pool.map(lambda row: self._text(*batch.requests[row]), rows))
-            return np.array(texts, dtype=object)[:, None]
-
-        description = f"{batch.template.name}, generating"
-        texts = run_batched(batch.lengths, batch_size, generate_batch, description)
-        return [str(text) for (text,) in texts]
-
-    def _text(self, path: str, body: dict[str, Any]) -> str:
-        """The generated text; empty if the model ends at once."""
-        choice = self._post(path, body | {"max_tokens": MAX_NEW_TOKENS})
-        try:
-            text = choice["text"] if "text" in choice else choice["message"]["content"]
-        except FORMAT_ERRORS as error:
-            raise self._format_error(path, error) from error
-        return "" if text is None else str(text)
 
     def _top_tokens(self, path: str, body: dict[str, Any]) -> dict[str, float]:
         """The most likely first tokens of the answer with their log-probabilities."""

@@ -4,27 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from peft_mrpc import __version__
 from peft_mrpc.environment import describe_environment
 from peft_mrpc.interop.transformers_internals import hub_revision
-from peft_mrpc.models.batched_inference import ScoreCache, run_batched
-from peft_mrpc.prompting.generation import MAX_NEW_TOKENS
+from peft_mrpc.models.batched_inference import ScoreCache
 from peft_mrpc.prompting.loglikelihood import LogLikelihoodScorer
 from peft_mrpc.prompting.prompt_encoder import PromptBatch
 from peft_mrpc.prompting.scores import TemplateScores
 
-# Greedy, and without the penalties that some checkpoints set.
-GREEDY = {"max_new_tokens": MAX_NEW_TOKENS, "do_sample": False, "repetition_penalty": 1.0}
-
 
 @dataclass(frozen=True)
 class LocalEngine:
-    """Scores and continues encoded prompts.
+    """Scores encoded prompts.
 
     Attributes:
         model: A causal LM in eval mode.
@@ -66,34 +59,3 @@ class LocalEngine:
             batch.rows, batch_size, self.max_batch_tokens, batch.template.name, cache
         )
         return batch.template_scores(log_likelihoods)
-
-    @torch.inference_mode()
-    def generate(self, batch: PromptBatch, batch_size: int) -> list[str]:
-        """The most likely text after each prompt (greedy)."""
-        contexts = [row[0].context for row in batch.rows]
-        eos = self.model.generation_config.eos_token_id
-        ends = {eos} if isinstance(eos, int) else set(eos or ())
-
-        def generate_batch(rows: list[int]) -> NDArray[Any]:
-            width = max(len(contexts[row]) for row in rows)
-            # Padding on the left: the generated tokens follow the prompt.
-            ids = torch.full((len(rows), width), self.pad_token_id)
-            mask = torch.zeros_like(ids)
-            for number, row in enumerate(rows):
-                ids[number, width - len(contexts[row]) :] = torch.tensor(contexts[row])
-                mask[number, width - len(contexts[row]) :] = 1
-            generated: Any = self.model.generate(  # type: ignore[operator]
-                input_ids=ids.to(self.model.device),
-                attention_mask=mask.to(self.model.device),
-                pad_token_id=self.pad_token_id,
-                **GREEDY,
-            )
-            texts = []
-            for tokens in generated[:, width:].tolist():
-                length = next((n for n, token in enumerate(tokens) if token in ends), len(tokens))
-                texts.append(batch.decode(tokens[:length], skip_special_tokens=True))
-            return np.array(texts, dtype=object)[:, None]
-
-        description = f"{batch.template.name}, generating"
-        texts = run_batched([len(ids) for ids in contexts], batch_size, generate_batch, description)
-        return [str(text) for (text,) in texts]

@@ -1,6 +1,6 @@
 """Encode examples with templates: the only place where prompts become token ids.
 
-An encoding is used for everything that follows: the preview, the scores and the generations.
+An encoding is used for everything that follows: the preview and the scores.
 """
 
 import hashlib
@@ -86,9 +86,9 @@ class PromptBatch:
         labels = [np.logaddexp.reduce(part, axis=1) for part in parts]
         return TemplateScores.from_labels(np.stack(labels, axis=1))
 
-    def decode(self, token_ids: Sequence[int], **options: Any) -> str:
-        """The text of token ids."""
-        return str(self.tokenizer.decode(list(token_ids), **options))
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The exact text of token ids."""
+        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
     def preview(self) -> list[str]:
         """The prompts of the first example, and the continuations that are scored."""
@@ -100,12 +100,9 @@ class PromptBatch:
         options = zip(row, names * (len(row) // len(names)), strict=True)
         lines = []
         for context, group in groupby(options, key=lambda option: option[0].context):
-            texts = [f"{self._exact_text(o.tokens)!r} ({name})" for o, name in group]
-            lines += [indent(self._exact_text(context), "    "), f"  then {' or '.join(texts)}"]
+            texts = [f"{self.decode(o.tokens)!r} ({name})" for o, name in group]
+            lines += [indent(self.decode(context), "    "), f"  then {' or '.join(texts)}"]
         return lines
-
-    def _exact_text(self, token_ids: Sequence[int]) -> str:
-        return self.decode(token_ids, clean_up_tokenization_spaces=False)
 
 
 @dataclass(frozen=True)

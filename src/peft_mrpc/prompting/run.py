@@ -47,7 +47,6 @@ from peft_mrpc.prompting.demonstrations import (
     sample_train,
 )
 from peft_mrpc.prompting.endpoint import EndpointEngine
-from peft_mrpc.prompting.generation import answer_records, summarize_answers, write_answers
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.score_cache import FileScoreCache
@@ -116,15 +115,13 @@ class PromptEvaluation:
         probabilities: Of each reported split, [N, C].
         templates: Label probability mass and metrics by template and split.
         selected: The template selected on train by `combine best`.
-        answers: Records of generated texts by split.
-        seconds: Time of scoring, calibrating and generating.
+        seconds: Time of scoring and calibrating.
     """
 
     classifier: PromptClassifier
     probabilities: dict[str, Array]
     templates: dict[str, dict[str, Any]]
     selected: str | None
-    answers: dict[str, list[dict[str, Any]]]
     seconds: float
 
 
@@ -323,13 +320,12 @@ def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
     probabilities = {split: calibrations[split].predict_proba(scores[split]) for split in scores}
     if len(templates) > 1:
         _describe_templates(job, templates, scores, data, results)
-    answers = _generate(job, engine, batches, results) if config.scoring == "generate" else {}
     classifier = PromptClassifier(
         *(job.encoder, engine, templates, list(label_names), job.selector),
         calibrations[job.splits[0]],  # new examples are classified like the first split
     )
     seconds = time.perf_counter() - started
-    return PromptEvaluation(classifier, probabilities, results, selected, answers, seconds)
+    return PromptEvaluation(classifier, probabilities, results, selected, seconds)
 
 
 def _score(
@@ -429,32 +425,11 @@ def _metrics(
     return {name: metrics[name] for name in TEMPLATE_METRICS}
 
 
-def _generate(
-    job: PromptJob,
-    engine: Engine,
-    batches: Mapping[str, Sequence[Any]],
-    results: Mapping[str, dict[str, Any]],
-) -> dict[str, list[dict[str, Any]]]:
-    """Generate answers, a cross-check of the label words' probabilities; records by split."""
-    answers: dict[str, list[dict[str, Any]]] = {split: [] for split in job.splits}
-    for split in job.splits:
-        examples = job.data.splits[split]
-        for batch in batches[split]:
-            if batch.template.direction == "direct":
-                texts = engine.generate(batch, job.config.batch_size)
-                records = answer_records(batch.template, examples, texts)
-                summary = summarize_answers(records, examples, job.data.label_names)
-                results[batch.template.name][split]["generated"] = summary
-                answers[split] += records
-    return answers
-
-
 # ---- the Run ----
 
 
 def _write(folder: Path, job: PromptJob, evaluation: PromptEvaluation) -> None:
     config, demonstrations = job.config, job.train_sample.demonstrations
-    write_answers(folder, evaluation.answers)
     save_prompt(
         *(folder / "prompt", evaluation.classifier, job.source, config, demonstrations),
         calibrated_on=job.splits[0],

@@ -18,7 +18,6 @@ CHOICES = {
     "demonstrations": DEMONSTRATION_CHOICES,
     "combine": ("ensemble", "best"),
     "label_prior": ("none", "uniform", "train"),
-    "scoring": ("words", "generate"),
     "device_map": ("replica", "auto"),
 }
 MINIMUM = {
@@ -118,11 +117,6 @@ def _template_faults(config: PromptConfig, templates: Sequence[Template]) -> lis
         faults.append(
             f"template: {(bare or channel)[0]} has direction channel, whose raw scores give nearly "
             "every example the same label; use calibration batch or affine, or label_prior train."
-        )
-    if len(channel) == len(templates) and config.scoring == "generate":
-        faults.append(
-            f"scoring: got generate, but {channel[0]} has direction channel, which asks no "
-            "question; add a template with direction direct."
         )
     if config.combine == "best" and len(templates) < 2:
         faults.append("combine: got best with one template; expected several in template.")

@@ -30,7 +30,7 @@ ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 SEED_FOLDER = "seed_{}"
 # Names, or patterns of names, that a Run's directory may hold.
 RUN_CONTENTS = frozenset(
-    {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "answers", "plots", "checkpoints"}
+    {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints"}
     | {SEED_FOLDER.format("*")}
     | set(ARTIFACT_FOLDERS)
 )

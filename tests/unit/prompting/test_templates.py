@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.prompting.generation import parse_answer
 from peft_mrpc.prompting.templates import (
     load_template,
     load_templates,
@@ -127,28 +126,3 @@ def test_every_fault_of_a_template_is_reported(text: str, faults: list[str]) -> 
         parse_template(text, "mine.yaml")
     for fault in faults:
         assert fault in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "label"),
-    [
-        ("paraphrase", " Yes.", "equivalent"),
-        ("paraphrase", "**YES**", "equivalent"),
-        ("paraphrase", "Answer: no, they differ.", "not_equivalent"),
-        ("paraphrase", "no, they differ. Yes?", None),
-        ("paraphrase", "Yes or No", None),
-        ("paraphrase", "There is no difference, so Yes", None),
-        ("paraphrase", "Nothing of the kind. Yesterday", None),
-        ("paraphrase", "", None),
-        ("paraphrase_same", "They are not the same.", None),
-        ("paraphrase_choice", "(B)", "equivalent"),
-        ("paraphrase_choice", "A. They differ", "not_equivalent"),
-        ("paraphrase_choice", "A paraphrase", None),
-        ("paraphrase_choice", "It is a paraphrase", None),
-        ("paraphrase_choice", "b", None),
-    ],
-)
-def test_an_answer_is_the_label_at_its_beginning_unless_it_is_ambiguous(
-    name: str, text: str, label: str | None
-) -> None:
-    assert parse_answer(text, load_template(name)) == label

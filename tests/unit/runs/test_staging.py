@@ -70,7 +70,6 @@ def test_only_runs_are_overwritten_and_only_with_overwrite(tmp_path: Path) -> No
         check_output_dir(run, overwrite=False)
     check_output_dir(run, overwrite=True)
     fake_run(run / "seed_3")
-    (run / "answers").mkdir()  # of a prompt with generated answers
     check_output_dir(run, overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("years of work")
