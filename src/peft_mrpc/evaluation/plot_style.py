@@ -5,40 +5,48 @@ defaults while the function runs.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import IO, Any, ParamSpec
 
 import matplotlib
-from matplotlib import colors
 from matplotlib.figure import Figure
 
 BLUE, ORANGE = "#0072B2", "#D55E00"
-# The colour of each method in every plot: the colour-blind safe palette of Okabe and Ito for common
-# methods, Paul Tol's muted palette for the others.
+# The colour of each method in every plot: the colour-blind safe palettes of Okabe and Ito, and of
+# Paul Tol (muted), yellow and light blue darkened to a contrast of 3 with a white page (WCAG 2.2,
+# 1.4.11).
 METHOD_COLORS = {
     "layer_freeze": BLUE,
     "prompt_tuning": ORANGE,
     "hard_prompt": "#009E73",
     "full": "#CC79A7",
-    "lora": "#E69F00",
-    "linear_probe": "#56B4E9",
+    "lora": "#C48700",
+    "linear_probe": "#4999C6",
     "prefix_tuning": "#000000",
     "p_tuning": "#AA4499",
     "dora": "#882255",
     "oft": "#CC6677",
-    "vera": "#DDCC77",
+    "vera": "#9B8F53",
     "ia3": "#117733",
     "ln_tuning": "#999933",
     "bitfit": "#332288",
+}
+# The same on a dark page: those that would be too dark are lighter.
+DARK_METHOD_COLORS = METHOD_COLORS | {
+    "lora": "#E69F00",
+    "linear_probe": "#56B4E9",
+    "prefix_tuning": "#C9CED6",
+    "dora": "#A04E77",
+    "vera": "#DDCC77",
+    "bitfit": "#7064AC",
 }
 OTHER_COLORS = ("#8C6D1F", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^vDPX<>phd8*"
 DPI = 150
-# Minimum contrast of lines and markers with the background (WCAG 2.2, 1.4.11).
-MIN_CONTRAST = 3.0
 
 Parameters = ParamSpec("Parameters")
 
@@ -53,6 +61,8 @@ class Theme:
         muted: Axes, reference lines and secondary text.
         grid: Grid lines.
         background: The page.
+        shade: The darkest shade of a table's cells, on which the ink is readable.
+        colors: The colour of each method.
     """
 
     name: str
@@ -60,39 +70,17 @@ class Theme:
     muted: str
     grid: str
     background: str
-
-    def readable(self, color: str) -> str:
-        """A colour of the same hue with enough contrast to the background."""
-        goal = colors.to_rgb("white" if luminance(self.background) < 0.5 else "black")
-        for share in range(0, 100, 5):
-            red, green, blue = (
-                a + (b - a) * share / 100 for a, b in zip(colors.to_rgb(color), goal, strict=True)
-            )
-            mixed = str(colors.to_hex((red, green, blue)))
-            if contrast(mixed, self.background) >= MIN_CONTRAST:
-                return mixed
-        return str(colors.to_hex(goal))
-
-    def method_color(self, method: str, unknown: Sequence[str] = ()) -> str:
-        """The colour of a method, lightened or darkened until it is readable.
-
-        Args:
-            method: A method.
-            unknown: Methods without a colour of their own, which get different spare colours.
-        """
-        position = unknown.index(method) if method in unknown else 0
-        color = METHOD_COLORS.get(method) or OTHER_COLORS[position % len(OTHER_COLORS)]
-        return self.readable(color)
+    shade: str
+    colors: Mapping[str, str]
 
     def method_styles(self, methods: Sequence[str]) -> list[tuple[str, str]]:
         """Colour and line style of each Run: Runs of one method differ by their line style."""
-        styles: list[tuple[str, str]] = []
-        unknown = sorted({method for method in methods if method not in METHOD_COLORS})
-        for position, method in enumerate(methods):
-            repetition = methods[:position].count(method)
-            line_style = LINE_STYLES[repetition % len(LINE_STYLES)]
-            styles.append((self.method_color(method, unknown), line_style))
-        return styles
+        unknown = sorted(set(methods) - set(self.colors))
+        colors = {**self.colors, **dict(zip(unknown, cycle(OTHER_COLORS), strict=False))}
+        return [
+            (colors[method], LINE_STYLES[methods[:position].count(method) % len(LINE_STYLES)])
+            for position, method in enumerate(methods)
+        ]
 
     def settings(self) -> Any:
         """Settings of matplotlib."""
@@ -116,8 +104,24 @@ class Theme:
         }
 
 
-LIGHT = Theme("light", ink="#1a1f26", muted="#5a6472", grid="#d8dde4", background="#ffffff")
-DARK = Theme("dark", ink="#e8ebef", muted="#a3adba", grid="#3a424d", background="#171c22")
+LIGHT = Theme(
+    "light",
+    ink="#1a1f26",
+    muted="#5a6472",
+    grid="#d8dde4",
+    background="#ffffff",
+    shade="#56B4E9",
+    colors=METHOD_COLORS,
+)
+DARK = Theme(
+    "dark",
+    ink="#e8ebef",
+    muted="#a3adba",
+    grid="#3a424d",
+    background="#171c22",
+    shade="#00659E",
+    colors=DARK_METHOD_COLORS,
+)
 THEMES = {theme.name: theme for theme in (LIGHT, DARK)}
 
 
@@ -132,21 +136,6 @@ def themed(plot: Callable[Parameters, Figure]) -> Callable[Parameters, Figure]:
             return plot(*args, **kwargs)
 
     return plot_with_theme
-
-
-def luminance(color: str) -> float:
-    """Relative luminance of a colour (WCAG 2.2)."""
-    red, green, blue = (
-        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-        for part in colors.to_rgb(color)
-    )
-    return float(0.2126 * red + 0.7152 * green + 0.0722 * blue)
-
-
-def contrast(first: str, second: str) -> float:
-    """Contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
-    dark, light = sorted((luminance(first), luminance(second)))
-    return (light + 0.05) / (dark + 0.05)
 
 
 def add_legend(figure: Figure, title: str | None = None, columns: int = 1) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap, to_hex
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.metrics import (
@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from peft_mrpc.evaluation.metrics import confidence_bins
-from peft_mrpc.evaluation.plot_style import BLUE, LIGHT, Theme, add_legend, contrast, themed
+from peft_mrpc.evaluation.plot_style import LIGHT, Theme, add_legend, themed
 from peft_mrpc.evaluation.significance import wilson_interval
 
 # True label indices, [N], and probabilities, [N, C], by name.
@@ -74,17 +74,15 @@ def _draw_confusion(
 ) -> None:
     # Shaded by the share of the true label, so that rare classes are as readable as common ones.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shades = LinearSegmentedColormap.from_list("shades", [theme.background, theme.readable(BLUE)])
+    shades = LinearSegmentedColormap.from_list("shades", [theme.background, theme.shade])
     edges = np.arange(len(label_names) + 1) - 0.5
     # Not scikit-learn's display or imshow: an SVG holds images as bitmaps, which blur.
     axis.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolor=theme.background)
     axis.set_aspect("equal")
     axis.invert_yaxis()
     for (row, column), share in np.ndenumerate(shares):
-        shade = to_hex(shades(float(share)))
-        ink = max(("#ffffff", "#14181d"), key=lambda color: contrast(color, shade))
         text = f"{counts[row, column]}\n{share:.0%}"
-        axis.text(column, row, text, ha="center", va="center", color=ink, fontsize=9.5)
+        axis.text(column, row, text, ha="center", va="center", fontsize=9.5)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     names = [name.replace("_", " ") for name in label_names]

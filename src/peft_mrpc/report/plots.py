@@ -42,13 +42,12 @@ class RunPoint:
 
     Attributes:
         name: Its name.
-        method: Determines the colour, unless `color` does.
+        method: Determines the colour.
         accuracy: Its accuracy, the mean over seeds.
         deviation: Standard deviation over seeds; None for one seed.
         trained: Number of trained parameters; 0 without training.
         train_seconds: Training time; None without training.
         score_seconds: Inference time of 1,000 examples; None if unknown.
-        color: Its colour.
         interval: 95% interval of the accuracy.
         seeds: Accuracy of each seed.
     """
@@ -60,7 +59,6 @@ class RunPoint:
     trained: int = 0
     train_seconds: float | None = None
     score_seconds: float | None = None
-    color: str = ""
     interval: tuple[float, float] = (0.0, 1.0)
     seeds: tuple[float, ...] = ()
 
@@ -82,7 +80,7 @@ def build_plots(
     """
     names, where = _short_names(comparison), comparison.description
     styles = theme.method_styles([run.record["method"] for run in comparison.runs])
-    points = _points(comparison, analysis, styles, names)
+    points = _points(comparison, analysis, names)
     majority = comparison.metrics[0]["majority_accuracy"]
     scored = {
         name: (rows.references, rows.probabilities)
@@ -123,7 +121,7 @@ def _short_names(comparison: Comparison) -> list[str]:
 
 
 def _points(
-    comparison: Comparison, analysis: Mapping[str, Any], styles: Styles, names: Sequence[str]
+    comparison: Comparison, analysis: Mapping[str, Any], names: Sequence[str]
 ) -> list[RunPoint]:
     return [
         RunPoint(
@@ -134,15 +132,13 @@ def _points(
             trained=row["trained_parameters"],
             train_seconds=row["train_seconds"],
             score_seconds=1000 / row["score_pairs_per_second"],
-            color=color,
             interval=tuple(interval["accuracy"]),
             seeds=tuple(
                 seed.metrics[comparison.split]["accuracy"] for seed in run.members or (run,)
             ),
         )
-        for name, (color, _), row, interval, run in zip(
+        for name, row, interval, run in zip(
             names,
-            styles,
             comparison.rows()[1:],
             analysis["intervals"],
             comparison.runs,
@@ -167,8 +163,9 @@ def plot_accuracies(
     figure = Figure(figsize=(6, 1.1 + 0.48 * len(points)), layout="constrained")
     axis = figure.subplots()
     axis.axvline(majority, color=theme.muted, linestyle=":", linewidth=1.2)
-    for place, point in enumerate(sorted(points, key=lambda point: point.accuracy)):
-        color = point.color or theme.method_color(point.method)
+    points = sorted(points, key=lambda point: point.accuracy)
+    styles = theme.method_styles([point.method for point in points])
+    for place, (point, (color, _)) in enumerate(zip(points, styles, strict=True)):
         low, high = point.interval
         axis.hlines(place, low, high, color=color, linewidth=2.4, alpha=0.55)
         axis.plot(
@@ -232,12 +229,13 @@ def _draw_costs(
     lowest, highest = min(positive), max(positive)
     zero_mark = lowest / 8
     axis.set_xscale("log")
-    for number, (point, cost) in enumerate(zip(points, costs, strict=True)):
+    styles = theme.method_styles([point.method for point in points])
+    for number, (point, cost, (color, _)) in enumerate(zip(points, costs, styles, strict=True)):
         axis.plot(
             cost or zero_mark,
             point.accuracy,
             MARKERS[number % len(MARKERS)],
-            color=point.color or theme.method_color(point.method),
+            color=color,
             markersize=8,
             markeredgecolor=theme.background,
             label=f"{point.name}  {format_mean_std(point.accuracy, point.deviation)}",
