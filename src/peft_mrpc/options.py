@@ -15,11 +15,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.errors import closest
-from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, load_yaml, parse_scalar
+from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, load_yaml, parse_scalar, read_asset
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
@@ -137,8 +136,7 @@ def _plain(value: Any) -> Any:
 
 def packaged_recipe(method: str) -> dict[str, Any]:
     """The options of a method's recipe, as they are in its file."""
-    path = resources.files("peft_mrpc") / "recipes" / f"{method}.yaml"
-    recipe: dict[str, Any] = load_yaml(path.read_text("utf-8"))
+    recipe: dict[str, Any] = load_yaml(read_asset(f"recipes/{method}.yaml"))
     return recipe
 
 

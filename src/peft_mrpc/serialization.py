@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections.abc import Iterable
+from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -175,6 +176,11 @@ def read_yaml(path: str | Path, argument: str, expected: str) -> dict[str, Any]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise UserError(f"{path}: expected {expected}.")
     return cast(dict[str, Any], content)
+
+
+def read_asset(name: str) -> str:
+    """Read a text file of this package, such as `recipes/lora.yaml`."""
+    return (resources.files("peft_mrpc") / name).read_text("utf-8")
 
 
 def parse_scalar(text: str) -> Any:

@@ -19,6 +19,7 @@ from peft_mrpc.runs.run import (
     ARTIFACT_FILE,
     ARTIFACT_FOLDERS,
     load_run,
+    read_artifact_record,
     seed_folders,
 )
 from peft_mrpc.serialization import read_json, write_json
@@ -117,11 +118,7 @@ def read_info(folder: Path, name: str) -> dict[str, Any]:
         UserError: If the directory contains no classifier or lacks a file.
     """
     if (folder / ARTIFACT_FILE).is_file():
-        info = read_json(folder / ARTIFACT_FILE)
-        missing = [file for file in info.get("files", ()) if not (folder / file).is_file()]
-        if missing:
-            raise UserError(f"{folder}: damaged: {', '.join(missing)} is missing.")
-        return dict(info)
+        return read_artifact_record(folder)
     if (folder / ADAPTER_FILE).is_file():
         return read_external_adapter(folder)
     if (folder / "config.json").is_file():

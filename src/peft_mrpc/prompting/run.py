@@ -1,5 +1,6 @@
 """Evaluate a hard prompt: encode, score, calibrate, and write the Run."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -138,16 +139,17 @@ def run_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]) ->
     """
     job = prepare_prompting(config, data)
     state = process_state()
-    try:
-        evaluation = evaluate(job, load_engine(job))
-    except (KeyboardInterrupt, UserError) as error:
-        if job.score_folder.is_dir():
-            error.add_note(
-                f"The scores so far are in {job.score_folder}: the same command continues."
-            )
-        raise
-    if state.is_main_process:
-        with staged_directory(job.output_dir) as folder:
+    staging = staged_directory(job.output_dir, config.overwrite)
+    with staging if state.is_main_process else contextlib.nullcontext() as folder:
+        try:
+            evaluation = evaluate(job, load_engine(job))
+        except (KeyboardInterrupt, UserError) as error:
+            if job.score_folder.is_dir():
+                error.add_note(
+                    f"The scores so far are in {job.score_folder}: the same command continues."
+                )
+            raise
+        if folder is not None:
             _write(folder, job, evaluation)
     state.wait_for_everyone()
     if not state.is_main_process:

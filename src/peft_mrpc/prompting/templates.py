@@ -14,7 +14,7 @@ from typing import Any
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
-from peft_mrpc.serialization import load_yaml
+from peft_mrpc.serialization import load_yaml, read_asset
 
 SENTENCES = ("sentence1", "sentence2")
 STYLES = ("auto", "chat", "plain")
@@ -208,8 +208,7 @@ def load_template(name: str) -> Template:
     """
     known = packaged_templates()
     if name in known:
-        file = resources.files("peft_mrpc") / "templates" / f"{name}.yaml"
-        return parse_template(file.read_text("utf-8"), name)
+        return parse_template(read_asset(f"templates/{name}.yaml"), name)
     if not name.endswith((".yaml", ".yml")):
         raise UserError(
             f"template: got {name!r}; expected a YAML file, a directory of YAML files, or one of "

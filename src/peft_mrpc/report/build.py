@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import CompareConfig
-from peft_mrpc.errors import raise_faults
+from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.plot_style import THEMES, save_figure
 from peft_mrpc.report.analysis import analyze
 from peft_mrpc.report.comparison import Comparison, build_comparison
@@ -21,11 +21,23 @@ from peft_mrpc.report.summary import Summary, build_summary
 from peft_mrpc.report.tables import ReportTables, build_tables
 from peft_mrpc.report.text import plain_table, report_json, report_markdown
 from peft_mrpc.runs.run import Run, load_run
-from peft_mrpc.runs.staging import check_output_dir, staged_directory
-from peft_mrpc.serialization import write_json
+from peft_mrpc.runs.staging import DirectoryKind, check_output_dir, staged_directory
+from peft_mrpc.serialization import read_json, write_json
 
 REPORT_FILE = "report.html"
-REPORT_CONTENTS = frozenset({REPORT_FILE, "report.md", "report.json", "plots"})
+DATA_FILE = "report.json"
+
+
+def _read_report(folder: Path) -> None:
+    """Raise UserError if a directory holds no report."""
+    content = read_json(folder / DATA_FILE)
+    if not isinstance(content, dict) or not {"format_version", "headline"} <= content.keys():
+        raise UserError(f"{folder / DATA_FILE}: expected the content of a report.")
+
+
+REPORT_DIRECTORY = DirectoryKind(
+    "report", frozenset({REPORT_FILE, "report.md", DATA_FILE, "plots"}), _read_report
+)
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,7 @@ class Report:
         Raises:
             UserError: If the directory holds a report or other files, or is not writable.
         """
-        output_dir = Path(output_dir)
-        check_report_dir(output_dir, overwrite)
-        with staged_directory(output_dir) as staging:
+        with staged_directory(Path(output_dir), overwrite, REPORT_DIRECTORY) as staging:
             plots = staging / "plots"
             plots.mkdir()
             for theme, figures in self._figures.items():
@@ -96,7 +106,7 @@ class Report:
                 self.comparison, self.analysis, self.summary, self.tables, list(self._svgs)
             )
             (staging / "report.md").write_text(text, encoding="utf-8")
-            write_json(staging / "report.json", self.to_json())
+            write_json(staging / DATA_FILE, self.to_json())
             (staging / REPORT_FILE).write_text(self._html(), encoding="utf-8")
 
     @cached_property
@@ -131,7 +141,7 @@ def check_report_dir(output_dir: Path, overwrite: bool) -> None:
     Raises:
         UserError: If it holds a report and `overwrite` is off, holds other files, or is read-only.
     """
-    check_output_dir(output_dir, overwrite, REPORT_CONTENTS, "report")
+    check_output_dir(output_dir, overwrite, REPORT_DIRECTORY)
 
 
 def build_report(runs: Sequence[Run | str | Path], config: CompareConfig | None = None) -> Report:

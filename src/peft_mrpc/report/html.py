@@ -4,7 +4,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -16,6 +15,7 @@ from peft_mrpc.report.summary import Summary, difference_notes, method_descripti
 from peft_mrpc.report.tables import ReportTables
 from peft_mrpc.report.text import report_title
 from peft_mrpc.runs.run import Run
+from peft_mrpc.serialization import read_asset
 
 SECTIONS = {
     "errors": ("Errors", ("confusion_matrices",)),
@@ -42,10 +42,10 @@ def report_html(
         plots: SVG files by plot and theme, `light` and `dark`.
         examples: Data of the example browser; None omits it.
     """
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = read_asset("assets/report.css"), read_asset("assets/report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    return environment.from_string(_asset("report.html.jinja")).render(
+    return environment.from_string(read_asset("assets/report.html.jinja")).render(
         title=report_title(comparison),
         description=comparison.description,
         fingerprint=comparison.fingerprint,
@@ -71,10 +71,6 @@ def report_html(
         style_hash=_hash(style),
         script_hash=_hash(script),
     )
-
-
-def _asset(name: str) -> str:
-    return (resources.files("peft_mrpc") / "assets" / name).read_text("utf-8")
 
 
 def _hash(text: str) -> str:

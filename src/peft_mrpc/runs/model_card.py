@@ -1,7 +1,6 @@
 """The model card of a Run: metadata for the Hub, description, results and usage."""
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -9,6 +8,7 @@ from jinja2 import Environment, StrictUndefined
 
 from peft_mrpc.runs.run import Run
 from peft_mrpc.runs.summary import format_metrics
+from peft_mrpc.serialization import read_asset
 
 LIBRARIES = {"adapter": "peft", "model": "transformers", "prompt": "transformers"}
 VIRTUAL_TOKEN_POSITIONS = {"before": "before the sentences", "after": "after the first token"}
@@ -42,10 +42,9 @@ def build_card(run: Run, repo_id: str | None = None) -> str:
 
 
 def _template() -> Any:
-    asset = resources.files("peft_mrpc") / "assets" / "model_card.md.jinja"
     # Markdown, not HTML: nothing is escaped.
     environment = Environment(autoescape=False, undefined=StrictUndefined)
-    return environment.from_string(asset.read_text("utf-8"))
+    return environment.from_string(read_asset("assets/model_card.md.jinja"))
 
 
 def _values(run: Run, name: str, repo_id: str | None) -> dict[str, Any]:

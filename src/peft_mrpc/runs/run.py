@@ -1,26 +1,32 @@
 """A Run: the directory that every strategy writes and all later commands read.
 
 A directory of ordinary Runs `seed_1`, `seed_2`, ... is a Run too, the multi-seed Run: its metrics
-are means and deviations, computed when it is read.
+are means and deviations, computed when it is read. Every file of a Run is validated when it is
+read, by the definitions in `assets/run.schema.json`: damaged files give one clear line each.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jsonschema import Draft202012Validator, ValidationError, validators
 from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import UNKNOWN_LABEL
-from peft_mrpc.errors import UserError, closest, one_line
+from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.evaluation.seed_aggregation import aggregate_metrics, aggregate_records
-from peft_mrpc.runs.schema import validate_metrics, validate_record
-from peft_mrpc.serialization import read_json, read_json_lines
+from peft_mrpc.formatting import shorten
+from peft_mrpc.serialization import read_asset, read_json, read_json_lines
 
 FORMAT_VERSION = 1
+MAX_VALUE_LENGTH = 40
+# How messages name a constraint of the schema.
+CONSTRAINTS = {"minimum": "at least", "maximum": "at most", "minItems": "at least this many:"}
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
 # The labelled training examples from which a hard prompt chooses the nearest demonstrations.
@@ -65,16 +71,19 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Run:
-    """A Run on disk. Its files are read when they are needed.
+    """A Run on disk. Its predictions are read when they are needed.
 
     Attributes:
         path: The directory; of a multi-seed Run that was grouped from several, the first one's.
         record: The content of `run.json`; of a multi-seed Run, aggregated.
+        metrics: The content of `metrics.json`, metrics by split; or means and deviations over
+            seeds.
         members: The Runs of a multi-seed Run, by seed; empty for an ordinary Run.
     """
 
     path: Path
     record: dict[str, Any]
+    metrics: dict[str, dict[str, Any]]
     members: "tuple[Run, ...]" = ()
 
     @property
@@ -87,25 +96,6 @@ class Run:
     def label_names(self) -> list[str]:
         """Names of the labels, by index."""
         return list(self.record["data"]["label_names"])
-
-    @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """Metrics by split: the content of `metrics.json`, or means and deviations over seeds.
-
-        Raises:
-            UserError: If the file is missing or damaged.
-        """
-        if self.members:
-            seeds = [run.record["seed"] for run in self.members]
-            splits = [
-                s for s in self.model_run.metrics if all(s in r.metrics for r in self.members)
-            ]
-            return {
-                s: aggregate_metrics([r.metrics[s] for r in self.members], seeds) for s in splits
-            }
-        content: dict[str, dict[str, Any]] = read_json(self.path / METRICS_FILE)
-        validate_metrics(self.path / METRICS_FILE, content, self.label_names)
-        return content
 
     @property
     def model_run(self) -> "Run":
@@ -147,6 +137,9 @@ class Run:
         path = self.predictions_path(split)
         try:
             rows = read_json_lines(path)
+            for number, row in enumerate(rows):
+                if faults := schema_faults(row, "prediction"):
+                    raise ValueError(f"row {number}: {faults[0]}")
             num_examples = self.record["data"]["splits"][split]["num_examples"]
             return _parse_predictions(rows, self.label_names, num_examples)
         except FileNotFoundError as error:
@@ -155,10 +148,8 @@ class Run:
                 f"{self.path}: has no predictions of split {split!r}; it has {scored}."
             ) from error
         except KeyError as error:
-            raise UserError(
-                f"{path}: damaged: a row has a missing key or unknown label {error}."
-            ) from error
-        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: damaged: a row has an unknown label {error}.") from error
+        except (OSError, ValueError) as error:
             raise UserError(f"{path}: damaged: {one_line(error)}.") from error
 
 
@@ -168,7 +159,7 @@ def _parse_predictions(
     """Convert rows of a predictions file.
 
     Raises:
-        KeyError: If a row lacks a key or has an unknown label.
+        KeyError: If a row has an unknown label.
         ValueError: If rows are missing or out of order, or probabilities are invalid.
     """
     index = {name: number for number, name in enumerate(label_names)}
@@ -236,17 +227,106 @@ def seed_folders(path: Path) -> list[Path]:
 
 
 def _load_single_run(path: Path) -> Run:
-    file = path / RUN_FILE
-    record = read_json(file)
-    if not isinstance(record, dict) or not isinstance(record.get("format_version"), int):
-        raise UserError(f"{file}: has no format_version; expected the record of a Run.")
-    if record["format_version"] > FORMAT_VERSION:
+    record = read_valid_json(path / RUN_FILE, "run")
+    metrics = read_valid_json(path / METRICS_FILE, "metrics")
+    label_names = record["data"]["label_names"]
+    raise_faults(
+        [
+            f"{path / METRICS_FILE}: damaged: {split}.{fault}."
+            for split, values in metrics.items()
+            for fault in _label_faults(values, label_names)
+        ]
+    )
+    return Run(path, record, metrics)
+
+
+def _label_faults(values: Mapping[str, Any], label_names: Sequence[str]) -> list[str]:
+    """Parts of a split's metrics that do not fit the labels."""
+    faults = []
+    if missing := sorted(set(label_names) - set(values["f1"])):
+        faults.append(f"f1 lacks {', '.join(missing)}")
+    if [len(row) for row in values["confusion_matrix"]] != [len(label_names)] * len(label_names):
+        faults.append(f"confusion_matrix has another size than {len(label_names)} labels")
+    return faults
+
+
+def read_artifact_record(folder: Path) -> dict[str, Any]:
+    """Read `peft_mrpc.json`: how to classify with the folder of a model, an adapter or a prompt.
+
+    Raises:
+        UserError: If it is missing or damaged, or a file that it lists is missing.
+    """
+    info: dict[str, Any] = read_valid_json(folder / ARTIFACT_FILE, "artifact")
+    missing = [name for name in info.get("files", ()) if not (folder / name).is_file()]
+    raise_faults([f"{folder}: damaged: {name} is missing." for name in missing])
+    return info
+
+
+def read_valid_json(path: Path, part: str) -> Any:
+    """Read a JSON file of a Run.
+
+    Args:
+        path: The file.
+        part: Its definition in the schema.
+    Raises:
+        UserError: With one line for each fault.
+    """
+    content = read_json(path)
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise UserError(
-            f"{path}: got format {record['format_version']}; this version of peft-mrpc reads "
-            f"formats up to {FORMAT_VERSION}. Install a newer version."
+            f"{path}: got format {version}; this version of peft-mrpc reads formats up to "
+            f"{FORMAT_VERSION}. Install a newer version."
         )
-    validate_record(file, record)
-    return Run(path, record)
+    raise_faults([f"{path}: damaged: {fault}." for fault in schema_faults(content, part)])
+    return content
+
+
+def schema_faults(content: Any, part: str) -> list[str]:
+    """Compare JSON with a part of the schema.
+
+    Args:
+        content: Parsed JSON.
+        part: `run`, `metrics`, `prediction` or `artifact`.
+    Returns:
+        One text for each fault, such as `data.splits.test lacks fingerprint`.
+    """
+    errors = _validator(part).iter_errors(content)
+    ordered = sorted(errors, key=lambda error: list(map(str, error.path)))
+    # Each missing key is an error of its own, with the same text.
+    return list(dict.fromkeys(map(_format_error, ordered)))
+
+
+@cache
+def _validator(part: str) -> Any:
+    # Python reads NaN and Infinity, which are not JSON, and integers of any size.
+    numbers = Draft202012Validator.TYPE_CHECKER.redefine_many(
+        {
+            "number": lambda _, value: _is_number(value, int | float),
+            "integer": lambda _, value: _is_number(value, int),
+        }
+    )
+    validator = validators.extend(Draft202012Validator, type_checker=numbers)
+    return validator(json.loads(read_asset("assets/run.schema.json"))["$defs"][part])
+
+
+def _is_number(value: Any, kind: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool) and -1e18 < value < 1e18
+
+
+def _format_error(error: ValidationError) -> str:
+    where = ".".join(map(str, error.path)) or "the content"
+    if error.validator == "required":
+        missing = [key for key in error.validator_value if key not in error.instance]
+        return f"{where} lacks {', '.join(missing)}"
+    value = shorten(json.dumps(error.instance, ensure_ascii=False), MAX_VALUE_LENGTH)
+    if error.validator == "uniqueItems":
+        return f"{where} is {value}; expected different values"
+    if error.validator == "type":
+        types = error.validator_value
+        expected = types if isinstance(types, str) else " or ".join(types)
+        return f"{where} is {value}; expected {expected}"
+    return f"{where} is {value}; expected {CONSTRAINTS[error.validator]} {error.validator_value}"
 
 
 def aggregate_runs(members: Sequence[Run], path: Path | None = None) -> Run:
@@ -258,10 +338,11 @@ def aggregate_runs(members: Sequence[Run], path: Path | None = None) -> Run:
     """
     if len(members) == 1:
         return members[0]
-    record = aggregate_records(
-        [run.record for run in members], [run.record["seed"] for run in members]
-    )
-    return Run(path or members[0].path, record, tuple(members))
+    seeds = [run.record["seed"] for run in members]
+    record = aggregate_records([run.record for run in members], seeds)
+    splits = [split for split in members[0].metrics if all(split in r.metrics for r in members)]
+    metrics = {s: aggregate_metrics([run.metrics[s] for run in members], seeds) for s in splits}
+    return Run(path or members[0].path, record, metrics, tuple(members))
 
 
 def group_seed_runs(runs: Sequence[Run]) -> list[Run]:

@@ -91,10 +91,10 @@ def _constant_prediction_lines(run: Run, split: str) -> list[str]:
         return []
     if run.record["strategy"] == "hard_prompt":
         is_calibrated = run.record["config"]["calibration"] != "none"
-        advice = "another --template" if is_calibrated else "--calibration batch"
+        advice = "another template" if is_calibrated else "calibration batch"
     elif threshold != 0.5:
-        advice = f"another --threshold than {threshold:g}, or auto"
+        advice = f"another threshold than {threshold:g}, or auto"
     else:
-        tune = "--threshold auto, " if len(run.label_names) == 2 else ""
-        advice = f"{tune}more epochs, or another --learning_rate"
+        tune = "threshold auto, " if len(run.label_names) == 2 else ""
+        advice = f"{tune}more epochs, or another learning_rate"
     return [f"{split}: every labelled example is predicted {label!r}; try {advice}"]

@@ -15,7 +15,7 @@ from peft_mrpc.evaluation.plot_style import LIGHT, save_figure
 from peft_mrpc.evaluation.plots import plot_confusion_matrix, plot_roc_curves
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import CARD_FILE, FORMAT_VERSION, METRICS_FILE, RUN_FILE, Run, load_run
+from peft_mrpc.runs.run import CARD_FILE, FORMAT_VERSION, METRICS_FILE, RUN_FILE, Run
 from peft_mrpc.serialization import write_json, write_json_lines
 
 
@@ -62,22 +62,21 @@ def write_run(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "peak_memory": peak_memory(),
     }
-    write_json(folder / RUN_FILE, {**common, **record, **describe_environment()})
-    metrics = {}
+    run = Run(folder, {**common, **record, **describe_environment()}, {})
     for split, rows in probabilities.items():
         examples = data.splits[split]
         predicted = predict_labels(rows, threshold)
-        path = folder / "predictions" / f"{split}.jsonl"
-        write_predictions(path, examples, predicted, rows, data.label_names)
+        write_predictions(run.predictions_path(split), examples, predicted, rows, data.label_names)
         labelled = [n for n, example in enumerate(examples) if example.label != UNKNOWN_LABEL]
         if labelled:
             references = np.array([examples[n].label for n in labelled])
-            metrics[split] = compute_metrics(
-                references, predicted[labelled], rows[labelled], data.label_names
-            )
-    write_json(folder / METRICS_FILE, metrics)
-    run = load_run(folder)
-    _write_plots(run)
+            scores = (references, predicted[labelled], rows[labelled])
+            run.metrics[split] = compute_metrics(*scores, data.label_names)
+            plotted = split, references, rows[labelled]
+    write_json(folder / RUN_FILE, run.record)
+    write_json(folder / METRICS_FILE, run.metrics)
+    if run.metrics:  # the last labelled split: test if it is labelled, else validation
+        _write_plots(run, *plotted)
     (folder / CARD_FILE).write_text(build_card(run), encoding="utf-8")
     return run
 
@@ -103,15 +102,11 @@ def write_predictions(
     write_json_lines(path, rows)
 
 
-def _write_plots(run: Run) -> None:
-    """Plot the last labelled split: test if it is labelled, else validation."""
-    if not run.metrics:
-        return
-    split = list(run.metrics)[-1]
-    values, rows = run.metrics[split], run.predictions(split)
-    labelled = rows.references != UNKNOWN_LABEL
+def _write_plots(
+    run: Run, split: str, references: NDArray[np.int64], probabilities: NDArray[np.float64]
+) -> None:
+    values, method = run.metrics[split], run.record["method"]
     title = f"{run.name}\n{run.record['data']['name']} {split}, {values['num_examples']} examples"
-    method = run.record["method"]
     folder = run.path / "plots"
     folder.mkdir(exist_ok=True)
     matrix = plot_confusion_matrix(
@@ -119,10 +114,7 @@ def _write_plots(run: Run) -> None:
         run.label_names,
         f"{title}, accuracy {values['accuracy']:.3f}",
     )
-    curve = plot_roc_curves(
-        {method: (rows.references[labelled], rows.probabilities[labelled])},
-        LIGHT.method_styles([method]),
-        title,
-    )
+    styles = LIGHT.method_styles([method])
+    curve = plot_roc_curves({method: (references, probabilities)}, styles, title)
     save_figure(matrix, folder / "confusion_matrix.png")
     save_figure(curve, folder / "roc_curve.png")

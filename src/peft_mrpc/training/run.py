@@ -32,7 +32,7 @@ from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.precision import trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
-from peft_mrpc.runs.staging import check_output_dir, exclusive, staged_directory
+from peft_mrpc.runs.staging import check_output_dir, staged_directory
 from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
 from peft_mrpc.training.activation_cache.store import ActivationCache
@@ -206,18 +206,14 @@ def train_once(training: Training, activation_cache: ActivationCache | None = No
         The Run, on the main process.
     """
     resolved, state = training.resolved, process_state()
-    with contextlib.ExitStack() as stack:
-        if state.is_main_process:
-            stack.enter_context(exclusive(resolved.output_dir))
-            check_output_dir(resolved.output_dir, resolved.config.overwrite)
+    output_dir, key = resolved.output_dir, record_key(job_record(training))
+    staging = staged_directory(output_dir, resolved.config.overwrite, key=key)
+    with staging if state.is_main_process else contextlib.nullcontext() as folder:
+        if folder is not None:
+            warn_other_trainings(output_dir, key)
         classifier = _build_model(training)
         freeze(resolved, classifier.model)
-        staging = None
-        if state.is_main_process:
-            key = record_key(job_record(training))
-            warn_other_trainings(resolved.output_dir, key)
-            staging = stack.enter_context(staged_directory(resolved.output_dir, key))
-        _train_into(staging, training, classifier, activation_cache)
+        _train_into(folder, training, classifier, activation_cache)
     state.wait_for_everyone()
     return load_run(resolved.output_dir) if state.is_main_process else None
 

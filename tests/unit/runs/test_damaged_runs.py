@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,8 @@ from example_runs import SCORES, build_run
 
 from peft_mrpc.errors import UserError
 from peft_mrpc.report.comparison import build_comparison
-from peft_mrpc.runs.run import load_run
-from peft_mrpc.runs.schema import schema_faults
+from peft_mrpc.runs.run import load_run, read_artifact_record, schema_faults
+from peft_mrpc.serialization import read_asset
 
 
 def compare_with(other: Path, path: Path) -> str:
@@ -52,6 +51,28 @@ def compare_with(other: Path, path: Path) -> str:
             "test.accuracy is true; expected number",
         ),
         ("metrics.json", lambda c: c["test"]["f1"].pop("equivalent"), "test.f1 lacks equivalent"),
+        (
+            "metrics.json",
+            lambda c: c["test"].update(accuracy=float("nan")),
+            "test.accuracy is NaN; expected number",
+        ),
+        (
+            "metrics.json",
+            lambda c: c["test"].update(ece=1.5),
+            "test.ece is 1.5; expected at most 1",
+        ),
+        (
+            "metrics.json",
+            lambda c: c["test"].update(confusion_matrix=[[1]]),
+            "test.confusion_matrix has another size than 2 labels",
+        ),
+        (
+            "run.json",
+            lambda c: c["data"].update(label_names=["yes", "yes"]),
+            'data.label_names is ["yes", "yes"]; expected different values',
+        ),
+        ("run.json", lambda c: c.update(seed=10**400), "seed is 1000000000"),
+        ("run.json", lambda c: c.update(threshold=float("inf")), "threshold is Infinity; expected"),
         ("metrics.json", lambda c: c["test"].update(accuracy=0.9), "metrics.json has 0.9000"),
     ],
 )
@@ -69,13 +90,18 @@ def test_the_message_names_the_place_of_the_fault(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"probabilities": {"equivalent": float("nan"), "not_equivalent": 0.1}}, "row 1 has prob"),
+        (
+            {"probabilities": {"equivalent": float("nan"), "not_equivalent": 0.1}},
+            "row 1: probabilities.equivalent is NaN; expected number",
+        ),
         (
             {"probabilities": {"equivalent": 0.7, "not_equivalent": 0.7}},
             "1 with sum 1",
         ),
-        ({"probabilities": [0.5, 0.5]}, "damaged: "),
-        ({"prediction": "maybe"}, "a row has a missing key or unknown label 'maybe'"),
+        ({"probabilities": [0.5, 0.5]}, "row 1: probabilities is [0.5, 0.5]; expected object"),
+        ({"probabilities": {"equivalent": -0.2, "not_equivalent": 1.2}}, "row 1 has prob"),
+        ({"sentence1": None}, "row 1: sentence1 is null; expected string"),
+        ({"prediction": "maybe"}, "unknown label 'maybe'"),
         ({"label": "not_equivalent"}, "row 1 has another label in "),
         ({"idx": 7}, "5 rows, expected rows 0 to 4 in order"),
         ({"prediction": "equivalent"}, "its accuracy is 1.0000, metrics.json has 0.8000"),
@@ -115,12 +141,47 @@ def test_all_faults_of_a_file_are_listed() -> None:
         "test.f1.no is null; expected number",
         'test.num_examples is "5"; expected integer',
     ]
-    assert schema_faults([], "run") == ["the file is []; expected object"]
+    assert schema_faults([], "run") == ["the content is []; expected object"]
 
 
 def test_the_schemas_are_valid_and_describe_the_written_files(tmp_path: Path) -> None:
     run = build_run(tmp_path / "a", SCORES["a"])
+    schema = json.loads(read_asset("assets/run.schema.json"))
+    for definition in schema["$defs"].values():
+        jsonschema.Draft202012Validator.check_schema(definition)
     for name in ("run", "metrics"):
-        asset = resources.files("peft_mrpc") / "assets" / f"{name}.schema.json"
-        jsonschema.Draft202012Validator.check_schema(json.loads(asset.read_text("utf-8")))
         assert schema_faults(json.loads((run.path / f"{name}.json").read_text()), name) == []
+
+
+ARTIFACT = {
+    **{"format_version": 1, "model": "m", "base_model_id": None, "method": "lora"},
+    **{"label_names": ["no", "yes"], "max_length": 128, "threshold": 0.5, "files": ["w.bin"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"threshold": float("nan")}, "threshold is NaN; expected number"),
+        ({"threshold": 2}, "threshold is 2; expected at most 1"),
+        ({"label_names": ["yes", "yes"]}, "expected different values"),
+        ({"label_names": ["yes"]}, "expected at least this many: 2"),
+        ({"max_length": 0}, "max_length is 0; expected at least 1"),
+        ({"max_length": "128"}, 'max_length is "128"; expected integer'),
+        ({"max_length": 10**30}, "max_length is 1000000000"),
+        ({"files": ["gone.bin"]}, "gone.bin is missing"),
+        ({"format_version": 2}, "got format 2; this version of peft-mrpc reads formats up to 1"),
+    ],
+)
+def test_a_damaged_description_of_a_model_is_refused(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "w.bin").write_bytes(b"")
+    file = tmp_path / "peft_mrpc.json"
+    file.write_text(json.dumps(ARTIFACT))
+    assert read_artifact_record(tmp_path) == ARTIFACT
+    file.write_text(json.dumps({**ARTIFACT, **change}))
+    with pytest.raises(UserError) as caught:
+        read_artifact_record(tmp_path)
+    (line,) = caught.value.lines()
+    assert message in line and str(tmp_path) in line

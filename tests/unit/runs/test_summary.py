@@ -7,10 +7,9 @@ import pytest
 from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels
-from peft_mrpc.runs.run import METRICS_FILE, Run
+from peft_mrpc.runs.run import Run
 from peft_mrpc.runs.summary import seed_line, summary
 from peft_mrpc.runs.writer import describe_data, write_run
-from peft_mrpc.serialization import write_json
 
 TWO = ["no", "yes"]
 SPREAD, HIGH = [0.1, 0.2, 0.8, 0.9], [0.6, 0.7, 0.8, 0.9]
@@ -23,26 +22,29 @@ def write_metrics(
     probabilities = np.stack([1 - np.array(yes), np.array(yes)], axis=1)
     predicted = predict_labels(probabilities, threshold)
     metrics = compute_metrics(np.array(references), predicted, probabilities, TWO)
-    write_json(folder / METRICS_FILE, {"validation": metrics})
     (folder / "predictions").mkdir()
     (folder / "predictions" / "validation.jsonl").touch()
     data = {"label_names": TWO, "splits": {"validation": {}}}
     timing = {"train_seconds": 1.0}
-    return Run(folder, {"data": data, "timing": timing, "threshold": threshold, **record})
+    return Run(
+        folder,
+        {"data": data, "timing": timing, "threshold": threshold, **record},
+        {"validation": metrics},
+    )
 
 
 @pytest.mark.parametrize(
     ("yes", "threshold", "record", "advice"),
     [
-        (HIGH, 0.5, {"strategy": "train"}, "--threshold auto, more epochs, or another --learning"),
-        (SPREAD, 0.001, {"strategy": "train"}, "another --threshold than 0.001, or auto"),
+        (HIGH, 0.5, {"strategy": "train"}, "threshold auto, more epochs, or another learning"),
+        (SPREAD, 0.001, {"strategy": "train"}, "another threshold than 0.001, or auto"),
         (
             *(HIGH, 0.5, {"strategy": "hard_prompt", "config": {"calibration": "none"}}),
-            "--calibration batch",
+            "calibration batch",
         ),
         (
             *(HIGH, 0.5, {"strategy": "hard_prompt", "config": {"calibration": "affine"}}),
-            "another --template",
+            "another template",
         ),
     ],
 )
@@ -69,7 +71,7 @@ def test_three_labels_get_no_advice_about_a_threshold(tmp_path: Path) -> None:
     }
     (tmp_path / "model").mkdir()
     run = write_run(tmp_path, record, data, {"validation": np.tile([0.8, 0.1, 0.1], (3, 1))})
-    assert "try more epochs, or another --learning_rate" in summary(run)
+    assert "try more epochs, or another learning_rate" in summary(run)
 
 
 @pytest.mark.parametrize(("yes", "references"), [(SPREAD, [0, 0, 1, 1]), (HIGH, [1, 1, 1, 1])])

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Set
-from importlib import resources
 from typing import Any
 
 from optuna.distributions import (
@@ -14,7 +13,7 @@ from optuna.distributions import (
 from optuna.trial import BaseTrial
 
 from peft_mrpc.errors import closest, one_line, raise_faults
-from peft_mrpc.serialization import load_yaml, read_yaml
+from peft_mrpc.serialization import load_yaml, read_asset, read_yaml
 
 KEYS = ("low", "high", "log", "step", "factor", "choices")
 EVERY_METHOD = "every_method"
@@ -140,7 +139,7 @@ def _packaged_specs(
     method: str, values: Mapping[str, Any], given: Set[str], limits: Mapping[str, int]
 ) -> dict[str, Any]:
     """Return the packaged entries for a method, without those that have no effect here."""
-    spaces = load_yaml((resources.files("peft_mrpc") / PACKAGED_SPACE).read_text("utf-8"))
+    spaces = load_yaml(read_asset(PACKAGED_SPACE))
     specs = {**spaces[EVERY_METHOD], **spaces.get(method, {})}
     if values["max_steps"] > 0:
         del specs["num_train_epochs"]

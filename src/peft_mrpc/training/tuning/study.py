@@ -35,7 +35,7 @@ from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, one_line, raise_faults, unknown_name
 from peft_mrpc.options import convert, option_types
-from peft_mrpc.runs.staging import check_output_dir
+from peft_mrpc.runs.staging import DirectoryKind, check_output_dir
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.serialization import read_json, write_json
 from peft_mrpc.training.activation_cache.store import ActivationCache
@@ -77,6 +77,8 @@ SEARCH_CONTENTS = frozenset(
     {STUDY_FILE, f"{STUDY_FILE}-journal", SEARCH_FILE, BEST_FILE, TRIALS_FILE}
     | {f"{PLOT_NAME}.png", f"{PLOT_NAME}.svg"}
 )
+# A search that was interrupted at its start has no file that identifies it.
+SEARCH_DIRECTORY = DirectoryKind("search", SEARCH_CONTENTS, read=lambda folder: None)
 # Objectives on the validation split: the Trainer's name of the metric, and the direction.
 OBJECTIVES: Mapping[str, tuple[str, Literal["maximize", "minimize"]]] = {
     "accuracy": ("eval_accuracy", "maximize"),
@@ -217,7 +219,7 @@ def prepare_search(job: TrainJob, config: TuneConfig) -> Search:
         job.config.method, job.config.model, job.data, "tune"
     )
     directory = Path(directory).expanduser()
-    check_output_dir(directory, True, SEARCH_CONTENTS, "search")
+    check_output_dir(directory, True, SEARCH_DIRECTORY)
     job = replace(job, output_dir=directory)
     trial_job = job.with_options(**TRIAL_ARGUMENTS)
     inputs = load_inputs(job)
