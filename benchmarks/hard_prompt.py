@@ -28,6 +28,7 @@ from hard_prompt_tables import (
 )
 from numpy.typing import NDArray
 from scipy.stats import binomtest
+from sklearn.model_selection import StratifiedKFold
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.examples import Example
@@ -38,9 +39,9 @@ from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
+    MAX_FOLDS,
     Calibration,
     affine,
-    affine_out_of_fold,
     batch,
     contextual,
     no_calibration,
@@ -240,6 +241,21 @@ def fits(study: Study) -> list[Row]:
             row["dev"] = study.reached(affine(scores, labels), [dev[n] for n in which])
             rows.append(row)
     return rows
+
+
+def affine_out_of_fold(features: Array, references: NDArray[np.int64]) -> Array:
+    """Probabilities of labelled examples by fits without them, [V, N, C] -> [N, C]."""
+    probabilities = np.zeros(features.shape[1:])
+    folds = StratifiedKFold(
+        min(MAX_FOLDS, int(np.bincount(references).min())), shuffle=True, random_state=0
+    )
+    for fitted, rest in folds.split(probabilities, references):
+        if np.bincount(references[fitted], minlength=len(LABELS)).min() < 2:
+            calibration = affine(features, references)  # --quick: too few to leave some out
+        else:
+            calibration = affine(features[:, fitted], references[fitted])
+        probabilities[rest] = calibration.probabilities(features[:, rest])
+    return probabilities
 
 
 def both(study: Study) -> list[list[Example]]:

@@ -204,11 +204,8 @@ class PromptConfig:
     )
     template: str = option(
         "paraphrase",
-        "packaged templates or YAML files, comma-separated, or all",
+        "packaged templates or YAML files, comma-separated, or all; several are averaged",
         common=True,
-    )
-    combine: str = option(
-        "ensemble", "several templates: ensemble (average them) or best (selected on train)"
     )
     endpoint: str | None = option(
         None,
@@ -232,7 +229,7 @@ class PromptConfig:
         "none", "match the predicted label frequencies: none, uniform, or train (those of train)"
     )
     num_calibration_pairs: int = option(
-        400, "training examples for affine calibration and for --combine best, sampled with --seed"
+        400, "training examples for affine calibration, sampled with --seed"
     )
     quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)", common=True)
     device_map: str = option(

@@ -17,7 +17,6 @@ def main(argv: Sequence[str]) -> None:
 
     from peft_mrpc.api import evaluate_prompt, preview_prompts
     from peft_mrpc.distributed import process_state
-    from peft_mrpc.prompting.run import template_lines
     from peft_mrpc.runs.summary import summary
 
     if config.dry_run:
@@ -26,7 +25,7 @@ def main(argv: Sequence[str]) -> None:
         run = evaluate_prompt(config, data)
         if run is None:  # another process of the job
             return
-        lines = [*template_lines(run), summary(run)]
+        lines = [summary(run)]
     if process_state().is_main_process:
         print_text("\n".join(lines))
 

@@ -134,15 +134,14 @@ def test_examples_in_memory_are_scored_like_those_of_a_file(
     assert probabilities["memory"] == probabilities["run"]
 
 
-def test_the_command_prints_the_metrics_of_each_template(
+def test_the_command_prints_the_metrics(
     config: PromptConfig, pair_files: dict[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model", config.model, "--quantization", "none", "--template"]
     options += ["paraphrase,paraphrase_harness", "--validation_file", pair_files["validation"]]
     main([*options, "--output_dir", str(config.output_dir)])
     output = capsys.readouterr().out
-    assert "paraphrase          validation: accuracy" in output
-    assert "paraphrase_harness  validation: accuracy" in output
+    assert "accuracy" in output
     assert f"Run: {config.output_dir}" in output
 
 
@@ -159,7 +158,6 @@ def test_the_command_prints_the_metrics_of_each_template(
         ({"num_demonstrations": 2}, "num_demonstrations 2: needs training examples"),
         ({"num_demonstrations": -1}, "num_demonstrations: got -1; expected at least 0."),
         ({"label_prior": "train"}, "label_prior train: needs training examples"),
-        ({"combine": "best"}, "combine: got best with one template"),
         ({"batch_size": 0}, "batch_size: got 0; expected at least 1"),
         ({"push_to_hub": True}, "push_to_hub: got no hub_model_id"),
         ({"max_length": 12}, "validation, row 1, paraphrase: its prompt has"),
@@ -335,13 +333,8 @@ def test_a_template_for_other_labels_is_refused_before_the_model_is_resolved(
             "calibration": "affine",
             "num_calibration_pairs": 8,
         },
-        {
-            "template": "paraphrase_harness,paraphrase",
-            "combine": "best",
-            "num_calibration_pairs": 8,
-        },
     ],
-    ids=["affine", "nearest", "contextual", "ensemble", "features", "best"],
+    ids=["affine", "nearest", "contextual", "ensemble", "features"],
 )
 def test_a_loaded_classifier_gives_the_probabilities_of_its_run(
     options: dict[str, Any], config: PromptConfig, data_with_train: DataConfig
@@ -352,14 +345,6 @@ def test_a_loaded_classifier_gives_the_probabilities_of_its_run(
     again = load_classifier(run).predict_proba(examples, 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == (options.get("calibration") != "batch")
-    if "combine" in options:
-        macro_f1 = {
-            name: sum(splits["train"]["f1"].values())
-            for name, splits in run.record["templates"].items()
-        }
-        best = max(macro_f1, key=lambda name: macro_f1[name])
-        assert run.record["chosen_template"] == best
-        assert [t["name"] for t in run.record["config"]["templates"]] == [best]
 
 
 def test_publishing_warns_about_training_examples(

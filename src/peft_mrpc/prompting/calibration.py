@@ -5,7 +5,7 @@ log-probabilities of the labels or on their scale, [T, N, C] for T templates, N 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -89,45 +89,26 @@ class Calibration:
         )
 
 
-@dataclass(frozen=True)
-class CalibrationData:
-    """Everything that a calibration is fitted to besides the scores that it calibrates.
+def fit_calibration(
+    kind: str,
+    scores: Array,
+    content_free: Array | None = None,
+    prior: Sequence[float] | None = None,
+) -> Calibration:
+    """Fit a calibration that needs no labelled examples.
 
-    Attributes:
-        kind: One of `CALIBRATIONS`.
-        seed: Seed of the cross-validation folds.
-        prior: How often each label is to be predicted, [C]; None for no such bias.
-        train_scores: Scores of the labelled calibration set by T templates, for `affine`.
-        references: Labels of the calibration set.
-        content_free: Scores of examples without content by T templates, for `contextual`.
+    Args:
+        kind: `none`, `contextual` or `batch`.
+        scores: Label scores of the examples, [T, N, C].
+        content_free: Label scores of examples without content, for `contextual`, [T, K, C].
+        prior: How often each label is to be predicted, [C]; None for no such constraint.
     """
-
-    kind: str
-    seed: int = 0
-    prior: Sequence[float] | None = None
-    train_scores: Sequence[TemplateScores] = ()
-    references: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    content_free: Sequence[TemplateScores] = ()
-
-    def of_template(self, index: int) -> "CalibrationData":
-        """The data of one template."""
-        return replace(
-            self,
-            train_scores=self.train_scores[index : index + 1],
-            content_free=self.content_free[index : index + 1],
-        )
-
-
-def fit_calibration(scores: Sequence[TemplateScores], data: CalibrationData) -> Calibration:
-    """Fit a calibration to the scores of T templates and the data of its kind."""
-    if data.kind == "affine":
-        return affine(stack_features(data.train_scores), data.references, data.seed)
-    labels = stack_label_scores(scores)
-    if data.kind == "contextual":
-        calibration = contextual(labels, stack_label_scores(data.content_free))
+    if kind == "contextual":
+        assert content_free is not None
+        calibration = contextual(scores, content_free)
     else:
-        calibration = batch(labels) if data.kind == "batch" else no_calibration(labels)
-    return calibration if data.prior is None else calibration.with_prior(labels, data.prior)
+        calibration = batch(scores) if kind == "batch" else no_calibration(scores)
+    return calibration if prior is None else calibration.with_prior(scores, prior)
 
 
 def _average(scores: Array, kind: str, offsets: Array, scales: Array) -> Calibration:
@@ -203,23 +184,6 @@ def affine(features: Array, references: NDArray[np.int64], seed: int = 0) -> Cal
         bias = np.array([-bias[0] / 2, bias[0] / 2])
     weights = coefficients.T.reshape(num_features, labels, labels)
     return Calibration("affine", np.zeros((num_features, labels)), weights, bias, True)
-
-
-def affine_out_of_fold(features: Array, references: NDArray[np.int64], seed: int = 0) -> Array:
-    """Probabilities of labelled examples by fits without them, [V, N, C] -> [N, C]."""
-    from sklearn.model_selection import StratifiedKFold
-
-    labels = features.shape[2]
-    probabilities = np.zeros(features.shape[1:])
-    num_folds = min(MAX_FOLDS, int(np.bincount(references).min()))
-    folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed)
-    for fitted, rest in folds.split(probabilities, references):
-        if np.bincount(references[fitted], minlength=labels).min() < 2:
-            calibration = affine(features, references, seed)  # too few to leave some out
-        else:
-            calibration = affine(features[:, fitted], references[fitted], seed)
-        probabilities[rest] = calibration.probabilities(features[:, rest])
-    return probabilities
 
 
 def match_prior(logits: Array, prior: Array) -> Array:

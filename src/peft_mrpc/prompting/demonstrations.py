@@ -173,7 +173,7 @@ class TrainSample:
     """Training examples that a prompt uses.
 
     Attributes:
-        calibration: Labelled examples to select a template and fit a calibration on.
+        calibration: Labelled examples to fit a calibration on.
         demonstrations: The demonstrations of every prompt, or the pool of `nearest`.
     """
 
@@ -192,7 +192,6 @@ def label_uses(config: PromptConfig) -> list[str]:
         f"num_demonstrations {config.num_demonstrations}": config.num_demonstrations > 0,
         "calibration affine": config.calibration == "affine",
         "label_prior train": config.label_prior == "train",
-        "combine best": config.combine == "best",
     }
     return [option for option, is_used in uses.items() if is_used]
 
@@ -209,7 +208,7 @@ def sample_train(config: PromptConfig, data: DataSplits, splits: Sequence[str]) 
     """
     pool = _unscored_pool(config, data, splits)
     calibration: list[Example] = []
-    if config.calibration == "affine" or config.combine == "best":
+    if config.calibration == "affine":
         draw = np.random.default_rng([config.seed, 1])
         rows = sorted(draw.permutation(len(pool))[: config.num_calibration_pairs])
         calibration = [pool[row] for row in rows]

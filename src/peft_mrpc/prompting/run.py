@@ -19,7 +19,7 @@ from peft_mrpc.config import (
     config_record,
     default_output_dir,
 )
-from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
+from peft_mrpc.data.examples import DataSplits, Example
 from peft_mrpc.data.loading import (
     load_data,
     reported_splits,
@@ -28,14 +28,13 @@ from peft_mrpc.data.loading import (
 )
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.evaluation.metrics import compute_metrics
 from peft_mrpc.models.loading import check_causal_lm, load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
-    CalibrationData,
-    affine_out_of_fold,
+    Calibration,
+    affine,
     fit_calibration,
 )
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
@@ -51,13 +50,13 @@ from peft_mrpc.prompting.endpoint import EndpointEngine
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.score_cache import FileScoreCache
-from peft_mrpc.prompting.scores import TemplateScores, stack_features
+from peft_mrpc.prompting.scores import TemplateScores, stack_features, stack_label_scores
 from peft_mrpc.prompting.templates import Template, load_templates
 from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
-from peft_mrpc.runs.summary import data_line, format_metrics
+from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
 
 logger = logging.getLogger(__name__)
@@ -66,7 +65,6 @@ logger = logging.getLogger(__name__)
 LOW_LABEL_MASS = 0.1
 # Names of encoded sets besides the reported splits.
 CALIBRATION_SET, CONTENT_FREE = "train", "content-free"
-TEMPLATE_METRICS = ("accuracy", "f1", "roc_auc")
 Array = NDArray[np.float64]
 
 
@@ -114,15 +112,13 @@ class PromptEvaluation:
     Attributes:
         classifier: The classifier, calibrated on the first split.
         probabilities: Of each reported split, [N, C].
-        templates: Label probability mass and metrics by template and split.
-        selected: The template selected on train by `combine best`.
+        label_mass: Mean label probability mass by split and template.
         seconds: Time of scoring and calibrating.
     """
 
     classifier: PromptClassifier
     probabilities: dict[str, Array]
-    templates: dict[str, dict[str, Any]]
-    selected: str | None
+    label_mass: dict[str, dict[str, float | None]]
     seconds: float
 
 
@@ -298,50 +294,28 @@ def load_engine(job: PromptJob) -> Engine:
 
 
 def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
-    """Score every split, calibrate, and compute the metrics of each template."""
+    """Score every split, and calibrate the scores."""
     started = time.perf_counter()
-    config, sample, label_names = job.config, job.train_sample, job.data.label_names
-    templates, batches = list(job.templates), dict(job.batches)
-    results: dict[str, dict[str, Any]] = {template.name: {} for template in templates}
-    data = CalibrationData(
-        config.calibration,
-        config.seed,
-        label_prior(config, job.data),
-        _score(job, engine, batches, CALIBRATION_SET, results) if sample.calibration else (),
-        sample.references,
-        [engine.score(batch, len(batch)) for batch in batches.get(CONTENT_FREE, ())],
-    )
-    selected = None
-    if config.combine == "best":
-        index = select_template(templates, data, label_names, results)
-        selected, data = templates[index].name, data.of_template(index)
-        templates = [templates[index]]
-        batches = {split: [encoded[index]] for split, encoded in batches.items()}
-    scores = {split: _score(job, engine, batches, split, results) for split in job.splits}
-    calibrations = {split: fit_calibration(scores[split], data) for split in job.splits}
+    scores = {split: _score(job, engine, split) for split in job.splits}
+    calibrations = _calibrate(job, engine, scores)
     probabilities = {split: calibrations[split].predict_proba(scores[split]) for split in scores}
-    if len(templates) > 1:
-        _describe_templates(job, templates, scores, data, results)
     classifier = PromptClassifier(
-        *(job.encoder, engine, templates, list(label_names), job.selector),
+        job.encoder,
+        engine,
+        job.templates,
+        list(job.data.label_names),
+        job.selector,
         calibrations[job.splits[0]],  # new examples are classified like the first split
     )
-    seconds = time.perf_counter() - started
-    return PromptEvaluation(classifier, probabilities, results, selected, seconds)
+    masses = {split: _label_masses(job, split, scores[split]) for split in scores}
+    return PromptEvaluation(classifier, probabilities, masses, time.perf_counter() - started)
 
 
-def _score(
-    job: PromptJob,
-    engine: Engine,
-    batches: Mapping[str, Sequence[Any]],
-    split: str,
-    results: Mapping[str, dict[str, Any]],
-) -> list[TemplateScores]:
-    """The scores of a split by each template, with those of an interrupted run."""
+def _score(job: PromptJob, engine: Engine, name: str) -> list[TemplateScores]:
+    """The scores of a set of examples by each template, with those of an interrupted run."""
     fingerprint = engine.fingerprint()
-    all_scores = []
-    for batch in batches[split]:
-        template = batch.template
+    scores = []
+    for batch in job.batches[name]:
         cache = FileScoreCache(
             job.score_folder,
             process_state().process_index,
@@ -349,82 +323,51 @@ def _score(
         )
         if len(cache):
             logger.info(
-                "%s: %d examples of %s are scored already", template.name, len(cache), split
+                "%s: %d examples of %s are scored already", batch.template.name, len(cache), name
             )
-        scores = engine.score(batch, job.config.batch_size, cache)
-        mass = label_mass(template, scores)
-        results[template.name].setdefault(split, {})["label_mass"] = mass
-        if mass is not None and mass < LOW_LABEL_MASS:
+        scores.append(engine.score(batch, job.config.batch_size, cache))
+    return scores
+
+
+def _calibrate(
+    job: PromptJob, engine: Engine, scores: Mapping[str, Sequence[TemplateScores]]
+) -> dict[str, Calibration]:
+    """The calibration of each split: one for all, or one of the split's own scores."""
+    kind, sample = job.config.calibration, job.train_sample
+    if kind == "affine":
+        features = stack_features(_score(job, engine, CALIBRATION_SET))
+        return dict.fromkeys(scores, affine(features, sample.references, job.config.seed))
+    content_free = None
+    if kind == "contextual":
+        content_free = stack_label_scores(_score(job, engine, CONTENT_FREE))
+    prior = label_prior(job.config, job.data)
+    return {
+        split: fit_calibration(kind, stack_label_scores(by_template), content_free, prior)
+        for split, by_template in scores.items()
+    }
+
+
+def _label_masses(
+    job: PromptJob, split: str, scores: Sequence[TemplateScores]
+) -> dict[str, float | None]:
+    """Mean probability of all label words together, by template.
+
+    None if the scores of a template are not probabilities.
+    """
+    masses: dict[str, float | None] = {}
+    for template, by_label in zip(job.templates, scores, strict=True):
+        if template.direction == "channel" or template.length_normalized:
+            masses[template.name] = None
+            continue
+        mass = float(np.exp(by_label.labels).sum(axis=1).mean())
+        if mass < LOW_LABEL_MASS:
             logger.warning(
                 "%s, %s: the label words have only %.1f%% of the probability, so the model's "
                 "answer is probably another text. Try another template.",
                 *(split, template.name, 100 * mass),
             )
-        all_scores.append(scores)
-    return all_scores
-
-
-def label_mass(template: Template, scores: TemplateScores) -> float | None:
-    """Mean probability of all label words together; None if the scores are not probabilities."""
-    if template.direction == "channel" or template.length_normalized:
-        return None
-    return float(np.exp(scores.labels).sum(axis=1).mean())
-
-
-def select_template(
-    templates: Sequence[Template],
-    data: CalibrationData,
-    label_names: Sequence[str],
-    results: Mapping[str, dict[str, Any]],
-) -> int:
-    """The index of the template with the best macro F1 on the calibration set.
-
-    An affine calibration is evaluated on examples that it was not fitted to.
-    """
-    macro_f1 = []
-    for index, template in enumerate(templates):
-        template_data = data.of_template(index)
-        scores = template_data.train_scores
-        if data.kind == "affine":
-            features = stack_features(scores)
-            probabilities = affine_out_of_fold(features, data.references, data.seed)
-        else:
-            probabilities = fit_calibration(scores, template_data).predict_proba(scores)
-        metrics = _metrics(probabilities, data.references, label_names)
-        results[template.name][CALIBRATION_SET].update(metrics)
-        macro_f1.append(float(np.mean(list(metrics["f1"].values()))))
-    best = int(np.argmax(macro_f1))
-    logger.info("%s has the best macro F1 on train: %.3f", templates[best].name, macro_f1[best])
-    return best
-
-
-def _describe_templates(
-    job: PromptJob,
-    templates: Sequence[Template],
-    scores: Mapping[str, Sequence[TemplateScores]],
-    data: CalibrationData,
-    results: Mapping[str, dict[str, Any]],
-) -> None:
-    """Add the metrics of each of several templates on the labelled splits."""
-    for split in job.splits:
-        references = np.array([example.label for example in job.data.splits[split]])
-        if (references == UNKNOWN_LABEL).any():
-            continue
-        for index, template in enumerate(templates):
-            template_scores = [scores[split][index]]
-            calibration = fit_calibration(template_scores, data.of_template(index))
-            probabilities = calibration.predict_proba(template_scores)
-            results[template.name][split].update(
-                _metrics(probabilities, references, job.data.label_names)
-            )
-
-
-def _metrics(
-    probabilities: Array, references: NDArray[np.int64], label_names: Sequence[str]
-) -> dict[str, Any]:
-    predictions = probabilities.argmax(axis=1)
-    metrics = compute_metrics(references, predictions, probabilities, label_names)
-    return {name: metrics[name] for name in TEMPLATE_METRICS}
+        masses[template.name] = mass
+    return masses
 
 
 # ---- the Run ----
@@ -441,7 +384,7 @@ def _write(folder: Path, job: PromptJob, evaluation: PromptEvaluation) -> None:
 
 def _record(job: PromptJob, evaluation: PromptEvaluation) -> dict[str, Any]:
     """The content of `run.json` that is particular to hard prompts."""
-    config, templates = job.config, evaluation.classifier.templates
+    config = job.config
     num_calibration = len(job.train_sample.calibration)
     count = num_calibration + sum(map(len, evaluation.probabilities.values()))
     options = config_record(job.data_config, config)
@@ -455,35 +398,11 @@ def _record(job: PromptJob, evaluation: PromptEvaluation) -> dict[str, Any]:
         "seed": config.seed,
         "num_processes": process_state().num_processes,
         "data": describe_data(job.data, job.splits),
-        "label_mass": {
-            split: {t.name: evaluation.templates[t.name][split]["label_mass"] for t in templates}
-            for split in job.splits
-        },
-        "templates": evaluation.templates,
-        "chosen_template": evaluation.selected,
+        "label_mass": evaluation.label_mass,
         "uses_labels": {"for": label_uses(config), "calibration_pairs": num_calibration},
-        "config": options | {"templates": [template.to_dict() for template in templates]},
+        "config": options | {"templates": [template.to_dict() for template in job.templates]},
         "timing": {
             "score_seconds": evaluation.seconds,
             "score_pairs_per_second": count / evaluation.seconds,
         },
     }
-
-
-def template_lines(run: Run) -> list[str]:
-    """One line for each of several templates and each split: the metrics of the template alone."""
-    record = run.record
-    if len(record["templates"]) < 2:
-        return []
-    width = max(map(len, record["templates"]))
-    lines = []
-    for name, splits in record["templates"].items():
-        for split, values in splits.items():
-            if split in run.metrics and "accuracy" in values:
-                accuracy, *f1, area = format_metrics(values, run.label_names)
-                lines.append(
-                    f"{name:<{width}}  {split}: accuracy {accuracy}, F1 {' / '.join(f1)}, "
-                    f"ROC-AUC {area}"
-                )
-    selected = record["chosen_template"]
-    return [*lines, f"selected on train: {selected}"] if selected else lines

@@ -16,7 +16,6 @@ CHOICES = {
     "quantization": QUANTIZATIONS,
     "calibration": CALIBRATIONS,
     "demonstrations": DEMONSTRATION_CHOICES,
-    "combine": ("ensemble", "best"),
     "label_prior": ("none", "uniform", "train"),
     "device_map": ("replica", "auto"),
 }
@@ -71,11 +70,11 @@ def validate_options(config: PromptConfig) -> None:
             "calibration: got contextual, but with nearest demonstrations each example has a "
             "context of its own; use batch or affine."
         )
-    is_fitted = config.calibration == "affine" or config.combine == "best"
-    if config.num_calibration_pairs != PromptConfig.num_calibration_pairs and not is_fitted:
+    is_default = config.num_calibration_pairs == PromptConfig.num_calibration_pairs
+    if config.calibration != "affine" and not is_default:
         faults.append(
             f"num_calibration_pairs: got {config.num_calibration_pairs}, but nothing is fitted; "
-            "use calibration affine or combine best, or drop it."
+            "use calibration affine, or drop it."
         )
     if config.label_prior != "none" and config.calibration == "affine":
         faults.append(
@@ -118,8 +117,6 @@ def _template_faults(config: PromptConfig, templates: Sequence[Template]) -> lis
             f"template: {(bare or channel)[0]} has direction channel, whose raw scores give nearly "
             "every example the same label; use calibration batch or affine, or label_prior train."
         )
-    if config.combine == "best" and len(templates) < 2:
-        faults.append("combine: got best with one template; expected several in template.")
     if config.endpoint and channel:
         faults.append(
             f"endpoint: {channel[0]} has direction channel, which needs the probabilities of whole "

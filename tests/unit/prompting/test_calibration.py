@@ -3,9 +3,7 @@ import pytest
 
 from peft_mrpc.prompting.calibration import (
     Calibration,
-    CalibrationData,
     affine,
-    affine_out_of_fold,
     batch,
     contextual,
     fit_calibration,
@@ -114,15 +112,6 @@ def test_a_template_with_equal_scores_for_all_examples_has_no_weight() -> None:
     assert np.allclose(np.argsort(batch(both).logits(both)[:, 1]), np.argsort(alone[:, 1]))
 
 
-def test_out_of_fold_probabilities_do_not_overfit() -> None:
-    draw = np.random.default_rng(5)
-    references = draw.integers(2, size=60)
-    noise = draw.normal(size=(20, 60, 2))  # twenty templates without information
-    seen = (affine(noise, references).probabilities(noise).argmax(axis=1) == references).mean()
-    unseen = (affine_out_of_fold(noise, references).argmax(axis=1) == references).mean()
-    assert unseen < 0.65 and unseen <= seen
-
-
 def test_channel_scores_do_not_depend_on_the_order_of_the_sentences() -> None:
     # Two orders, under each label: -10 and -5 over 5 tokens, -9 and -9 over 3. The ratios to the
     # mean are -4/3 and -2/3, and -1 and -1: the second order favours the last label less.
@@ -140,13 +129,11 @@ def test_channel_scores_do_not_depend_on_the_order_of_the_sentences() -> None:
     assert np.array_equal(swapped.features, scores.features)
 
 
-def test_the_data_of_one_template_fits_that_template_alone() -> None:
-    draw = np.random.default_rng(6)
-    references = draw.integers(2, size=40)
-    scores = [TemplateScores.from_labels(draw.normal(size=(40, 2))) for _ in range(2)]
-    data = CalibrationData("affine", 0, None, scores, references)
-    second = fit_calibration([], data.of_template(1))
-    expected = affine(scores[1].features, references)
-    assert np.array_equal(second.weights, expected.weights)
-    matched = fit_calibration(scores, CalibrationData("batch", prior=[0.25, 0.75]))
-    assert (matched.predict_proba(scores).argmax(axis=1) == 0).sum() == 10
+def test_a_prior_is_matched_after_the_calibration() -> None:
+    scores = np.random.default_rng(6).normal(size=(2, 40, 2))
+    matched = fit_calibration("batch", scores, prior=[0.25, 0.75])
+    assert (matched.probabilities(scores).argmax(axis=1) == 0).sum() == 10
+    content_free = scores[:, :3]
+    expected = contextual(scores, content_free).probabilities(scores)
+    fit = fit_calibration("contextual", scores, content_free)
+    assert np.array_equal(fit.probabilities(scores), expected)
