@@ -24,7 +24,7 @@ def main(argv: Sequence[str]) -> None:
     if job.config.dry_run:
         text = f"{prepare_search(job, config).describe()}\ndry run: nothing was trained or written"
     else:
-        text = run_search(job, config).summary()
+        text = str(run_search(job, config))
     print_text(text)
 
 

@@ -100,12 +100,15 @@ class TrainJob:
         """This job with other values for some fields of its config, the Trainer or the method.
 
         Raises:
-            UserError: For a name that is none of these.
+            UserError: For a name that is none of these, and for each wrong type.
         """
-        own = {item.name for item in dataclasses.fields(TrainConfig)}
-        config = {name: value for name, value in options.items() if name in own}
-        others = {name: value for name, value in options.items() if name not in own}
-        method = config.get("method", self.config.method)
+        types = option_types(TrainConfig)
+        arguments = [Argument(n, v, n, is_typed=False) for n, v in options.items() if n in types]
+        values, faults = convert_arguments(arguments, types)
+        raise_faults(faults)
+        config: dict[str, Any] = {n: values.get(n) for n in options if n in types}
+        others = {name: value for name, value in options.items() if name not in types}
+        method = config.get("method") or self.config.method
         training_arguments, method_options = split_options(method, others)
         return dataclasses.replace(
             self,

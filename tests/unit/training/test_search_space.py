@@ -30,7 +30,13 @@ VALUES: dict[str, Any] = {
 
 def load(path: Path | None, **changes: Any) -> Any:
     arguments: dict[str, Any] = {
-        **{"method": "lora", "values": VALUES, "given": set(), "fixed": {"seed"}, "limits": {}},
+        **{
+            "method": "lora",
+            "values": VALUES,
+            "explicit": set(),
+            "fixed": {"seed"},
+            "num_layers": 12,
+        },
         **changes,
     }
     return load_search_space(str(path) if path else None, **arguments)
@@ -59,22 +65,21 @@ def test_an_entry_becomes_a_distribution(spec: dict[str, Any], distribution: Any
     [
         ("learning_rat: {low: 1, high: 2}", "is not an option of lora. Did you mean 'learning_rat"),
         ("seed: {low: 1, high: 2}", "seed: must be the same in all trials; remove it."),
-        ("r: 8", "r: got 8; expected a mapping with low and high, factor, or choices."),
-        ("r: {low: 8, hihg: 9}", "got the key 'hihg'; expected low, high, log, step, factor, ch"),
-        ("r: {low: 8}", "got low 8 and high None; expected two numbers, low < high."),
-        ("r: {low: 8, high: 8}", "got low 8 and high 8; expected two numbers, low < high."),
-        ("r: {low: true, high: 8}", "got low True and high 8; expected two numbers"),
+        ("r: 8", "r: got 8; expected {low, high}, {factor} or {choices}"),
+        ("r: {low: 8, hihg: 9}", "got {'low': 8, 'hihg': 9}; expected {low, high}"),
+        ("r: {low: 8}", "got {'low': 8}; expected {low, high}"),
+        ("r: {low: 8, high: 8}", "expected finite numbers, low < high"),
+        ("r: {low: true, high: 8}", "expected finite numbers"),
         ("learning_rate: {low: 0.0, high: 1, log: true}", "`low > 0` must hold for `log=True`"),
-        ("learning_rate: {low: .nan, high: 1}", "got low nan and high 1"),
-        ("r: {low: 2, high: 8, step: 0}", "got step 0; expected a number up to high - low."),
+        ("learning_rate: {low: .nan, high: 1}", "expected finite numbers"),
+        ("r: {low: 2, high: 8, step: 0}", "step"),
         ("r: {low: 2, high: 8, step: 2, log: true}", "log"),
-        ("r: {low: 2, high: 8, log: 2}", "got log 2; expected true or false."),
-        ("r: {choices: [8]}", "expected choices alone, a list of two or more."),
-        ("r: {choices: [8, 9], low: 1}", "expected choices alone, a list of two or more."),
-        ("r: {choices: [8, 8]}", "got [8, 8]; expected different choices."),
-        ("r: {choices: [8, [9]]}", "got the choice [9]; expected numbers, words, true or false."),
-        ("r: {factor: 1}", "got factor 1; expected a number above 1"),
-        ("layers_to_transform: {factor: 2}", "but the value is None; expected low and high."),
+        ("r: {low: 2, high: 8, log: 2}", "log true or false"),
+        ("r: {choices: []}", "expected {low, high}, {factor} or {choices}"),
+        ("r: {choices: [8, 9], low: 1}", "expected {low, high}, {factor} or {choices}"),
+        ("r: {choices: [8, [9]]}", "got [8, [9]]; expected numbers, words, true or false."),
+        ("r: {factor: 1}", "expected a factor above 1"),
+        ("layers_to_transform: {factor: 2}", "for the value None; expected a factor above 1"),
         ("{}", "nothing to search; expected"),
         ("- r", "expected lines `name: {low"),
         ("r: {", "not valid YAML"),
@@ -92,15 +97,15 @@ def test_all_errors_of_a_file_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "space.yaml"
     path.write_text("r: 8\nseed: {low: 1, high: 2}\nlora_alpha: {low: 1, high: 2}\n")
     with pytest.raises(UserError) as raised:
-        load(path, given={"lora_alpha"})
+        load(path, explicit={"lora_alpha"})
     assert len(raised.value.faults) == 3
     assert raised.value.faults[2].endswith("has a fixed value in this command too; remove one.")
 
 
-def test_the_packaged_space_leaves_out_what_has_no_effect() -> None:
+def test_the_packaged_space_skips_options_without_an_effect() -> None:
     # The head has no learning rate of its own here.
     assert set(load(None)) == {"learning_rate", "num_train_epochs", "r", "lora_alpha"}
-    assert set(load(None, values={**VALUES, "max_steps": 5}, given={"r"})) == {
+    assert set(load(None, values={**VALUES, "max_steps": 5}, explicit={"r"})) == {
         *("learning_rate", "lora_alpha")
     }
     assert load(None)["learning_rate"] == FloatDistribution(2e-4, 5e-3, log=True)
@@ -108,19 +113,11 @@ def test_the_packaged_space_leaves_out_what_has_no_effect() -> None:
 
 def test_the_packaged_space_respects_the_number_of_layers() -> None:
     values = {**VALUES, "num_unfrozen_layers": 2}
-
-    def choices(limit: int) -> Any:
-        space = load(
-            *(None,), method="layer_freeze", values=values, limits={"num_unfrozen_layers": limit}
-        )
-        return distribution_ends(space["num_unfrozen_layers"])
-
-    assert choices(12) == (1, 2, 3) and choices(2) == (1, 2)
-    with pytest.raises(KeyError):
-        choices(1)  # a single choice is not a search
+    space = load(None, method="layer_freeze", values=values, num_layers=2)
+    assert distribution_ends(space["num_unfrozen_layers"]) == (1, 2)
 
 
-def test_a_trial_gets_a_value_of_each_kind() -> None:
+def test_a_trial_has_a_value_of_each_kind() -> None:
     space = {
         "r": CategoricalDistribution([4, 8]),
         "num_train_epochs": IntDistribution(1, 6),
