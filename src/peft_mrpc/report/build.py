@@ -14,16 +14,21 @@ from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.plot_style import THEMES, save_figure
 from peft_mrpc.report.analysis import analyze
 from peft_mrpc.report.comparison import Comparison, build_comparison
-from peft_mrpc.report.examples import browser_data
 from peft_mrpc.report.html import report_html
-from peft_mrpc.report.plots import build_plots
-from peft_mrpc.report.summary import Summary, build_summary
-from peft_mrpc.report.tables import ReportTables, build_tables
-from peft_mrpc.report.text import plain_table, report_json, report_markdown
+from peft_mrpc.report.plots import CAPTIONS, build_plots
+from peft_mrpc.report.summary import (
+    Summary,
+    build_summary,
+    difference_notes,
+    method_descriptions,
+    seeds_note,
+)
+from peft_mrpc.report.tables import ReportTables, build_tables, escape_markdown
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import DirectoryKind, check_output_dir, staged_directory
 from peft_mrpc.serialization import read_json, write_json
 
+REPORT_FORMAT = 4
 REPORT_FILE = "report.html"
 DATA_FILE = "report.json"
 
@@ -71,15 +76,44 @@ class Report:
 
     def to_markdown(self) -> str:
         """Summary and tables as Markdown."""
-        return report_markdown(self.comparison, self.analysis, self.summary, self.tables)
+        methods = method_descriptions(self.comparison)
+        parts = [
+            f"# {escape_markdown(self.comparison.title)}",
+            escape_markdown(str(self.summary)),
+            self.tables.results.to_markdown(),
+            seeds_note(self.comparison),
+            "  \n".join(f"`{name}`: {text}." for name, text in methods.items()),
+            "## All metrics with 95% intervals",
+            self.tables.metrics.to_markdown(),
+        ]
+        if self.tables.differences.rows:
+            notes = difference_notes(self.analysis)
+            parts += [
+                "## Significance of the differences",
+                self.tables.differences.to_markdown(),
+                "\n".join(f"- {name}: {text}" for name, text in notes.items()),
+                "## Differences in other metrics, in points",
+                self.tables.metric_differences.to_markdown(),
+            ]
+        return "\n\n".join(filter(None, parts)) + "\n"
 
     def to_text(self) -> str:
         """Summary and table of results for a terminal."""
-        return f"{self.summary}\n\n{plain_table(self.tables.results)}"
+        return f"{self.summary}\n\n{self.tables.results.to_text()}"
 
     def to_json(self) -> dict[str, Any]:
         """The content of `report.json`; its schema is `assets/report.schema.json`."""
-        return report_json(self.comparison, self.analysis, self.summary)
+        return {
+            "format_version": REPORT_FORMAT,
+            "title": self.comparison.title,
+            "headline": str(self.summary),
+            "data": self.comparison.data,
+            "split": self.comparison.split,
+            "num_examples": len(self.comparison.references),
+            "fingerprint": self.comparison.fingerprint,
+            "rows": self.comparison.rows(),
+            "analysis": self.analysis,
+        }
 
     def write_html(self, path: str | Path) -> None:
         """Write the report as one HTML file."""
@@ -102,9 +136,8 @@ class Report:
                 for name, figure in figures.items():
                     (plots / f"{name}{suffix}.svg").write_bytes(self._svgs[name][theme])
                     save_figure(figure, plots / f"{name}{suffix}.png")
-            text = report_markdown(
-                self.comparison, self.analysis, self.summary, self.tables, list(self._svgs)
-            )
+            images = [f"\n![{CAPTIONS[name]}](plots/{name}.png)\n" for name in self._svgs]
+            text = self.to_markdown() + "".join(images)
             (staging / "report.md").write_text(text, encoding="utf-8")
             write_json(staging / DATA_FILE, self.to_json())
             (staging / REPORT_FILE).write_text(self._html(), encoding="utf-8")
@@ -129,9 +162,13 @@ class Report:
         return files
 
     def _html(self) -> str:
-        examples = browser_data(self.comparison, self.max_examples) if self.max_examples else None
         return report_html(
-            self.comparison, self.analysis, self.summary, self.tables, self._svgs, examples
+            self.comparison,
+            self.analysis,
+            self.summary,
+            self.tables,
+            self._svgs,
+            self.max_examples,
         )
 
 

@@ -57,6 +57,11 @@ class Comparison:
         return str(self.data["splits"][self.split]["fingerprint"])
 
     @property
+    def title(self) -> str:
+        """Data set and split."""
+        return f"{self.data['name']}: {self.split} split"
+
+    @property
     def description(self) -> str:
         """Data set, split and number of examples."""
         return f"{self.data['name']} {self.split}, {len(self.references):,} examples"

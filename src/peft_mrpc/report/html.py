@@ -6,22 +6,26 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from peft_mrpc.evaluation.plot_style import THEMES
 from peft_mrpc.report.comparison import Comparison
 from peft_mrpc.report.plots import CAPTIONS
 from peft_mrpc.report.summary import Summary, difference_notes, method_descriptions, seeds_note
 from peft_mrpc.report.tables import ReportTables
-from peft_mrpc.report.text import report_title
 from peft_mrpc.runs.run import Run
-from peft_mrpc.serialization import read_asset
+from peft_mrpc.serialization import read_asset, read_json_lines
 
 SECTIONS = {
     "errors": ("Errors", ("confusion_matrices",)),
     "probabilities": ("Probabilities", ("roc_curves", "precision_recall", "reliability")),
     "costs": ("Costs and training", ("costs", "learning_curves")),
 }
+
+# Longer texts of examples are cut.
+MAX_CHARACTERS = 2000
 
 
 def report_html(
@@ -30,7 +34,7 @@ def report_html(
     summary: Summary,
     tables: ReportTables,
     plots: Mapping[str, Mapping[str, bytes]],
-    examples: Mapping[str, Any] | None,
+    max_examples: int,
 ) -> str:
     """Render the page.
 
@@ -40,13 +44,13 @@ def report_html(
         summary: The summary.
         tables: The tables.
         plots: SVG files by plot and theme, `light` and `dark`.
-        examples: Data of the example browser; None omits it.
+        max_examples: Maximum number of examples; 0 omits them.
     """
     style, script = read_asset("assets/report.css"), read_asset("assets/report.js")
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
     return environment.from_string(read_asset("assets/report.html.jinja")).render(
-        title=report_title(comparison),
+        title=comparison.title,
         description=comparison.description,
         fingerprint=comparison.fingerprint,
         summary=summary,
@@ -61,7 +65,7 @@ def report_html(
         ],
         images={name: _image(files) for name, files in plots.items()},
         captions=CAPTIONS,
-        examples=examples,
+        examples=browser_data(comparison, max_examples) if max_examples else None,
         runs=[
             _provenance(name, run)
             for name, run in zip(comparison.names, comparison.runs, strict=True)
@@ -107,3 +111,57 @@ def _provenance(name: str, run: Run) -> dict[str, str]:
             if key in record["versions"]
         ),
     }
+
+
+def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
+    """Collect examples by column, in a compact form for the page.
+
+    If there are more than `max_examples`, examples that a Run predicts incorrectly come first, and
+    the others are drawn at random.
+
+    Returns:
+        `labels`, `runs` (name and colours), `total` examples, and for each included example `idx`,
+        `truth`, `sentence1`, `sentence2`, and by Run `predictions` and `confidences` (in
+        thousandths).
+    """
+    predictions = comparison.predictions
+    has_error = np.any([~rows.is_correct for rows in predictions], axis=0)
+    order = np.lexsort((np.random.default_rng(0).random(len(has_error)), ~has_error))
+    chosen = np.sort(order[:max_examples])
+    idx = predictions[0].idx[chosen]
+    rows = {
+        row["idx"]: row
+        for row in read_json_lines(comparison.runs[0].predictions_path(comparison.split))
+    }
+    return {
+        "labels": [name.replace("_", " ") for name in comparison.label_names],
+        "runs": _run_colors(comparison),
+        "total": len(has_error),
+        "idx": idx.tolist(),
+        "truth": predictions[0].references[chosen].tolist(),
+        **{
+            name: [_cut(rows[int(i)].get(name) or "") for i in idx]
+            for name in ("sentence1", "sentence2")
+        },
+        "predictions": [rows.predictions[chosen].tolist() for rows in predictions],
+        "confidences": [
+            np.rint(1000 * rows.probabilities[chosen, rows.predictions[chosen]])
+            .astype(int)
+            .tolist()
+            for rows in predictions
+        ],
+    }
+
+
+def _run_colors(comparison: Comparison) -> list[Mapping[str, str]]:
+    """Name of each Run, and its colour in each theme."""
+    methods = [run.record["method"] for run in comparison.runs]
+    styles = {name: theme.method_styles(methods) for name, theme in THEMES.items()}
+    return [
+        {"name": name, **{theme: styles[theme][number][0] for theme in THEMES}}
+        for number, name in enumerate(comparison.names)
+    ]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_CHARACTERS else text[: MAX_CHARACTERS - 1] + "…"

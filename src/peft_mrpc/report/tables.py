@@ -1,6 +1,7 @@
 """The tables of a report: cells as text, with the numbers to sort by."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,10 +52,24 @@ class Table:
     rows: list[list[Cell]]
     has_baseline: bool = False
 
-    @property
-    def texts(self) -> list[list[str]]:
-        """Header and rows as text."""
-        return [self.header, *([cell.text for cell in row] for row in self.rows)]
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        return self._aligned(escape_markdown)
+
+    def to_text(self) -> str:
+        """The table for a terminal: Markdown without escapes, except for pipes."""
+        return self._aligned(lambda text: text.replace("|", "\\|"))
+
+    def _aligned(self, escape: Callable[[str], str]) -> str:
+        cells = [self.header, *([cell.text for cell in row] for row in self.rows)]
+        rows = [[escape(text) for text in row] for row in cells]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = [
+            " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
+            for row in rows
+        ]
+        rule = "|".join("-" * (width + 2) for width in widths)
+        return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,12 @@ class ReportTables:
     metrics: Table
     differences: Table
     metric_differences: Table
+
+
+def escape_markdown(text: str) -> str:
+    """Escape text from the data, in which `<b>` and `*` would be markup."""
+    escaped = re.sub(r"([\\`*\[\]|]|(?<!\w)_|_(?!\w))", r"\\\1", text)
+    return " ".join(escaped.replace("&", "&amp;").replace("<", "&lt;").split())
 
 
 def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportTables:

@@ -12,8 +12,8 @@ from example_runs import PERFECT, SCORES, TRUTH, build_run, build_three_label_ru
 
 from peft_mrpc.api import compare_runs
 from peft_mrpc.errors import UserError
-from peft_mrpc.report.examples import MAX_CHARACTERS, browser_data
-from peft_mrpc.report.text import escape_markdown
+from peft_mrpc.report.html import MAX_CHARACTERS, browser_data
+from peft_mrpc.report.tables import escape_markdown
 from peft_mrpc.runs.run import Run
 
 
