@@ -23,7 +23,6 @@ from hard_prompt_speed import QUICK_PAIRS, compare_speed, parse_speed_options, s
 from hard_prompt_tables import (
     calibrated_table,
     fits_table,
-    prefixes_table,
     quantization_table,
 )
 from numpy.typing import NDArray
@@ -46,12 +45,7 @@ from peft_mrpc.prompting.calibration import (
     contextual,
     no_calibration,
 )
-from peft_mrpc.prompting.demonstrations import (
-    DemonstrationSelector,
-    FixedDemonstrations,
-    NearestDemonstrations,
-    sample_demonstrations,
-)
+from peft_mrpc.prompting.demonstrations import sample_demonstrations
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.score_cache import FileScoreCache
@@ -82,7 +76,6 @@ class Sizes:
         pool: Training pairs to take demonstrations from; None for all the others.
         templates: Names of the templates.
         seeds: Seeds of the balanced demonstrations.
-        nearest: Numbers of nearest demonstrations in the table of prefixes.
     """
 
     dev: int | None = None
@@ -91,14 +84,12 @@ class Sizes:
     pool: int | None = None
     templates: str = "all"
     seeds: Sequence[int] = (1, 2, 3, 4, 5)
-    nearest: Sequence[int] = (2, 4, 8, 16)
 
 
 QUICK = Sizes(
     *(QUICK_PAIRS, QUICK_PAIRS, QUICK_PAIRS, 60),
     templates=f"{SHOWN},channel_in_other_words,channel_that_is",
     seeds=(1,),
-    nearest=(2, 4),
 )
 
 
@@ -124,7 +115,7 @@ class Study:
         templates: Sequence[Template],
         examples: Sequence[Example],
         quantization: str = "none",
-        selector: DemonstrationSelector | None = None,
+        demonstrations: Sequence[Demonstration] = (),
     ) -> list[TemplateScores]:
         """The scores of N examples by T templates; those of an earlier run are reused."""
         if quantization not in self._models:
@@ -133,7 +124,6 @@ class Study:
             encoder = PromptEncoder(load_tokenizer(source), LABELS, 8192)
             self._models = {quantization: (encoder, LocalEngine(model, 0, BATCH_TOKENS))}
         encoder, engine = self._models[quantization]
-        demonstrations = (selector or FixedDemonstrations()).select(examples)
         index = process_state().process_index
         all_scores = []
         for template in templates:
@@ -263,20 +253,13 @@ def both(study: Study) -> list[list[Example]]:
 
 
 def demonstrations(study: Study) -> list[Row]:
-    """Demonstrations: balanced samples, and the nearest."""
+    """Demonstrations: balanced samples."""
     template = [load_template(SHOWN)]
-    pool = [Demonstration.from_example(example, LABELS) for example in study.pool]
-    selectors: dict[str, DemonstrationSelector] = {
-        f"8 balanced, seed {seed}": FixedDemonstrations(
-            sample_demonstrations(study.pool, LABELS, 8, "balanced", seed)
-        )
-        for seed in study.sizes.seeds
-    }
-    selectors["4 nearest"] = NearestDemonstrations(pool, LABELS, 4)
     rows = []
-    for name, selector in selectors.items():
-        dev, train = (study.scores(template, pairs, selector=selector) for pairs in both(study))
-        rows.append({"demonstrations": name} | study.calibrated(dev, train))
+    for seed in study.sizes.seeds:
+        shots = sample_demonstrations(study.pool, LABELS, 8, "balanced", seed)
+        dev, train = (study.scores(template, pairs, demonstrations=shots) for pairs in both(study))
+        rows.append({"demonstrations": f"8 balanced, seed {seed}"} | study.calibrated(dev, train))
     return rows
 
 
@@ -303,28 +286,11 @@ def quantization(study: Study) -> list[Row]:
     return rows
 
 
-def prefixes(study: Study) -> list[Row]:
-    """Share of nearest demonstrations that a cascade of shared prefixes would not compute again.
-
-    The prompts of the dev pairs form a tree: a demonstration is computed once for all pairs with
-    the same demonstrations before it.
-    """
-    pool = [Demonstration.from_example(example, LABELS) for example in study.pool]
-    rows = []
-    for count in study.sizes.nearest:
-        selected = NearestDemonstrations(pool, LABELS, count).select(study.dev)
-        texts = [[(shot.sentence1, shot.sentence2) for shot in row] for row in selected]
-        nodes = {tuple(row[: end + 1]) for row in texts for end in range(count)}
-        rows.append({"count": count, "shown": count * len(texts), "distinct": len(nodes)})
-    return rows
-
-
 PARTS = {
     "templates": compare_templates,
     "fits": fits,
     "demonstrations": demonstrations,
     "quantization": quantization,
-    "prefixes": prefixes,
 }
 
 
@@ -360,7 +326,6 @@ def tables(parts: dict[str, Any]) -> dict[str, str]:
         "fits": fits_table,
         "demonstrations": lambda rows: calibrated_table(rows, "demonstrations"),
         "quantization": quantization_table,
-        "prefixes": prefixes_table,
         "speed": speed_table,
     }
     texts = {part: build(parts[part]) for part, build in builders.items() if part in parts}

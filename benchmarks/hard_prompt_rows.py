@@ -53,10 +53,6 @@ def accuracy_rows(parts: Mapping[str, Any]) -> list[Row]:
             goal = ACCURACY_GOAL_AT_BEST if row["templates"].startswith("all") else None
             name = f"{row['templates']}, affine fit to {row['pairs']:,} pairs"
             rows.append(accuracy_row(name, row["dev"], goal))
-    for row in parts.get("demonstrations", ()):
-        if "nearest" in row["demonstrations"]:
-            name = f"{row['demonstrations']} demonstrations, affine fit"
-            rows.append(accuracy_row(name, row["affine"], ACCURACY_GOAL_AT_BEST))
     for row in parts.get("quantization", ()):
         name = f"{row['template']}, {SHARES}, "
         pairs = {key: row[key] for key in ("same_answers", "only_fp32_right", "only_nf4_right")}

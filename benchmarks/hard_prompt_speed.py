@@ -20,7 +20,7 @@ from peft_mrpc.environment import peak_memory, reset_peak_memory
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
-from peft_mrpc.prompting.demonstrations import FixedDemonstrations, sample_demonstrations
+from peft_mrpc.prompting.demonstrations import sample_demonstrations
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.templates import load_template
@@ -64,7 +64,7 @@ def compare(model: Any, tokenizer: Any, data: Any, count: int, options: Any) -> 
         LocalEngine(model, max_batch_tokens=8192),
         [template],
         labels,
-        FixedDemonstrations(sample_demonstrations(train, labels, count, "first", 0)),
+        sample_demonstrations(train, labels, count, "first", 0),
     )
     ours, memory = [], []
     peers: dict[int, list[float]] = {size: [] for size in options.peer_batch_sizes}

@@ -56,14 +56,3 @@ def quantization_table(rows: Sequence[Row]) -> str:
             f"{row['same_answers']:.1%} | {alone[0]} | {alone[1]} | {p} |"
         )
     return "\n".join(lines)
-
-
-def prefixes_table(rows: Sequence[Row]) -> str:
-    lines = [
-        "| nearest demonstrations | before all pairs | run once each | saved |",
-        "|---|---|---|---|",
-    ]
-    for row in rows:
-        saved = 1 - row["distinct"] / row["shown"]
-        lines.append(f"| {row['count']} | {row['shown']:,} | {row['distinct']:,} | {saved:.1%} |")
-    return "\n".join(lines)

@@ -217,7 +217,7 @@ class PromptConfig:
     )
     demonstrations: str = option(
         "balanced",
-        "balanced, first or nearest (by sentence embeddings)",
+        "balanced (a random sample) or first (of train)",
         common=True,
     )
     calibration: str = option(

@@ -24,7 +24,6 @@ from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.templates import load_template
-from peft_mrpc.runs.publishing import collect_files
 from peft_mrpc.runs.run import Run, load_run
 
 LABELS = ["not_equivalent", "equivalent"]
@@ -76,7 +75,7 @@ def test_scores_are_the_next_token_probabilities_of_the_model(smollm2: ModelSour
     classifier = build_classifier(smollm2, model, "paraphrase")
     examples = load_data(DataConfig(dataset="builtin:pairs")).splits["test"][:5]
     probabilities = classifier.predict_proba(examples, batch_size=5)
-    batch = classifier.encoder.encode(classifier.templates[0], examples, [[]] * 5)
+    batch = classifier.encoder.encode(classifier.templates[0], examples, [])
     for row, options in enumerate(batch.rows):
         with torch.inference_mode():
             logits = model(torch.tensor([options[0].context])).logits[0, -1].double()
@@ -174,14 +173,6 @@ def test_the_command_prints_the_metrics(
             {"calibration": "affine", "label_prior": "train"},
             "label_prior: got train, but the affine fit includes the prior",
         ),
-        (
-            {
-                "calibration": "contextual",
-                "demonstrations": "nearest",
-                "num_demonstrations": 2,
-            },
-            "calibration: got contextual, but with nearest demonstrations each example has",
-        ),
         ({"demonstrations": "first"}, "demonstrations: got first without any"),
         ({"num_calibration_pairs": 9}, "num_calibration_pairs: got 9, but nothing is fitted"),
         ({"num_calibration_pairs": 9, "batch_size": 0}, "batch_size: got 0; expected at least 1"),
@@ -209,11 +200,6 @@ def test_invalid_options_write_nothing(
             {"num_demonstrations": 999, "demonstrations": "first"},
             {},
             f"num_demonstrations: got 999, but train has {2 * len(ROWS)} examples; use fewer.",
-        ),
-        (
-            {"num_demonstrations": 99, "demonstrations": "nearest"},
-            {},
-            "num_demonstrations: got 99, but train has",
         ),
         (
             {"num_demonstrations": 2, "calibration": "affine"},
@@ -325,7 +311,7 @@ def test_a_template_for_other_labels_is_refused_before_the_model_is_resolved(
     "options",
     [
         {"num_demonstrations": 3, "calibration": "affine", "num_calibration_pairs": 8},
-        {"num_demonstrations": 2, "demonstrations": "nearest", "label_prior": "train"},
+        {"num_demonstrations": 2, "label_prior": "train"},
         {"num_demonstrations": 2, "demonstrations": "first", "calibration": "contextual"},
         {"template": "paraphrase_harness,channel_that_is", "calibration": "batch"},
         {
@@ -334,7 +320,7 @@ def test_a_template_for_other_labels_is_refused_before_the_model_is_resolved(
             "num_calibration_pairs": 8,
         },
     ],
-    ids=["affine", "nearest", "contextual", "ensemble", "features"],
+    ids=["affine", "prior", "contextual", "ensemble", "features"],
 )
 def test_a_loaded_classifier_gives_the_probabilities_of_its_run(
     options: dict[str, Any], config: PromptConfig, data_with_train: DataConfig
@@ -345,21 +331,6 @@ def test_a_loaded_classifier_gives_the_probabilities_of_its_run(
     again = load_classifier(run).predict_proba(examples, 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == (options.get("calibration") != "batch")
-
-
-def test_publishing_warns_about_training_examples(
-    config: PromptConfig,
-    data_with_train: DataConfig,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    nearest = {"num_demonstrations": 2, "demonstrations": "nearest"}
-    run = evaluate(config, data_with_train, max_length=2048, **nearest)
-    count = len((run.artifact / "pool.jsonl").read_text().splitlines())
-    assert count == run.num_pool_examples > 2
-    collect_files(run, "owner/name", tmp_path / "published")
-    assert f"{count} labelled training" in caplog.text
-    assert f"{count} training" in (tmp_path / "published" / "README.md").read_text()
 
 
 def test_an_interrupted_run_continues_and_writes_the_same_file(

@@ -13,7 +13,7 @@ from peft_mrpc.data.loading import load_data
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
-from peft_mrpc.prompting.demonstrations import FixedDemonstrations, sample_demonstrations
+from peft_mrpc.prompting.demonstrations import sample_demonstrations
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.templates import Template, load_template
@@ -56,7 +56,7 @@ def compare(dataset: str, split: str, num_pairs: int, template: Template, count:
         LocalEngine(model),
         [template],
         labels,
-        FixedDemonstrations(sample_demonstrations(train, labels, count, "first", 0)),
+        sample_demonstrations(train, labels, count, "first", 0),
     )
     scores = classifier.score(pairs, 8)[0].labels
     assert np.abs(scores - peer.log_probabilities).max() < 1e-4

@@ -1,6 +1,6 @@
 """The directory of a hard prompt: templates, demonstrations and calibration, saved and loaded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,11 @@ from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import ModelSource
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
-from peft_mrpc.prompting.demonstrations import DemonstrationSelector, build_selector
 from peft_mrpc.prompting.endpoint import EndpointEngine, endpoint_faults
 from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.templates import Demonstration, build_template
-from peft_mrpc.runs.run import ARTIFACT_FILE, POOL_FILE
-from peft_mrpc.serialization import read_json_lines, write_json_lines
+from peft_mrpc.runs.run import ARTIFACT_FILE
 
 
 def save_prompt(
@@ -26,22 +24,17 @@ def save_prompt(
     classifier: PromptClassifier,
     source: ModelSource,
     config: PromptConfig,
-    demonstrations: Sequence[Demonstration],
     calibrated_on: str,
 ) -> None:
     """Write everything that builds the same prompts again.
 
     Args:
         folder: The artifact's directory.
-        classifier: Templates and calibration.
+        classifier: Templates, demonstrations and calibration.
         source: The model.
         config: Options of the model and the prompts.
-        demonstrations: The demonstrations of every prompt, or the pool of `nearest`, which has a
-            file of its own.
         calibrated_on: The split that the calibration was fitted to, if it uses one.
     """
-    is_nearest = config.demonstrations == "nearest"
-    rows = [asdict(shot) for shot in demonstrations]
     calibration = classifier.calibration
     save_info(
         folder,
@@ -58,12 +51,10 @@ def save_prompt(
         demonstrations={
             "count": config.num_demonstrations,
             "how": config.demonstrations,
-            "shown": [] if is_nearest else rows,
+            "shown": [asdict(shot) for shot in classifier.demonstrations],
         },
         calibration=calibration and {**calibration.to_dict(), "split": calibrated_on},
     )
-    if rows and is_nearest:
-        write_json_lines(folder / POOL_FILE, rows)
 
 
 def load_prompt(
@@ -105,14 +96,6 @@ def load_prompt(
         engine,
         [build_template(keys, str(folder / ARTIFACT_FILE)) for keys in info["templates"]],
         labels,
-        selector=_load_selector(folder, info),
-        calibration=None if calibration is None else Calibration.from_dict(calibration),
+        [Demonstration(**shot) for shot in (info.get("demonstrations") or {"shown": ()})["shown"]],
+        None if calibration is None else Calibration.from_dict(calibration),
     )
-
-
-def _load_selector(folder: Path, info: Mapping[str, Any]) -> DemonstrationSelector:
-    record = info.get("demonstrations") or {"count": 0, "how": "first", "shown": []}
-    is_nearest = record["count"] and record["how"] == "nearest"
-    rows = read_json_lines(folder / POOL_FILE) if is_nearest else record["shown"]
-    shots = [Demonstration(**row) for row in rows]
-    return build_selector(record["how"], record["count"], shots, info["label_names"])

@@ -1,7 +1,7 @@
 """A classifier made of a language model, templates, demonstrations and a calibration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,6 @@ from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import ScoreCache
 from peft_mrpc.prompting.calibration import Calibration, no_calibration
-from peft_mrpc.prompting.demonstrations import DemonstrationSelector, FixedDemonstrations
 from peft_mrpc.prompting.scores import TemplateScores, stack_label_scores
 from peft_mrpc.prompting.templates import Demonstration, Template
 
@@ -23,9 +22,9 @@ class Encoder(Protocol):
         self,
         template: Template,
         examples: Sequence[Example],
-        demonstrations: Sequence[Sequence[Demonstration]],
+        demonstrations: Sequence[Demonstration],
     ) -> Any:
-        """The encodings of N examples."""
+        """The encodings of N examples, each after the demonstrations."""
 
 
 class Engine(Protocol):
@@ -47,7 +46,7 @@ class PromptClassifier:
         engine: The model.
         templates: T templates.
         labels: Names of the C labels.
-        selector: Selects the demonstrations of each example.
+        demonstrations: The demonstrations of every prompt.
         calibration: Turns label scores into probabilities; None for the raw scores.
         threshold: Probability above which the last of two labels is predicted.
     """
@@ -56,14 +55,13 @@ class PromptClassifier:
     engine: Engine
     templates: Sequence[Template]
     labels: list[str]
-    selector: DemonstrationSelector = field(default_factory=FixedDemonstrations)
+    demonstrations: Sequence[Demonstration] = ()
     calibration: Calibration | None = None
     threshold: float = 0.5
 
     def score(self, examples: Sequence[Example], batch_size: int = 16) -> list[TemplateScores]:
         """The uncalibrated scores of N examples by each template."""
-        demonstrations = self.selector.select(examples)
-        batches = [self.encoder.encode(t, examples, demonstrations) for t in self.templates]
+        batches = [self.encoder.encode(t, examples, self.demonstrations) for t in self.templates]
         return [self.engine.score(batch, batch_size) for batch in batches]
 
     def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:

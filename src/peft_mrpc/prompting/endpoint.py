@@ -83,19 +83,22 @@ class EndpointEngine:
         self,
         template: Template,
         examples: Sequence[Example],
-        demonstrations: Sequence[Sequence[Demonstration]],
+        demonstrations: Sequence[Demonstration],
     ) -> RequestBatch:
         """Chat requests of N examples, or text to continue for templates of style `plain`."""
         requests = []
-        for example, shots in zip(examples, demonstrations, strict=True):
+        for example in examples:
             pair = (example.sentence1, str(example.sentence2))
             body: dict[str, Any] = {"model": self.model, "max_tokens": 1, "temperature": 0}
             if template.style == "plain":
                 path = "completions"
-                body |= {"prompt": template.to_text(*pair, shots), "logprobs": NUM_TOP_TOKENS}
+                body |= {
+                    "prompt": template.to_text(*pair, demonstrations),
+                    "logprobs": NUM_TOP_TOKENS,
+                }
             else:
                 path = "chat/completions"
-                body |= {"messages": template.to_messages(*pair, shots)}
+                body |= {"messages": template.to_messages(*pair, demonstrations)}
                 body |= {"logprobs": True, "top_logprobs": NUM_TOP_TOKENS}
             requests.append((path, body))
         lengths = [len(example.sentence1) + len(str(example.sentence2)) for example in examples]

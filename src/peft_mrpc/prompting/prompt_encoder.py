@@ -123,9 +123,9 @@ class PromptEncoder:
         self,
         template: Template,
         examples: Sequence[Example],
-        demonstrations: Sequence[Sequence[Demonstration]],
+        demonstrations: Sequence[Demonstration],
     ) -> PromptBatch:
-        """Encode N examples, each after its demonstrations.
+        """Encode N examples, each after the demonstrations.
 
         Raises:
             UserError: If two labels have the same tokens, or naming every example whose prompt is
@@ -138,11 +138,8 @@ class PromptEncoder:
             )
         pairs = [self._escape_pair(ex.sentence1, str(ex.sentence2)) for ex in examples]
         shots = [
-            [
-                Demonstration(*self._escape_pair(shot.sentence1, shot.sentence2), shot.label)
-                for shot in row
-            ]
-            for row in demonstrations
+            Demonstration(*self._escape_pair(shot.sentence1, shot.sentence2), shot.label)
+            for shot in demonstrations
         ]
         if template.direction == "channel":
             rows = self._encode_channel(template, pairs)
@@ -165,15 +162,12 @@ class PromptEncoder:
         self,
         template: Template,
         pairs: Sequence[tuple[str, str]],
-        demonstrations: Sequence[Sequence[Demonstration]],
+        demonstrations: Sequence[Demonstration],
     ) -> list[list[Continuation]]:
         """The words of each label after the question."""
-        prompts = [
-            self._prompt(template, pair, shots)
-            for pair, shots in zip(pairs, demonstrations, strict=True)
-        ]
+        prompts = [self._prompt(template, pair, demonstrations) for pair in pairs]
         contexts = self._tokenize(template, prompts)
-        separator = self._before_answer(template, prompts[0], pairs[0], demonstrations[0])
+        separator = self._before_answer(template, prompts[0], pairs[0], demonstrations)
         words = [separator + word for word in self._words(template)]
         # The last token of a context can change with the word after it, so both are tokenized
         # together; once for all examples if all prompts have the same end.

@@ -19,7 +19,7 @@ from peft_mrpc.config import (
     config_record,
     default_output_dir,
 )
-from peft_mrpc.data.examples import DataSplits, Example
+from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
 from peft_mrpc.data.loading import (
     load_data,
     reported_splits,
@@ -39,10 +39,7 @@ from peft_mrpc.prompting.calibration import (
 )
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.demonstrations import (
-    DemonstrationSelector,
     TrainSample,
-    build_selector,
-    label_prior,
     label_uses,
     sample_train,
 )
@@ -51,7 +48,7 @@ from peft_mrpc.prompting.local_model import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.scores import TemplateScores, stack_features, stack_label_scores
-from peft_mrpc.prompting.templates import Template, load_templates
+from peft_mrpc.prompting.templates import Demonstration, Template, load_templates
 from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
 from peft_mrpc.runs.publishing import check_access, check_base, publish
 from peft_mrpc.runs.run import Run, load_run
@@ -81,7 +78,6 @@ class PromptJob:
         source: The model.
         templates: T templates.
         train_sample: The training examples that the prompt uses.
-        selector: Selects the demonstrations of each example.
         encoder: Encodes examples for the model.
         batches: T encodings of each reported split, the calibration set and the content-free
             examples.
@@ -95,7 +91,6 @@ class PromptJob:
     source: ModelSource
     templates: Sequence[Template]
     train_sample: TrainSample
-    selector: DemonstrationSelector
     encoder: Encoder
     batches: Mapping[str, Sequence[Any]]
 
@@ -181,12 +176,6 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     warn_unknown_labels(loaded, splits)
     if train_sample.calibration or train_sample.demonstrations:
         warn_train_test_overlap(loaded, splits)
-    selector = build_selector(
-        config.demonstrations,
-        config.num_demonstrations,
-        train_sample.demonstrations,
-        loaded.label_names,
-    )
     if config.endpoint:  # only the name of the model is known
         source = ModelSource(config.model, config.model, config.base_model_id)
     else:
@@ -201,10 +190,10 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
         examples[CONTENT_FREE] = [
             Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)
         ]
-    batches = encode_examples(encoder, templates, selector, examples)
+    batches = encode_examples(encoder, templates, train_sample.demonstrations, examples)
     return PromptJob(
         *(config, data_config, loaded, splits, output_dir, source, templates, train_sample),
-        *(selector, encoder, batches),
+        *(encoder, batches),
     )
 
 
@@ -225,7 +214,7 @@ def build_encoder(
 def encode_examples(
     encoder: Encoder,
     templates: Sequence[Template],
-    selector: DemonstrationSelector,
+    demonstrations: Sequence[Demonstration],
     examples: Mapping[str, Sequence[Example]],
 ) -> dict[str, list[Any]]:
     """Encode the examples of each split with each template.
@@ -236,7 +225,6 @@ def encode_examples(
     faults: list[str] = []
     batches: dict[str, list[Any]] = {split: [] for split in examples}
     for split, rows in examples.items():
-        demonstrations = selector.select(rows)
         for template in templates:
             try:
                 batches[split].append(encoder.encode(template, rows, demonstrations))
@@ -304,7 +292,7 @@ def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
         engine,
         job.templates,
         list(job.data.label_names),
-        job.selector,
+        job.train_sample.demonstrations,
         calibrations[job.splits[0]],  # new examples are classified like the first split
     )
     masses = {split: _label_masses(job, split, scores[split]) for split in scores}
@@ -340,11 +328,20 @@ def _calibrate(
     content_free = None
     if kind == "contextual":
         content_free = stack_label_scores(_score(job, engine, CONTENT_FREE))
-    prior = label_prior(job.config, job.data)
+    prior = _label_prior(job)
     return {
         split: fit_calibration(kind, stack_label_scores(by_template), content_free, prior)
         for split, by_template in scores.items()
     }
+
+
+def _label_prior(job: PromptJob) -> list[float] | None:
+    """How often each label is to be predicted, [C]; None for no constraint."""
+    count = len(job.data.label_names)
+    if job.config.label_prior == "train":
+        labels = [ex.label for ex in job.data.splits["train"] if ex.label != UNKNOWN_LABEL]
+        return list(np.bincount(labels, minlength=count) / len(labels))
+    return [1 / count] * count if job.config.label_prior == "uniform" else None
 
 
 def _label_masses(
@@ -374,11 +371,7 @@ def _label_masses(
 
 
 def _write(folder: Path, job: PromptJob, evaluation: PromptEvaluation) -> None:
-    config, demonstrations = job.config, job.train_sample.demonstrations
-    save_prompt(
-        *(folder / "prompt", evaluation.classifier, job.source, config, demonstrations),
-        calibrated_on=job.splits[0],
-    )
+    save_prompt(folder / "prompt", evaluation.classifier, job.source, job.config, job.splits[0])
     write_run(folder, _record(job, evaluation), job.data, evaluation.probabilities)
 
 

@@ -65,11 +65,6 @@ def validate_options(config: PromptConfig) -> None:
         faults.append(
             f"demonstrations: got {config.demonstrations} without any; set num_demonstrations."
         )
-    if config.calibration == "contextual" and config.demonstrations == "nearest":
-        faults.append(
-            "calibration: got contextual, but with nearest demonstrations each example has a "
-            "context of its own; use batch or affine."
-        )
     is_default = config.num_calibration_pairs == PromptConfig.num_calibration_pairs
     if config.calibration != "affine" and not is_default:
         faults.append(

@@ -68,7 +68,6 @@ def _values(run: Run, name: str, repo_id: str | None) -> dict[str, Any]:
         "repo": repo_id or "path/to/this/run",
         "artifact": repo_id or f"path/to/this/run/{kind}",
         "templates": _templates(config) if kind == "prompt" else [],
-        "num_pool_examples": run.num_pool_examples,
         "label_uses": (record.get("uses_labels") or {}).get("for"),
     }
 

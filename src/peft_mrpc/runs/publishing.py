@@ -112,12 +112,6 @@ def list_files(run: Run, repo_id: str) -> dict[str, int]:
 
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     """Write the content of the repository into `folder`, without local paths."""
-    if count := run.num_pool_examples:
-        logger.warning(
-            "push: the repository will contain %d labelled training examples, from which the "
-            "demonstrations are selected",
-            count,
-        )
     shutil.copytree(run.artifact, folder, dirs_exist_ok=True)
     # transformers saves its arguments, which contain local paths.
     with contextlib.suppress(FileNotFoundError):

@@ -29,8 +29,6 @@ MAX_VALUE_LENGTH = 40
 CONSTRAINTS = {"minimum": "at least", "maximum": "at most", "minItems": "at least this many:"}
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
-# The labelled training examples from which a hard prompt chooses the nearest demonstrations.
-POOL_FILE = "pool.jsonl"
 # A Run holds one of these: what transformers or PEFT load or, for a hard prompt, the template.
 ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 SEED_FOLDER = "seed_{}"
@@ -117,12 +115,6 @@ class Run:
             if (self.model_run.path / folder).is_dir():
                 return self.model_run.path / folder
         raise UserError(f"{self.path}: has no {' or '.join(ARTIFACT_FOLDERS)} folder.")
-
-    @property
-    def num_pool_examples(self) -> int:
-        """Number of labelled training examples that the artifact holds as demonstrations."""
-        path = self.artifact / POOL_FILE
-        return len(read_json_lines(path)) if path.is_file() else 0
 
     def predictions_path(self, split: str) -> Path:
         """The file of the predictions for a split."""

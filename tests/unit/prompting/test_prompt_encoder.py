@@ -45,7 +45,7 @@ def encode(
     if isinstance(template, str):
         template = load_template(template)
     encoder = PromptEncoder(tokenizer, LABELS, max_length)
-    return encoder.encode(template, examples, [shots] * len(examples))
+    return encoder.encode(template, examples, shots)
 
 
 def test_a_chat_ends_where_the_answer_begins(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -138,7 +138,7 @@ def test_fingerprints_depend_on_the_order_of_the_labels(tokenizer: PreTrainedTok
     batch = encode(tokenizer, "paraphrase", EXAMPLE)
     assert batch.fingerprint() == encode(tokenizer, "paraphrase", EXAMPLE).fingerprint()
     swapped = PromptEncoder(tokenizer, LABELS[::-1], 2048)
-    other = swapped.encode(load_template("paraphrase"), [EXAMPLE], [[]])
+    other = swapped.encode(load_template("paraphrase"), [EXAMPLE], [])
     assert batch.fingerprint() != other.fingerprint()
 
 
