@@ -16,6 +16,8 @@ from peft_mrpc.report.comparison import Comparison
 
 # Differences of this size are rounding errors.
 ROUNDING = 1e-12
+# Metrics of each Run, by its name.
+RunValues = Mapping[str, Mapping[str, float | None]]
 
 
 @dataclass(frozen=True)
@@ -36,37 +38,45 @@ class QualityGate:
         """One line for each Run and metric that fails.
 
         Raises:
-            UserError: If a label does not exist, or the baseline is not among the Runs.
+            UserError: If a label does not exist, the baseline is not among the Runs, or a metric
+                with a minimum is not defined.
         """
         self._check_labels(comparison.label_names)
-        values = [flatten_metrics(metrics) for metrics in comparison.metrics]
-        failures = [
-            f"{name}: {_describe(metric)} {_format(value)} is under {minimum:g}"
-            for option, minimum in self.minimum.items()
-            for name, run_values in zip(comparison.names, values, strict=True)
-            for metric, value in _select(run_values, option)
-            if value is None or value < minimum - ROUNDING
-        ]
-        if self.baseline is None:
-            return failures
-        position = self._find_baseline(comparison)
-        for option, tolerance in self.tolerance.items():
-            for name, run_values in zip(comparison.names, values, strict=True):
+        values = dict(zip(comparison.names, map(flatten_metrics, comparison.metrics), strict=True))
+        return [*self._failed_minimums(values, comparison), *self._losses(values, comparison)]
+
+    def _failed_minimums(self, values: RunValues, comparison: Comparison) -> Iterator[str]:
+        for option, minimum in self.minimum.items():
+            for name, run_values in values.items():
                 for metric, value in _select(run_values, option):
-                    reference = values[position][metric]
-                    is_score = _is_higher_better(metric)
+                    if value is None:
+                        raise UserError(
+                            f"fail_under: {name} has no {option}, because a label has no examples "
+                            f"in {comparison.split!r}. Remove {option}, or compare another split."
+                        )
+                    if value < minimum - ROUNDING:
+                        yield f"{name}: {_describe(metric)} {value:.4f} is under {minimum:g}"
+
+    def _losses(self, values: RunValues, comparison: Comparison) -> Iterator[str]:
+        """Metrics that are worse than the baseline's by more than their tolerance."""
+        if self.baseline is None:
+            return
+        baseline = self._find_baseline(comparison)
+        for option, tolerance in self.tolerance.items():
+            for name, run_values in values.items():
+                for metric, value in _select(run_values, option):
+                    reference = values[baseline][metric]
                     # Undefined for both Runs, because the examples are the same: not worse.
                     if value is None or reference is None:
                         continue
+                    is_score = _is_higher_better(metric)
                     loss = reference - value if is_score else value - reference
                     if loss > tolerance + ROUNDING:
                         side = "below" if is_score else "above"
-                        failures.append(
-                            f"{name}: {_describe(metric)} {_format(value)} is more than "
-                            f"{tolerance:g} {side} {comparison.names[position]}'s "
-                            f"{_format(reference)}"
+                        yield (
+                            f"{name}: {_describe(metric)} {value:.4f} is more than "
+                            f"{tolerance:g} {side} {baseline}'s {reference:.4f}"
                         )
-        return failures
 
     def _check_labels(self, label_names: Sequence[str]) -> None:
         known = [F1_OF_LABEL + label for label in label_names]
@@ -77,11 +87,12 @@ class QualityGate:
                     faults += unknown_name(argument, option, known).faults
         raise_faults(faults)
 
-    def _find_baseline(self, comparison: Comparison) -> int:
+    def _find_baseline(self, comparison: Comparison) -> str:
+        """Name of the baseline."""
         path = Path(self.baseline or "").resolve()
-        for number, run in enumerate(comparison.runs):
+        for name, run in zip(comparison.names, comparison.runs, strict=True):
             if path in (run.path.resolve(), *(seed.path.resolve() for seed in run.seed_runs)):
-                return number
+                return name
         known = ", ".join(str(run.path) for run in comparison.runs)
         raise UserError(
             f"baseline: got {self.baseline!r}; expected one of the compared Runs: {known}."
@@ -163,7 +174,3 @@ def _describe(metric: str) -> str:
     if metric.startswith(F1_OF_LABEL):
         return f"F1 of {metric.removeprefix(F1_OF_LABEL)!r}"
     return metric
-
-
-def _format(value: float | None) -> str:
-    return "(not defined: a label has no examples)" if value is None else f"{value:.4f}"

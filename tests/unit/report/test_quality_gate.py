@@ -48,13 +48,14 @@ def test_several_metrics_are_compared_with_the_baseline(comparison: Comparison) 
     assert failures(comparison, baseline=str(comparison.runs[1].path), no_worse_than="f1=0") == []
 
 
-def test_an_undefined_metric_fails_a_minimum_but_not_a_baseline(tmp_path: Path) -> None:
+def test_an_undefined_metric_is_an_error_of_a_minimum_but_not_of_a_baseline(tmp_path: Path) -> None:
     runs = [build_run(tmp_path / n, SCORES[n], n, truth=[1] * 5) for n in ("a", "b")]
     comparison = build_comparison(runs)
-    line = "roc_auc (not defined: a label has no examples) is under 0.5"
-    assert [text.split(": ", 1)[1] for text in failures(comparison, fail_under="roc_auc=0.5")] == [
-        line,
-        line,
+    with pytest.raises(UserError) as raised:
+        failures(comparison, fail_under="roc_auc=0.5")
+    assert raised.value.lines() == [
+        "fail_under: a · model-x has no roc_auc, because a label has no examples in 'test'. "
+        "Remove roc_auc, or compare another split."
     ]
     assert not failures(comparison, baseline=str(runs[0].path), no_worse_than="roc_auc=0,ece=1")
 
