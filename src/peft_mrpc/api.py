@@ -136,7 +136,7 @@ def compare_runs(runs: "Sequence[Run | Path | str]", **options: Any) -> "Report"
 
     Args:
         runs: Runs or their directories. Runs that differ in the seed only are aggregated.
-        options: Fields of `CompareConfig`: `split`, `join_seeds`, `equivalence_margin`,
+        options: Fields of `CompareConfig`: `split`, `aggregate_seeds`, `equivalence_margin`,
             `max_examples`. Its output directory and quality gate apply to the command only.
     Returns:
         A report with `metrics`, `to_markdown()`, `write_html(path)` and `write(output_dir)`.

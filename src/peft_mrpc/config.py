@@ -268,7 +268,7 @@ class CompareConfig:
         "split to compare on (default: test if every Run has labels for it, else validation)",
         common=True,
     )
-    join_seeds: bool = option(
+    aggregate_seeds: bool = option(
         True,
         "aggregate Runs that differ only in their seed: mean and standard deviation",
         common=True,

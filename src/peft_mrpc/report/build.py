@@ -201,6 +201,6 @@ def build_report(runs: Sequence[Run | str | Path], config: CompareConfig | None 
         faults.append(f"max_examples: got {config.max_examples}; expected 0 or more.")
     raise_faults(faults)
     loaded = [run if isinstance(run, Run) else load_run(run) for run in runs]
-    comparison = build_comparison(loaded, config.split, config.join_seeds)
+    comparison = build_comparison(loaded, config.split, config.aggregate_seeds)
     analysis = analyze(comparison, config.equivalence_margin)
     return Report(comparison, analysis, config.max_examples)

@@ -92,14 +92,14 @@ class Comparison:
 
 
 def build_comparison(
-    runs: Sequence[Run], split: str | None = None, join_seeds: bool = True
+    runs: Sequence[Run], split: str | None = None, aggregate_seeds: bool = True
 ) -> Comparison:
     """Align Runs.
 
     Args:
         runs: The Runs.
         split: Split to compare; None for test if all Runs have it, else validation.
-        join_seeds: Whether Runs that differ in the seed only become one multi-seed Run.
+        aggregate_seeds: Whether Runs that differ in the seed only become one multi-seed Run.
     Raises:
         UserError: If a Run occurs twice, lacks the split or its labels, is damaged, or was scored
             on other examples.
@@ -112,7 +112,7 @@ def build_comparison(
             if paths[position] in paths[:position]
         ]
     )
-    if join_seeds:
+    if aggregate_seeds:
         runs = group_seed_runs(runs)
     split = split or _common_split(runs)
     raise_faults(

@@ -50,7 +50,7 @@ def test_the_files_of_a_report(runs: list[Run], tmp_path: Path) -> None:
     assert "(plots/confusion_matrices.png)" in text
     with pytest.raises(UserError, match="already holds a report"):
         compare_runs(runs).write(tmp_path / "out")
-    compare_runs(runs, join_seeds=False).write(tmp_path / "out", overwrite=True)
+    compare_runs(runs, aggregate_seeds=False).write(tmp_path / "out", overwrite=True)
     assert "| lora · model-x (s3)" in (tmp_path / "out" / "report.md").read_text()
 
 

@@ -87,4 +87,4 @@ def test_seeds_are_aggregated_unless_disabled(tmp_path: Path) -> None:
     comparison = build_comparison(runs)
     assert [len(seeds) for seeds in comparison.seed_predictions] == [2]
     assert comparison.rows()[1]["seeds"] == [1, 2]
-    assert len(build_comparison(runs, join_seeds=False).runs) == 2
+    assert len(build_comparison(runs, aggregate_seeds=False).runs) == 2
