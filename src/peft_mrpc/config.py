@@ -34,7 +34,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "per_device_eval_batch_size": "evaluation batch size per process",
     "seed": "random seed (default: 42)",
     "bf16": "bfloat16 mixed precision (default: if the hardware supports it)",
-    "eval_strategy": "no, epoch or steps: evaluate while training, on held-out examples",
+    "eval_strategy": "no, epoch or steps: evaluate while training, on a split carved from train",
     "load_best_model_at_end": "keep the checkpoint with the best --metric_for_best_model",
     "report_to": "tensorboard, wandb, mlflow, trackio or none",
     "push_to_hub": "upload the Run to the Hub repository --hub_model_id",
@@ -357,7 +357,9 @@ class TuneConfig:
         common=True,
     )
     objective: str = option(
-        "accuracy", "accuracy, macro_f1, roc_auc or loss on held-out training data", common=True
+        "accuracy",
+        "accuracy, macro_f1, roc_auc or loss on the validation split carved from train",
+        common=True,
     )
     pruner: str = option(
         "median", "median: stop a trial that is worse than the median of the others", common=True

@@ -14,7 +14,7 @@ from conftest import ROWS, build_training, write_csv
 from peft_mrpc import DataConfig, UserError, load_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.data.splits import stratified_holdout
+from peft_mrpc.data.splits import stratified_split
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
 from peft_mrpc.runs.run import Run
 from peft_mrpc.training.checkpoints import TRAINED_FILE, load_trained
@@ -57,13 +57,13 @@ def train_examples(data: DataConfig) -> tuple[Example, ...]:
     return load_data(data).splits["train"]
 
 
-def test_the_holdout_is_stratified_and_determined_by_the_seed() -> None:
+def test_the_split_is_stratified_and_determined_by_the_seed() -> None:
     examples = [Example(row, "a", "b", int(row % 4 == 0)) for row in range(80)]
-    remaining, held_out = stratified_holdout(examples, 0.25, 1)
-    assert sorted([*remaining, *held_out], key=lambda example: example.idx) == examples
-    assert Counter(example.label for example in held_out) == {0: 15, 1: 5}
-    assert stratified_holdout(examples, 0.25, 1) == (remaining, held_out)
-    assert stratified_holdout(examples, 0.25, 2)[1] != held_out
+    train, validation = stratified_split(examples, 0.25, 1)
+    assert sorted([*train, *validation], key=lambda example: example.idx) == examples
+    assert Counter(example.label for example in validation) == {0: 15, 1: 5}
+    assert stratified_split(examples, 0.25, 1) == (train, validation)
+    assert stratified_split(examples, 0.25, 2)[1] != validation
 
 
 def test_all_examples_train_if_nothing_is_selected(
@@ -81,12 +81,12 @@ def test_the_selection_split_is_carved_from_train_and_recorded(
 ) -> None:
     run = train("lora", eval_strategy="epoch", num_train_epochs=2, seed=3)
     record = run.record["selection"]
-    remaining, held_out = stratified_holdout(train_examples(data), 0.1, 3)
-    assert record["num_examples"] == len(held_out) == 4
+    train, validation = stratified_split(train_examples(data), 0.1, 3)
+    assert record["num_examples"] == len(validation) == 4
     assert record["labels"] == {"not_equivalent": 2, "equivalent": 2}
     assert record["fraction"] == 0.1 and record["seed"] == 3 and len(record["fingerprint"]) == 64
     assert record["best_step"] is None and not record["stopped_early"]
-    assert run.record["data"]["splits"]["train"]["num_examples"] == len(remaining) == 36
+    assert run.record["data"]["splits"]["train"]["num_examples"] == len(train) == 36
     evaluations = [row for row in run.record["log_history"] if "eval_loss" in row]
     assert [row["epoch"] for row in evaluations] == [1, 2]
     assert {"eval_accuracy", "eval_f1", "eval_roc_auc"} <= set(evaluations[0])
@@ -322,10 +322,10 @@ def test_the_threshold_is_selected_on_the_selection_split(
     options: dict[str, Any], train: Callable[..., Run], data: DataConfig
 ) -> None:
     run = train("layer_freeze", threshold="auto", selection_fraction=0.4, **options)
-    _, held_out = stratified_holdout(train_examples(data), 0.4, 42)
+    _, validation = stratified_split(train_examples(data), 0.4, 42)
     classifier = load_classifier(run)
-    scores = classifier.predict_proba(held_out, 8)[:, 1]
-    labels = np.array([example.label for example in held_out])
+    scores = classifier.predict_proba(validation, 8)[:, 1]
+    labels = np.array([example.label for example in validation])
     expected = tune_threshold(labels, scores, "f1" if options else "accuracy")
     assert classifier.threshold == run.record["threshold"] == pytest.approx(expected, abs=1e-5)
     assert run.record["config"]["threshold"] == "auto"

@@ -13,7 +13,7 @@ from conftest import write_csv
 
 from peft_mrpc.config import DataConfig, TrainConfig, TuneConfig
 from peft_mrpc.data.loading import load_data
-from peft_mrpc.data.splits import stratified_holdout
+from peft_mrpc.data.splits import stratified_split
 from peft_mrpc.errors import UserError
 from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.serialization import load_yaml, read_json
@@ -116,7 +116,7 @@ def test_a_trial_equals_a_training_with_its_values(
     run_search(job, replace(config, num_trials=1))
     (row,) = read_trials(tmp_path / "search")
     data = load_data(DataConfig(train_file=pair_files["train"]))
-    parts = stratified_holdout(data.splits["train"], 0.3, 42)
+    parts = stratified_split(data.splits["train"], 0.3, 42)
     for name, part in zip(("train", "validation"), parts, strict=True):
         rows = [(e.sentence1, e.sentence2, data.label_names[e.label]) for e in part]
         write_csv(tmp_path / f"{name}.csv", rows, ("sentence1", "sentence2", "label"))

@@ -14,7 +14,7 @@ from transformers import TrainerState, TrainingArguments
 
 from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
-from peft_mrpc.data.splits import stratified_holdout
+from peft_mrpc.data.splits import stratified_split
 from peft_mrpc.errors import TrainingDiverged, unknown_name
 from peft_mrpc.evaluation.metrics import SELECTION_METRICS, compute_metrics
 from peft_mrpc.evaluation.thresholds import predict_labels, tune_threshold
@@ -67,7 +67,7 @@ def carve_selection_split(
     The seed of the split is `data_seed`, or `seed` if that is not set. The data must have passed
     `selection_data_faults`.
     """
-    train, selection = stratified_holdout(
+    train, selection = stratified_split(
         data.splits["train"], config.selection_fraction, selection_seed(args)
     )
     splits = {**data.splits, "train": train, SELECTION: selection}
