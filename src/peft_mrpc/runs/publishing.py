@@ -1,9 +1,9 @@
 """Publish a Run on the Hub: its adapter or model, tokenizer, metrics and model card."""
 
-import contextlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import ARTIFACT_FILE, CARD_FILE, METRICS_FILE, RUN_FILE, Run
+from peft_mrpc.runs.run import (
+    ARTIFACT_FILE,
+    CARD_FILE,
+    METRICS_FILE,
+    PLOT_FILES,
+    RUN_FILE,
+    Run,
+    read_artifact_record,
+)
 from peft_mrpc.serialization import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -50,20 +58,52 @@ def check_repo_id(repo_id: str | None) -> None:
 
 
 def check_access(repo_id: str) -> None:
-    """Check before a long training that its result can be uploaded.
+    """Check before a long training that its result can be uploaded. Nothing is created.
 
     Raises:
-        UserError: If the name is invalid, there is no token, or the Hub rejects it.
+        UserError: If the name is invalid, there is no token, the Hub rejects it, or it cannot write
+            the repository.
     """
     check_repo_id(repo_id)
     if get_token() is None:
         raise UserError("push: got no Hub token. Log in with `hf auth login` or set HF_TOKEN.")
+    api = HfApi()
     try:
-        HfApi().whoami()
+        identity = api.whoami()
     except Exception as error:  # a rejected token or no network
         raise UserError(
             f"push: the Hub rejected the token or cannot be reached: {one_line(error)[:200]}"
         ) from error
+    if not _may_write(identity, repo_id) or _is_forbidden(api, repo_id):
+        raise UserError(
+            f"push: got a Hub token that cannot write {repo_id}; expected one with write access. "
+            "Create it at https://huggingface.co/settings/tokens."
+        )
+
+
+def _may_write(identity: Mapping[str, Any], repo_id: str) -> bool:
+    """Whether a token's role allows to write, as far as the Hub tells."""
+    token = (identity.get("auth") or {}).get("accessToken") or {}
+    if token.get("role") != "fineGrained":
+        return token.get("role") != "read"
+    scopes = token.get("fineGrained") or {}
+    names = (repo_id, repo_id.partition("/")[0])
+    granted = {
+        permission
+        for scope in scopes.get("scoped") or ()
+        if scope.get("entity", {}).get("name") in names
+        for permission in scope.get("permissions") or ()
+    }
+    return "repo.write" in granted | set(scopes.get("global") or ())
+
+
+def _is_forbidden(api: HfApi, repo_id: str) -> bool:
+    """Whether the repository exists and its owner does not let this user write it."""
+    try:
+        api.auth_check(repo_id, write=True)
+    except Exception as error:  # it does not exist, or no connection, which `publish` reports
+        return getattr(getattr(error, "response", None), "status_code", None) == 403
+    return False
 
 
 def check_base(model: str, base_model_id: str | None) -> None:
@@ -112,19 +152,34 @@ def list_files(run: Run, repo_id: str) -> dict[str, int]:
 
 def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     """Write the content of the repository into `folder`, without local paths."""
-    shutil.copytree(run.artifact, folder, dirs_exist_ok=True)
-    # transformers saves its arguments, which contain local paths.
-    with contextlib.suppress(FileNotFoundError):
-        (folder / "training_args.bin").unlink()
-    for file in folder.glob("*.json"):
-        if file.name in (ARTIFACT_FILE, "adapter_config.json"):
-            write_json(file, _published_names(read_json(file), run))
-    for path in {run.path, run.model_run.path}:
-        if (path / "plots").is_dir():  # a Run without labels has no plots
-            shutil.copytree(path / "plots", folder / "plots", dirs_exist_ok=True)
+    for source, name in _recorded_files(run):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
+    for name in (ARTIFACT_FILE, "adapter_config.json"):
+        if (folder / name).is_file():
+            write_json(folder / name, _published_names(read_json(folder / name), run))
     write_json(folder / METRICS_FILE, run.metrics)
     write_json(folder / RUN_FILE, _published_record(run))
     (folder / CARD_FILE).write_text(build_card(run, repo_id), encoding="utf-8")
+
+
+def _recorded_files(run: Run) -> Iterator[tuple[Path, str]]:
+    """The files that a Run has written, each with its path in the repository.
+
+    Other files in its folders are not uploaded.
+
+    Raises:
+        UserError: If one is missing or is a symbolic link.
+    """
+    folder, artifact = run.model_run.path, run.artifact.name
+    names = [ARTIFACT_FILE, *read_artifact_record(run.artifact).get("files", ())]
+    paths = {name: f"{artifact}/{name}" for name in names}
+    plots = [f"plots/{name}" for name in PLOT_FILES]  # of a Run without labels there are none
+    paths |= {name: name for name in plots if (folder / name).is_file()}
+    for name, path in paths.items():
+        if (folder / path).resolve() != folder.resolve() / path:
+            raise UserError(f"{folder / path}: is a symbolic link; expected a file of the Run.")
+        yield folder / path, name
 
 
 def _published_names(info: dict[str, Any], run: Run) -> dict[str, Any]:

@@ -26,12 +26,19 @@ from peft_mrpc.serialization import read_asset, read_json, read_json_lines
 FORMAT_VERSION = 1
 MAX_VALUE_LENGTH = 40
 # How messages name a constraint of the schema.
-CONSTRAINTS = {"minimum": "at least", "maximum": "at most", "minItems": "at least this many:"}
+CONSTRAINTS = {
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "minItems": "at least {} values",
+    "uniqueItems": "different values",
+    "pattern": "a file inside of the folder that is not hidden",
+}
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
 # A Run holds one of these: what transformers or PEFT load or, for a hard prompt, the template.
 ARTIFACT_FOLDERS = ("adapter", "model", "prompt")
 SEED_FOLDER = "seed_{}"
+PLOT_FILES = ("confusion_matrix.png", "roc_curve.png")
 # Names, or patterns of names, that a Run's directory may hold.
 RUN_CONTENTS = frozenset(
     {RUN_FILE, METRICS_FILE, CARD_FILE, "predictions", "plots", "checkpoints"}
@@ -312,13 +319,12 @@ def _format_error(error: ValidationError) -> str:
         missing = [key for key in error.validator_value if key not in error.instance]
         return f"{where} lacks {', '.join(missing)}"
     value = shorten(json.dumps(error.instance, ensure_ascii=False), MAX_VALUE_LENGTH)
-    if error.validator == "uniqueItems":
-        return f"{where} is {value}; expected different values"
     if error.validator == "type":
         types = error.validator_value
         expected = types if isinstance(types, str) else " or ".join(types)
         return f"{where} is {value}; expected {expected}"
-    return f"{where} is {value}; expected {CONSTRAINTS[error.validator]} {error.validator_value}"
+    expected = CONSTRAINTS[str(error.validator)].format(error.validator_value)
+    return f"{where} is {value}; expected {expected}"
 
 
 def aggregate_runs(members: Sequence[Run], path: Path | None = None) -> Run:

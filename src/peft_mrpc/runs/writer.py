@@ -15,7 +15,7 @@ from peft_mrpc.evaluation.plot_style import LIGHT, save_figure
 from peft_mrpc.evaluation.plots import plot_confusion_matrix, plot_roc_curves
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.model_card import build_card
-from peft_mrpc.runs.run import CARD_FILE, FORMAT_VERSION, METRICS_FILE, RUN_FILE, Run
+from peft_mrpc.runs.run import CARD_FILE, FORMAT_VERSION, METRICS_FILE, PLOT_FILES, RUN_FILE, Run
 from peft_mrpc.serialization import write_json, write_json_lines
 
 
@@ -116,5 +116,5 @@ def _write_plots(
     )
     styles = LIGHT.method_styles([method])
     curve = plot_roc_curves({method: (references, probabilities)}, styles, title)
-    save_figure(matrix, folder / "confusion_matrix.png")
-    save_figure(curve, folder / "roc_curve.png")
+    for name, figure in zip(PLOT_FILES, (matrix, curve), strict=True):
+        save_figure(figure, folder / name)

@@ -165,11 +165,15 @@ ARTIFACT = {
         ({"threshold": float("nan")}, "threshold is NaN; expected number"),
         ({"threshold": 2}, "threshold is 2; expected at most 1"),
         ({"label_names": ["yes", "yes"]}, "expected different values"),
-        ({"label_names": ["yes"]}, "expected at least this many: 2"),
+        ({"label_names": ["yes"]}, "expected at least 2 values"),
         ({"max_length": 0}, "max_length is 0; expected at least 1"),
         ({"max_length": "128"}, 'max_length is "128"; expected integer'),
         ({"max_length": 10**30}, "max_length is 1000000000"),
         ({"files": ["gone.bin"]}, "gone.bin is missing"),
+        *(
+            ({"files": [name]}, f'files.0 is "{name}"; expected a file inside of the folder')
+            for name in ("../w.bin", "/etc/hostname", ".env", "a/../../b", "a/.env", "")
+        ),
         ({"format_version": 2}, "got format 2; this version of peft-mrpc reads formats up to 1"),
     ],
 )
