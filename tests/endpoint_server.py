@@ -16,7 +16,8 @@ class EndpointServer(ThreadingHTTPServer):
         self.refused: set[str] = set()
         self.is_broken = False
         self.forbidden: str | None = None  # a sentence that gets status 400
-        self.content: Any = None  # the body of every response, if not None
+        self.content: Any = None  # the body of every response, if not None: JSON or bytes
+        self.status, self.headers = 200, dict[str, str]()
 
     @property
     def url(self) -> str:
@@ -32,7 +33,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.received.append({"path": self.path, "key": key, **body})
         text = body.get("prompt") or body["messages"][-1]["content"]
         if self.server.content is not None:
-            return self.answer(200, self.server.content)
+            return self.answer(self.server.status, self.server.content)
         if self.server.is_broken or (self.server.forbidden or "\0") in text:
             return self.answer(400, {"error": "no such model"})
         if len(text) % 3 == 0 and text not in self.server.refused:
@@ -51,9 +52,11 @@ class Handler(BaseHTTPRequestHandler):
             choice = {"text": " maybe", "logprobs": {"top_logprobs": [logs]}}
         return self.answer(200, {"choices": [choice]})
 
-    def answer(self, status: int, content: dict[str, Any]) -> None:
-        data = json.dumps(content).encode()
+    def answer(self, status: int, content: Any) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
+        for name, value in self.server.headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

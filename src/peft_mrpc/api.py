@@ -68,6 +68,7 @@ def load_classifier(
     Raises:
         UserError: If `run` holds no classifier, or an argument does not apply to it.
     """
+    from peft_mrpc.formatting import mask_credentials
     from peft_mrpc.models.artifact import load_fine_tuned, read_info, resolve_artifact
     from peft_mrpc.models.external import rename_labels
     from peft_mrpc.prompting.artifact import load_prompt
@@ -86,9 +87,8 @@ def load_classifier(
     if info.get("method") == "hard_prompt":
         return load_prompt(folder, info, endpoint)
     if endpoint is not None:
-        raise UserError(
-            f"endpoint: got {endpoint}, but {name} uses no served model; expected none."
-        )
+        address = mask_credentials(endpoint)
+        raise UserError(f"endpoint: got {address}, but {name} uses no served model; expected none.")
     return load_fine_tuned(folder, info)
 
 

@@ -60,6 +60,13 @@ def escape_control(text: str) -> str:
     return CONTROL_CHARACTER.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def mask_credentials(url: str) -> str:
+    """A URL without user name, password and query, which may hold a key."""
+    return re.sub(
+        r"\?.*", "?***", re.sub(r"//.*@", "//***@", url, flags=re.DOTALL), flags=re.DOTALL
+    )
+
+
 def shorten(text: str, max_length: int) -> str:
     """A text in at most `max_length` characters, cut in its middle."""
     if len(text) <= max_length:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROWS
 from endpoint_server import EndpointServer
 
 from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
@@ -149,6 +150,108 @@ def test_responses_in_another_format_are_one_line(
 ) -> None:
     server.content = {"choices": None if choice is None else [choice]}
     assert message in error_of(config, data)
+
+
+def top_tokens(*logprobs: str) -> bytes:
+    """A response whose log-probabilities are these JSON values, as text."""
+    tokens = ", ".join(
+        f'{{"token": "{token}", "logprob": {value}}}'
+        for token, value in zip(("Yes", "No"), logprobs, strict=True)
+    )
+    content = f'[{{"top_logprobs": [{tokens}]}}]'
+    return f'{{"choices": [{{"logprobs": {{"content": {content}}}}}]}}'.encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (top_tokens("NaN", "-1"), "ValueError token 'Yes' with log-probability nan"),
+        (top_tokens("-1", "-Infinity"), "ValueError token 'No' with log-probability -inf"),
+        (top_tokens("1e400", "-1"), "ValueError token 'Yes' with log-probability inf"),
+        (top_tokens("5", "-1"), "ValueError token 'Yes' with log-probability 5"),
+        (top_tokens("9" * 400, "-1"), "OverflowError"),
+        (top_tokens("9" * 5000, "-1"), "ValueError a number with too many digits"),
+        (top_tokens("-1", "[]"), "TypeError"),
+        (top_tokens("-1", "-1").replace(b'"Yes"', b"null"), "ValueError token None"),
+        (b"[" * 200_000, "nested more than 100 levels deep"),
+        (b"\x00\xff<html>", "UnicodeDecodeError"),
+        (b"<html>hi</html>", "ValueError not valid JSON"),
+        (b"[1, 2]", "TypeError"),
+        (b"", "ValueError not valid JSON"),
+        (b" " * 4_000_001, "got a longer response of"),
+    ],
+)
+def test_odd_responses_are_one_line_and_are_not_kept(
+    content: bytes, message: str, config: PromptConfig, data: DataConfig, server: EndpointServer
+) -> None:
+    server.content = content
+    assert message in error_of(config, data)
+    server.content = None
+    assert evaluate_prompt(config, data).metrics["validation"]["num_examples"] == len(ROWS)
+
+
+def test_redirects_are_not_followed(
+    config: PromptConfig,
+    data: DataConfig,
+    server: EndpointServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with EndpointServer() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        server.content = b""
+        for status in (301, 302, 307, 308):
+            server.status = status
+            server.headers = {"Location": f"{other.url}/chat/completions?key=secret"}
+            message = error_of(config, data)
+            target = f"{other.url}/chat/completions?***"
+            assert f"got a redirect of {server.url}/chat/completions to {target}" in message
+        assert not other.received
+        other.shutdown()
+
+
+def test_keys_and_passwords_are_not_printed(
+    config: PromptConfig,
+    data: DataConfig,
+    server: EndpointServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = server.url.replace("//", "//user:pass@word@")
+    monkeypatch.setenv("OPENAI_API_KEY", " sk-secret\n")
+    server.status, server.content = 401, {"error": "bad key sk-secret \x1b[2J"}
+    message = error_of(config, data, endpoint=address)
+    masked = server.url.replace("//", "//***@")
+    assert f"got status 401 of {masked}/chat/completions" in message and "bad key ***" in message
+    message = error_of(config, data, endpoint=f"{server.url}?key=sk-secret")
+    assert f"endpoint: got '{server.url}?***'; expected http://HOST:PORT/v1." in message
+    assert f"(served at {masked})" in "".join(
+        preview_prompts(replace(config, endpoint=address), data)
+    )
+    server.status, server.content = 200, None
+    record = evaluate_prompt(replace(config, endpoint=address), data).record
+    assert record["config"]["endpoint"] == masked
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret\nX: y")
+    config = replace(config, output_dir=f"{config.output_dir}-2")
+    message = error_of(config, data)
+    assert message.startswith("OPENAI_API_KEY: got a key with a line break")
+    assert "sk-secret" not in message
+
+
+def test_a_poisoned_score_cache_is_ignored(
+    config: PromptConfig, data: DataConfig, server: EndpointServer
+) -> None:
+    server.forbidden = ROWS[-1][0]  # the others are kept
+    error_of(replace(config, batch_size=1), data)
+    (file,) = Path(f"{Path(str(config.output_dir)).parent}/.run.scores").glob("*.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines() if line]
+    damages: list[Any] = [float("nan"), "1", None]
+    for record, damage in zip(records, damages, strict=False):
+        record["scores"][0][1] = damage
+    lines = [*map(json.dumps, records), "[]", "3", '{"key": "x"}', "\x00", '{"key']
+    file.write_text("\n".join(lines))
+    server.forbidden = None
+    run = evaluate_prompt(config, data)
+    assert np.isfinite(run.predictions("validation").probabilities).all()
 
 
 def test_label_words_of_several_tokens_are_logged(

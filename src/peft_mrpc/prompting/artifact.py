@@ -7,6 +7,7 @@ from typing import Any
 
 from peft_mrpc.config import PromptConfig
 from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.formatting import mask_credentials
 from peft_mrpc.models.artifact import base_model_source, save_info
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import ModelSource
@@ -77,7 +78,8 @@ def load_prompt(
             "expected the server's address, http://HOST:PORT/v1."
         )
     if endpoint is not None and not is_served:
-        raise UserError(f"endpoint: got {endpoint}, but {folder} uses no served model; drop it.")
+        address = mask_credentials(endpoint)
+        raise UserError(f"endpoint: got {address}, but {folder} uses no served model; drop it.")
     labels = list(info["label_names"])
     encoder: Encoder
     engine: Engine

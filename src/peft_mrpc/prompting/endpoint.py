@@ -8,7 +8,9 @@ returned, an upper bound of its own. Label words of several tokens are scored by
 import hashlib
 import json
 import logging
+import math
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +23,11 @@ from numpy.typing import NDArray
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.formatting import format_bytes, format_duration, mask_credentials
 from peft_mrpc.models.batched_inference import ScoreCache, run_batched
 from peft_mrpc.prompting.scores import TemplateScores
 from peft_mrpc.prompting.templates import Demonstration, Template
+from peft_mrpc.serialization import load_json
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +40,8 @@ NUM_RETRIES = 4
 BACKOFF_FACTOR = 1.0  # waits of 0, 2, 4 and 8 seconds
 MAX_CONNECTIONS = 128
 # Errors of reading a response of another form.
-FORMAT_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ValueError)
+FORMAT_ERRORS = (KeyError, TypeError, IndexError, AttributeError, ValueError, OverflowError)
+MAX_RESPONSE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,8 @@ class EndpointEngine:
         session = requests.Session()
         for scheme in ("http://", "https://"):
             session.mount(scheme, HTTPAdapter(pool_maxsize=MAX_CONNECTIONS, max_retries=retry))
-        if key := os.environ.get("OPENAI_API_KEY"):
+        session.headers["Accept-Encoding"] = "identity"  # a compressed response has no known size
+        if key := api_key():
             session.headers["Authorization"] = f"Bearer {key}"
         return session
 
@@ -135,7 +141,7 @@ class EndpointEngine:
             logger.warning("%s: label word %r is scored by its first token only", name, long[0])
 
         def score_batch(rows: list[int]) -> NDArray[np.float64]:
-            with ThreadPoolExecutor(len(rows)) as pool:
+            with ThreadPoolExecutor(min(len(rows), MAX_CONNECTIONS)) as pool:
                 tokens = pool.map(lambda row: self._top_tokens(*batch.requests[row]), rows)
                 return np.stack([match_tokens(top, words) for top in tokens])
 
@@ -155,10 +161,10 @@ class EndpointEngine:
         try:
             logprobs = choice.get("logprobs") or {}
             if content := logprobs.get("content"):  # chats; llama.cpp uses it for both
-                top = content[0]["top_logprobs"]
-                tokens = {token["token"]: float(token["logprob"]) for token in top}
-            elif top := logprobs.get("top_logprobs"):
-                tokens = {token: float(value) for token, value in top[0].items()}
+                top = [(token["token"], token["logprob"]) for token in content[0]["top_logprobs"]]
+                tokens = dict(check_token(*pair) for pair in top)
+            elif positions := logprobs.get("top_logprobs"):
+                tokens = dict(check_token(*pair) for pair in positions[0].items())
         except FORMAT_ERRORS as error:
             raise self._format_error(path, error) from error
         if not tokens:
@@ -172,38 +178,94 @@ class EndpointEngine:
         """The first choice of the response.
 
         Raises:
-            UserError: If the server is unreachable, refuses, or returns something else.
+            UserError: If the server is unreachable, refuses, redirects, or returns something else.
         """
         import requests
+        import urllib3
 
         where = self._address(path)
         try:
-            timeouts = (CONNECT_TIMEOUT, READ_TIMEOUT)
-            response = self._session.post(where, json=body, timeout=timeouts)
-            if response.ok:
-                return dict(response.json()["choices"][0])
-        except (requests.ConnectionError, requests.Timeout) as error:
+            with self._session.post(
+                f"{self.url.rstrip('/')}/{path}",
+                json=body,
+                timeout=(CONNECT_TIMEOUT, READ_TIMEOUT),
+                stream=True,
+                allow_redirects=False,  # the texts and the key are for this server only
+            ) as response:
+                content = read_limited(response.raw, where)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise UserError(
                 f"endpoint: got no response of {where}: {innermost_message(error)}; is the server "
                 "running there?"
             ) from error
+        if response.is_redirect:
+            target = mask_credentials(response.headers["Location"])
+            raise UserError(
+                f"endpoint: got a redirect of {where} to {target[:200]}; expected an answer. Texts "
+                "are not sent to another address: if you trust it, name it."
+            )
+        if not response.ok:
+            text = " ".join(content.decode("utf-8", errors="replace").split())
+            text = text.replace(key, "***") if (key := api_key()) else text
+            raise UserError(f"endpoint: got status {response.status_code} of {where}: {text[:200]}")
+        try:
+            return dict(load_json(content.decode("utf-8"))["choices"][0])
         except FORMAT_ERRORS as error:
             raise self._format_error(path, error) from error
-        except requests.RequestException as error:
-            raise UserError(
-                f"endpoint: got no response of {where}: {one_line(error)[:150]}"
-            ) from error
-        text = " ".join(response.text.split())[:200]
-        raise UserError(f"endpoint: got status {response.status_code} of {where}: {text}")
 
     def _address(self, path: str) -> str:
-        return f"{self.url.rstrip('/')}/{path}"
+        """The address of a request, for messages."""
+        return f"{mask_credentials(self.url).rstrip('/')}/{path}"
 
     def _format_error(self, path: str, error: Exception) -> UserError:
         return UserError(
             f"endpoint: got a response of {self._address(path)} in another format than an "
             f"OpenAI-compatible API's: {type(error).__name__} {one_line(error)[:150]}"
         )
+
+
+def api_key() -> str | None:
+    """The key in OPENAI_API_KEY.
+
+    Raises:
+        UserError: If it cannot be sent; the message does not contain it.
+    """
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(
+            "OPENAI_API_KEY: got a key with a line break or another character that cannot be sent; "
+            "expected one word."
+        )
+    return key or None
+
+
+def read_limited(raw: Any, where: str) -> bytes:
+    """Read the body of a response, without decompression.
+
+    Args:
+        raw: The response of urllib3.
+        where: The address, for messages.
+    Raises:
+        UserError: If it is too large, or takes longer than READ_TIMEOUT.
+    """
+    content, end = b"", time.monotonic() + READ_TIMEOUT
+    while part := raw.read1(MAX_RESPONSE_BYTES, decode_content=False):
+        content += part
+        if len(content) > MAX_RESPONSE_BYTES or time.monotonic() > end:
+            limits = f"{format_bytes(MAX_RESPONSE_BYTES)} within {format_duration(READ_TIMEOUT)}"
+            raise UserError(f"endpoint: got a longer response of {where}; expected {limits}.")
+    return content
+
+
+def check_token(token: Any, value: Any) -> tuple[str, float]:
+    """A token and its log-probability, as a server returns them.
+
+    Raises:
+        ValueError: If they are not a text and a finite number up to 0, or up to rounding errors.
+    """
+    if not isinstance(token, str) or not -math.inf < float(value) < 1e-2:
+        raise ValueError(f"token {token!r:.20} with log-probability {value!r:.20}")
+    return token, float(value)
 
 
 def innermost_message(error: BaseException) -> str:
@@ -219,7 +281,9 @@ def is_url(text: str) -> bool:
     """Whether a text is the address of a server."""
     try:
         parts = urlsplit(text)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        is_base = not (parts.query or parts.fragment)  # the path of a request follows
+        is_http = parts.scheme in ("http", "https")
+        return is_http and bool(parts.hostname) and parts.port != 0 and is_base
     except ValueError:  # a port that is not a number
         return False
 
@@ -228,7 +292,7 @@ def endpoint_faults(endpoint: str | None) -> list[str]:
     """The fault of an endpoint that is not an address."""
     if endpoint is None or is_url(endpoint):
         return []
-    return [f"endpoint: got {endpoint!r}; expected http://HOST:PORT/v1."]
+    return [f"endpoint: got {mask_credentials(endpoint)!r}; expected http://HOST:PORT/v1."]
 
 
 def match_tokens(top: dict[str, float], words: Sequence[Sequence[str]]) -> NDArray[np.float64]:

@@ -28,6 +28,7 @@ from peft_mrpc.data.loading import (
 )
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults
+from peft_mrpc.formatting import mask_credentials
 from peft_mrpc.models.loading import check_causal_lm, load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.artifact import save_prompt
@@ -242,7 +243,9 @@ def preview_prompts(config: PromptConfig, data: DataConfig | Mapping[str, Any]) 
         UserError: Naming every fault.
     """
     job = prepare_prompting(config, data)
-    place = f"served at {config.endpoint}" if config.endpoint else config.quantization
+    place = config.quantization
+    if config.endpoint:
+        place = f"served at {mask_credentials(config.endpoint)}"
     lines = [data_line(job.data, job.splits), f"model: {config.model} ({place})"]
     if config.endpoint:
         lines.append(f"templates: {', '.join(template.name for template in job.templates)}")
@@ -383,6 +386,7 @@ def _record(job: PromptJob, evaluation: PromptEvaluation) -> dict[str, Any]:
     options = config_record(job.data_config, config)
     if config.endpoint:
         options = {name: value for name, value in options.items() if name not in LOCAL_OPTIONS}
+        options["endpoint"] = mask_credentials(config.endpoint)
     return {
         "strategy": "hard_prompt",
         "method": "hard_prompt",

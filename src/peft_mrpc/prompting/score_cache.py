@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from peft_mrpc.config import record_key
+from peft_mrpc.errors import UserError
+from peft_mrpc.serialization import load_json
 
 
 class FileScoreCache:
@@ -25,16 +27,18 @@ class FileScoreCache:
         self.key = record_key(inputs)
         self._scores: dict[int, list[float]] = {}
         for file in sorted(folder.glob("*.jsonl")):
-            for line in file.read_text("utf-8").splitlines():
+            for line in file.read_text("utf-8", errors="replace").splitlines():
                 self._load(line)
 
     def _load(self, line: str) -> None:
         try:
-            record = json.loads(line)
-        except ValueError:  # the line that was being written when the command was interrupted
-            return
-        if record["key"] == self.key:
-            self._scores |= dict(zip(record["rows"], record["scores"], strict=True))
+            record = load_json(line)
+            if record["key"] == self.key:
+                scores = np.array(record["scores"], np.float64)
+                if scores.ndim == 2 and np.isfinite(scores).all():
+                    self._scores |= dict(zip(record["rows"], scores.tolist(), strict=True))
+        except (ValueError, TypeError, KeyError):
+            return  # a line that was being written when the command was interrupted, or damaged
 
     def __len__(self) -> int:
         return len(self._scores)
@@ -46,7 +50,16 @@ class FileScoreCache:
         return np.array([self._scores[row] for row in rows])
 
     def add(self, rows: Sequence[int], scores: NDArray[np.float64]) -> None:
-        """Append the scores of a batch in full precision."""
+        """Append the scores of a batch in full precision.
+
+        Raises:
+            UserError: If a score is not finite. The same command would fail for ever.
+        """
+        if not np.isfinite(scores).all():
+            raise UserError(
+                "the model's scores are not finite: NaN or infinite. Use another precision, or "
+                "check the server."
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps({"key": self.key, "rows": list(rows), "scores": scores.tolist()})
         with self.path.open("a", encoding="utf-8") as file:
