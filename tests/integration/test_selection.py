@@ -81,12 +81,12 @@ def test_the_selection_split_is_carved_from_train_and_recorded(
 ) -> None:
     run = train("lora", eval_strategy="epoch", num_train_epochs=2, seed=3)
     record = run.record["selection"]
-    train, validation = stratified_split(train_examples(data), 0.1, 3)
+    rest, validation = stratified_split(train_examples(data), 0.1, 3)
     assert record["num_examples"] == len(validation) == 4
     assert record["labels"] == {"not_equivalent": 2, "equivalent": 2}
     assert record["fraction"] == 0.1 and record["seed"] == 3 and len(record["fingerprint"]) == 64
     assert record["best_step"] is None and not record["stopped_early"]
-    assert run.record["data"]["splits"]["train"]["num_examples"] == len(train) == 36
+    assert run.record["data"]["splits"]["train"]["num_examples"] == len(rest) == 36
     evaluations = [row for row in run.record["log_history"] if "eval_loss" in row]
     assert [row["epoch"] for row in evaluations] == [1, 2]
     assert {"eval_accuracy", "eval_f1", "eval_roc_auc"} <= set(evaluations[0])
