@@ -1,11 +1,11 @@
-"""What trains in `layer_freeze.py`: the script that users write today, and `peft-mrpc train`.
+"""The contenders of `layer_freeze.py`: the Hugging Face Trainer, and `peft-mrpc train`.
 
-The peer is the Hugging Face Trainer on `AutoModelForSequenceClassification`, as its examples have
-it: pairs tokenized in advance, padded to 128 tokens or (with `DataCollatorWithPadding`) to the
-longest of their batch. Ours is what `peft-mrpc train` does, with the peer's head, dropout,
-gradients, batch sizes and epochs. Both are timed from text to scored dev pairs, without loading the
-model. Ours computes in what `train` chooses for the hardware; where that is bf16 there are
-contenders that tell what of the gain is due to it.
+The peer follows the transformers examples: `Trainer` on `AutoModelForSequenceClassification`, pairs
+tokenized in advance and padded to 128 tokens, or to the longest of a batch by
+`DataCollatorWithPadding`. Unless its name says "recipe", the other contender is `peft-mrpc train`
+with the head, dropout, batch size and number of epochs of the peer. Both are timed from texts to
+scored validation pairs, without loading the model. `peft-mrpc` uses the precision that `train`
+selects for the hardware; where that is bf16, further contenders compare equal precisions.
 """
 
 import tempfile
@@ -40,15 +40,18 @@ from peft_mrpc.training.build import build_classifier, build_trainer, unwrap_tra
 from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.resolve import load_base_model, resolve
 
-# Held by this process from one seed to the next, as `train --seeds` does.
+# Shared by the trainings of this process, as `train --seeds` shares it between seeds.
 CACHE = ActivationCache(memory_bytes=2 * 10**9)
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}
+# Flags that make the training equal to the peer's.
+MATCHED = ["--pooling", "native", "--swap_sentences", "false", "--sam_rho", "0"]
+MATCHED += ["--max_length", str(MAX_LENGTH)]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What every contender of a comparison is given."""
+    """The training of a comparison, the same for all contenders."""
 
     model: str
     data: DataSplits
@@ -56,27 +59,23 @@ class Task:
     method: str = "layer_freeze"
 
 
-# What makes ours the peer's training: its head, its dropout, its gradients, each pair as it comes.
-ALIKE = ("--pooling", "native", "--swap_sentences", "false", "--max_length", str(MAX_LENGTH))
-ALIKE += ("--sam_rho", "0")
-
-
 @dataclass(frozen=True)
 class Outcome:
-    """What a contender did.
+    """Measurements of one training.
 
     Attributes:
-        seconds: From text to scored dev pairs.
-        tail_seconds: Of these, its epochs.
-        steps: How often it changed the weights.
-        trained: How many parameters.
-        accuracy: On the dev pairs.
-        flops: Matrix operations of its epochs, where they were counted.
-        num_computed: Examples that the frozen layers ran for at the start; None without the cache.
+        seconds: Time from texts to scored validation pairs.
+        epoch_seconds: Time from the start of the first epoch to the end of the last.
+        steps: Number of optimizer steps.
+        trained: Number of trained parameters.
+        accuracy: Accuracy on the validation pairs.
+        flops: Floating-point operations of the matrix products of all epochs, 0 if not counted.
+        num_computed: Examples for which the frozen layers ran to fill the activation cache; None
+            without the cache.
     """
 
     seconds: float
-    tail_seconds: float
+    epoch_seconds: float
     steps: int
     trained: int
     accuracy: float
@@ -85,7 +84,7 @@ class Outcome:
 
 
 def write_bert_base(folder: Path) -> str:
-    """A model of bert-base's shape with random weights, and MiniLM's tokenizer, which is BERT's."""
+    """Save a bert-base with random weights and MiniLM's tokenizer, which is BERT's."""
     if not folder.is_dir():
         set_seed(SEED)
         BertForSequenceClassification(BertConfig()).save_pretrained(folder)
@@ -94,42 +93,41 @@ def write_bert_base(folder: Path) -> str:
     return str(folder)
 
 
-class EpochsMeter(TrainerCallback):
-    """The time from the first step of a training to its last, and the operations in between."""
+class EpochTimer(TrainerCallback):
+    """Measures the time of all epochs, and counts their operations if requested."""
 
-    def __init__(self, counts_flops: bool = False) -> None:
-        self.counter = FlopCounterMode(display=False) if counts_flops else None
-        self.began = self.seconds = 0.0
+    def __init__(self, count_flops: bool = False) -> None:
+        self.counter = FlopCounterMode(display=False) if count_flops else None
+        self.started = self.seconds = 0.0
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not self.began:
-            self.began = time.perf_counter()
+        if not self.started:
+            self.started = time.perf_counter()
             if self.counter:
                 self.counter.__enter__()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.seconds = time.perf_counter() - self.began
+        self.seconds = time.perf_counter() - self.started
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.counter:
             self.counter.__exit__(None, None, None)
 
 
-def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outcome:
-    """What users write: tokenize, freeze, Trainer, predict."""
+def train_peer(task: Task, dynamic_padding: bool = True, bf16: bool = False) -> Outcome:
+    """Tokenize, freeze or wrap with PEFT, train and predict with transformers."""
     location = resolve_model(task.model).location
     tokenizer = AutoTokenizer.from_pretrained(location)
     set_seed(SEED)
     model: Any = AutoModelForSequenceClassification.from_pretrained(location, num_labels=2)
     if task.method == "layer_freeze":
-        layers = model.bert.encoder.layer
         model.bert.requires_grad_(False)
-        for part in (*layers[-2:], model.bert.pooler):
-            part.requires_grad_(True)
+        for module in (*model.bert.encoder.layer[-2:], model.bert.pooler):
+            module.requires_grad_(True)
     else:
         method = METHODS[task.method]
-        model = method.apply(model, method.build_options(peer_options(task.method)))
-    padding = {} if pads_by_batch else {"padding": "max_length"}
+        model = method.apply(model, method.build_options(recipe_options(task.method)))
+    padding = {} if dynamic_padding else {"padding": "max_length"}
 
     def encode(pairs: Sequence[Example]) -> list[dict[str, Any]]:
         texts = ([p.sentence1 for p in pairs], [p.sentence2 for p in pairs])
@@ -137,7 +135,7 @@ def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outco
         rows = (dict(zip(encoded, row, strict=True)) for row in zip(*encoded.values(), strict=True))
         return [{**row, "labels": pair.label} for row, pair in zip(rows, pairs, strict=True)]
 
-    meter, started = EpochsMeter(), time.perf_counter()
+    timer, started = EpochTimer(), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             model=model,
@@ -147,101 +145,96 @@ def train_plain(task: Task, pads_by_batch: bool, in_bf16: bool = False) -> Outco
                 per_device_train_batch_size=BATCH_SIZE,
                 per_device_eval_batch_size=EVAL_BATCH_SIZE,
                 seed=SEED,
-                **({"bf16": True, "use_cpu": True} if in_bf16 else {}),
+                **({"bf16": True, "use_cpu": True} if bf16 else {}),
                 **QUIET,
             ),
             train_dataset=encode(task.data.splits["train"]),
-            data_collator=DataCollatorWithPadding(tokenizer) if pads_by_batch else None,
-            callbacks=[meter],
+            data_collator=DataCollatorWithPadding(tokenizer) if dynamic_padding else None,
+            callbacks=[timer],
         )
         trainer.train()
-        predicted = trainer.predict(encode(task.data.splits["validation"])).predictions
-    seconds = time.perf_counter() - started
-    return describe(task, trainer, predicted, seconds, meter)
+        logits = trainer.predict(encode(task.data.splits["validation"])).predictions
+    return build_outcome(task, trainer, logits, time.perf_counter() - started, timer)
 
 
-def describe(
-    task: Task, trainer: Trainer, scores: Any, seconds: float, meter: EpochsMeter
+def build_outcome(
+    task: Task, trainer: Trainer, scores: Any, seconds: float, timer: EpochTimer
 ) -> Outcome:
     labels = [pair.label for pair in task.data.splits["validation"]]
     return Outcome(
         seconds,
-        tail_seconds=meter.seconds,
+        epoch_seconds=timer.seconds,
         steps=trainer.state.global_step,
         trained=parameter_counts(trainer.model)[0],
         accuracy=float((scores.argmax(axis=1) == labels).mean()),
-        flops=meter.counter.get_total_flops() if meter.counter else 0,
+        flops=timer.counter.get_total_flops() if timer.counter else 0,
     )
 
 
-def peer_options(method: str) -> dict[str, Any]:
-    """The options of a PEFT method: those of our recipe, for both sides."""
+def recipe_options(method: str) -> dict[str, Any]:
+    """The options of a PEFT method in its recipe, used by both contenders."""
     names = METHODS[method].option_types()
     return {k: v for k, v in load_default_recipe(method).items() if k in names}
 
 
-def our_job(
-    task: Task, seed: int = SEED, in_fp32: bool = False, like: Sequence[str] = ALIKE
+def build_job(
+    task: Task, seed: int = SEED, fp32: bool = False, flags: Sequence[str] = MATCHED
 ) -> ResolvedJob:
-    """`peft-mrpc train` with the batch size and epochs of the peer, and with these flags."""
-    job = parse_train_command(["--method", task.method, "--model", task.model, *like])
-    options: dict[str, Any] = {"seed": seed, "num_train_epochs": task.epochs, **QUIET}
-    options |= {"per_device_train_batch_size": BATCH_SIZE} | ({"bf16": False} if in_fp32 else {})
-    job = job.with_options(**options)
-    if like == ALIKE:  # the checkpoint's dropout
+    """The job of `peft-mrpc train` with the batch size and epochs of the peer."""
+    job = parse_train_command(["--method", task.method, "--model", task.model, *flags])
+    arguments: dict[str, Any] = {"seed": seed, "num_train_epochs": task.epochs, **QUIET}
+    arguments |= {"per_device_train_batch_size": BATCH_SIZE} | ({"bf16": False} if fp32 else {})
+    job = job.with_options(**arguments)
+    if flags == MATCHED:  # the dropout of the checkpoint instead of the recipe's
         job = replace(job, removed=frozenset({"dropout"}))
     return resolve(job, load_base_model(job.config), task.data.label_names)
 
 
-def our_precision(task: Task) -> str:
+def selected_precision(task: Task) -> str:
     """The precision that `train` selects on this machine."""
-    return trainer_precision(our_job(task).training_args)
+    return trainer_precision(build_job(task).training_args)
 
 
-def train_ours(
+def train_peft_mrpc(
     task: Task,
-    seed: int = SEED,
-    counts_flops: bool = False,
-    in_fp32: bool = False,
-    like: Sequence[str] = ALIKE,
+    *,
+    warm_cache: bool = False,
+    fp32: bool = False,
+    flags: Sequence[str] = MATCHED,
+    count_flops: bool = False,
 ) -> Outcome:
-    """What `peft-mrpc train` does."""
-    job = our_job(task, seed, in_fp32, like)
+    """Train as `peft-mrpc train` does; with a warm cache, as for its second seed."""
+    if not warm_cache:
+        CACHE.close()
+    seed = SEED + warm_cache
+    job = build_job(task, seed, fp32, flags)
     tokenizer = load_base_model(job.config).tokenizer
     set_seed(seed)
     classifier = build_classifier(job, tokenizer, task.data.label_names)
-    meter, started = EpochsMeter(counts_flops), time.perf_counter()
+    timer, started = EpochTimer(count_flops), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trainer, _ = build_trainer(job, task.data, classifier, folder, activation_cache=CACHE)
-        trainer.add_callback(meter)
+        trainer.add_callback(timer)
         trainer.train()
         classifier.model = unwrap_trained_model(trainer)
         scores = classifier.predict_proba(task.data.splits["validation"], EVAL_BATCH_SIZE)
     seconds = time.perf_counter() - started
-    outcome = describe(task, trainer, scores, seconds, meter)
     callbacks = trainer.callback_handler.callbacks
-    cached = [c for c in callbacks if isinstance(c, ActivationCacheCallback)]
-    return replace(outcome, num_computed=cached[0].num_computed if cached else None)
-
-
-def train_ours_first(task: Task, in_fp32: bool = False, like: Sequence[str] = ALIKE) -> Outcome:
-    """The frozen layers have not run for any example yet."""
-    CACHE.close()
-    return train_ours(task, in_fp32=in_fp32, like=like)
+    computed = [c.num_computed for c in callbacks if isinstance(c, ActivationCacheCallback)]
+    outcome = build_outcome(task, trainer, scores, seconds, timer)
+    return replace(outcome, num_computed=computed[0] if computed else None)
 
 
 CONTENDERS: dict[str, Callable[[Task], Outcome]] = {
-    "plain, padded to 128": lambda task: train_plain(task, pads_by_batch=False),
-    "plain, padded by batch": lambda task: train_plain(task, pads_by_batch=True),
-    "plain, padded by batch, in bf16": lambda task: train_plain(task, True, in_bf16=True),
-    "ours, first run": train_ours_first,
-    "ours, next seed": lambda task: train_ours(task, SEED + 1),
-    "ours": train_ours,
-    "ours, first run, in fp32": lambda task: train_ours_first(task, in_fp32=True),
-    "ours, next seed, in fp32": lambda task: train_ours(task, SEED + 1, in_fp32=True),
-    "ours, in fp32": lambda task: train_ours(task, in_fp32=True),
-    "as shipped": lambda task: train_ours_first(task, like=()),
-    "as shipped, frozen layers every time": lambda task: train_ours(
-        task, like=("--activation_cache", "off")
-    ),
+    "Trainer (padded to 128)": lambda task: train_peer(task, dynamic_padding=False),
+    "Trainer (dynamic padding)": train_peer,
+    "Trainer (dynamic padding, bf16)": lambda task: train_peer(task, bf16=True),
+    "peft-mrpc (cold cache)": train_peft_mrpc,
+    "peft-mrpc (warm cache)": lambda task: train_peft_mrpc(task, warm_cache=True),
+    "peft-mrpc": train_peft_mrpc,
+    "peft-mrpc (cold cache, fp32)": lambda task: train_peft_mrpc(task, fp32=True),
+    "peft-mrpc (warm cache, fp32)": lambda task: train_peft_mrpc(task, warm_cache=True, fp32=True),
+    "peft-mrpc (fp32)": lambda task: train_peft_mrpc(task, fp32=True),
+    "recipe (cold cache)": lambda task: train_peft_mrpc(task, flags=()),
+    "recipe (no cache)": lambda task: train_peft_mrpc(task, flags=("--activation_cache", "off")),
 }
