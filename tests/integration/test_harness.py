@@ -1,6 +1,5 @@
 """Against EleutherAI's lm-evaluation-harness: the same prompts, the same log-probabilities."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ LONG = {"equivalent": ("yes, they do",), "not_equivalent": ("no, they do not",)}
 def test_label_scores_equal_those_of_the_harness(count: int, words: Any) -> None:
     """Label words of one token, and of several."""
     template = load_template("paraphrase_harness")
-    template = replace(template, label_words=words or template.label_words)
+    template = template.model_copy(update={"label_words": words or template.label_words})
     compare("builtin:pairs", "test", 24, template, count)
 
 

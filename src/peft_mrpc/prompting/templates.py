@@ -5,27 +5,50 @@ encoder turns the text into token ids.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
 from peft_mrpc.serialization import load_yaml, read_asset
 
-SENTENCES = ("sentence1", "sentence2")
-STYLES = ("auto", "chat", "plain")
-DIRECTIONS = ("direct", "channel")
 # Names that stand for all packaged templates with these directions.
-GROUPS = {"all": DIRECTIONS, "all_direct": ("direct",), "all_channel": ("channel",)}
-TEXT_KEYS = ("answer_prefix", "delimiter", "system", "description", "name")
-TEMPLATE_KEYS = {
-    *("text", "label_words", "style", "direction", "both_orders", "length_normalized", "source"),
-    *TEXT_KEYS,
+GROUPS = {"all": ("direct", "channel"), "all_direct": ("direct",), "all_channel": ("channel",)}
+# The expected values in the words of a YAML file, by pydantic's type of an error.
+EXPECTED = {
+    "string_type": "text in quotes",
+    "invalid_key": "text in quotes",
+    "string_too_short": "a text that is not empty",
+    "bool_type": "true or false",
+    "dict_type": "`label name: word` for each label",
+    "too_short": "two or more labels",
 }
+
+
+def _as_tuple(words: Any) -> Any:
+    """A single word as a tuple of one, null as an empty tuple."""
+    if isinstance(words, list | tuple):
+        return tuple(words)
+    return () if words is None else (words,)
+
+
+Word = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Words = Annotated[tuple[Word, ...], BeforeValidator(_as_tuple)]
 
 
 @dataclass(frozen=True)
@@ -42,8 +65,7 @@ class Demonstration:
         return Demonstration(example.sentence1, str(example.sentence2), label_names[example.label])
 
 
-@dataclass(frozen=True)
-class Template:
+class Template(BaseModel):
     """A question about an example, and the words that answer it for each label.
 
     Templates with the direction `channel` score the noisy channel (arXiv:2108.04106): the
@@ -68,18 +90,62 @@ class Template:
         description: Purpose of the template.
     """
 
-    name: str
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: Annotated[str, Field(min_length=1)]
     text: str
-    label_words: Mapping[str, tuple[str, ...]]
-    answer_prefix: str = "\nAnswer:"
+    label_words: Annotated[dict[str, Words], Field(min_length=2)]
+    # The prompt encoder adds the space before the answer.
+    answer_prefix: Annotated[str, AfterValidator(lambda text: text.rstrip(" "))] = "\nAnswer:"
     system: str | None = None
-    style: str = "auto"
-    direction: str = "direct"
+    style: Literal["auto", "chat", "plain"] = "auto"
+    direction: Literal["direct", "channel"] = "direct"
     both_orders: bool = False
     delimiter: str = "\n\n"
     length_normalized: bool = False
     description: str = ""
-    source: str = field(default="", compare=False)
+
+    @model_validator(mode="after")
+    def _validate_keys_together(self) -> "Template":
+        if faults := [*self._direction_faults(), *self._text_faults(), *self._word_faults()]:
+            raise ValueError(*faults)
+        return self
+
+    def _direction_faults(self) -> Iterator[str]:
+        is_channel = self.direction == "channel"
+        if is_channel and self.style == "chat":
+            yield "key style: got chat; expected plain with direction channel."
+        for key, is_used in (("both_orders", is_channel), ("length_normalized", not is_channel)):
+            if getattr(self, key) and not is_used:
+                yield f"key {key}: got true; has no effect with direction {self.direction}."
+
+    def _text_faults(self) -> Iterator[str]:
+        required = ["sentence1"] if self.direction == "channel" else ["sentence1", "sentence2"]
+        expected = " and ".join(f"{{{name}}}" for name in required)
+        try:
+            fields = [part[1:] for part in Formatter().parse(self.text) if part[1] is not None]
+        except ValueError as error:
+            yield f"key text: {error}. Write a literal brace twice."
+            return
+        if any(spec or conversion for _, spec, conversion in fields):
+            yield f"key text: got a field with `:` or `!`; expected {expected} as they are."
+        elif {name for name, _, _ in fields} != {*required}:
+            names = ", ".join(sorted({f"{{{name}}}" for name, _, _ in fields})) or "none"
+            yield f"key text: got the fields {names}; expected {expected}."
+
+    def _word_faults(self) -> Iterator[str]:
+        for label, words in self.label_words.items():
+            if self.direction == "direct" and not words:
+                yield f"key label_words.{label}: got none; expected a word, or a list of words."
+            elif self.direction == "channel" and len(words) > 1:
+                yield f"key label_words.{label}: got several; expected one with direction channel."
+        counts = Counter(word for words in self.label_words.values() for word in words or [None])
+        for word, count in counts.items():
+            if count > 1:
+                yield (
+                    f"key label_words: got {word!r} more than once; expected words that tell the "
+                    "labels apart."
+                )
 
     def question(self, sentence1: str, sentence2: str) -> str:
         """The question with its fields filled in; braces in the sentences stay as they are."""
@@ -134,8 +200,7 @@ class Template:
 
     def to_dict(self) -> dict[str, Any]:
         """The keys of the template's YAML file."""
-        record = {key: getattr(self, key) for key in sorted(TEMPLATE_KEYS - {"source"})}
-        return record | {"label_words": {k: list(words) for k, words in self.label_words.items()}}
+        return self.model_dump(mode="json")
 
 
 def packaged_templates() -> list[str]:
@@ -244,118 +309,21 @@ def build_template(content: Mapping[str, Any], where: str) -> Template:
         UserError: Naming every fault: unknown and missing keys, wrong fields in the text, label
             words that are equal or not text.
     """
-    direction = content.get("direction", "direct")
-    words = _as_lists(content.get("label_words"))
-    raise_faults(
-        [
-            *_key_faults(content, where, direction),
-            *_text_faults(content.get("text"), where, direction),
-            *_label_word_faults(words, where, direction),
-        ]
-    )
-    keys = {key: value for key, value in content.items() if key != "source"}
-    keys["label_words"] = {label: tuple(map(str.strip, texts)) for label, texts in words.items()}
-    if "answer_prefix" in keys:  # the prompt encoder adds the space before the answer
-        keys["answer_prefix"] = keys["answer_prefix"].rstrip(" ")
-    return Template(**{"name": Path(where).stem, **keys}, source=where)
-
-
-def _as_lists(words: Any) -> Any:
-    """Label words with a single word as a list of one, and null as an empty list."""
-    if not isinstance(words, dict):
-        return words
-    return {
-        label: texts if isinstance(texts, list) else [] if texts is None else [texts]
-        for label, texts in words.items()
-    }
-
-
-def _key_faults(content: Mapping[str, Any], where: str, direction: str) -> list[str]:
-    faults = [
-        f"{where}: got an unknown key {key!r}.{closest(str(key), TEMPLATE_KEYS)}"
-        for key in content
-        if key not in TEMPLATE_KEYS
-    ]
-    faults += [
-        f"{where}: key {key!r}: got {content[key]!r}; expected one of {', '.join(choices)}."
-        for key, choices in (("style", STYLES), ("direction", DIRECTIONS))
-        if key in content and content[key] not in choices
-    ]
-    for key, only in (("both_orders", "channel"), ("length_normalized", "direct")):
-        value = content.get(key, False)
-        if not isinstance(value, bool):
-            faults.append(f"{where}: key {key!r}: got {value!r}; expected true or false.")
-        elif value and direction != only:
-            faults.append(f"{where}: key {key!r}: has an effect with direction {only} only.")
-    if direction == "channel" and content.get("style") == "chat":
-        faults.append(f"{where}: key 'style': got chat; expected plain with direction channel.")
-    faults += [
-        f"{where}: key {key!r}: got {content[key]!r}; expected text in quotes."
-        for key in TEXT_KEYS
-        if key in content and not isinstance(content[key], str)
-        if not (key == "system" and content[key] is None)
-    ]
-    if content.get("name") == "":
-        faults.append(f"{where}: key 'name': got ''; expected a name, or no key.")
-    return faults
-
-
-def _text_faults(text: Any, where: str, direction: str) -> list[str]:
-    if not isinstance(text, str):
-        return [f"{where}: key 'text' is missing; expected the question."]
     try:
-        fields = [part[1:] for part in Formatter().parse(text) if part[1] is not None]
-    except ValueError as error:
-        return [f"{where}: key 'text': {error}. Write a literal brace twice."]
-    names = {str(name) for name, _, _ in fields}
-    required = SENTENCES[:1] if direction == "channel" else SENTENCES
-    expected = " and ".join(f"{{{name}}}" for name in required)
-    faults = [
-        f"{where}: key 'text': got {{{name}}} with `:` or `!`; expected {expected} as they are."
-        for name, spec, conversion in fields
-        if spec or conversion
-    ]
-    faults += [
-        f"{where}: key 'text': got the field {{{name}}}; expected {expected}."
-        for name in sorted(names - set(required))
-    ]
-    missing = [name for name in required if name not in names]
-    return faults + [
-        f"{where}: key 'text' lacks {{{name}}}; expected {expected} in it." for name in missing
-    ]
+        return Template.model_validate({"name": Path(where).stem, **content})
+    except ValidationError as error:
+        faults = [fault for detail in error.errors() for fault in _describe(detail)]
+        raise UserError(*(f"{where}: {fault}" for fault in faults)) from error
 
 
-def _label_word_faults(words: Any, where: str, direction: str) -> list[str]:
-    if not isinstance(words, dict) or len(words) < 2:
-        return [f"{where}: key 'label_words': expected `label name: word` for two or more labels."]
-    faults = [
-        f"{where}: label_words: got the label {label!r}; expected its name in quotes."
-        for label in words
-        if not isinstance(label, str)
-    ]
-    faults += [
-        f"{where}: label_words[{label!r}]: got {word!r}; expected a word in quotes."
-        for label, texts in words.items()
-        for word in texts
-        if not isinstance(word, str) or not word.strip()
-    ]
-    if faults:
-        return faults
-    if direction == "channel" and any(len(texts) > 1 for texts in words.values()):
-        faults.append(
-            f"{where}: label_words: got several texts for a label; expected one with direction "
-            "channel."
-        )
-    if direction == "direct":
-        faults += [
-            f"{where}: label_words[{label!r}]: got none; expected a word, or a list of words."
-            for label, texts in words.items()
-            if not texts
-        ]
-    all_words = [word.strip() for texts in words.values() for word in texts or [""]]
-    return faults + [
-        f"{where}: label_words: got {word or None!r} more than once; expected words that tell the "
-        "labels apart."
-        for word in dict.fromkeys(all_words)
-        if all_words.count(word) > 1
-    ]
+def _describe(detail: Any) -> Sequence[str]:
+    """The faults of one of pydantic's errors."""
+    key, kind, value = ".".join(map(str, detail["loc"])), detail["type"], detail["input"]
+    if kind == "value_error":  # of our own rules
+        return [str(fault) for fault in detail["ctx"]["error"].args]
+    if kind == "missing":
+        return [f"key {key} is missing."]
+    if kind == "extra_forbidden":
+        return [f"got an unknown key {key!r}.{closest(key, Template.model_fields)}"]
+    expected = EXPECTED.get(kind, detail["msg"].removeprefix("Input should be "))
+    return [f"key {key.removesuffix('.[key]')}: got {value!r}; expected {expected}."]

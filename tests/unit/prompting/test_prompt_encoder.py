@@ -1,7 +1,6 @@
 """Encodings by SmolLM2's tokenizer (byte pairs, chat template) and by the tiny word tokenizer."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,13 +94,13 @@ def test_the_score_of_a_label_is_that_of_all_its_words(tokenizer: PreTrainedToke
 
 def test_tokens_of_a_word_are_summed_or_averaged(tokenizer: PreTrainedTokenizerBase) -> None:
     words = {"not_equivalent": ("No",), "equivalent": ("The same thing", "Yes")}
-    template = replace(load_template("paraphrase"), label_words=words)
+    template = load_template("paraphrase").model_copy(update={"label_words": words})
     batch = encode(tokenizer, template, EXAMPLE)
     assert [len(option.tokens) for option in batch.rows[0]] == [1, 3, 1]
     log_likelihoods = np.array([[-1.0, -6.0, -3.0]])
     sums = batch.template_scores(log_likelihoods).labels
     assert np.allclose(sums, [[-1, np.log(np.exp(-6) + np.exp(-3))]])
-    normalized = encode(tokenizer, replace(template, length_normalized=True), EXAMPLE)
+    normalized = encode(tokenizer, template.model_copy(update={"length_normalized": True}), EXAMPLE)
     means = normalized.template_scores(log_likelihoods).labels
     assert np.allclose(means, [[-1, np.log(np.exp(-2) + np.exp(-3))]])
 
@@ -121,7 +120,7 @@ def test_a_word_that_is_a_token_prefix_of_another_is_refused(
     words: tuple[str, str], tokenizer: PreTrainedTokenizerBase
 ) -> None:
     label_words = {"equivalent": words[:1], "not_equivalent": words[1:]}
-    template = replace(load_template("paraphrase"), label_words=label_words)
+    template = load_template("paraphrase").model_copy(update={"label_words": label_words})
     with pytest.raises(UserError, match="one is a token prefix of the other"):
         encode(tokenizer, template, EXAMPLE)
 

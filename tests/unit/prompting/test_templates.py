@@ -53,9 +53,7 @@ def test_a_directory_loads_all_its_templates(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_templates(f"paraphrase,{tmp_path},nowhere", LABELS)
     message = str(caught.value)
-    assert (
-        "a.yml: key 'text': got the field {it}" in message and "a.yml: key 'text' lacks" in message
-    )
+    assert "a.yml: key text: got the fields {it}, {sentence1}; expected {sentence1} and" in message
     assert "b" in message and "got 'nowhere'; expected a YAML file, a directory" in message
     assert "got 'paraphrase' twice" in message
     empty = tmp_path / "empty"
@@ -75,32 +73,51 @@ PAIR = "text: '{sentence1} {sentence2}'"
 @pytest.mark.parametrize(
     ("text", "faults"),
     [
-        ("txt: a", ["unknown key 'txt'. Did you mean 'text'?", "'text' is missing", "label_words"]),
-        ("text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}", ["{it}", "lacks {sentence2}"]),
+        (
+            "txt: a",
+            [
+                "unknown key 'txt'. Did you mean 'text'?",
+                "text is missing",
+                "label_words is missing",
+            ],
+        ),
+        (
+            "text: '{sentence1} {it}'\nlabel_words: {a: X, b: Y}",
+            ["{it}, {sentence1}; expected {sentence1} and {sentence2}."],
+        ),
         (f"{PAIR}\nlabel_words: {{a: X, b: X}}", ["label_words: got 'X' more than once"]),
         (f"{PAIR}\nlabel_words: {{a: [X, Y], b: [Z, X]}}", ["got 'X' more than once"]),
-        (f"{PAIR}\nlabel_words: {{a: true, b: 3}}", ["got True", "got 3"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: true, b: 3}}",
+            ["label_words.a.0: got True; expected text in", "got 3"],
+        ),
         (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\n{PAIR}", ["got the key 'text' twice"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words['b']: got none"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk", ["'style': got 'talk'"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: []}}", ["label_words.b: got none"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nstyle: talk",
+            ["style: got 'talk'; expected 'auto', 'chat' or 'plain'."],
+        ),
         (
             f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nboth_orders: true",
-            ["effect with direction channel"],
+            ["both_orders: got true; has no effect with direction direct"],
         ),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nlength_normalized: 1", ["true or false"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nlength_normalized: 1",
+            ["length_normalized: got 1; expected true or false."],
+        ),
         (
             "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\n"
             "length_normalized: true",
-            ["effect with direction direct"],
+            ["length_normalized: got true; has no effect with direction channel"],
         ),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nsystem: 3", ["'system': got 3"]),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nsystem: 3", ["system: got 3"]),
         (
             f"{PAIR}\nlabel_words: {{a: X, b: Y}}\ndirection: channel",
-            ["got the field {sentence2}; expected {sentence1}."],
+            ["got the fields {sentence1}, {sentence2}; expected {sentence1}."],
         ),
         (
             "text: '{sentence1}'\nlabel_words: {a: [X, Z], b: Y}\ndirection: channel",
-            ["got several texts for a label"],
+            ["label_words.a: got several"],
         ),
         (
             "text: '{sentence1}'\nlabel_words: {a: X, b: Y}\ndirection: channel\nstyle: chat",
@@ -109,15 +126,25 @@ PAIR = "text: '{sentence1} {sentence2}'"
         ("text: '{sentence1'\nlabel_words: {a: X, b: Y}", ["literal brace"]),
         (
             "text: '{sentence1:d} {sentence2!r}'\nlabel_words: {a: X, b: Y}",
-            ["got {sentence1} with `:` or `!`", "got {sentence2} with"],
+            ["got a field with `:` or `!`"],
         ),
-        (f"{PAIR}\nlabel_words: {{1: X, 0: Y}}", ["got the label 1; expected its name in quotes"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nanswer_prefix:", ["'answer_prefix': got None"]),
-        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nname: ''", ["'name': got ''; expected a name"]),
+        (
+            f"{PAIR}\nlabel_words: {{1: X, 0: Y}}",
+            ["label_words.1: got 1; expected text in quotes."],
+        ),
+        (f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nanswer_prefix:", ["answer_prefix: got None"]),
+        (
+            f"{PAIR}\nlabel_words: {{a: X, b: Y}}\nname: ''",
+            ["name: got ''; expected a text that is not empty."],
+        ),
         (
             "text: '{sentence1}'\nlabel_words: {a: null, b: null}\ndirection: channel",
             ["label_words: got None more than once"],
         ),
+        (f"{PAIR}\nlabel_words: {{a: '  ', b: Y}}", ["label_words.a.0: got '  '"]),
+        (f"{PAIR}\nlabel_words: {{a: X}}", ["label_words: got {'a': 'X'}; expected two or more"]),
+        (f"{PAIR}\nlabel_words: X", ["label_words: got 'X'; expected `label name: word`"]),
+        (f"1: x\n{PAIR}\nlabel_words: {{a: X, b: Y}}", ["expected text in quotes"]),
         ("[", ["not valid YAML"]),
     ],
 )
