@@ -79,6 +79,10 @@ class DataConfig:
         "label names by index, comma-separated; the last of two is positive",
         common=True,
     )
+    drop_invalid_rows: bool = option(
+        False,
+        "drop training rows without a label, and rows with an empty or invalid sentence",
+    )
     max_train_samples: int | None = option(
         None, "truncate train to this many examples, sampled with --seed"
     )

@@ -1,7 +1,8 @@
 """Exceptions for invalid input, and the format of their messages."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 MAX_FAULTS_SHOWN = 10
 
@@ -72,10 +73,19 @@ def choice_faults(config: object, choices: Mapping[str, Sequence[str]]) -> list[
     ]
 
 
+@contextlib.contextmanager
+def collect_faults(faults: list[str]) -> Iterator[None]:
+    """Append the faults of a UserError in the block to a list, instead of raising it."""
+    try:
+        yield
+    except UserError as error:
+        faults += error.faults
+
+
 def raise_faults(faults: Sequence[str]) -> None:
-    """Raise one UserError with all faults, if there are any."""
+    """Raise one UserError with all faults, each once, if there are any."""
     if faults:
-        raise UserError(*faults)
+        raise UserError(*dict.fromkeys(faults))
 
 
 def one_line(error: BaseException) -> str:

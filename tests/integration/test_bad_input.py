@@ -150,6 +150,71 @@ FILES = [
         {"c.yaml": "a: " + "x" * 100_000},
     ),
 ]
+DATA = [
+    BadInput(
+        "no labels",
+        f"{TRAIN} t.csv",
+        ("t.csv: got no label in rows 3, 4; expected a label in each", "Set drop_invalid_rows"),
+        {"t.csv": PAIRS + "a,b,-1\nc,d,-\n"},
+    ),
+    BadInput(
+        "empty sentences",
+        f"{TRAIN} t.csv",
+        ("got an empty 'sentence2' in rows 3, 4, 5, 6, 7 and 3 more; expected a sentence.",),
+        {"t.csv": PAIRS + "a,,yes\n" * 8},
+    ),
+    BadInput(
+        "number as a sentence",
+        f"{TRAIN} t.jsonl",
+        ("t.jsonl: got a value of type int in 'sentence1' in row 2; expected text.",),
+        {"t.jsonl": JSON_PAIR + '{"sentence1": 5, "sentence2": "b", "label": "no"}'},
+    ),
+    BadInput(
+        "lone surrogate",
+        f"{TRAIN} t.jsonl --dry_run",
+        ("t.jsonl: got a lone surrogate in 'sentence2' in row 2; expected Unicode text. Set drop",),
+        {"t.jsonl": JSON_PAIR + '{"sentence1": "a", "sentence2": "\\ud800", "label": "no"}'},
+    ),
+    BadInput(
+        "unknown label",
+        f"{TRAIN} good.csv --test_file t.csv",
+        ("t.csv: got label 'maybe' in row 1; expected one of no, yes.",),
+        {"t.csv": HEADER + "a,b,maybe\n"},
+    ),
+    BadInput(
+        "faults of all files",
+        f"{TRAIN} t.csv --test_file no.csv",
+        ("t.csv: got an empty 'sentence1' in row 1", "no.csv: no such file."),
+        {"t.csv": HEADER + ",b,yes\n"},
+        num_lines=2,
+    ),
+    BadInput(
+        "nothing left",
+        f"{TRAIN} t.csv --drop_invalid_rows",
+        ("t.csv: got no valid row; expected at least one.",),
+        {"t.csv": HEADER + ",b,yes\n"},
+    ),
+    BadInput(
+        "dropped rows",
+        f"{TRAIN} t.csv --drop_invalid_rows --method full --dry_run",
+        ("train: dropped 2 of 4 rows: 1 with no label, 1 with an empty 'sentence1'",),
+        {"t.csv": PAIRS + "a,b,\n,b,yes\n"},
+        exit_code=0,
+        num_lines=0,
+    ),
+    BadInput(
+        "no split",
+        "train --model {bert} --dataset d",
+        ("dataset: got the splits x;",),
+        {"d/x.tsv": ""},
+    ),
+    BadInput(
+        "surrogate in predict",
+        "predict {run} --input t.jsonl --output o.csv",
+        ("t.jsonl: got a lone surrogate in 'sentence1' in row 1; expected Unicode text.",),
+        {"t.jsonl": '{"sentence1": "a \\ud800", "sentence2": "b"}'},
+    ),
+]
 OUTPUTS = [
     BadInput("output type", f"{PREDICT} o.docx", ("--output: got 'o.docx'; expected .csv, .tsv",)),
     BadInput(
@@ -160,7 +225,7 @@ OUTPUTS = [
     BadInput("output nowhere", f"{PREDICT} no/o.csv", ("expected an existing directory",)),
     BadInput("output name", f"{PREDICT} {'a' * 300}.csv", ("cannot be written: File name too",)),
 ]
-ROWS = [*FILES, *OUTPUTS]
+ROWS = [*FILES, *DATA, *OUTPUTS]
 
 
 def test_the_rows_have_different_names() -> None:

@@ -65,7 +65,7 @@ def test_the_api_accepts_tuples_datasets_and_frames(trained_run: Path) -> None:
         assert np.abs(probabilities - saved.probabilities).max() < 1e-5
         assert classifier.predict(inputs) == [classifier.labels[i] for i in saved.predictions]
     assert classifier.predict([]) == [] and classifier.predict_proba([]).shape == (0, 2)
-    with pytest.raises(UserError, match="inputs row 1: got an empty 'sentence2'"):
+    with pytest.raises(UserError, match="inputs: got an empty 'sentence2' in row 1"):
         classifier.predict([("a", "")])
 
 
@@ -260,7 +260,7 @@ def test_rejects_incomplete_external_adapters(
         (["--input", "{new}", "--output", "no/dir/x.csv"], "expected an existing directory"),
         (["--input", "{new}", "--sentence1_column", "s1"], "--sentence1_column: got 's1'"),
         (["--input", "{clash}"], "already has the columns prediction"),
-        (["--input", "{empty}"], "row 1: got an empty 'sentence2'"),
+        (["--input", "{empty}"], "got an empty 'sentence2' in row 1; expected a sentence."),
         (["--inputs=x"], "Did you mean 'input'?"),
     ],
 )

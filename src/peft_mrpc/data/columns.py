@@ -21,6 +21,9 @@ SENTENCE_COLUMNS = (
     ("sentence_a", "sentence_b"),
 )
 LABEL_COLUMNS = ("label", "Quality", "is_duplicate", "gold_label")
+# What a row without a label has: `-` in SNLI, -1 on the Hub, `nan` from other programs.
+MISSING_LABELS = ("", "-", "-1", "-1.0", "nan")
+NO_LABEL_TYPES = (list, dict, bytes)
 MAX_LABELS = 50
 MAX_SHOWN = 20
 
@@ -91,9 +94,14 @@ def class_name_faults(text: str | None) -> list[str]:
     if text is None:
         return []
     names = split_class_names(text)
-    if len(names) >= 2 and all(names) and len(set(names)) == len(names):
-        return []
-    return [f"class_names: got {text!r}; expected two or more different names, comma-separated."]
+    faults = []
+    if len(names) < 2 or not all(names) or len(set(names)) < len(names):
+        faults = ["expected two or more different names, comma-separated"]
+    elif missing := [name for name in names if not label_text(name)]:
+        faults = [f"{missing[0]!r} means no label; expected names of classes"]
+    elif not text.isascii() and text.encode(errors="replace").decode() != text:
+        faults = ["expected UTF-8 text"]
+    return [f"class_names: got {text!r}; {fault}." for fault in faults]
 
 
 def missing_label_column(table: Table) -> UserError:
@@ -104,7 +112,71 @@ def missing_label_column(table: Table) -> UserError:
     )
 
 
-def infer_label_names(
+def resolve_label_names(
+    tables: Mapping[str, Table],
+    label_columns: Mapping[str, str | None],
+    stated: Sequence[str] | None,
+    class_names: str | None,
+) -> tuple[tuple[str, ...], bool]:
+    """The label names of a data set.
+
+    Args:
+        tables: By split, the training split first.
+        label_columns: The label column of each table.
+        stated: Names by index, if the source states them.
+        class_names: The names that the user states; they take precedence.
+    Returns:
+        The names, and whether a number in the label column is an index into them.
+    Raises:
+        UserError: If there are no labels, or they are not the names of a few classes.
+    """
+    if class_names is not None:
+        return tuple(split_class_names(class_names)), True
+    if stated is not None:
+        return tuple(stated), True
+    for split, column in label_columns.items():
+        if column is not None and column in tables[split].class_labels:
+            return tuple(tables[split].class_labels[column]), False
+    names = _infer_label_names(tables, label_columns)
+    return names, names == PARAPHRASE_NAMES
+
+
+def label_lookup(
+    table: Table, column: str | None, label_names: Sequence[str], has_indices: bool
+) -> dict[str, int]:
+    """The index of each label of a table in the label names.
+
+    A ClassLabel column that has other names than these is renamed, if it has as many names.
+
+    Raises:
+        UserError: If the names of a ClassLabel column do not correspond to the label names.
+    """
+    index = {name: number for number, name in enumerate(label_names)}
+    if column is not None and column in table.class_labels:
+        names = table.class_labels[column]
+        if set(names) <= set(label_names):
+            return index
+        if set(names) & set(label_names) or len(names) != len(label_names):
+            raise UserError(
+                f"{table.where}: got the label names {_listed(names)}; expected those of "
+                f"class_names or of the first split, {_listed(label_names)}."
+            )
+        return {name: number for number, name in enumerate(names)}
+    if has_indices and not any(name.isdecimal() for name in label_names):
+        index |= {str(number): number for number in range(len(label_names))}
+    return index
+
+
+def row_label(table: Table, column: str, row: Mapping[str, Any]) -> str:
+    """The label of a row as text, empty if it has none.
+
+    The names of a ClassLabel column are not changed.
+    """
+    value = row.get(column)
+    return value or "" if column in table.class_labels else label_text(value)
+
+
+def _infer_label_names(
     tables: Mapping[str, Table], label_columns: Mapping[str, str | None]
 ) -> tuple[str, ...]:
     """Label names in the first split that has labels; other splits may use no others.
@@ -121,14 +193,14 @@ def infer_label_names(
     if split is None:
         raise missing_label_column(next(iter(tables.values())))
     table, column = tables[split], str(label_columns[split])
-    values = {label_text(row.get(column)) for row in table.rows} - {"", "-1"}
+    values = {label_text(row.get(column)) for row in table.rows} - {""}
     if values <= {"0", "1"} and column == "Quality":
         return PARAPHRASE_NAMES
     if values == set(PARAPHRASE_NAMES):
         return PARAPHRASE_NAMES
     where = f"{table.where}: column {column!r}"
     if len(values) > MAX_LABELS or any(_is_fraction(value) for value in values):
-        some = ", ".join(sorted(values)[:3])
+        some = ", ".join(value[:40] for value in sorted(values)[:3])
         raise UserError(
             f"{where}: got {len(values)} different values ({some}, ...); expected the names of a "
             "few classes. Set label_column to another column."
@@ -141,20 +213,22 @@ def infer_label_names(
     if len(values) < 2:
         raise UserError(
             f"{where}: got {', '.join(map(repr, sorted(values))) or 'no label'}; expected at least "
-            "two classes (-1 and empty mean no label). Name all classes with class_names."
+            "two classes (empty, - and -1 mean no label). Name all classes with class_names."
         )
-    names = sorted(values, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
+    names = sorted(values, key=lambda v: (not v.isdecimal(), int(v) if v.isdecimal() else 0, v))
     if len(names) == 2 and _negates(names[1], names[0]):
         names.reverse()
     return tuple(names)
 
 
 def label_text(value: Any) -> str:
-    """A label as text: 1, 1.0 and "1.0" are the same label; None and NaN are empty."""
+    """A label as text: 1, 1.0 and "1.0" are the same label; empty if there is none."""
+    if getattr(value, "ndim", None) == 0:  # NumPy's
+        value = value.item()
     if isinstance(value, bool):
         return str(value).lower()
-    text = "" if value is None or value != value else str(value).strip()
-    if text.lower() == "nan":  # other programs write a missing value so
+    text = "" if value is None or isinstance(value, NO_LABEL_TYPES) else str(value).strip()
+    if text.lower() in MISSING_LABELS:
         return ""
     return re.sub(r"^(-?\d+)\.0+$", r"\1", text)
 

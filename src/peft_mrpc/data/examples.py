@@ -2,25 +2,31 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
-from peft_mrpc.config import DataConfig
+from peft_mrpc.config import IN_MEMORY, DataConfig
 from peft_mrpc.data.columns import (
-    PARAPHRASE_NAMES,
+    NO_LABEL_TYPES,
     find_columns,
-    infer_label_names,
+    label_lookup,
     label_text,
     missing_label_column,
-    split_class_names,
+    resolve_label_names,
+    row_label,
 )
 from peft_mrpc.data.files import Table
-from peft_mrpc.errors import UserError, closest, raise_faults
+from peft_mrpc.errors import UserError, closest, collect_faults, raise_faults
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 UNKNOWN_LABEL = -1
+MAX_ROWS_SHOWN = 5
 # A sequence of examples or of tuples, a `datasets.Dataset`, or a pandas `DataFrame`.
 Inputs: TypeAlias = Any
 
@@ -30,7 +36,7 @@ class Example:
     """One row of a data set.
 
     Attributes:
-        idx: Row number in its split, from 0.
+        idx: Row number in its split, from 0; dropped rows count.
         sentence1: First sentence.
         sentence2: Second sentence, if the data has two.
         label: Index into the label names; -1 if unknown.
@@ -44,11 +50,19 @@ class Example:
 
 @dataclass(frozen=True)
 class DataSplits:
-    """The splits of a data set, with one list of label names."""
+    """The splits of a data set, with one list of label names.
+
+    Attributes:
+        name: Its name.
+        label_names: C names; of two, the last is the positive class.
+        splits: Examples by split.
+        dropped: Of each split with invalid rows that were dropped, their number by reason.
+    """
 
     name: str
     label_names: tuple[str, ...]
     splits: Mapping[str, tuple[Example, ...]]
+    dropped: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     def fingerprint(self, split: str) -> str:
         """SHA-256 of a split's rows, with label names in place of indices."""
@@ -84,6 +98,13 @@ class DataSplits:
         return {split: sum(key in train for key in keys[split]) for split in keys}
 
 
+class Problem(NamedTuple):
+    """A reason why a row is invalid, as in `got ...; expected ...`."""
+
+    got: str
+    expected: str
+
+
 def normalized_texts(example: Example) -> tuple[str, ...]:
     """The sentences in lower case, with single spaces."""
     texts = (example.sentence1, example.sentence2)
@@ -107,7 +128,7 @@ def as_examples(inputs: Inputs, columns: DataConfig | None = None) -> list[Examp
             `datasets.Dataset`, a pandas `DataFrame` or a `Table`.
         columns: Names the sentence columns, if they are not usual names.
     Raises:
-        UserError: For another type, a missing column or an empty sentence.
+        UserError: For another type, a missing column or an invalid sentence.
     """
     if isinstance(inputs, Sequence) and all(isinstance(row, Example) for row in inputs):
         return list(inputs)
@@ -115,10 +136,8 @@ def as_examples(inputs: Inputs, columns: DataConfig | None = None) -> list[Examp
     if not table.rows:
         return []
     first, second, _ = find_columns(table, columns or DataConfig())
-    faults: list[str] = []
-    examples = list(_rows_to_examples(table, (first, second, None), (), False, faults))
-    raise_faults(faults)
-    return examples
+    raise_faults(_row_faults(table.where, _invalid_rows(table, (first, second, None), False), ""))
+    return list(_convert_rows(table, (first, second, None), {}))
 
 
 def as_table(inputs: Inputs, where: str) -> Table:
@@ -133,9 +152,11 @@ def as_table(inputs: Inputs, where: str) -> Table:
     if isinstance(inputs, Table):
         return inputs
     if hasattr(inputs, "column_names") and hasattr(inputs, "to_list"):  # datasets.Dataset
-        return Table(where, list(inputs.column_names), inputs.to_list())
+        return _table_of_dataset(inputs, where)
     if hasattr(inputs, "columns") and hasattr(inputs, "to_dict"):  # pandas.DataFrame
-        return Table(where, [str(name) for name in inputs.columns], inputs.to_dict("records"))
+        objects = inputs.astype(object)  # no column type turns None into NaN
+        rows = objects.where(inputs.notna(), None).rename(columns=str).to_dict("records")
+        return Table(where, [str(name) for name in inputs.columns], rows)
     if not isinstance(inputs, Sequence) or isinstance(inputs, str):
         raise UserError(
             f"{where}: got {type(inputs).__name__}; expected a list of tuples, a datasets.Dataset "
@@ -158,76 +179,200 @@ def as_table(inputs: Inputs, where: str) -> Table:
     return Table(where, list(names if has_labels else names[:2]), rows)
 
 
+def _table_of_dataset(dataset: Any, where: str) -> Table:
+    """The rows of a `datasets.Dataset`, with the names of ClassLabel columns for their positions.
+
+    A name that means no label, such as `-`, becomes None.
+    """
+    features = dataset.features.items()
+    names = {column: kind.names for column, kind in features if getattr(kind, "names", None)}
+    rows = dataset.to_list()
+    for column, labels in names.items():
+        texts = [label if label_text(label) else None for label in labels]
+        for row in rows:
+            position = row[column]
+            row[column] = None if position is None or position < 0 else texts[position]
+    class_labels = {column: tuple(filter(label_text, labels)) for column, labels in names.items()}
+    return Table(where, list(dataset.column_names), rows, class_labels)
+
+
 def build_splits(
-    name: str, tables: Mapping[str, Table], names: Sequence[str] | None, config: DataConfig
+    name: str,
+    tables: Mapping[str, Table],
+    names: Sequence[str] | None,
+    config: DataConfig,
+    faults: Sequence[str] = (),
 ) -> DataSplits:
     """Convert one table per split into examples.
 
     Args:
         name: Name of the data set.
         tables: By split.
-        names: Label names, if the source has them; else they are inferred from the labels.
-        config: Column names, and label names that take precedence.
+        names: Label names by index, if the source states them.
+        config: Column names, label names that take precedence, and whether invalid rows are
+            dropped.
+        faults: Faults of splits that could not be read.
     Raises:
-        UserError: With every invalid row.
+        UserError: With these faults, and every invalid column and row.
     """
-    tables = {split: tables[split] for split in SPLITS if split in tables}
-    columns = {split: find_columns(table, config) for split, table in tables.items()}
-    if "train" in columns and columns["train"][2] is None:
-        raise missing_label_column(tables["train"])
-    if config.class_names:
-        names = split_class_names(config.class_names)
-    # A number is an index into names that the user or the source states, not into inferred names.
-    label_names = (
-        tuple(names)
-        if names is not None
-        else infer_label_names(tables, {split: columns[split][2] for split in columns})
-    )
-    has_indices = names is not None or label_names == PARAPHRASE_NAMES
-    faults: list[str] = []
-    splits = {
-        split: tuple(
-            _rows_to_examples(
-                table, columns[split], label_names, has_indices, faults, split == "train"
-            )
-        )
-        for split, table in tables.items()
+    faults = list(faults)
+    columns: dict[str, tuple[str, str, str | None]] = {}
+    for split, table in tables.items():
+        with collect_faults(faults):
+            columns[split] = find_columns(table, config)
+            if split == "train" and columns[split][2] is None:
+                raise missing_label_column(table)
+    invalid = {
+        split: _invalid_rows(tables[split], columns[split], needs_labels=split == "train")
+        for split in columns
     }
+    labelled, row_faults = tables, []
+    if config.drop_invalid_rows:
+        labelled = {split: _drop_rows(tables[split], rows) for split, rows in invalid.items()}
+        faults += [
+            f"{table.where}: got no valid row; expected at least one."
+            for table in labelled.values()
+            if not table.rows
+        ]
+    else:
+        hint = "" if name == IN_MEMORY else " Set drop_invalid_rows to drop such rows."
+        for split, problems in invalid.items():
+            row_faults += _row_faults(tables[split].where, problems, hint)
+    if faults:  # the label names cannot be resolved
+        raise_faults([*faults, *row_faults])
+    faults = row_faults
+    label_columns = {split: columns[split][2] for split in columns}
+    splits: dict[str, tuple[Example, ...]] = {}
+    with collect_faults(faults):
+        label_names, has_indices = resolve_label_names(
+            labelled, label_columns, names, config.class_names
+        )
+        for split, table in tables.items():
+            lookup = label_lookup(table, label_columns[split], label_names, has_indices)
+            with collect_faults(faults):
+                splits[split] = _convert_rows(
+                    table, columns[split], lookup, label_names, invalid[split]
+                )
     raise_faults(faults)
-    return DataSplits(name, label_names, splits)
+    return DataSplits(name, label_names, splits, _count_dropped(tables, invalid))
 
 
-def _rows_to_examples(
+def _count_dropped(
+    tables: Mapping[str, Table], invalid: Mapping[str, Mapping[int, Sequence[Problem]]]
+) -> dict[str, dict[str, int]]:
+    """Log and return the number of invalid rows of each split by their first problem."""
+    dropped = {
+        split: dict(Counter(problems[0].got for problems in rows.values()))
+        for split, rows in invalid.items()
+        if rows
+    }
+    for split, reasons in dropped.items():
+        logger.warning(
+            "%s: dropped %d of %d rows: %s",
+            *(split, len(invalid[split]), len(tables[split].rows)),
+            ", ".join(f"{count} with {reason}" for reason, count in reasons.items()),
+        )
+    return dropped
+
+
+def _invalid_rows(
+    table: Table, columns: tuple[str, str, str | None], needs_labels: bool
+) -> dict[int, list[Problem]]:
+    """The problems of each invalid row, by row number."""
+    invalid = {}
+    for number, row in enumerate(table.rows):
+        problems = [_sentence_problem(row.get(column), column) for column in columns[:2]]
+        if columns[2] is not None:
+            problems.append(_label_problem(table, columns[2], row, needs_labels))
+        if any(problems):
+            invalid[number] = [problem for problem in problems if problem]
+    return invalid
+
+
+def _sentence_problem(value: Any, column: str) -> Problem | None:
+    if value is None or (isinstance(value, float) and value != value):
+        value = ""
+    if not isinstance(value, str):
+        return Problem(f"a value of type {type(value).__name__} in {column!r}", "text")
+    if not value.strip():
+        return Problem(f"an empty {column!r}", "a sentence")
+    return _text_problem(value, column)
+
+
+def _label_problem(
+    table: Table, column: str, row: Mapping[str, Any], is_needed: bool
+) -> Problem | None:
+    value = row.get(column)
+    if isinstance(value, NO_LABEL_TYPES):
+        return Problem(f"a label of type {type(value).__name__}", "text or a number")
+    text = row_label(table, column, row)
+    if is_needed and not text:
+        return Problem("no label", "a label in each training row")
+    return _text_problem(text, column)
+
+
+def _text_problem(text: str, column: str) -> Problem | None:
+    """Half of a UTF-16 pair, from JSON or from broken text, cannot be tokenized or written."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Problem(f"a lone surrogate in {column!r}", "Unicode text")
+    return None
+
+
+def _row_faults(where: str, invalid: Mapping[int, Sequence[Problem]], hint: str) -> list[str]:
+    """One fault for each kind of problem."""
+    rows: defaultdict[Problem, list[int]] = defaultdict(list)
+    for number, problems in invalid.items():
+        for problem in problems:
+            rows[problem].append(number)
+    return [
+        f"{where}: got {problem.got} in {_format_rows(numbers)}; expected {problem.expected}.{hint}"
+        for problem, numbers in rows.items()
+    ]
+
+
+def _format_rows(numbers: Sequence[int]) -> str:
+    """The first rows, counted from 1, and the number of the others."""
+    if len(numbers) == 1:
+        return f"row {numbers[0] + 1}"
+    shown = ", ".join(str(number + 1) for number in numbers[:MAX_ROWS_SHOWN])
+    rest = len(numbers) - MAX_ROWS_SHOWN
+    return f"rows {shown} and {rest:,} more" if rest > 0 else f"rows {shown}"
+
+
+def _drop_rows(table: Table, invalid: Collection[int]) -> Table:
+    rows = [row for number, row in enumerate(table.rows) if number not in invalid]
+    return replace(table, rows=rows)
+
+
+def _convert_rows(
     table: Table,
     columns: tuple[str, str, str | None],
-    label_names: Sequence[str],
-    has_indices: bool,
-    faults: list[str],
-    needs_labels: bool = False,
-) -> Iterator[Example]:
-    """Convert the rows of a table; append every fault to `faults`."""
-    index = {name: number for number, name in enumerate(label_names)}
-    if has_indices and not any(name.isdigit() for name in label_names):
-        index |= {str(number): number for number in range(len(label_names))}
+    lookup: Mapping[str, int],
+    label_names: Sequence[str] = (),
+    skipped: Collection[int] = (),
+) -> tuple[Example, ...]:
+    """Convert valid rows.
+
+    Raises:
+        UserError: With each unknown label.
+    """
+    examples = []
+    unknown: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(table.rows):
-        where = f"{table.where} row {number + 1}"
-        sentences = [row.get(column) for column in columns[:2]]
-        for column, sentence in zip(columns[:2], sentences, strict=True):
-            if sentence is None or (isinstance(sentence, str) and not sentence.strip()):
-                faults.append(f"{where}: got an empty {column!r}; expected a sentence.")
-            elif not isinstance(sentence, str):
-                faults.append(f"{where}: got {repr(sentence)[:40]} in {column!r}; expected text.")
-        value = None if columns[2] is None else row.get(columns[2])
-        if isinstance(value, list | dict | bytes):
-            faults.append(f"{where}: got label {value!r}; expected text or a number.")
-            value = None
-        text = label_text(value)
-        label = index.get(text, UNKNOWN_LABEL)
-        if label == UNKNOWN_LABEL and text not in ("", "-1"):
-            faults.append(
-                f"{where}: got label {text!r}; expected one of {', '.join(label_names)}."
-                f"{closest(text, label_names)}"
-            )
-        elif label == UNKNOWN_LABEL and needs_labels:
-            faults.append(f"{where}: got no label; every training example needs one.")
-        yield Example(number, str(sentences[0]), str(sentences[1]), label)
+        if number in skipped:
+            continue
+        text = "" if columns[2] is None else row_label(table, columns[2], row)
+        if text and text not in lookup:
+            unknown[text].append(number)
+        label = lookup.get(text, UNKNOWN_LABEL)
+        examples.append(Example(number, row[columns[0]], row[columns[1]], label))
+    raise_faults(
+        [
+            f"{table.where}: got label {text[:100]!r} in {_format_rows(numbers)}; expected one of "
+            f"{', '.join(label_names)}.{closest(text, label_names)}"
+            for text, numbers in unknown.items()
+        ]
+    )
+    return tuple(examples)

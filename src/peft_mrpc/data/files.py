@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,13 @@ class Table:
         where: Names the source in error messages.
         columns: Column names.
         rows: Values by column; text in csv and tsv files.
+        class_labels: The label names of each column with a fixed list of them (a ClassLabel).
     """
 
     where: str
     columns: list[str]
     rows: list[dict[str, Any]]
+    class_labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def read_table(path: Path | str) -> Table:

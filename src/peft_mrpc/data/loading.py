@@ -5,15 +5,16 @@ Sources differ in columns and in the spelling of labels. After `load_data` they 
 
 import contextlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from peft_mrpc.config import DataConfig
-from peft_mrpc.data.columns import LABEL_COLUMNS, PARAPHRASE_NAMES, class_name_faults
+from peft_mrpc.config import IN_MEMORY, DataConfig
+from peft_mrpc.data.columns import PARAPHRASE_NAMES, class_name_faults
 from peft_mrpc.data.examples import (
     SPLITS,
     UNKNOWN_LABEL,
@@ -25,15 +26,20 @@ from peft_mrpc.data.examples import (
     normalized_texts,
 )
 from peft_mrpc.data.files import Table, parse_jsonl, read_table
-from peft_mrpc.errors import UserError, closest, one_line, raise_faults
+from peft_mrpc.errors import UserError, closest, collect_faults, one_line, raise_faults
 
 logger = logging.getLogger(__name__)
 
 # Names of the built-in data sets, and of their labels; the files are in builtin_data/.
 BUILTIN_DATASETS = {"builtin:pairs": PARAPHRASE_NAMES}
 HUB_ALIASES = {"mrpc": "nyu-mll/glue:mrpc"}
-# Name of a data set that was given as a mapping.
-IN_MEMORY = "in_memory"
+# Names of the validation split in the order of preference; the first one that is present is used.
+VALIDATION_NAMES = (
+    *("validation", "dev", "val", "validation_matched", "validation_mismatched"),
+    *("dev_matched", "dev_mismatched"),
+)
+
+Source = TypeVar("Source")
 
 
 def load_data(data: DataConfig | Mapping[str, Inputs], seed: int = 42) -> DataSplits:
@@ -55,27 +61,56 @@ def load_data(data: DataConfig | Mapping[str, Inputs], seed: int = 42) -> DataSp
         for split in SPLITS
         if (path := getattr(data, f"{split}_file")) is not None
     }
-    names = None
-    if files:
-        name, tables = "files", {split: read_table(path) for split, path in files.items()}
-    else:
-        name, tables, names = _load_tables(data.dataset, data.label_column)
-    return _subsample(build_splits(name, tables, names, data), data, seed)
+    splits = _build_from_files("files", files, data) if files else _load_data_set(data)
+    return _subsample(splits, data, seed)
+
+
+def _build_from_files(name: str, files: Mapping[str, Path], config: DataConfig) -> DataSplits:
+    """Read one file per split; the faults of all files are raised together."""
+    tables: dict[str, Table] = {}
+    faults: list[str] = []
+    for split, path in files.items():
+        with collect_faults(faults):
+            tables[split] = read_table(path)
+    return build_splits(name, tables, None, config, faults)
 
 
 def _load_from_memory(inputs: Mapping[str, Inputs]) -> DataSplits:
-    unknown = [str(split) for split in inputs if split not in SPLITS]
-    if unknown or not inputs:
+    selected = select_splits(inputs, "data")
+    tables: dict[str, Table] = {}
+    faults: list[str] = []
+    for split, (name, rows) in selected.items():
+        with collect_faults(faults):
+            tables[split] = as_table(rows, f"data[{name!r}]")
+            if not tables[split].rows:
+                raise UserError(f"data[{name!r}]: got no row; expected at least one.")
+    return build_splits(IN_MEMORY, tables, None, DataConfig(), faults)
+
+
+def select_splits(source: Mapping[str, Source], where: str) -> dict[str, tuple[str, Source]]:
+    """Find train, validation and test among the splits of a source.
+
+    Args:
+        source: Splits by their names in the source.
+        where: Names the source in error messages.
+    Returns:
+        Of each split that is present, its name in the source and its content.
+    Raises:
+        UserError: If there is none.
+    """
+    names = {"train": ("train",), "validation": VALIDATION_NAMES, "test": ("test",)}
+    present = {split: [n for n in known if n in source] for split, known in names.items()}
+    if not any(present.values()):
         raise UserError(
-            f"data: got the splits {', '.join(unknown) or 'none'}; expected some of "
-            f"{', '.join(SPLITS)}."
+            f"{where}: got the splits {', '.join(map(str, source)) or 'none'}; expected some of "
+            f"{', '.join(SPLITS)} (also named {', '.join(VALIDATION_NAMES[1:])})."
         )
-    tables = {split: as_table(rows, f"data[{split!r}]") for split, rows in inputs.items()}
-    raise_faults(
-        [f"{t.where}: got no row; expected at least one." for t in tables.values() if not t.rows]
-    )
-    names = _class_label_names(inputs.values(), None)
-    return build_splits(IN_MEMORY, tables, names, DataConfig())
+    if others := present["validation"][1:]:
+        logger.warning(
+            "%s: the validation split is %r; %s is not used",
+            *(where, present["validation"][0], ", ".join(others)),
+        )
+    return {split: (found[0], source[found[0]]) for split, found in present.items() if found}
 
 
 def _validate_data_config(config: DataConfig) -> None:
@@ -90,9 +125,9 @@ def _validate_data_config(config: DataConfig) -> None:
     raise_faults(faults + class_name_faults(config.class_names))
 
 
-def _load_tables(
-    dataset: str, label_column: str | None
-) -> tuple[str, dict[str, Table], Sequence[str] | None]:
+def _load_data_set(config: DataConfig) -> DataSplits:
+    """Load a built-in data set, a directory or a Hub data set."""
+    dataset = config.dataset
     if dataset == "files":
         raise UserError(
             "dataset: got 'files' without a file. Set train_file, validation_file or test_file."
@@ -103,10 +138,13 @@ def _load_tables(
             split: parse_jsonl((folder / f"{split}.jsonl").read_text("utf-8"), f"{dataset} {split}")
             for split in SPLITS
         }
-        return dataset, tables, BUILTIN_DATASETS[dataset]
+        return build_splits(dataset, tables, BUILTIN_DATASETS[dataset], config)
     path = Path(dataset).expanduser()
     if path.is_dir():
-        return path.resolve().name, _load_glue_directory(path), None
+        files = select_splits({file.stem: file for file in sorted(path.glob("*.tsv"))}, "dataset")
+        return _build_from_files(
+            path.resolve().name, {split: file for split, (_, file) in files.items()}, config
+        )
     is_path = dataset.startswith((".", "/", "~")) or ("/" in dataset and path.parent.is_dir())
     if path.exists() or is_path:
         raise UserError(
@@ -119,23 +157,10 @@ def _load_tables(
             f"dataset: got {dataset!r}; expected {', '.join(known)}, owner/name[:config] on the "
             f"Hub, or a directory in GLUE's layout.{closest(dataset, known)}"
         )
-    return _load_from_hub(dataset, label_column)
+    return build_splits(dataset, _load_from_hub(dataset), None, config)
 
 
-def _load_glue_directory(path: Path) -> dict[str, Table]:
-    files = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
-    present = {split: path / name for split, name in files.items() if (path / name).is_file()}
-    if not present:
-        raise UserError(
-            f"dataset: got {str(path)!r}; expected a directory in GLUE's layout, with "
-            f"{', '.join(files.values())}."
-        )
-    return {split: read_table(file) for split, file in present.items()}
-
-
-def _load_from_hub(
-    dataset: str, label_column: str | None
-) -> tuple[str, dict[str, Table], Sequence[str] | None]:
+def _load_from_hub(dataset: str) -> dict[str, Table]:
     import datasets
 
     repo_id, _, config_name = HUB_ALIASES.get(dataset, dataset).partition(":")
@@ -149,27 +174,8 @@ def _load_from_hub(
             f"({type(error).__name__}: {one_line(error)[:200]}). Without a network use "
             "builtin:pairs, a directory in GLUE's layout, or files."
         ) from error
-    tables = {
-        split: as_table(rows, f"{dataset} {split}")
-        for split, rows in loaded.items()
-        if split in SPLITS
-    }
-    if not tables:
-        raise UserError(
-            f"dataset: {dataset!r} has the splits {', '.join(loaded)}; expected some of "
-            f"{', '.join(SPLITS)}."
-        )
-    return dataset, tables, _class_label_names(loaded.values(), label_column)
-
-
-def _class_label_names(inputs: Iterable[Inputs], label_column: str | None) -> Sequence[str] | None:
-    """The label names in the features of a `datasets.Dataset`, if it has them."""
-    for rows in inputs:
-        features = getattr(rows, "features", None) or {}
-        for column in (label_column, *LABEL_COLUMNS):
-            if names := getattr(features.get(column), "names", None):
-                return tuple(names)
-    return None
+    splits = select_splits(loaded, dataset)
+    return {split: as_table(rows, f"{dataset} {name}") for split, (name, rows) in splits.items()}
 
 
 def _is_hub_reachable(repo_id: str) -> bool:
@@ -212,7 +218,7 @@ def _subsample(data: DataSplits, config: DataConfig, seed: int) -> DataSplits:
         for split in ("validation", "test"):
             if split in splits:
                 splits[split] = splits[split][: config.max_eval_samples]
-    return DataSplits(data.name, data.label_names, splits)
+    return replace(data, splits=splits)
 
 
 def warn_unknown_labels(data: DataSplits, splits: Sequence[str]) -> None:

@@ -23,8 +23,9 @@ def describe_data(data: DataSplits, splits: Sequence[str]) -> dict[str, Any]:
     """Describe the data for `run.json`.
 
     Returns:
-        `name`, `label_names`, and for each split its size, label counts and fingerprint, and for
-        splits with training examples among them their number, `num_leaked`.
+        `name`, `label_names`, and for each split its size, label counts and fingerprint; for splits
+        with training examples among them their number, `num_leaked`; for splits with invalid rows
+        the number of dropped ones by reason, `dropped`.
     """
     return {
         "name": data.name,
@@ -35,6 +36,7 @@ def describe_data(data: DataSplits, splits: Sequence[str]) -> dict[str, Any]:
                 "labels": label_counts(data.splits[split], data.label_names),
                 "fingerprint": data.fingerprint(split),
                 **({"num_leaked": count} if (count := data.num_leaked.get(split)) else {}),
+                **({"dropped": dict(rows)} if (rows := data.dropped.get(split)) else {}),
             }
             for split in splits
         },

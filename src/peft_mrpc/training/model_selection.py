@@ -6,6 +6,7 @@ The splits that a Run reports are never used for it.
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ def carve_selection_split(
         data.splits["train"], config.selection_fraction, selection_seed(args)
     )
     splits = {**data.splits, "train": train, SELECTION: selection}
-    return DataSplits(data.name, data.label_names, splits)
+    return replace(data, splits=splits)
 
 
 def selection_seed(args: TrainingArguments) -> int:

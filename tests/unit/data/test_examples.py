@@ -42,9 +42,9 @@ def test_reports_every_invalid_input() -> None:
     with pytest.raises(UserError) as caught:
         as_examples([("a", ""), (None, "b"), (1, "b")])
     assert caught.value.faults == (
-        "inputs row 1: got an empty 'sentence2'; expected a sentence.",
-        "inputs row 2: got an empty 'sentence1'; expected a sentence.",
-        "inputs row 3: got 1 in 'sentence1'; expected text.",
+        "inputs: got an empty 'sentence2' in row 1; expected a sentence.",
+        "inputs: got an empty 'sentence1' in row 2; expected a sentence.",
+        "inputs: got a value of type int in 'sentence1' in row 3; expected text.",
     )
     with pytest.raises(UserError, match="inputs: got generator; expected a list of tuples"):
         as_examples(row for row in ROWS)

@@ -1,7 +1,9 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pandas
 import pytest
 from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
@@ -17,6 +19,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.runs.writer import describe_data
 
 HEADER = ("sentence1", "sentence2", "label")
+DROP = " Set drop_invalid_rows to drop such rows."
 
 
 def faults_of(config: DataConfig) -> tuple[str, ...]:
@@ -75,9 +78,9 @@ def test_reports_every_invalid_row(tmp_path: Path) -> None:
     path = write_csv(tmp_path / "train.csv", rows, HEADER)
     faults = faults_of(DataConfig(train_file=str(path), class_names=names))
     assert faults == (
-        f"{path} row 10: got an empty 'sentence1'; expected a sentence.",
-        f"{path} row 11: got an empty 'sentence2'; expected a sentence.",
-        f"{path} row 12: got label 'equivalnt'; expected one of not_equivalent, equivalent. "
+        f"{path}: got an empty 'sentence1' in row 10; expected a sentence.{DROP}",
+        f"{path}: got an empty 'sentence2' in row 11; expected a sentence.{DROP}",
+        f"{path}: got label 'equivalnt' in row 12; expected one of not_equivalent, equivalent. "
         "Did you mean 'equivalent'?",
     )
 
@@ -86,7 +89,7 @@ def test_rejects_a_label_that_train_does_not_have(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "train.csv", ROWS, HEADER)
     other = write_csv(tmp_path / "test.csv", [("a", "b", "maybe")], HEADER)
     (fault,) = faults_of(DataConfig(train_file=str(train), test_file=str(other)))
-    assert "got label 'maybe'; expected one of not_equivalent, equivalent." in fault
+    assert "got label 'maybe' in row 1; expected one of not_equivalent, equivalent." in fault
 
 
 @pytest.mark.parametrize(
@@ -177,7 +180,8 @@ def test_reports_the_row_of_a_missing_label(missing: str, tmp_path: Path) -> Non
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", missing)]
     train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
     (fault,) = faults_of(DataConfig(train_file=train))
-    assert fault.endswith("train.csv row 3: got no label; every training example needs one.")
+    said = f"{train}: got no label in row 3; expected a label in each training row."
+    assert fault == said + DROP
 
 
 def test_warns_of_missing_and_conflicting_labels(
@@ -217,7 +221,7 @@ def test_rejects_a_number_as_a_sentence(tmp_path: Path) -> None:
     path = tmp_path / "n.jsonl"
     path.write_text('{"sentence1": 5, "sentence2": "b", "label": 1}\n')
     fault = faults_of(DataConfig(train_file=str(path), class_names="no,yes"))[0]
-    assert "row 1: got 5 in 'sentence1'; expected text." in fault
+    assert "got a value of type int in 'sentence1' in row 1; expected text." in fault
 
 
 @pytest.mark.parametrize(
@@ -244,7 +248,7 @@ def test_numbers_are_indices_into_stated_names_only(tmp_path: Path) -> None:
     train = write_csv(tmp_path / "t.csv", [("a", "b", "1"), ("c", "d", "2")], HEADER)
     other = write_csv(tmp_path / "v.csv", [("a", "b", "0")], HEADER)
     (fault,) = faults_of(DataConfig(train_file=str(train), validation_file=str(other)))
-    assert "got label '0'; expected one of 1, 2." in fault
+    assert "got label '0' in row 1; expected one of 1, 2." in fault
     named = DataConfig(validation_file=str(other), class_names="no,yes")
     assert load_data(named).splits["validation"][0].label == 0
 
@@ -362,6 +366,170 @@ def test_a_hub_data_set_has_its_own_label_names(monkeypatch: pytest.MonkeyPatch)
     assert asked[-1] == ("owner/name", "config")
 
 
+def class_label_dataset(names: list[str], positions: list[int]) -> Any:
+    import datasets
+
+    text = datasets.Value("string")
+    features = {"sentence1": text, "sentence2": text, "label": datasets.ClassLabel(names=names)}
+    texts = [f"position {position}" for position in positions]
+    columns = {"sentence1": texts, "sentence2": texts, "label": positions}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The splits of every data set on the Hub, to be filled."""
+    import datasets
+    import huggingface_hub
+
+    splits: dict[str, Any] = {}
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: None)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_: datasets.DatasetDict(splits))
+    return splits
+
+
+@pytest.mark.parametrize(
+    "names", [sorted(map(str, range(11))), ["1", "0"], list("12345"), ["1.0", "1", " b"]]
+)
+def test_class_label_positions_are_positions_and_names_are_names(
+    names: list[str], hub: dict[str, Any]
+) -> None:
+    hub["train"] = class_label_dataset(names, [*range(len(names))])
+    hub["validation"] = class_label_dataset(names[::-1], [*range(len(names))])  # another order
+    data = load_data(DataConfig(dataset="some/numbers"))
+    assert data.label_names == tuple(names)
+    assert [example.label for example in data.splits["train"]] == [*range(len(names))]
+    assert [e.label for e in data.splits["validation"]] == [*range(len(names))][::-1]
+
+
+@pytest.mark.parametrize(
+    ("class_names", "labels"),
+    [
+        ("different,same", [0, 1]),  # other names, by position
+        ("equivalent,not_equivalent", [1, 0]),  # the same names in another order
+    ],
+)
+def test_class_names_rename_or_reorder_a_class_label(
+    class_names: str, labels: list[int], hub: dict[str, Any]
+) -> None:
+    hub["train"] = class_label_dataset(["not_equivalent", "equivalent"], [0, 1])
+    data = load_data(DataConfig(dataset="some/pairs", class_names=class_names))
+    assert data.label_names == tuple(class_names.split(","))
+    assert [example.label for example in data.splits["train"]] == labels
+
+
+@pytest.mark.parametrize("class_names", ["a,b", "yes,maybe,no", "1,2,3,4"])
+def test_rejects_class_names_that_do_not_fit_a_class_label(
+    class_names: str, hub: dict[str, Any]
+) -> None:
+    hub["train"] = class_label_dataset(["no", "maybe", "yes", "-"], [0, 1, 2, 3])
+    config = DataConfig(dataset="some/nli", class_names=class_names, drop_invalid_rows=True)
+    if class_names == "yes,maybe,no":
+        data = load_data(config)
+        assert [example.label for example in data.splits["train"]] == [2, 1, 0]
+        return
+    (fault,) = faults_of(config)
+    assert "some/nli train: got the label names no, maybe, yes; expected those" in fault
+
+
+@pytest.mark.parametrize("names", ["a,-", "a,-1,b", "nan,b"])
+def test_class_names_are_not_spellings_of_no_label(names: str) -> None:
+    (fault,) = faults_of(DataConfig(class_names=names))
+    assert "means no label; expected names of classes" in fault
+
+
+@pytest.mark.parametrize("missing", ["-", -1, None, "", "-1", float("nan")])
+def test_training_rows_without_a_label_are_dropped_on_request(
+    missing: object, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"sentence1": "a", "sentence2": "b", "gold_label": v} for v in ("x", missing, "y")]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    (fault,) = faults_of(DataConfig(train_file=str(path)))
+    said = f"{path}: got no label in row 2; expected a label in each training row."
+    assert fault == said + DROP
+    files = {"train_file": str(path), "validation_file": str(path)}
+    data = load_data(DataConfig(**files, drop_invalid_rows=True))
+    assert data.label_names == ("x", "y")
+    assert [(e.idx, e.label) for e in data.splits["train"]] == [(0, 0), (2, 1)]
+    assert [e.label for e in data.splits["validation"]] == [0, -1, 1]
+    assert data.dropped == {"train": {"no label": 1}}
+    assert "train: dropped 1 of 3 rows: 1 with no label" in caplog.messages
+    assert describe_data(data, ["train"])["splits"]["train"]["dropped"] == {"no label": 1}
+
+
+def test_invalid_rows_of_every_split_are_dropped_and_counted(tmp_path: Path) -> None:
+    rows = [*ROWS, ("", "b", "equivalent"), ("a", " ", "equivalent"), ("a", "", "only here")]
+    path = str(write_csv(tmp_path / "t.csv", rows, HEADER))
+    data = load_data(DataConfig(train_file=path, test_file=path, drop_invalid_rows=True))
+    reasons = {"an empty 'sentence1'": 1, "an empty 'sentence2'": 2}
+    assert data.dropped == {"train": reasons, "test": reasons}
+    assert data.label_names == ("not_equivalent", "equivalent")
+    assert len(data.splits["test"]) == len(ROWS)
+    empty = str(write_csv(tmp_path / "e.csv", [("", "b", "equivalent")], HEADER))
+    (fault,) = faults_of(DataConfig(train_file=path, test_file=empty, drop_invalid_rows=True))
+    assert fault == f"{empty}: got no valid row; expected at least one."
+    unknown = str(write_csv(tmp_path / "u.csv", [("a", "b", "maybe")], HEADER))
+    (fault,) = faults_of(DataConfig(train_file=path, test_file=unknown, drop_invalid_rows=True))
+    assert "got label 'maybe' in row 1" in fault  # not silently dropped
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["tuples", "frame", "file"])
+def test_a_lone_surrogate_is_refused_or_dropped(kind: str, place: int, tmp_path: Path) -> None:
+    bad = tuple("a \ud800" if column == place else "no" for column in range(3))
+    rows = [("a", "b", "no"), ("c", "d", "yes"), bad]
+    said = f"got a lone surrogate in {HEADER[place]!r} in row 3; expected Unicode text."
+    if kind != "file":
+        frame = pandas.DataFrame(rows, columns=list(HEADER), dtype=object)
+        with pytest.raises(UserError) as caught:
+            load_data({"train": rows if kind == "tuples" else frame})
+        assert caught.value.faults == (f"data['train']: {said}",)
+        return
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(json.dumps(dict(zip(HEADER, row, strict=True))) for row in rows))
+    assert faults_of(DataConfig(train_file=str(path))) == (f"{path}: {said}{DROP}",)
+    data = load_data(DataConfig(train_file=str(path), drop_invalid_rows=True))
+    assert len(data.splits["train"]) == 2
+
+
+def test_reports_the_faults_of_all_files(tmp_path: Path) -> None:
+    header = write_csv(tmp_path / "columns.csv", ROWS, ("left", "right", "label"))
+    rows = write_csv(tmp_path / "rows.csv", [("", "b", "yes")], HEADER)
+    files = {"train_file": str(tmp_path / "no.csv"), "validation_file": str(header)}
+    faults = faults_of(DataConfig(**files, test_file=str(rows)))
+    assert [fault.split(":")[0] for fault in faults] == [
+        str(tmp_path / name) for name in ("no.csv", "columns.csv", "rows.csv")
+    ]
+
+
+@pytest.mark.parametrize("name", ["dev", "val", "validation_matched", "validation_mismatched"])
+def test_the_validation_split_has_several_names(
+    name: str, hub: dict[str, Any], tmp_path: Path
+) -> None:
+    rows = class_label_dataset(["no", "yes"], [0, 1, 1])
+    hub |= {"train": rows, name: rows, "test_matched": rows}
+    data = load_data(DataConfig(dataset="some/set"))
+    assert list(data.splits) == ["train", "validation"] and len(data.splits["validation"]) == 3
+    assert list(load_data({"train": rows, name: rows}).splits) == ["train", "validation"]
+    for stem in ("train", name):
+        rows.to_csv(tmp_path / f"{stem}.tsv", sep="\t", index=False)
+    data = load_data(DataConfig(dataset=str(tmp_path)))
+    assert list(data.splits) == ["train", "validation"]
+
+
+def test_of_two_validation_splits_the_first_is_used(
+    hub: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    hub["validation_mismatched"] = class_label_dataset(["no", "yes"], [0])
+    hub["validation_matched"] = class_label_dataset(["no", "yes"], [0, 1])
+    data = load_data(DataConfig(dataset="some/set"))
+    assert len(data.splits["validation"]) == 2
+    assert caplog.messages == [
+        "some/set: the validation split is 'validation_matched'; validation_mismatched is not used"
+    ]
+
+
 def test_an_unreachable_hub_leaves_the_process_online(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
     import huggingface_hub
@@ -386,7 +554,6 @@ def test_an_unreachable_hub_leaves_the_process_online(monkeypatch: pytest.Monkey
 
 def in_memory(kind: str, rows: list[tuple[object, ...]]) -> object:
     import datasets
-    import pandas
 
     frame = pandas.DataFrame(rows, columns=list(HEADER[: len(rows[0])]))
     made = {"tuples": rows, "frame": frame, "dataset": datasets.Dataset.from_pandas(frame)}
@@ -428,8 +595,8 @@ def test_a_dataset_in_memory_has_its_own_label_names() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({}, "data: got the splits none; expected some of train, validation, test."),
-        ({"dev": [("a", "b", 1)]}, "data: got the splits dev; expected some of train"),
+        ({}, "data: got the splits none; expected some of train, validation, test (also"),
+        ({"devel": [("a", "b", 1)]}, "data: got the splits devel; expected some of train"),
         ({"train": []}, "data['train']: got no row; expected at least one."),
         ({"train": "text"}, "data['train']: got str; expected a list of tuples"),
         ({"train": [("a",)]}, "data['train'] row 1: got ('a',); expected (sentence1, sentence2)"),

@@ -213,7 +213,7 @@ def prepare_search(job: TrainJob, config: TuneConfig) -> Search:
         resolved=resolved,
         base=inputs.base,
         space=space,
-        data=DataSplits(data.name, data.label_names, splits),
+        data=replace(data, splits=splits),
         recipe=common_recipe(job),
         storage=config.storage or f"sqlite:///{(directory / STUDY_FILE).absolute()}",
     )
