@@ -1,8 +1,8 @@
-"""What the benchmarks share: options, MRPC, the result file, the page, memory.
+"""Shared code of the benchmarks: options, MRPC, the result file, the page, memory.
 
-A result is a row `{name, ours, peer, ratio, goal, unit}`: ratio is how many times as fast (or as
-small) ours is, goal the ratio to reach; both are null where nothing is asked. A row of accuracies
-has `ours` and `goal` alone.
+A result is a row `{name, ours, peer, ratio, goal, unit}`. `ratio` is the speedup over the peer, or
+how many times as small a size is; `goal` is the ratio to reach, null without a goal. A row of
+accuracies has `ours` and `goal` only.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from peft_mrpc.errors import UserError
 from peft_mrpc.evaluation.plot_style import save_figure
 
 HERE = Path(__file__).parent
-BESIDE = HERE.parent.parent / "shared" / "data" / "glue" / "MRPC"
+SHARED_MRPC = HERE.parent.parent / "shared" / "data" / "glue" / "MRPC"
 Row = dict[str, Any]
 
 
@@ -40,52 +40,52 @@ Row = dict[str, Any]
 
 
 def build_parser(description: str | None, has_output: bool = True) -> argparse.ArgumentParser:
-    """The options of every benchmark; those of its own are added to it."""
+    """Build a parser with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=str(description).splitlines()[0])
     parser.add_argument(
         "--dataset",
         default=default_dataset(),
-        help="MRPC: as --dataset of peft-mrpc (default: what MRPC_DIR names, else the directory "
-        "../shared/data/glue/MRPC beside the checkout, else the Hub's)",
+        help="MRPC, as --dataset of peft-mrpc (default: $MRPC_DIR, or the directory "
+        "../shared/data/glue/MRPC next to the repository, or the Hub)",
     )
     if has_output:
         parser.add_argument(
             "--output",
             type=Path,
             metavar="FILE.json",
-            help="where the results go (default: into the page, JSON and picture beside the "
-            "script, which are left alone otherwise)",
+            help="result file (default: the JSON file, the page and the plot next to the script; "
+            "with this option they do not change)",
         )
         parser.add_argument(
             "--quick",
             action="store_true",
-            help="the same comparisons on fewer rows, within 5 minutes on 2 cores; without "
+            help="the same comparisons on fewer examples, in at most 5 minutes on 2 cores; without "
             "--output nothing is written",
         )
     return parser
 
 
 def positive(text: str) -> int:
-    """A whole number of an option, 1 or more."""
+    """Parse an integer above 0."""
     if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a whole number above 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer above 0")
     return int(text)
 
 
-def count(text: str) -> int:
-    """A whole number of an option, 0 or more."""
+def non_negative(text: str) -> int:
+    """Parse an integer of 0 or more."""
     return 0 if text == "0" else positive(text)
 
 
 def default_dataset() -> str:
-    """MRPC where it lies on this machine, or else its name on the Hub."""
-    beside = str(BESIDE) if BESIDE.is_dir() else DataConfig.dataset
-    return os.environ.get("MRPC_DIR") or beside
+    """The directory of MRPC on this machine, or its name on the Hub."""
+    shared = str(SHARED_MRPC) if SHARED_MRPC.is_dir() else DataConfig.dataset
+    return os.environ.get("MRPC_DIR") or shared
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a benchmark; the user's fault is one line, and exit code 2."""
-    # Peers say much about what they load, and in their own words.
+    """Run a benchmark; a user error ends it with its message and exit code 2."""
+    # The peers log warnings of transformers that do not concern the comparison.
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -100,34 +100,34 @@ def run(main: Callable[[], None]) -> None:
 # ---- results ----
 
 
-def speed_row(name: str, ours: float, peer: float, goal: float | None, **more: Any) -> Row:
-    """Two speeds, in pairs a second if nothing else is said."""
+def speed_row(name: str, ours: float, peer: float, goal: float | None, **fields: Any) -> Row:
+    """Build a row of two speeds, in pairs per second unless `unit` is given."""
     row = {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "goal": goal}
-    return {**row, "unit": "pairs/s", **more}
+    return {**row, "unit": "pairs/s", **fields}
 
 
 @dataclass
 class Report:
-    """Where the results of a benchmark go.
+    """Writes the result file, the tables of the page and the plot of a benchmark.
 
     Attributes:
-        name: Of the script, its page, its JSON and its picture.
-        output: The result file that was asked for, if one was.
-        quick: Whether these are but a few rows.
-        packages: Peers that are needed; their versions are recorded too.
+        name: Name of the script, its page, its JSON file and its plot.
+        output: Value of `--output`.
+        quick: Value of `--quick`.
+        packages: Required peers; the result file records their versions.
     """
 
     name: str
     output: Path | None
     quick: bool
     packages: Sequence[str] = ()
-    _has_said_where: bool = False
+    _header_printed: bool = False
 
     def __post_init__(self) -> None:
         for package in self.packages:
             if not find_spec(package.replace("-", "_")):
                 raise UserError(
-                    f"{self.name}.py: got no {package}, which it compares with; "
+                    f"{self.name}.py: the peer {package} is not installed; "
                     "pip install -r benchmarks/requirements.txt"
                 )
         if self.output is None:
@@ -136,138 +136,131 @@ class Report:
             raise UserError(f"--output: got {str(self.output)!r}; expected a file named *.json.")
         if not self.output.absolute().parent.is_dir():
             raise UserError(
-                f"--output: got {str(self.output)!r}, whose directory does not exist; make it."
+                f"--output: got {str(self.output)!r}; expected an existing directory. Create it."
             )
-        self.read()  # to say now what is no result of ours and would be lost
+        self.read()  # raises before the measurement if the file holds anything else
 
-    def _say_where(self) -> None:
-        """Print what was measured on, and with; once."""
-        if self._has_said_where:
+    @property
+    def path(self) -> Path | None:
+        """The result file, None if there is none to write."""
+        return self.output or (None if self.quick else HERE / f"{self.name}.json")
+
+    def read(self) -> dict[str, Any]:
+        """Read earlier results; empty if there are none, or with `--quick`.
+
+        Raises:
+            UserError: If the file is not a result file of this benchmark.
+        """
+        if self.path is None or not self.path.is_file():
+            return {}
+        with contextlib.suppress(ValueError, AttributeError):
+            record: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
+            if record.get("benchmark") == self.name:
+                return {} if self.quick else record
+        raise UserError(
+            f"--output: got {str(self.path)!r}; expected a new file or a result file of "
+            f"{self.name}.py. Name another file."
+        )
+
+    def write(self, results: Sequence[Row], **fields: Any) -> None:
+        """Write the result file with the rows and further fields."""
+        if self.path is None:
             return
-        self._has_said_where = True
-        found = describe_measurement(self.packages)
-        machine, versions = found["machine"], found["versions"]
+        record = {"benchmark": self.name, **describe_measurement(self.packages)}
+        record |= {"quick": self.quick, "results": list(results), **fields}
+        self.path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    def show(self, table: str, mark: str) -> None:
+        """Print a table, and put it into the page unless `--output` or `--quick` is set."""
+        self._print_header()
+        print(table, flush=True)
+        if not (self.output or self.quick):
+            put_table(HERE / f"{self.name}.md", table, mark)
+
+    def draw(self, build: Callable[[], Figure]) -> None:
+        """Write the plot of the page unless `--output` or `--quick` is set."""
+        if not (self.output or self.quick):
+            save_figure(build(), HERE / f"{self.name}.png")
+
+    def _print_header(self) -> None:
+        """Print the hardware and the versions, once."""
+        if self._header_printed:
+            return
+        self._header_printed = True
+        measurement = describe_measurement(self.packages)
+        machine, versions = measurement["machine"], measurement["versions"]
         memory = f"{machine['memory_bytes'] / 2**30:.0f} GiB"
         cores = f"{machine['cpu_count']} cores, {machine['torch_threads']} threads, {memory}"
         print(f"{machine['cpu']}, {cores}; {', '.join(machine['gpus']) or 'no GPU'}", flush=True)
         print(", ".join(f"{name} {version}" for name, version in versions.items()), flush=True)
 
-    @property
-    def path(self) -> Path | None:
-        """The result file."""
-        return self.output or (None if self.quick else HERE / f"{self.name}.json")
-
-    def read(self) -> dict[str, Any]:
-        """What was measured before; nothing where there is none, or this is the quick way.
-
-        Raises:
-            UserError: If the file holds something else.
-        """
-        if self.path is None or not self.path.is_file():
-            return {}
-        with contextlib.suppress(ValueError, AttributeError):
-            found: dict[str, Any] = json.loads(self.path.read_text("utf-8"))
-            if found.get("benchmark") == self.name:
-                return {} if self.quick else found
-        raise UserError(
-            f"--output: got {str(self.path)!r}, which holds something other than results of "
-            f"{self.name}.py; name another file."
-        )
-
-    def write(self, results: Sequence[Row], **more: Any) -> None:
-        """Write the result file as it stands; what else was found goes beside the results."""
-        if self.path is None:
-            return
-        record = {"benchmark": self.name, **describe_measurement(self.packages)}
-        record |= {"quick": self.quick, "results": list(results), **more}
-        self.path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-
-    def show(self, text: str, mark: str) -> None:
-        """Print a table, and put it into the page where this is what the page tells of."""
-        self._say_where()
-        print(text, flush=True)
-        if not (self.output or self.quick):
-            put_table(HERE / f"{self.name}.md", text, mark)
-
-    def draw(self, build: Callable[[], Figure]) -> None:
-        """Draw the picture of the page."""
-        if not (self.output or self.quick):
-            save_figure(build(), HERE / f"{self.name}.png")
-
 
 def build_report(name: str, options: argparse.Namespace, *packages: str) -> Report:
-    """The report that the options ask for."""
+    """Build the report from the options."""
     return Report(name, options.output, options.quick, packages)
 
 
 def describe_measurement(packages: Sequence[str] = ()) -> dict[str, Any]:
-    """Command, versions and machine."""
-    found = describe_environment()
-    versions = found["versions"] | {name: metadata.version(name) for name in packages}
-    script, *words = sys.argv
+    """The command, the versions and the hardware."""
+    environment = describe_environment()
+    script, *arguments = sys.argv
+    # A published result names no directory of this machine.
+    names = [Path(arg).name if Path(arg).is_absolute() else arg for arg in arguments]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
-        # A result that is published names no place of this machine.
-        "command": shlex.join(
-            ["python", f"benchmarks/{Path(script).name}", *map(placeless, words)]
-        ),
-        "versions": versions,
-        "machine": {**found["hardware"], "memory_bytes": memory},
+        "command": shlex.join(["python", f"benchmarks/{Path(script).name}", *names]),
+        "versions": environment["versions"] | {name: metadata.version(name) for name in packages},
+        "machine": {**environment["hardware"], "memory_bytes": memory},
     }
 
 
 # ---- pages ----
 
 
-def placeless(word: str) -> str:
-    """An argument of a command, of a path from the root on the last name alone."""
-    return Path(word).name if Path(word).is_absolute() else word
-
-
-def put_table(page: Path, text: str, mark: str) -> None:
-    """Put a table into a page, between its marks."""
+def put_table(page: Path, table: str, mark: str) -> None:
+    """Replace the table between the marks `<!-- mark -->` and `<!-- end of mark -->` of a page."""
     begin, end = f"<!-- {mark} -->", f"<!-- end of {mark} -->"
     before, _, rest = page.read_text("utf-8").partition(begin)
-    _, found, after = rest.partition(end)
-    assert found, f"{page.name} has no place for {mark}"
-    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+    _, separator, after = rest.partition(end)
+    assert separator, f"{page.name} has no mark {mark!r}"
+    page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}", encoding="utf-8")
 
 
 def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Build a table in Markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def goal_table(rows: Sequence[Row]) -> str:
-    """Every comparison with its goal, in Markdown."""
+    """Build the table of the comparisons and their goals."""
     lines = []
     for row in rows:
         goal = "-" if row["goal"] is None else f"{row['goal']:g}"
-        figures = [quantity(row["ours"], row["unit"]), quantity(row["peer"], row["unit"])]
-        lines.append([row["name"], *figures, f"{row['ratio']:.2f}", goal])
+        values = [format_quantity(row[key], row["unit"]) for key in ("ours", "peer")]
+        lines.append([row["name"], *values, f"{row['ratio']:.2f}", goal])
     return markdown(["comparison", "ours", "peer", "ratio", "goal"], lines)
 
 
-def quantity(value: float, unit: str) -> str:
-    """A figure with its unit."""
+def format_quantity(value: float, unit: str) -> str:
     if unit == "bytes":
         return f"{value / 1e9:.2f} GB"
     return f"{value:.{1 if value >= 10 else 2}f} {unit}"
 
 
 def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
-    """Bars of ours and of the peer, and a mark where ours reaches its goal."""
+    """Plot both values of each comparison as bars, with a line at the goal."""
     figure = Figure(figsize=(7, 0.8 + 0.62 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for place, row in enumerate(rows):
+    for height, row in enumerate(rows):
         for offset, key, color in ((-0.2, "ours", "#0072B2"), (0.2, "peer", "#999999")):
-            axes.barh(place + offset, row[key], 0.38, color=color, label=key if not place else None)
-            axes.text(row[key], place + offset, f" {row[key]:.3g}", va="center")
+            name = "_" if height else {"ours": "peft-mrpc"}.get(key, key)
+            axes.barh(height + offset, row[key], 0.38, color=color, label=name)
+            axes.text(row[key], height + offset, f" {row[key]:.3g}", va="center")
         if row["goal"] is not None:
             goal = row["goal"] * row["peer"]
-            axes.plot([goal, goal], [place - 0.4, place], color="#D55E00", linewidth=2)
-    axes.plot([], [], color="#D55E00", linewidth=2, label="goal of ours")
+            axes.plot([goal, goal], [height - 0.4, height], color="#D55E00", linewidth=2)
+    axes.plot([], [], color="#D55E00", linewidth=2, label="goal")
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
@@ -281,17 +274,17 @@ def plot_comparisons(rows: Sequence[Row], label: str) -> Figure:
 
 
 def write_pairs(pairs: Sequence[Example], path: Path) -> None:
-    """Write pairs as a file of GLUE's MRPC."""
+    """Write pairs as a file in the format of GLUE MRPC."""
     lines = ["Quality\t#1 ID\t#2 ID\t#1 String\t#2 String"]
     lines += [f"{p.label}\t{p.idx}\t{p.idx}\t{p.sentence1}\t{p.sentence2}" for p in pairs]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def load_both(dataset: str) -> DataSplits:
-    """Pairs of which some train and others are scored.
+    """Load data with a train and a validation split.
 
     Raises:
-        UserError: If either are missing.
+        UserError: If one of them is missing.
     """
     data = load_data(DataConfig(dataset=dataset))
     if missing := {"train", "validation"} - data.splits.keys():
@@ -303,44 +296,34 @@ def load_both(dataset: str) -> DataSplits:
 
 
 class PeakMemory:
-    """The most memory that a process has while a block runs, in bytes.
-
-    Attributes:
-        before: At the beginning.
-        peak: The most since.
-    """
+    """Context manager that measures the peak memory of a process, in bytes."""
 
     def __init__(self, pid: int | str = "self", kind: str = "VmRSS") -> None:
-        """Name the process, and which of Linux's figures to watch.
+        """Select the process and the field of `/proc/PID/status`.
 
-        VmRSS counts files that are mapped too, which the system takes back when it needs room;
-        RssAnon does not.
+        `VmRSS` includes mapped files, which the system reclaims when it needs memory; `RssAnon`
+        does not.
         """
         self.pid, self.kind = pid, kind
 
     def __enter__(self) -> "PeakMemory":
-        self.before = self.peak = resident_bytes(self.pid, self.kind)
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.peak = resident_bytes(self.pid, self.kind)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self._thread.start()
         return self
 
-    def _watch(self) -> None:
-        while not self._ended.wait(0.05):
+    def _poll(self) -> None:
+        while not self._stop.wait(0.05):
             self.peak = max(self.peak, resident_bytes(self.pid, self.kind))
 
     def __exit__(self, *error: object) -> None:
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
-
-    @property
-    def added(self) -> int:
-        """What came to what was there."""
-        return self.peak - self.before
 
 
 def resident_bytes(pid: int | str = "self", kind: str = "VmRSS") -> int:
-    """Memory of a process now; 0 once it has ended, and where there is no /proc to ask."""
+    """Memory of a process, 0 if it has ended or the system has no /proc."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith(f"{kind}:"):

@@ -28,10 +28,10 @@ from bench import (
     Row,
     build_parser,
     build_report,
-    count,
     goal_table,
     load_both,
     markdown,
+    non_negative,
     positive,
     run,
     speed_row,
@@ -135,7 +135,9 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
-    parser.add_argument("--pairs", type=count, help="training pairs; 0 for all (default: 1000)")
+    parser.add_argument(
+        "--pairs", type=non_negative, help="training pairs; 0 for all (default: 1000)"
+    )
     parser.add_argument("--repeats", type=positive, help="repeats of each (default: 3)")
     parser.add_argument("--only", nargs="*", default=list(PARTS), choices=list(PARTS))
     options = parser.parse_args()

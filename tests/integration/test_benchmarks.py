@@ -1,4 +1,4 @@
-"""The benchmarks: what they promise of their options, result files and pages."""
+"""The benchmarks: their options, result files and pages."""
 
 import importlib
 import json
@@ -21,9 +21,9 @@ from peft_mrpc.errors import UserError
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 NAMES = ("accuracy", "layer_freeze", "hard_prompt", "scaling", "predict", "doctor")
-OTHERS = ("settings", "soft_prompts", "example_report")
+WITHOUT_RESULTS = ("settings", "soft_prompts", "example_report")
 MEASURED = [name for name in NAMES if (FOLDER / f"{name}.json").is_file()]
-# Goals that were set out, by benchmark and the beginning of a row's name.
+# Goals by benchmark and prefix of the name of a row.
 GOALS = {
     "accuracy": {"full": 0.84, "lora": 0.82, "dora": 0.82, "layer_freeze": 0.79},
     "layer_freeze": {
@@ -42,7 +42,7 @@ GOALS = {
 
 
 def check_record(record: dict[str, Any], name: str) -> None:
-    """The shape that is promised."""
+    """Check the fields and types of a result file."""
     assert {"machine", "versions", "command", "results"} <= set(record)
     assert record["command"].startswith(f"python benchmarks/{name}.py")
     assert {"cpu", "cpu_count"} <= set(record["machine"])
@@ -59,79 +59,80 @@ def check_record(record: dict[str, Any], name: str) -> None:
 
 
 @pytest.fixture
-def begin(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Run a benchmark in this process as its command does."""
+def run_benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that runs a benchmark in this process."""
 
-    def run(name: str, *words: str) -> None:
-        monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *words])
+    def run(name: str, *arguments: str) -> None:
+        monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", *arguments])
         bench.run(importlib.import_module(name).main)
 
     return run
 
 
-@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
+@pytest.mark.parametrize("name", [*NAMES, *WITHOUT_RESULTS])
 def test_help_is_short_and_names_the_options(
-    name: str, begin: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    name: str, run_benchmark: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as ended:
-        begin(name, "--help")
-    assert ended.value.code == 0
-    said = capsys.readouterr().out
-    wanted = ["--dataset", *(["--output FILE.json", "--quick"] if name in NAMES else [])]
-    assert all(option in said for option in wanted) and len(said.splitlines()) < 40
+    with pytest.raises(SystemExit) as exit_info:
+        run_benchmark(name, "--help")
+    assert exit_info.value.code == 0
+    text = capsys.readouterr().out
+    options = ["--dataset", *(["--output FILE.json", "--quick"] if name in NAMES else [])]
+    assert all(option in text for option in options) and len(text.splitlines()) < 40
 
 
 @pytest.mark.parametrize("name", [*NAMES, "settings", "soft_prompts"])
-def test_data_that_is_not_there_is_one_line(
+def test_missing_data_is_an_error_of_one_line(
     name: str,
-    begin: Callable[..., None],
+    run_benchmark: Callable[..., None],
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as ended:
-        begin(name, "--dataset", str(tmp_path / "none"))
-    assert ended.value.code == 2
+    with pytest.raises(SystemExit) as exit_info:
+        run_benchmark(name, "--dataset", str(tmp_path / "none"))
+    assert exit_info.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"{name}.py: --dataset: got ") and "expected a directory" in line
     assert list(tmp_path.glob("*.json")) == []
 
 
 @pytest.mark.slow
-def test_the_command_ends_so_too(tmp_path: Path) -> None:
-    done = subprocess.run(
+def test_the_command_prints_the_same_error(tmp_path: Path) -> None:
+    process = subprocess.run(
         [sys.executable, FOLDER / "predict.py", "--dataset", tmp_path, "--quick"],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("predict.py: --dataset: got ") and done.stderr.count("\n") == 1
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr.startswith("predict.py: --dataset: got ")
+    assert process.stderr.count("\n") == 1
 
 
-def test_the_directory_of_mrpc_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MRPC_DIR", str(tmp_path))
     assert bench.default_dataset() == str(tmp_path)
     monkeypatch.delenv("MRPC_DIR")
-    monkeypatch.setattr(bench, "BESIDE", tmp_path / "none")
+    monkeypatch.setattr(bench, "SHARED_MRPC", tmp_path / "none")
     assert bench.default_dataset() == "mrpc"
-    monkeypatch.setattr(bench, "BESIDE", tmp_path)
+    monkeypatch.setattr(bench, "SHARED_MRPC", tmp_path)
     assert bench.default_dataset() == str(tmp_path)
 
 
 @pytest.mark.parametrize("quick", [False, True])
-def test_a_result_file_is_written_and_the_page_left_alone(quick: bool, tmp_path: Path) -> None:
+def test_output_leaves_the_page_unchanged(quick: bool, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
-    output = tmp_path / "found.json"
+    output = tmp_path / "results.json"
     report = bench.build_report("scaling", Namespace(output=output, quick=quick), "lm-eval")
     report.write([bench.speed_row("one", 6.0, 2.0, 1.5)], sizes=[1])
     report.show("| a table |", "goals")
-    report.draw(lambda: pytest.fail("there is no picture to draw"))
+    report.draw(lambda: pytest.fail("no plot is written"))
     record = json.loads(output.read_text())
     assert record["results"][0]["ratio"] == 3 and record["sizes"] == [1]
     assert record["quick"] is quick and "lm-eval" in record["versions"]
-    # What was measured before is gone on from, but not with a few rows.
+    # Later runs add to the results, quick runs start from nothing.
     assert report.read() == ({} if quick else record)
     assert before == {path: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
 
@@ -143,18 +144,20 @@ def test_quick_alone_writes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("output", "said"),
-    [("none/out.json", "does not exist"), ("out.txt", "*.json"), ("other.json", "something other")],
+    ("output", "message"),
+    [
+        ("none/out.json", "existing directory"),
+        ("out.txt", "*.json"),
+        ("other.json", "result file of scaling.py"),
+    ],
 )
-def test_a_result_file_that_cannot_be_is_refused_at_once(
-    output: str, said: str, tmp_path: Path
-) -> None:
+def test_an_invalid_output_is_refused(output: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"benchmark": "accuracy"}')
-    with pytest.raises(UserError, match=re.escape(said)):
+    with pytest.raises(UserError, match=re.escape(message)):
         bench.build_report("scaling", Namespace(output=tmp_path / output, quick=False))
 
 
-def test_a_peer_that_is_missing_is_named() -> None:
+def test_a_missing_peer_is_named() -> None:
     with pytest.raises(UserError, match="no-such-peer.*requirements.txt"):
         bench.build_report("scaling", Namespace(output=None, quick=True), "no-such-peer")
 
@@ -167,19 +170,20 @@ def test_a_table_is_put_between_its_marks(tmp_path: Path) -> None:
         assert page.read_text() == ("before\n<!-- a -->\n\n| new |\n\n<!-- end of a -->\nafter\n")
 
 
-def test_peak_memory_is_seen() -> None:
-    with bench.PeakMemory() as watched:
+def test_peak_memory_is_measured() -> None:
+    before = bench.resident_bytes()
+    with bench.PeakMemory() as memory:
         block = bytearray(os.urandom(1)) * 200_000_000
-    assert 190e6 < watched.added < 400e6 and len(block) == 200_000_000
+    assert 190e6 < memory.peak - before < 400e6 and len(block) == 200_000_000
 
 
 @pytest.mark.parametrize("name", MEASURED)
-def test_committed_results_have_the_shape_and_the_goals(name: str) -> None:
+def test_committed_results_have_their_fields_and_goals(name: str) -> None:
     record = json.loads((FOLDER / f"{name}.json").read_text("utf-8"))
     check_record(record, name)
-    for beginning, goal in GOALS.get(name, {}).items():
-        goals = [r["goal"] for r in record["results"] if r["name"].startswith(beginning)]
-        assert goals[:1] == [goal], beginning
+    for prefix, goal in GOALS.get(name, {}).items():
+        goals = [r["goal"] for r in record["results"] if r["name"].startswith(prefix)]
+        assert goals[:1] == [goal], prefix
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,19 +194,19 @@ def test_every_benchmark_has_its_page_and_marks(name: str) -> None:
     assert marks and all(f"<!-- end of {mark} -->" in page for mark in marks)
 
 
-def test_mrpc_is_repeated_without_a_pair_twice(tmp_path: Path) -> None:
+def test_repeated_data_has_no_duplicate(tmp_path: Path) -> None:
     from scaling import write_repeated
 
     data = load_data(DataConfig(dataset="builtin:pairs"))
     size = 2 * len(data.splits["train"]) + 5
     flags = write_repeated(data, tmp_path / "repeated", size)
-    again = load_data(DataConfig(dataset=flags[1])).splits["train"]
-    assert len({pair.sentence1 for pair in again}) == len(again) == size
+    repeated = load_data(DataConfig(dataset=flags[1])).splits["train"]
+    assert len({pair.sentence1 for pair in repeated}) == len(repeated) == size
     first = data.splits["train"][0]
-    assert [pair.sentence1 for pair in again[:: len(data.splits["train"])]] == [
+    assert [pair.sentence1 for pair in repeated[:: len(data.splits["train"])]] == [
         f"{number} {first.sentence1}" for number in range(3)
     ]
-    assert [pair.label for pair in again[:5]] == [p.label for p in data.splits["train"][:5]]
+    assert [pair.label for pair in repeated[:5]] == [p.label for p in data.splits["train"][:5]]
 
 
 @pytest.mark.slow
@@ -233,23 +237,25 @@ def test_estimates_are_compared_with_measurements(
     assert peak["ratio"] > 0.5
 
 
-def test_a_saved_run_labels_as_the_pipeline_does(trained_run: Path, data_flags: list[str]) -> None:
+def test_a_run_predicts_the_same_as_the_pipeline(trained_run: Path, data_flags: list[str]) -> None:
     from predict import compare, result_rows
 
     data = load_data(DataConfig("files", validation_file=data_flags[3]))
-    found = compare(trained_run, data.splits["validation"], 1)
-    assert found["largest_difference"] < 1e-5
-    rows = result_rows({"full": found | {"peak_memory": dict.fromkeys(found["seconds"], 1)}})
+    comparison = compare(trained_run, data.splits["validation"], 1)
+    assert comparison["largest_difference"] < 1e-5
+    rows = result_rows(
+        {"full": comparison | {"peak_memory": dict.fromkeys(comparison["seconds"], 1)}}
+    )
     assert [row["goal"] for row in rows] == [1.3, None]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_quick_writes_what_is_promised(name: str, tmp_path: Path) -> None:
+def test_quick_writes_a_result_file(name: str, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
-    output = tmp_path / "found.json"
-    words = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--output", str(output)]
-    words += ["--dataset", str(MRPC) if MRPC.is_dir() else "builtin:pairs"]
-    subprocess.run(words, check=True, cwd=tmp_path)
+    output = tmp_path / "results.json"
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--quick", "--output", str(output)]
+    command += ["--dataset", str(MRPC) if MRPC.is_dir() else "builtin:pairs"]
+    subprocess.run(command, check=True, cwd=tmp_path)
     check_record(json.loads(output.read_text()), name)
     assert before == {path: path.read_bytes() for path in FOLDER.iterdir() if path.is_file()}
