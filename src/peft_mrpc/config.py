@@ -34,7 +34,7 @@ COMMON_TRAINING_ARGUMENTS = {
     "per_device_eval_batch_size": "evaluation batch size per process",
     "seed": "random seed (default: 42)",
     "bf16": "bfloat16 mixed precision (default: if the hardware supports it)",
-    "eval_strategy": "no, epoch or steps: evaluate while training, on a split carved from train",
+    "eval_strategy": "no, epoch or steps: evaluate while training, on a part of train",
     "load_best_model_at_end": "keep the checkpoint with the best --metric_for_best_model",
     "report_to": "tensorboard, wandb, mlflow, trackio or none",
     "push_to_hub": "upload the Run to the Hub repository --hub_model_id",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from peft_mrpc.data.examples import Example
 
@@ -34,14 +34,58 @@ def encode_examples(
         # A separator in the text of a sentence is not a special token.
         options: dict[str, Any] = {"split_special_tokens": True}
         encoded = tokenizer(*texts, truncation=False, verbose=False, **options)
-        if too_long := sum(len(ids) > max_length for ids in encoded["input_ids"]):
+        too_long = [row for row, ids in enumerate(encoded["input_ids"]) if len(ids) > max_length]
+        if tokenizer.is_fast:
+            _truncate(encoded, too_long, max_length, tokenizer.truncation_side)
+        elif too_long:
             encoded = tokenizer(*texts, truncation=True, max_length=max_length, **options)
-        num_truncated += too_long
+        num_truncated += len(too_long)
         lengths = [len(ids) for ids in encoded["input_ids"]]
         parts.append(Dataset.from_dict({**encoded, LENGTH_COLUMN: lengths}))
     if not parts:
         return Dataset.from_dict({"input_ids": [], LENGTH_COLUMN: []}), 0
     return concatenate_datasets(parts), num_truncated
+
+
+def _truncate(encoded: BatchEncoding, rows: Sequence[int], max_length: int, side: str) -> None:
+    """Truncate rows as the strategy `longest_first` does.
+
+    The Rust tokenizers cut the rest of either sentence into pieces of the maximum length and pair
+    each with each: memory is quadratic in the length of the sentences.
+
+    Args:
+        encoded: Lists of token ids and the like; changed in place.
+        rows: The rows that are too long.
+        max_length: Maximum number of tokens.
+        side: The side of a sentence that loses tokens, left or right.
+    """
+    for row in rows:
+        sequence_ids = encoded.sequence_ids(row)
+        positions = {
+            number: [at for at, sequence in enumerate(sequence_ids) if sequence == number]
+            for number in (None, 0, 1)
+        }
+        room = max(0, max_length - len(positions[None]))
+        lengths = longest_first_lengths(len(positions[0]), len(positions[1]), room)
+        tokens = positions[None]
+        for number, length in enumerate(lengths):
+            start = len(positions[number]) - length if side == "left" else 0
+            tokens += positions[number][start : start + length]
+        tokens.sort()
+        for values in encoded.values():
+            values[row] = [values[row][at] for at in tokens]
+
+
+def longest_first_lengths(first: int, second: int, room: int) -> tuple[int, int]:
+    """The lengths of two sentences, truncated from the longer one, that fit into a room of tokens.
+
+    The odd token goes to the longer sentence, or to the second one, as in `tokenizers`.
+    """
+    if first + second <= room:
+        return first, second
+    shorter = min(first, second, room // 2)
+    longer = room - shorter
+    return (longer, shorter) if first > second else (shorter, longer)
 
 
 def add_labels(encoded: Dataset, examples: Sequence[Example]) -> Dataset:

@@ -1,3 +1,4 @@
+import itertools
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ from conftest import ROWS, build_tokenizer
 
 from peft_mrpc.data.encoding import add_labels, encode_examples
 from peft_mrpc.data.examples import Example
+from peft_mrpc.environment import peak_memory
 from peft_mrpc.training.samplers import RandomSwapDataset
 
 EXAMPLES = [Example(row, a, b, row % 2) for row, (a, b, _) in enumerate(ROWS)]
@@ -33,6 +35,40 @@ def test_encoded_examples_are_the_output_of_the_tokenizer(
     labelled = add_labels(encoded, EXAMPLES)
     assert labelled["labels"][:] == [e.label for e in EXAMPLES]
     assert "labels" not in encoded.column_names
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("max_length", [3, 4, 8, 9, 16, 17])
+def test_truncation_is_that_of_the_tokenizer(side: str, max_length: int) -> None:
+    tokenizer = build_tokenizer()
+    tokenizer.truncation_side = side
+    words = "the a cat dog sat ran on mat road not same thing yes no answer".split()
+    lengths = [*itertools.product(range(1, 16), repeat=2)]
+    pairs = [(" ".join(words[:m]), " ".join(words[-n:])) for m, n in lengths]
+    examples = [Example(row, *pair) for row, pair in enumerate(pairs)]
+    encoded, num_truncated = encode_examples(tokenizer, examples, max_length)
+    expected = tokenizer(*zip(*pairs, strict=True), truncation=True, max_length=max_length)
+    assert num_truncated == sum(m + n + 3 > max_length for m, n in lengths)
+    for name in expected:
+        assert encoded[name][:] == expected[name]
+
+
+def test_one_line_of_a_decoder_loses_its_end() -> None:
+    tokenizer = build_tokenizer(is_chat=True)
+    [row] = rows_of(encode_examples(tokenizer, [Example(0, "the cat sat", "a dog")], 6)[0])
+    text = "Sentence 1: the cat sat\nSentence 2: a dog"
+    assert row["input_ids"] == tokenizer(text, truncation=True, max_length=6)["input_ids"]
+
+
+def test_memory_grows_linearly_with_the_length_of_both_sentences() -> None:
+    tokenizer = build_tokenizer()
+    example = Example(0, "cat " * 5_000, "dog " * 5_000)
+    before = peak_memory()["resident_bytes"]
+    [row] = rows_of(encode_examples(tokenizer, [example], 33)[0])
+    cat, dog = tokenizer.convert_tokens_to_ids(["cat", "dog"])
+    assert (row["input_ids"].count(cat), row["input_ids"].count(dog)) == (15, 15)
+    # Each pair of two pieces of 33 tokens would need 3 GB in all.
+    assert peak_memory()["resident_bytes"] - before < 1e9
 
 
 def test_no_examples_encode_to_an_empty_dataset() -> None:
