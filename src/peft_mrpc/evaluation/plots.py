@@ -21,11 +21,13 @@ from sklearn.metrics import (
 from peft_mrpc.evaluation.metrics import confidence_bins
 from peft_mrpc.evaluation.plot_style import LIGHT, Theme, add_legend, themed
 from peft_mrpc.evaluation.significance import wilson_interval
+from peft_mrpc.formatting import escape_control, shorten
 
 # True label indices, [N], and probabilities, [N, C], by name.
 ScoredLabels = Mapping[str, tuple[NDArray[np.int64], NDArray[np.float64]]]
 # Colour and line style of each curve.
 Styles = Sequence[tuple[str, str]]
+MAX_LABEL_LENGTH = 24
 
 
 @themed
@@ -85,7 +87,9 @@ def _draw_confusion(
         axis.text(column, row, text, ha="center", va="center", fontsize=9.5)
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
-    names = [name.replace("_", " ") for name in label_names]
+    names = [
+        shorten(escape_control(name.replace("_", " ")), MAX_LABEL_LENGTH) for name in label_names
+    ]
     axis.set_xticks(range(len(names)), names)
     axis.set_yticks(range(len(names)), names, rotation=90, va="center")
     axis.set(xlabel="predicted", ylabel="true", title=title)

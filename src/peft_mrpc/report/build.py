@@ -26,7 +26,7 @@ from peft_mrpc.report.summary import (
 from peft_mrpc.report.tables import ReportTables, build_tables, escape_markdown
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import DirectoryKind, check_output_dir, staged_directory
-from peft_mrpc.serialization import read_json, write_json
+from peft_mrpc.serialization import encode_text, read_json, write_json
 
 REPORT_FORMAT = 4
 REPORT_FILE = "report.html"
@@ -117,7 +117,7 @@ class Report:
 
     def write_html(self, path: str | Path) -> None:
         """Write the report as one HTML file."""
-        Path(path).write_text(self._html(), encoding="utf-8")
+        Path(path).write_bytes(encode_text(self._html()))
 
     def write(self, output_dir: str | Path, overwrite: bool = False) -> None:
         """Write the report as HTML, Markdown and JSON, and the plots as PNG and SVG.
@@ -138,9 +138,9 @@ class Report:
                     save_figure(figure, plots / f"{name}{suffix}.png")
             images = [f"\n![{CAPTIONS[name]}](plots/{name}.png)\n" for name in self._svgs]
             text = self.to_markdown() + "".join(images)
-            (staging / "report.md").write_text(text, encoding="utf-8")
+            (staging / "report.md").write_bytes(encode_text(text))
             write_json(staging / DATA_FILE, self.to_json())
-            (staging / REPORT_FILE).write_text(self._html(), encoding="utf-8")
+            self.write_html(staging / REPORT_FILE)
 
     @cached_property
     def _figures(self) -> dict[str, dict[str, Figure]]:

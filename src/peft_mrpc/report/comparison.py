@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import UNKNOWN_LABEL
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.evaluation.metrics import REPORTED_METRICS
+from peft_mrpc.formatting import escape_control
 from peft_mrpc.runs.run import Predictions, Run, group_seed_runs
 
 
@@ -18,7 +19,7 @@ class Comparison:
     """Runs and their predictions for the same examples, labels in one order.
 
     Attributes:
-        names: A unique name for each Run.
+        names: A unique name for each Run, on one line and without control characters.
         runs: The Runs.
         split: The split that is compared.
         label_names: Names of the C labels, in the first Run's order.
@@ -30,6 +31,11 @@ class Comparison:
     split: str
     label_names: list[str]
     seed_predictions: list[list[Predictions]]
+
+    @property
+    def label_texts(self) -> list[str]:
+        """Names of the labels for tables and pages."""
+        return [as_text(name.replace("_", " ")) for name in self.label_names]
 
     @property
     def predictions(self) -> list[Predictions]:
@@ -59,12 +65,12 @@ class Comparison:
     @property
     def title(self) -> str:
         """Data set and split."""
-        return f"{self.data['name']}: {self.split} split"
+        return as_text(f"{self.data['name']}: {self.split} split")
 
     @property
     def description(self) -> str:
         """Data set, split and number of examples."""
-        return f"{self.data['name']} {self.split}, {len(self.references):,} examples"
+        return as_text(f"{self.data['name']} {self.split}, {len(self.references):,} examples")
 
     def rows(self) -> list[dict[str, Any]]:
         """Rows of the results: the majority baseline, then each Run in its order."""
@@ -82,13 +88,18 @@ class Comparison:
         f1 = dict.fromkeys(self.label_names, 0.0)
         f1[self.label_names[majority]] = 2 * share / (1 + share)
         return {
-            "name": f"always “{self.label_names[majority].replace('_', ' ')}”",
+            "name": f"always “{self.label_texts[majority]}”",
             "method": "majority",
             "accuracy": share,
             "f1": f1,
             "macro_f1": float(np.mean(list(f1.values()))),
             "roc_auc": 0.5,
         }
+
+
+def as_text(text: str) -> str:
+    """Text from a Run on one line, with control characters as escapes."""
+    return " ".join(escape_control(text).split())
 
 
 def build_comparison(
@@ -219,12 +230,12 @@ def _align(rows: Predictions, run_labels: Sequence[str], label_names: Sequence[s
 
 def _unique_names(runs: Sequence[Run]) -> list[str]:
     """The name of each Run; equal names get the shortest distinct ends of their paths."""
-    names = [run.name for run in runs]
+    names = [as_text(run.name) for run in runs]
     parts = [run.path.resolve().parts for run in runs]
     unique = names
     for depth in range(1, max(map(len, parts)) + 1):
         unique = [
-            f"{name} ({'/'.join(path[-depth:])})" if names.count(name) > 1 else name
+            f"{name} ({as_text('/'.join(path[-depth:]))})" if names.count(name) > 1 else name
             for name, path in zip(names, parts, strict=True)
         ]
         if len(set(unique)) == len(unique):

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from peft_mrpc.evaluation.plot_style import THEMES
-from peft_mrpc.report.comparison import Comparison
+from peft_mrpc.report.comparison import Comparison, as_text
 from peft_mrpc.report.plots import CAPTIONS
 from peft_mrpc.report.summary import Summary, difference_notes, method_descriptions, seeds_note
 from peft_mrpc.report.tables import ReportTables
@@ -98,7 +98,7 @@ def _image(files: Mapping[str, bytes]) -> dict[str, str]:
 def _provenance(name: str, run: Run) -> dict[str, str]:
     """Where and when a Run was made."""
     record = run.record
-    return {
+    values = {
         "name": name,
         "model": record["model"],
         "seed": ", ".join(map(str, record.get("seeds", [record["seed"]]))),
@@ -111,6 +111,7 @@ def _provenance(name: str, run: Run) -> dict[str, str]:
             if key in record["versions"]
         ),
     }
+    return {key: as_text(value) for key, value in values.items()}
 
 
 def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
@@ -134,7 +135,7 @@ def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
         for row in read_json_lines(comparison.runs[0].predictions_path(comparison.split))
     }
     return {
-        "labels": [name.replace("_", " ") for name in comparison.label_names],
+        "labels": comparison.label_texts,
         "runs": _run_colors(comparison),
         "total": len(has_error),
         "idx": idx.tolist(),

@@ -71,7 +71,7 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
     )
     gain = 100 * (best["accuracy"] - baseline["accuracy"])
     majority = baseline["name"].removeprefix("always ")
-    labels = ", ".join(f"“{name.replace('_', ' ')}”" for name in comparison.label_names)
+    labels = ", ".join(f"“{name}”" for name in comparison.label_texts)
     sentences = [
         f"Labels: {labels}.",
         f"Always predicting {majority} has an accuracy of {baseline['accuracy']:.1%}"

@@ -98,15 +98,16 @@ def escape_markdown(text: str) -> str:
 def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportTables:
     """Build the tables of a report."""
     names, differences = comparison.label_names, analysis["differences"]
+    f1_header = [f"F1 {text}" for text in comparison.label_texts]
     baseline, *rows = comparison.rows()
     rows = sorted(rows, key=lambda row: -row["accuracy"])
     intervals = {entry["name"]: entry for entry in analysis["intervals"]}
     # The calibration error has no interval.
     compared = [metric for metric in OTHER_METRICS if metric.name in analysis["intervals"][0]]
     return ReportTables(
-        results=_results(baseline, rows, names),
+        results=_results(baseline, rows, names, f1_header),
         metrics=Table(
-            ["method", "accuracy", *_metric_header(names, OTHER_METRICS)],
+            ["method", "accuracy", *f1_header, *map(_header, OTHER_METRICS)],
             [_metric_cells(row, intervals[row["name"]], names) for row in rows],
         ),
         differences=Table(
@@ -118,23 +119,23 @@ def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportT
             [_difference_cells(difference) for difference in differences],
         ),
         metric_differences=Table(
-            ["more accurate", "than", *_metric_header(names, compared)],
+            ["more accurate", "than", *f1_header, *map(_header, compared)],
             [_metric_difference_cells(difference, names, compared) for difference in differences],
         ),
     )
 
 
-def _metric_header(names: Sequence[str], metrics: Sequence[MetricInfo]) -> list[str]:
-    return [f"F1 {_readable(name)}" for name in names] + [
-        metric.label + ("" if metric.higher_is_better else " (lower is better)")
-        for metric in metrics
-    ]
+def _header(metric: MetricInfo) -> str:
+    return metric.label + ("" if metric.higher_is_better else " (lower is better)")
 
 
 def _results(
-    baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], names: Sequence[str]
+    baseline: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    f1_header: Sequence[str],
 ) -> Table:
-    metrics = ["accuracy", *(f"F1 {_readable(name)}" for name in names), "ROC-AUC"]
+    metrics = ["accuracy", *f1_header, "ROC-AUC"]
     columns = [[_main_metrics(row, names)[n] for row in rows] for n in range(len(metrics))]
     best = [max((v for v in column if v is not None), default=None) for column in columns]
     return Table(
@@ -234,7 +235,3 @@ def _points_cell(entry: Mapping[str, Any] | None) -> Cell:
 
 def _points(difference: float) -> str:
     return f"{100 * difference:+.1f}"
-
-
-def _readable(label_name: str) -> str:
-    return label_name.replace("_", " ")

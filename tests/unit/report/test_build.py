@@ -5,6 +5,7 @@ import re
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -112,6 +113,27 @@ def test_markup_in_names_is_escaped(tmp_path: Path) -> None:
     assert {len(re.split(r"(?<!\\)\|", row)) - 2 for row in rows} == {9, 10}
     report.write_html(tmp_path / "report.html")
     assert "&lt;b&gt;*x*&lt;/b&gt;" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name", ["<script>alert(1)</script>", "\x1b[31mred\x07", "a\ud800b", "l" * 3000]
+)
+def test_foreign_names_are_text_in_every_file(name: str, tmp_path: Path) -> None:
+    run = build_run(tmp_path / "a", SCORES["a"])
+    for file in ("metrics.json", "predictions/test.jsonl"):
+        path = run.path / file
+        path.write_text(path.read_text().replace('"equivalent"', json.dumps(name)))
+
+    def change(record: Any) -> None:
+        record["data"].update(label_names=["not_equivalent", name], name=name)
+        record.update(model=name)
+
+    report = compare_runs([change_record(run, change)])
+    report.write(tmp_path / "out")
+    for text in (report.to_text(), (tmp_path / "out" / "report.md").read_text()):
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f\ud800-\udfff]", text)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f]", page) and "<script>alert" not in page
 
 
 class Audit(HTMLParser):
