@@ -18,10 +18,37 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.errors import closest
+from peft_mrpc.formatting import shorten
 from peft_mrpc.serialization import FALSE_WORDS, TRUE_WORDS, load_yaml, parse_scalar, read_asset
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter, ValidationError
+
+# Options of other tools, such as the example scripts of transformers and PEFT, and ours.
+OPTIONS_OF_OTHER_TOOLS = {
+    "model_name_or_path": "model",
+    "model_name": "model",
+    "task_name": "dataset",
+    "dataset_name": "dataset",
+    "epochs": "num_train_epochs",
+    "num_epochs": "num_train_epochs",
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "train_batch_size": "per_device_train_batch_size",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "lora_r": "r",
+    "lora_rank": "r",
+    "load_in_4bit": "quantization nf4",
+    "load_in_8bit": "quantization int8",
+    "prompt_length": "num_virtual_tokens",
+    "num_shots": "num_demonstrations",
+    "num_fewshot": "num_demonstrations",
+    "hub_model_id": "repo_id",
+}
+# TrainingArguments and the libraries store integers in 64 bits.
+MAX_INTEGER = 2**63 - 1
 
 
 def option_types(kind: type) -> dict[str, Any]:
@@ -74,7 +101,11 @@ def convert_arguments(
         elif owners and name in owners:
             faults.append(f"{argument.place}: got an option of {owners[name]}; remove it.")
         else:
-            near = closest(name, {*annotations, *(owners or {})})
+            known = {*annotations, *(owners or {})}
+            near = closest(name, known)
+            ours = OPTIONS_OF_OTHER_TOOLS.get(name, "")
+            if ours.partition(" ")[0] in known:
+                near = f" Use {'--' if argument.is_typed else ''}{ours}."
             faults.append(f"{argument.place}: got an unknown option.{near}")
     return values, faults
 
@@ -122,9 +153,15 @@ def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> 
             except ValueError as problem:
                 error = error or problem
             else:
+                if isinstance(result, int) and abs(result) > MAX_INTEGER:
+                    raise ValueError(f"got {_shown(result)}; expected an integer of 64 bits.")
                 return candidate if isinstance(candidate, list | dict | str) else result
-    shown = "nothing" if value is True else repr(parse_scalar(value) if forms else value)
+    shown = "nothing" if value is True else _shown(parse_scalar(value) if forms else value)
     raise ValueError(f"got {shown}; {_expected(typing.cast('ValidationError', error))}.")
+
+
+def _shown(value: Any) -> str:
+    return shorten(repr(value), 80)
 
 
 def _plain(value: Any) -> Any:

@@ -78,6 +78,19 @@ def test_a_seed_of_the_command_line_replaces_the_seeds_of_a_file(tmp_path: Path)
         ),
         ("--r 8", "--r: got an option of vera, lora, dora and oft; remove it."),
         ("--learning_rate fast", "--learning_rate: got 'fast'; expected a valid number."),
+        ("--model_name_or_path x", "--model_name_or_path: got an unknown option. Use --model."),
+        ("--task_name mrpc", "--task_name: got an unknown option. Use --dataset."),
+        ("--epochs 3", "--epochs: got an unknown option. Use --num_train_epochs."),
+        (
+            "--batch_size 4",
+            "--batch_size: got an unknown option. Use --per_device_train_batch_size.",
+        ),
+        ("--load_in_4bit", "--load_in_4bit: got an unknown option. Use --quantization nf4."),
+        ("--lora_r 8", "--lora_r: got an unknown option. Use --r."),
+        *(
+            (f"--{name} {10**30}", f"--{name}: got {10**30}; expected an integer of 64 bits.")
+            for name in ("seed", "max_length", "per_device_train_batch_size", "max_steps")
+        ),
         ("--method lora --r many", "--r: got 'many'; expected a valid integer."),
         (
             "--parallelism_config x",
