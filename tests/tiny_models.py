@@ -19,6 +19,7 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.architecture import head_parameter_ids, trainable_names
 from peft_mrpc.models.artifact import save_classifier
 from peft_mrpc.models.classifier import Classifier
+from peft_mrpc.models.loading import load_config
 from peft_mrpc.models.sources import resolve_model
 
 # Weights so large that a mistake in a mask or a position shows in the logits.
@@ -172,7 +173,8 @@ def reload_drift(
     classifier: Classifier, pairs: Any, model: str, method: str, folder: Path
 ) -> float:
     """How far probabilities are from those of what was saved and loaded again."""
-    save_classifier(folder, classifier, resolve_model(model), method)
+    source = resolve_model(model)
+    save_classifier(folder, classifier, source, load_config(source), method)
     again = load_classifier(str(folder)).predict_proba(pairs, 9)
     return float(np.abs(classifier.predict_proba(pairs, 9) - again).max())
 

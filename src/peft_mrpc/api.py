@@ -56,7 +56,12 @@ def train_classifier(
 
 
 def load_classifier(
-    run: "Run | Path | str", class_names: str | None = None, endpoint: str | None = None
+    run: "Run | Path | str",
+    class_names: str | None = None,
+    endpoint: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> "Classifier | PromptClassifier":
     """Load the classifier of a Run, of a directory or of a Hub repository.
 
@@ -65,18 +70,22 @@ def load_classifier(
             Hub. Models and adapters may come from other tools.
         class_names: Label names, comma-separated, for a model or an adapter of another tool.
         endpoint: Address of the server, for a hard prompt that was evaluated with a served model.
+        trust_remote_code: Whether Python files of the model may be executed.
+        allow_pickle: Whether weights may be pickle files (`.bin`), which can execute code.
     Raises:
         UserError: If `run` holds no classifier, or an argument does not apply to it.
     """
     from peft_mrpc.formatting import mask_credentials
     from peft_mrpc.models.artifact import load_fine_tuned, read_info, resolve_artifact
     from peft_mrpc.models.external import rename_labels
+    from peft_mrpc.models.sources import Trust
     from peft_mrpc.prompting.artifact import load_prompt
     from peft_mrpc.runs.run import ARTIFACT_FILE
 
     name = str(getattr(run, "path", run))
     folder = resolve_artifact(name)
-    info = read_info(folder, name)
+    trust = Trust(trust_remote_code, allow_pickle)
+    info = read_info(folder, name, trust)
     if class_names is not None:
         if (folder / ARTIFACT_FILE).is_file():
             labels = ", ".join(info["label_names"])
@@ -85,11 +94,11 @@ def load_classifier(
             )
         info = rename_labels(info, class_names, name)
     if info.get("method") == "hard_prompt":
-        return load_prompt(folder, info, endpoint)
+        return load_prompt(folder, info, endpoint, trust)
     if endpoint is not None:
         address = mask_credentials(endpoint)
         raise UserError(f"endpoint: got {address}, but {name} uses no served model; expected none.")
-    return load_fine_tuned(folder, info)
+    return load_fine_tuned(folder, info, trust)
 
 
 def evaluate_prompt(

@@ -192,6 +192,12 @@ class TrainConfig:
     base_model_id: str | None = option(
         None, "Hub id to publish as the base model, if --model is a local directory"
     )
+    trust_remote_code: bool = option(
+        False, "run the Python code of a model whose architecture is not in transformers"
+    )
+    allow_pickle: bool = option(
+        False, "load weights from pickle files (.bin), which can execute code"
+    )
     config: str | None = option(None, "YAML file of options; the command line wins", common=True)
     overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
     dry_run: bool = option(False, "validate everything, print the plan, write nothing", common=True)
@@ -250,6 +256,12 @@ class PromptConfig:
     )
     base_model_id: str | None = option(
         None, "Hub id to publish as the base model, if --model is a local directory"
+    )
+    trust_remote_code: bool = option(
+        False, "run the Python code of a model whose architecture is not in transformers"
+    )
+    allow_pickle: bool = option(
+        False, "load weights from pickle files (.bin), which can execute code"
     )
     config: str | None = option(None, "YAML file of options; the command line wins", common=True)
     seed: int = option(42, "random seed of demonstrations and calibration examples", common=True)
@@ -318,6 +330,12 @@ class PredictConfig:
     )
     endpoint: str | None = option(
         None, "URL of the server of a hard prompt's model, http://HOST:PORT/v1", common=True
+    )
+    trust_remote_code: bool = option(
+        False, "run the Python code of a model whose architecture is not in transformers"
+    )
+    allow_pickle: bool = option(
+        False, "load weights from pickle files (.bin), which can execute code"
     )
     batch_size: int = option(32, "batch size", common=True)
     overwrite: bool = option(False, "replace the output file", common=True)

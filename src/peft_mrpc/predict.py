@@ -27,7 +27,13 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.distributed import process_state
 
     examples = examples_to_label(name, table, config)
-    classifier = load_classifier(name, config.class_names, config.endpoint)
+    classifier = load_classifier(
+        name,
+        config.class_names,
+        config.endpoint,
+        trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
+    )
     labelled = add_predictions(table, examples, classifier, config.batch_size)
     if process_state().is_main_process and config.output == "-":
         # UTF-8 like a file, whatever the encoding of the terminal.

@@ -107,7 +107,7 @@ def test_publishes_an_adapter_at_the_end_of_training(
     assert done.returncode == 0, done.stderr
     assert len(hub.repositories["owner/prompt"].commits) == 2  # the Hub's first commit, and ours
     files = hub.repositories["owner/prompt"].files
-    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == BASE
+    assert json.loads(files["config.json"])["base_model_name_or_path"] == BASE
     assert json.loads(files["peft_mrpc.json"])["model"] == BASE
     text = published_text(files)
     assert "/tmp" not in text and "hf_test" not in text

@@ -157,8 +157,8 @@ def test_the_saved_position_changes_the_probabilities(after_run: Path, tmp_path:
     import shutil
 
     moved = Path(shutil.copytree(after_run / "adapter", tmp_path / "moved"))
-    info = read_json(moved / "peft_mrpc.json")
-    (moved / "peft_mrpc.json").write_text(json.dumps({**info, "prompt_position": "before"}))
+    config = read_json(moved / "config.json")
+    (moved / "config.json").write_text(json.dumps({**config, "prompt_position": "before"}))
     saved = load_run(after_run).predictions("validation").probabilities
     assert np.abs(load_classifier(str(moved)).predict_proba(PAIRS, 32) - saved).max() > 1e-5
 
@@ -232,14 +232,14 @@ def test_initializes_a_prompt_as_configured(
     assert not any((words == row).all(dim=1).any() for row in drawn)
 
 
-def test_an_initial_text_is_used_as_typed_and_saved_without_a_path(
+def test_an_initial_text_is_used_as_typed_and_no_path_is_saved(
     after_run: Path, models: dict[str, str]
 ) -> None:
     record = load_run(after_run).record["method_options"]
     assert record["prompt_tuning_init_text"] == "Same: yes or no?"  # a mapping, to YAML
-    adapter = (after_run / "adapter" / "adapter_config.json").read_text()
-    assert json.loads(adapter)["tokenizer_name_or_path"] == "owner/tiny"
-    assert models["bert"] not in adapter
+    config = (after_run / "adapter" / "config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == "owner/tiny"
+    assert models["bert"] not in config
 
 
 def test_doctor_accepts_a_prompt_from_text(

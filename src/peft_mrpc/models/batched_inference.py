@@ -168,6 +168,9 @@ def out_of_memory(what: str) -> UserError:
 
 
 def classifier_probabilities(logits: torch.Tensor) -> NDArray[np.float64]:
-    """Softmax of classifier logits in float64, [B, C]."""
-    probabilities: NDArray[np.float64] = logits.double().softmax(dim=-1).cpu().numpy()
+    """Softmax of classifier logits in float64, [B, C]; of one output, its sigmoid, [B, 2]."""
+    logits = logits.double()
+    if logits.shape[-1] == 1:  # the softmax of 0 and x is the sigmoid of x
+        logits = torch.cat([torch.zeros_like(logits), logits], dim=-1)
+    probabilities: NDArray[np.float64] = logits.softmax(dim=-1).cpu().numpy()
     return probabilities

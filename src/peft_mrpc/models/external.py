@@ -1,8 +1,8 @@
 """Read models and adapters that other tools have saved as classifiers."""
 
-import copy
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,14 @@ from transformers import PretrainedConfig
 from peft_mrpc.data.columns import class_name_faults, split_class_names
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.models.loading import (
+    config_label_names,
     init_classifier,
     load_config,
     load_tokenizer,
+    output_names,
     position_limit,
 )
-from peft_mrpc.models.sources import ModelSource, resolve_model
+from peft_mrpc.models.sources import ModelSource, Trust, resolve_model
 from peft_mrpc.serialization import read_json
 
 logger = logging.getLogger(__name__)
@@ -27,42 +29,57 @@ ADAPTER_FILE = "adapter_config.json"
 WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 # Maximum tokens of an example: these files do not state that of the training.
 MAX_LENGTH = 128
-# A number of labels that no dimension of a model equals: it identifies the head's output.
-MARKER_NUM_LABELS = 7919
+# Labels of a model with one output, the logit of the second one.
+BINARY_LABELS = ["0", "1"]
 
 
 def read_external_model(folder: Path) -> dict[str, Any]:
-    """Describe a sequence classifier that another tool saved, as in `peft_mrpc.json`."""
-    return {
-        "label_names": _label_names(read_json(folder / "config.json")),
-        "max_length": MAX_LENGTH,
-    }
+    """Describe a sequence classifier that another tool saved, as in `peft_mrpc.json`.
+
+    A model with one output is a binary classifier: `outputs` holds the name of its output.
+
+    Raises:
+        UserError: If the model is no classifier with one label for each example.
+    """
+    where = folder / "config.json"
+    config = read_json(where)
+    problem = config.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise UserError(
+            f"{where}: got problem_type {problem!r}; expected single_label_classification: one of "
+            "the labels for each example."
+        )
+    names = config_label_names(config)
+    if len(names) == 1:
+        logger.info("%s: one output; the probability of label 1 is its sigmoid", folder)
+        return {"label_names": BINARY_LABELS, "outputs": names, "max_length": MAX_LENGTH}
+    return {"label_names": names, "max_length": MAX_LENGTH}
 
 
-def _label_names(config: Mapping[str, Any]) -> list[str]:
-    # The keys are sorted as text: "10" before "2".
-    labels = sorted((config.get("id2label") or {}).items(), key=lambda item: int(item[0]))
-    return [name for _, name in labels] or ["LABEL_0", "LABEL_1"]
-
-
-def read_external_adapter(folder: Path) -> dict[str, Any]:
+def read_external_adapter(folder: Path, trust: Trust) -> dict[str, Any]:
     """Describe an adapter that PEFT saved, as in `peft_mrpc.json`.
 
+    Args:
+        folder: The directory of the adapter.
+        trust: What may run while it is loaded.
     Raises:
         UserError: If it is not a classifier's, is damaged, or its base model cannot be loaded.
     """
-    adapter = _read_adapter(folder)
-    source, config = _find_base(folder, adapter)
+    adapter = _read_adapter(folder, trust.pickle)
+    source, config = _find_base(folder, adapter, trust)
     weights = _read_weights(folder)
-    outputs = [weights[name] for name in _output_names(config, source) if name in weights]
+    outputs = [weights[name] for name in output_names(config, source.name) if name in weights]
     if outputs:
         names = [f"LABEL_{number}" for number in range(len(outputs[0]))]
     else:  # the adapter has no head: the base model is a classifier
-        names = _label_names(config.to_dict())
+        names = config_label_names(config)
     if len(names) < 2:
         raise UserError(f"{folder}: got a head with one output; expected one output per label.")
     num_virtual = int(adapter.get("num_virtual_tokens") or 0)
-    tokenizer = load_tokenizer(tokenizer_source(folder, source))
+    num_embeddings = _num_embeddings(config, weights)
+    if num_embeddings is not None:
+        config.get_text_config().vocab_size = num_embeddings
+    tokenizer = load_tokenizer(tokenizer_source(folder, source), config)
     if tokenizer.sep_token is None:
         if adapter.get("peft_type") in ("PROMPT_TUNING", "P_TUNING"):
             raise UserError(
@@ -81,10 +98,19 @@ def read_external_adapter(folder: Path) -> dict[str, Any]:
         "label_names": names,
         "max_length": min(MAX_LENGTH, position_limit(config, tokenizer) - num_virtual),
         "weights": sorted(weights),
+        "num_embeddings": num_embeddings,
     }
 
 
-def _read_adapter(folder: Path) -> dict[str, Any]:
+def _num_embeddings(config: PretrainedConfig, weights: Mapping[str, torch.Tensor]) -> int | None:
+    """The number of token embeddings in an adapter that was trained with added tokens."""
+    model = init_classifier(config, "native")
+    embeddings = model.get_input_embeddings().weight
+    names = [name for name, parameter in model.named_parameters() if parameter is embeddings]
+    return next((len(weights[name]) for name in names if name in weights), None)
+
+
+def _read_adapter(folder: Path, allow_pickle: bool) -> dict[str, Any]:
     where = folder / ADAPTER_FILE
     adapter: dict[str, Any] = read_json(where)
     faults = []
@@ -92,15 +118,23 @@ def _read_adapter(folder: Path) -> dict[str, Any]:
         faults.append(f"{where}: got no base_model_name_or_path; expected that of the training.")
     if (task := adapter.get("task_type")) not in (None, "SEQ_CLS"):
         faults.append(f"{where}: got task_type {task!r}; expected SEQ_CLS.")
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
+    safe, pickled = ((folder / name).is_file() for name in WEIGHT_FILES)
+    if not (safe or pickled):
         faults.append(f"{folder}: damaged: {WEIGHT_FILES[0]} is missing.")
+    elif not safe and not allow_pickle:
+        faults.append(
+            f"{folder}: got {WEIGHT_FILES[1]}; expected {WEIGHT_FILES[0]}. Pickle files can "
+            "execute code: if you trust it, set allow_pickle."
+        )
     raise_faults(faults)
     return adapter
 
 
-def _find_base(folder: Path, adapter: Mapping[str, Any]) -> tuple[ModelSource, PretrainedConfig]:
+def _find_base(
+    folder: Path, adapter: Mapping[str, Any], trust: Trust
+) -> tuple[ModelSource, PretrainedConfig]:
     try:
-        source = resolve_model(str(adapter["base_model_name_or_path"]))
+        source = resolve_model(str(adapter["base_model_name_or_path"]), trust=trust)
         return source, load_config(source)
     except UserError as error:
         place = f"{folder / ADAPTER_FILE}: base_model_name_or_path:"
@@ -110,7 +144,7 @@ def _find_base(folder: Path, adapter: Mapping[str, Any]) -> tuple[ModelSource, P
 def tokenizer_source(folder: Path, base: ModelSource) -> ModelSource:
     """The source of an adapter's tokenizer: the adapter's directory, or else the base model."""
     is_here = (folder / "tokenizer_config.json").is_file()
-    return ModelSource(str(folder), str(folder), None) if is_here else base
+    return replace(base, name=str(folder), location=str(folder)) if is_here else base
 
 
 def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -123,20 +157,6 @@ def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
     return {
         name.removeprefix("base_model.").removeprefix("model."): weights[name] for name in weights
     }
-
-
-def _output_names(config: PretrainedConfig, source: ModelSource) -> list[str]:
-    """The names of the weights whose first dimension is the number of labels."""
-    config = copy.deepcopy(config)
-    config.num_labels = MARKER_NUM_LABELS
-    try:
-        model = init_classifier(config, "native")
-    except ValueError as error:
-        raise UserError(
-            f"{source.name}: got a {config.model_type}; expected an architecture with a sequence "
-            "classifier."
-        ) from error
-    return [name for name, p in model.named_parameters() if p.shape[0] == MARKER_NUM_LABELS]
 
 
 def rename_labels(info: dict[str, Any], class_names: str, where: str) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """Load models, configurations and tokenizers; quantized weights by bitsandbytes."""
 
 import copy
+import importlib.util
 import logging
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from torch import nn
 from transformers import (
+    MODEL_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
@@ -29,7 +32,11 @@ from peft_mrpc.models.architecture import HEAD_NAMES
 from peft_mrpc.models.modeling_sentence_pair import (
     SENTENCE_POOLINGS,
     SentencePairConfig,
-    SentencePairModel,
+    SentencePairForSequenceClassification,
+)
+from peft_mrpc.models.modeling_sentence_pair_adapter import (
+    SentencePairAdapterConfig,
+    SentencePairAdapterForSequenceClassification,
 )
 from peft_mrpc.models.sources import ModelSource, quiet_transformers
 from peft_mrpc.precision import compute_dtype
@@ -41,9 +48,20 @@ NO_LIMIT = 1 << 30
 HEAD_DROPOUT = 0.1
 # Configuration entries with one element per layer (ModernBERT, Longformer, decoders).
 PER_LAYER_OPTIONS = ("layer_types", "mlp_layer_types", "attention_window")
-# So that AutoModel loads our saved classifiers without `trust_remote_code`.
-AutoConfig.register(SentencePairConfig.model_type, SentencePairConfig)
-AutoModelForSequenceClassification.register(SentencePairConfig, SentencePairModel)
+# A number of labels that no dimension of a model equals: it identifies the head's output.
+MARKER_NUM_LABELS = 7919
+# Label names of a configuration that has none of its own.
+DEFAULT_LABEL = re.compile(r"LABEL_\d+")
+# Other tokens that serve for padding, which is masked.
+PADDING_TOKENS = ("eos_token", "unk_token", "sep_token", "bos_token", "cls_token")
+# So that AutoModel loads our saved classifiers by the code of this package, not by the code that is
+# saved beside them.
+for config_type, model_type in (
+    (SentencePairConfig, SentencePairForSequenceClassification),
+    (SentencePairAdapterConfig, SentencePairAdapterForSequenceClassification),
+):
+    AutoConfig.register(config_type.model_type, config_type)
+    AutoModelForSequenceClassification.register(config_type, model_type)
 
 
 def load_config(source: ModelSource) -> PretrainedConfig:
@@ -52,7 +70,11 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     Raises:
         UserError: If the configuration cannot be read.
     """
-    return limit_layers(source, _load(AutoConfig, source))
+    config = load_pretrained(AutoConfig, source)
+    weights = str(getattr(config, "transformers_weights", None) or "")
+    if weights.removesuffix(".index.json").endswith(".bin") and not source.trust.pickle:
+        raise _pickle_error(source)
+    return limit_layers(source, config)
 
 
 def limit_layers(source: ModelSource, config: PretrainedConfig) -> PretrainedConfig:
@@ -73,20 +95,77 @@ def _layer_options(source: ModelSource, config: PretrainedConfig) -> dict[str, A
     return {**cut, "num_hidden_layers": source.head_layer}
 
 
-def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
-    """Load a tokenizer, with a padding token, that pads on the right.
+def load_tokenizer(
+    source: ModelSource, config: PretrainedConfig | None = None, *, needs_padding: bool = True
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer that fits its model and pads on the right.
 
     Padding on the left would lie between virtual tokens and the text, and so change their distance
     with the length of the batch.
 
+    Args:
+        source: Where the tokenizer is.
+        config: The model's configuration; by default it is loaded from the same source.
+        needs_padding: Whether a tokenizer that cannot pad is an error.
     Raises:
-        UserError: If the tokenizer cannot be loaded.
+        UserError: If the tokenizer cannot be loaded or does not fit the model.
     """
-    tokenizer = _load(AutoTokenizer, source)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    config = load_config(source) if config is None else config
+    tokenizer = load_pretrained(AutoTokenizer, source)
     tokenizer.padding_side = "right"
+    check_tokenizer(source.name, config, tokenizer, needs_padding)
     return tokenizer
+
+
+def check_tokenizer(
+    name: str,
+    config: PretrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    needs_padding: bool = True,
+) -> None:
+    """Check a tokenizer against its model, and repair what can be repaired without any effect.
+
+    Args:
+        name: Name of the model, for messages.
+        config: The model's configuration.
+        tokenizer: Gets another padding token, and loses its token types, where the model needs it.
+        needs_padding: As in `load_tokenizer`.
+    Raises:
+        UserError: If the tokenizer has no vocabulary, has more tokens than the model has
+            embeddings, or has no token for padding.
+    """
+    if isinstance(config, SentencePairConfig):
+        config = config.encoder_config()
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary.keys() - {*tokenizer.all_special_tokens, "▁"}) < 2:
+        # transformers builds a tokenizer without a vocabulary if there are no files.
+        raise UserError(
+            f"model: got {name!r}, which has no tokenizer files; expected tokenizer.json or a "
+            "vocabulary. Save the tokenizer there: tokenizer.save_pretrained(...)"
+        )
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    if isinstance(rows, int) and vocabulary[last] >= rows:
+        raise UserError(
+            f"model: got {name!r}, whose tokenizer has the id {vocabulary[last]} ({last!r}), but "
+            f"the model has {rows} token embeddings; expected the tokenizer of this model."
+        )
+    if tokenizer.pad_token is None:
+        tokens = [getattr(tokenizer, token, None) for token in PADDING_TOKENS]
+        tokenizer.pad_token = next((token for token in tokens if token is not None), None)
+        if tokenizer.pad_token is not None:
+            logger.info("%s: no padding token, %s is used", name, tokenizer.pad_token)
+        elif needs_padding:
+            raise UserError(
+                f"model: got {name!r}, whose tokenizer has no special token to pad with; expected "
+                "a pad_token in its tokenizer_config.json."
+            )
+    types = getattr(config, "type_vocab_size", None)
+    if types is not None and max(tokenizer("a", "b").get("token_type_ids", [0])) >= max(types, 1):
+        tokenizer.model_input_names = [
+            name for name in tokenizer.model_input_names if name != "token_type_ids"
+        ]
+        logger.info("%s: the model has %d token types, token_type_ids are dropped", name, types)
 
 
 def auto_pooling(tokenizer: PreTrainedTokenizerBase, default_pooling: str) -> str:
@@ -135,27 +214,30 @@ def load_classification_model(
         "id2label": dict(enumerate(label_names)),
         "label2id": {name: index for index, name in enumerate(label_names)},
     }
+    if len(label_names) > 1:
+        labels["problem_type"] = "single_label_classification"
     weights = weight_options(quantization, torch.float32)
     base_config = load_config(source)
     if dropout is not None:
         weights |= dict.fromkeys(_dropout_names(base_config), dropout)
     if pooling == "native":
         model = _load_native(source, trained, {**weights, **labels}, in_adapter)
+        if not trained:
+            _adopt_labels(source.name, model, base_config, label_names)
     else:
-        _check_tokenizer(source, tokenizer, pooling, prompt_position)
+        _check_pooling(source, tokenizer, pooling, prompt_position)
         weights |= _layer_options(source, base_config)
-        encoder = _load(AutoModel, source, **weights)
+        encoder = load_pretrained(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
-            _config_dict(encoder.config),
+            config_dict(encoder.config),
             pooling=pooling,
             special_ids=special_ids,
             head_dropout=HEAD_DROPOUT if dropout is None else dropout,
             prompt_position=prompt_position,
             **labels,
         )
-        model = SentencePairModel(config)
-        model.replace_encoder(encoder)
+        model = SentencePairForSequenceClassification(config, encoder)
         if quantization != "none":
             model.classifier.to(encoder.device)
             copy_quantization_state(encoder, model)
@@ -169,23 +251,82 @@ def _load_native(
     source: ModelSource, trained: bool, options: dict[str, Any], in_adapter: Collection[str]
 ) -> PreTrainedModel:
     """Load the architecture's own classifier; if it is trained, no weights may be missing."""
-    if in_adapter:  # the head of the base model may have another number of labels
+    if in_adapter or not trained:  # the head of the base model may have another number of labels
         options["ignore_mismatched_sizes"] = True
-    model, report = _load(
+    model, report = load_pretrained(
         AutoModelForSequenceClassification, source, output_loading_info=True, **options
     )
-    missing = {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
+    mismatched = {key for key, *_ in report["mismatched_keys"]}
+    missing = {*report["missing_keys"], *mismatched}
     if trained and (missing := missing - set(in_adapter)):
         names = ", ".join(sorted(missing)[:3])
         expected = "; expected a trained classifier."
         if in_adapter:
             expected = ", and so does the adapter. Train it with PEFT's modules_to_save for them."
         raise UserError(f"{source.name}: lacks the weights {names}{expected}")
+    if not trained and mismatched:
+        logger.info("%s: its head has other labels; a new head is trained", source.name)
     loaded: PreTrainedModel = model
     return loaded
 
 
-def _check_tokenizer(
+def _adopt_labels(
+    name: str, model: PreTrainedModel, base_config: PretrainedConfig, label_names: Sequence[str]
+) -> None:
+    """Order the outputs of a trained head by the label names of the data, or start a new head."""
+    labels = config_label_names(base_config)
+    if has_default_labels(labels) or len(labels) != len(label_names):
+        return
+    if labels == list(label_names):
+        return
+    outputs = [model.get_parameter(output) for output in output_names(base_config, name)]
+    with torch.no_grad():
+        if set(labels) == set(label_names):
+            order = [labels.index(label) for label in label_names]
+            for parameter in outputs:
+                parameter.copy_(parameter[order])
+            logger.info("%s: its head's labels are reordered: %s", name, ", ".join(label_names))
+            return
+        for parameter in outputs:
+            nn.init.normal_(parameter, std=0.02) if parameter.dim() > 1 else parameter.zero_()
+    logger.info("%s: its head has the labels %s; a new head is trained", name, ", ".join(labels))
+
+
+def config_label_names(config: PretrainedConfig | Mapping[str, Any]) -> list[str]:
+    """The label names of a classifier's configuration, by index."""
+    values = config if isinstance(config, Mapping) else config.to_dict()
+    # The keys of a file are text, and sorted as text: "10" before "2".
+    labels = sorted((values.get("id2label") or {}).items(), key=lambda item: int(item[0]))
+    return [str(name) for _, name in labels] or ["LABEL_0", "LABEL_1"]
+
+
+def has_default_labels(names: Sequence[str]) -> bool:
+    """Whether label names are the numbers that transformers gives to labels without names."""
+    return all(DEFAULT_LABEL.fullmatch(name) for name in names)
+
+
+def output_names(config: PretrainedConfig, name: str) -> list[str]:
+    """The names of the weights whose first dimension is the number of labels.
+
+    Args:
+        config: The configuration of a classifier with its native head.
+        name: Name of the model, for error messages.
+    Raises:
+        UserError: If the architecture has no sequence classifier.
+    """
+    config = copy.deepcopy(config)
+    config.num_labels = MARKER_NUM_LABELS
+    try:
+        model = init_classifier(config, "native")
+    except ValueError as error:
+        raise UserError(
+            f"{name}: got a {config.model_type}; expected an architecture with a sequence "
+            "classifier."
+        ) from error
+    return [name for name, p in model.named_parameters() if p.shape[0] == MARKER_NUM_LABELS]
+
+
+def _check_pooling(
     source: ModelSource, tokenizer: PreTrainedTokenizerBase, pooling: str, prompt_position: str
 ) -> None:
     """Raise if the tokenizer does not add the special tokens that an option needs.
@@ -232,14 +373,14 @@ def init_classifier(
     head_dropout = HEAD_DROPOUT if dropout is None else dropout
     with torch.device(device), quiet_transformers():
         if pooling == "native":
-            return AutoModelForSequenceClassification.from_config(config)
-        return SentencePairModel(
-            SentencePairConfig(_config_dict(config), pooling=pooling, head_dropout=head_dropout)
+            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        return SentencePairForSequenceClassification(
+            SentencePairConfig(config_dict(config), pooling=pooling, head_dropout=head_dropout)
         )
 
 
-def _config_dict(config: PretrainedConfig) -> dict[str, Any]:
-    """The configuration as a dictionary, without what belongs to the checkpoint only."""
+def config_dict(config: PretrainedConfig) -> dict[str, Any]:
+    """A configuration as a dictionary, without what belongs to its checkpoint only."""
     dropped = ("_name_or_path", "architectures", "quantization_config")
     return {k: v for k, v in config.to_dict().items() if k not in dropped}
 
@@ -250,7 +391,7 @@ def load_encoder(source: ModelSource) -> PreTrainedModel:
     Raises:
         UserError: If the weights do not load.
     """
-    model: PreTrainedModel = _load(AutoModel, source, dtype=torch.float32)
+    model: PreTrainedModel = load_pretrained(AutoModel, source, dtype=torch.float32)
     return model.eval()
 
 
@@ -281,7 +422,7 @@ def load_causal_lm(
     else:
         options = weight_options(quantization, compute_dtype(device))
     options["device_map"] = "auto" if device_map == "auto" else {"": device}
-    model: PreTrainedModel = _load(AutoModelForCausalLM, source, **options)
+    model: PreTrainedModel = load_pretrained(AutoModelForCausalLM, source, **options)
     return model.eval()
 
 
@@ -300,24 +441,78 @@ def check_causal_lm(source: ModelSource) -> PretrainedConfig:
     return config
 
 
-def _load(loader: Any, source: ModelSource, **options: Any) -> Any:
+def load_pretrained(loader: Any, source: ModelSource, **options: Any) -> Any:
+    """Call `from_pretrained` of a class of transformers.
+
+    No Python file and no pickle file of the source is used unless the source allows it.
+
+    Args:
+        loader: The class.
+        source: What to load.
+        options: More arguments.
+    Raises:
+        UserError: If it cannot be loaded.
+    """
+    if loader not in (AutoConfig, AutoTokenizer):
+        # None: safetensors are preferred.
+        options["use_safetensors"] = None if source.trust.pickle else True
     try:
         with quiet_transformers():
-            return loader.from_pretrained(source.location, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
-        raise UserError(
-            f"model: got {source.name!r}, which {loader.__name__} cannot load: "
-            f"{one_line(error)[:300]}"
-        ) from error
+            return loader.from_pretrained(
+                source.location, trust_remote_code=source.trust.remote_code, **options
+            )
+    except Exception as error:  # the errors of transformers' and other libraries' files are many
+        raise _load_error(loader, source, one_line(error)) from error
+
+
+def _load_error(loader: Any, source: ModelSource, message: str) -> UserError:
+    got = f"model: got {source.name!r}, which"
+    if "trust_remote_code" in message:
+        return UserError(
+            f"{got} needs Python code from its own files; expected an architecture of "
+            "transformers. If you have read and trust the code, set trust_remote_code."
+        )
+    if "model.safetensors" in message and not source.trust.pickle:
+        return _pickle_error(source)
+    needs_sentencepiece = loader is AutoTokenizer and re.search("sentencepiece|tiktoken", message)
+    if needs_sentencepiece and importlib.util.find_spec("sentencepiece") is None:
+        return UserError(
+            f"{got} has a SentencePiece tokenizer. Run: pip install sentencepiece "
+            "(or 'peft-mrpc[sentencepiece]')"
+        )
+    return UserError(f"{got} {loader.__name__} cannot load: {message[:300]}")
+
+
+def _pickle_error(source: ModelSource) -> UserError:
+    return UserError(
+        f"model: got {source.name!r}, which has no weights in safetensors; expected "
+        "model.safetensors. Pickle files (.bin) can execute code: if you trust them, set "
+        "allow_pickle."
+    )
 
 
 def position_limit(config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Maximum tokens of a sequence, by the position embeddings and the tokenizer.
-
-    RoBERTa has two more position embeddings than positions; its tokenizer states the limit.
-    """
+    """Maximum tokens of a sequence, by the position embeddings and the tokenizer."""
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
-    return int(min(positions, tokenizer.model_max_length))
+    return int(min(positions - _position_offset(config), tokenizer.model_max_length))
+
+
+def _position_offset(config: PretrainedConfig) -> int:
+    """The number of position embeddings that no token has.
+
+    RoBERTa counts positions from the padding token's id + 1 on.
+    """
+    if isinstance(config, SentencePairConfig):
+        config = config.encoder_config()
+    if type(config) not in MODEL_MAPPING:
+        return 0
+    with torch.device("meta"), quiet_transformers():
+        encoder = AutoModel.from_config(config, trust_remote_code=False)
+    for name, module in encoder.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
 
 
 def weight_options(quantization: str, plain_dtype: torch.dtype) -> dict[str, Any]:

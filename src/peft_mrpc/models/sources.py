@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -48,6 +49,22 @@ BUILTIN_MODELS = {
 
 
 @dataclass(frozen=True)
+class Trust:
+    """What may run while a model is loaded.
+
+    Attributes:
+        remote_code: Python files beside the weights.
+        pickle: Pickle files (`.bin`), which can execute code.
+    """
+
+    remote_code: bool = False
+    pickle: bool = False
+
+
+NO_TRUST = Trust()
+
+
+@dataclass(frozen=True)
 class ModelSource:
     """A resolved model.
 
@@ -56,20 +73,25 @@ class ModelSource:
         location: Argument of `from_pretrained`: a directory, or the id of a reachable Hub model.
         hub_id: Hub id of the base model in published files; None for a local directory.
         head_layer: Number of encoder layers to load, from the first; None for all.
+        trust: What may run while it is loaded.
     """
 
     name: str
     location: str
     hub_id: str | None
     head_layer: int | None = None
+    trust: Trust = NO_TRUST
 
 
-def resolve_model(name: str, base_model_id: str | None = None) -> ModelSource:
+def resolve_model(
+    name: str, base_model_id: str | None = None, trust: Trust = NO_TRUST
+) -> ModelSource:
     """Resolve a model name without loading the model.
 
     Args:
         name: Hub id, local directory, or `builtin:...`.
         base_model_id: Hub id of the same model, to be published, if `name` is a directory.
+        trust: What may run while it is loaded.
     Raises:
         UserError: If the model does not exist, the Hub cannot be reached, or the package is not
             installed.
@@ -86,10 +108,13 @@ def resolve_model(name: str, base_model_id: str | None = None) -> ModelSource:
                 "by save_pretrained."
             )
         # Absolute: a Run may be loaded from another working directory.
-        return ModelSource(str(path.resolve()), str(path.resolve()), base_model_id)
-    if path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
+        location, hub_id = str(path.resolve()), base_model_id
+        name = location
+    elif path.is_file() or name.startswith((".", "/", "~")) or name.count("/") > 1 or not name:
         raise UserError(f"model: got {name!r}, which is not a directory; expected a model.")
-    return ModelSource(name, resolve_hub_id(name, "model"), base_model_id or name)
+    else:
+        location, hub_id = resolve_hub_id(name, "model"), base_model_id or name
+    return ModelSource(name, location, hub_id, trust=trust)
 
 
 def resolve_hub_id(repo_id: str, where: str) -> str:
@@ -171,7 +196,7 @@ def _convert_gguf(path: Path, package: str) -> Path:
         logger.info("converting %s to safetensors in %s", path.name, target)
         staging = Path(tempfile.mkdtemp(dir=target.parent))
         with quiet_transformers():
-            options = {"gguf_file": path.name}
+            options: dict[str, Any] = {"gguf_file": path.name, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent, dtype=torch.float32, **options

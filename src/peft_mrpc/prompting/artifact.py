@@ -10,7 +10,7 @@ from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.formatting import mask_credentials
 from peft_mrpc.models.artifact import base_model_source, save_info
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
-from peft_mrpc.models.sources import ModelSource
+from peft_mrpc.models.sources import NO_TRUST, ModelSource, Trust
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.endpoint import EndpointEngine, endpoint_faults
@@ -59,7 +59,10 @@ def save_prompt(
 
 
 def load_prompt(
-    folder: Path, info: Mapping[str, Any], endpoint: str | None = None
+    folder: Path,
+    info: Mapping[str, Any],
+    endpoint: str | None = None,
+    trust: Trust = NO_TRUST,
 ) -> PromptClassifier:
     """Load a saved prompt classifier with its model.
 
@@ -67,6 +70,7 @@ def load_prompt(
         folder: The artifact's directory.
         info: Its description, as `models.artifact.read_info` returns it.
         endpoint: Address of the server, for a prompt that was evaluated with a served model.
+        trust: What may run while the model is loaded.
     Raises:
         UserError: If the address is missing or has no use, or the model does not load.
     """
@@ -86,8 +90,8 @@ def load_prompt(
     if endpoint is not None:
         encoder = engine = EndpointEngine(endpoint, info["model"], labels)
     else:
-        source = base_model_source(dict(info))
-        tokenizer = load_tokenizer(source)
+        source = base_model_source(info, trust)
+        tokenizer = load_tokenizer(source, needs_padding=False)
         model = load_causal_lm(source, info["quantization"], info.get("device_map", "replica"))
         max_length = max_prompt_length(model.config, info["max_length"])
         encoder = PromptEncoder(tokenizer, labels, max_length)

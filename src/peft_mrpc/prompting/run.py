@@ -30,7 +30,7 @@ from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, raise_faults
 from peft_mrpc.formatting import mask_credentials
 from peft_mrpc.models.loading import check_causal_lm, load_causal_lm, load_tokenizer
-from peft_mrpc.models.sources import ModelSource, resolve_model
+from peft_mrpc.models.sources import ModelSource, Trust, resolve_model
 from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
@@ -180,7 +180,8 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     if config.endpoint:  # only the name of the model is known
         source = ModelSource(config.model, config.model, config.base_model_id)
     else:
-        source = resolve_model(config.model, config.base_model_id)  # may convert it first
+        trust = Trust(config.trust_remote_code, config.allow_pickle)
+        source = resolve_model(config.model, config.base_model_id, trust)  # may convert it first
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
     encoder = build_encoder(config, source, loaded.label_names)
@@ -208,8 +209,10 @@ def build_encoder(
     """
     if config.endpoint:
         return EndpointEngine(config.endpoint, config.model, label_names)
-    max_length = max_prompt_length(check_causal_lm(source), config.max_length)
-    return PromptEncoder(load_tokenizer(source), label_names, max_length)
+    model_config = check_causal_lm(source)
+    tokenizer = load_tokenizer(source, model_config, needs_padding=False)
+    max_length = max_prompt_length(model_config, config.max_length)
+    return PromptEncoder(tokenizer, label_names, max_length)
 
 
 def encode_examples(

@@ -155,7 +155,7 @@ def collect_files(run: Run, repo_id: str, folder: Path) -> None:
     for source, name in _recorded_files(run):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, folder / name)
-    for name in (ARTIFACT_FILE, "adapter_config.json"):
+    for name in (ARTIFACT_FILE, "adapter_config.json", "config.json"):
         if (folder / name).is_file():
             write_json(folder / name, _published_names(read_json(folder / name), run))
     write_json(folder / METRICS_FILE, run.metrics)

@@ -39,7 +39,7 @@ from peft_mrpc.models.loading import (
     position_limit,
 )
 from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
-from peft_mrpc.models.sources import ModelSource, resolve_model
+from peft_mrpc.models.sources import ModelSource, Trust, resolve_model
 from peft_mrpc.options import option_types
 from peft_mrpc.precision import (
     disable_mixed_precision,
@@ -78,8 +78,10 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     Raises:
         UserError: If the model cannot be found or loaded.
     """
-    source = resolve_model(config.model, config.base_model_id)
-    return BaseModel(source, load_config(source), load_tokenizer(source))
+    trust = Trust(config.trust_remote_code, config.allow_pickle)
+    source = resolve_model(config.model, config.base_model_id, trust)
+    model_config = load_config(source)
+    return BaseModel(source, model_config, load_tokenizer(source, model_config))
 
 
 def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> ResolvedJob:

@@ -264,7 +264,9 @@ def _train_into(
     classifier.model = unwrap_trained_model(trainer).eval()
     folder = staging and staging / ("adapter" if resolved.method.is_peft else "model")
     if folder is not None:  # before anything else can fail
-        save_classifier(folder, classifier, resolved.source, resolved.config.method)
+        save_classifier(
+            *(folder, classifier, resolved.source, resolved.model_config, resolved.config.method)
+        )
     if resolved.config.threshold == "auto":
         classifier.threshold = select_threshold(args, data, classifier)
         if folder is not None:

@@ -34,7 +34,7 @@ from peft_mrpc.models.modeling_sentence_pair import (
     ALIGNED_POOLINGS,
     POOLINGS,
     SentencePairConfig,
-    SentencePairModel,
+    SentencePairForSequenceClassification,
     mark_sentences,
 )
 from peft_mrpc.models.sources import resolve_model
@@ -158,7 +158,7 @@ def test_encoders_of_every_family_train_all_their_parameters(name: str, pooling:
     config = SentencePairConfig(
         ENCODERS[name].to_dict(), pooling=pooling, special_ids=[0, 2, 3], num_labels=3
     )
-    model = SentencePairModel(config)
+    model = SentencePairForSequenceClassification(config)
     ids = torch.tensor([[2, 10, 11, 3, 12, 13, 3], [2, 10, 3, 12, 3, 0, 0]])
     output = model(input_ids=ids, attention_mask=(ids != 0).long(), labels=torch.tensor([0, 2]))
     assert output.logits.shape == (2, 3)
@@ -217,7 +217,7 @@ def test_deberta_freezes_all_inputs_of_frozen_layers() -> None:
         {**ENCODERS["deberta"].to_dict(), "relative_attention": True, "pos_att_type": ["p2c"]},
         special_ids=[0, 2, 3],
     )
-    model = SentencePairModel(config)
+    model = SentencePairForSequenceClassification(config)
     METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(num_unfrozen_layers=1))
     trained = trainable_names(model.encoder)
     assert trained and all(name.startswith("encoder.layer.1.") for name in trained)
@@ -288,4 +288,4 @@ def test_transformers_resolves_our_model_type(pooled_runs: dict[str, Path]) -> N
     model = AutoModelForSequenceClassification.from_pretrained(
         pooled_runs["layer_freeze"] / "model"
     )
-    assert isinstance(model, SentencePairModel)
+    assert isinstance(model, SentencePairForSequenceClassification)

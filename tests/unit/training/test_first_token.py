@@ -18,7 +18,10 @@ from transformers import (
 )
 
 from peft_mrpc.models.architecture import encoder_layers
-from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig, SentencePairModel
+from peft_mrpc.models.modeling_sentence_pair import (
+    SentencePairConfig,
+    SentencePairForSequenceClassification,
+)
 from peft_mrpc.training import first_token
 from peft_mrpc.training.first_token import first_token_only, reads_first_token
 
@@ -44,10 +47,12 @@ def build(name: str, attention: str = "sdpa") -> PreTrainedModel:
     return model.train()
 
 
-def build_own(pooling: str) -> SentencePairModel:
+def build_own(pooling: str) -> SentencePairForSequenceClassification:
     torch.manual_seed(0)
     encoder = BertConfig(**SIZES).to_dict()
-    model = SentencePairModel(SentencePairConfig(encoder, pooling, [0, 2, 3], head_dropout=0.0))
+    model = SentencePairForSequenceClassification(
+        SentencePairConfig(encoder, pooling, [0, 2, 3], head_dropout=0.0)
+    )
     model.train()
     return model
 
