@@ -147,7 +147,7 @@ class TrainConfig:
     dropout: float | None = option(
         None, "dropout probability of encoder and head (default: the checkpoint's)"
     )
-    attention: str = option(
+    attention: str | None = option(
         "auto",
         "attention implementation while training: eager, sdpa or another of transformers'; auto: "
         "the model's, but eager on a CPU with bf16",

@@ -232,7 +232,7 @@ def test_the_saved_model_is_complete(tiny_bert: str, fit: Callable[..., Run]) ->
 def test_layers_that_a_trained_module_feeds_are_not_cached() -> None:
     def depth(architecture: str, **options: Any) -> int:
         model = init_classifier(tiny_config(architecture, 64), "mean")
-        METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(**options))
+        METHODS["layer_freeze"].apply(model, LayerFreezeOptions(**options))
         return num_frozen_layers(model)
 
     assert [depth("bert", num_unfrozen_layers=n) for n in (2, 1, 0)] == [0, 1, 2]

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -22,11 +22,9 @@ from peft_mrpc.config import option
 from peft_mrpc.errors import UserError, closest, raise_faults
 from peft_mrpc.methods.target_modules import encoder_type
 from peft_mrpc.models.architecture import (
-    describe_trainable,
     encoder_layers,
     modules_after_layers,
     modules_before_layers,
-    trainable_names,
 )
 
 logger = logging.getLogger(__name__)
@@ -107,6 +105,14 @@ def warn_layers_never_unfrozen(options: Any, arguments: TrainingArguments) -> No
         )
 
 
+def describe_schedule(options: Any) -> str:
+    """Describe gradual unfreezing, as a clause; empty without it."""
+    every = getattr(options, "unfreeze_every", None)
+    if every is None:
+        return ""
+    return f"; the last {options.num_unfrozen_layers} layers one by one every {every:g} epochs"
+
+
 def _as_names(value: Any) -> list[str] | None:
     """Convert one name, several names, or an option without a value (True) to a list."""
     if value is None:
@@ -120,7 +126,9 @@ def _is_positive(value: Any) -> bool:
     return is_number and math.isfinite(value) and value > 0
 
 
-def frozen_stages(model: PreTrainedModel, options: LayerFreezeOptions) -> list[list[nn.Parameter]]:
+def layer_freeze_stages(
+    model: PreTrainedModel, options: LayerFreezeOptions
+) -> list[list[nn.Parameter]]:
     """Return the parameters to freeze in each stage; without gradual unfreezing there is one.
 
     The head is not part of the encoder and always trains. Modules after the layers (poolers, final
@@ -230,11 +238,10 @@ def frozen_modules(model: PreTrainedModel, frozen: Iterable[nn.Parameter]) -> li
 
 
 class FreezeCallback(TrainerCallback):
-    """Freeze parameters, keep frozen modules in eval mode, and log the trainable parameters.
+    """Keep frozen modules in eval mode, and unfreeze layers gradually.
 
-    The Trainer builds its optimizer before `on_train_begin`, so parameters are frozen in
-    `on_init_end`. It calls `model.train()` before every step, so a hook sets each frozen module to
-    eval mode (no dropout) before it runs.
+    The Trainer calls `model.train()` before every step, so a hook sets each frozen module to eval
+    mode (no dropout) before it runs.
 
     With several stages the encoder is unfrozen gradually (arXiv:1801.06146, section 3.3). DDP does
     not allow `requires_grad` to change during the training, so only the parameters of the last
@@ -243,46 +250,17 @@ class FreezeCallback(TrainerCallback):
     also in a resumed training.
 
     Args:
-        method: Name of the method, for the log.
-        select: The parameters of a model to freeze, for each stage.
+        stages: The frozen parameters of each stage.
         every: Epochs of a stage; None for a single stage.
     """
 
     def __init__(
-        self,
-        method: str,
-        select: Callable[[PreTrainedModel], Sequence[Sequence[nn.Parameter]]],
-        every: float | None = None,
+        self, stages: Sequence[Sequence[nn.Parameter]], every: float | None = None
     ) -> None:
-        self.method = method
-        self.select = select
         self.every = every
-        self._stages: Sequence[Sequence[nn.Parameter]] = []
+        self._stages = stages
         self._stage = 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._trainable: list[str] = []
-
-    def freeze(self, model: PreTrainedModel) -> str:
-        """Freeze the parameters of the last stage; a description of the others."""
-        stages = self.select(model)
-        for parameter in stages[-1]:
-            parameter.requires_grad = False
-        schedule = ""
-        if self.every is not None:
-            schedule = f"; the last {len(stages) - 1} layers one by one every {self.every:g} epochs"
-        return describe_trainable(model) + schedule
-
-    def on_init_end(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        **kwargs: Any,
-    ) -> None:
-        assert model is not None
-        logger.info("%s: %s", self.method, self.freeze(model))
-        self._trainable = trainable_names(model)
 
     def on_train_begin(
         self,
@@ -293,9 +271,6 @@ class FreezeCallback(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         assert model is not None
-        # A later callback or a resumed checkpoint may have touched requires_grad.
-        assert trainable_names(model) == self._trainable, "frozen parameters were unfrozen"
-        self._stages = self.select(model)
         self._stage = self._stage_at(state)
         for number, frozen in enumerate(self._stages):
             for module in frozen_modules(model, frozen):
@@ -308,7 +283,7 @@ class FreezeCallback(TrainerCallback):
         stage = self._stage_at(state)
         if stage > self._stage:
             layers = "the last layer" if stage == 1 else f"the last {stage} layers"
-            logger.info("%s: epoch %.2f, %s unfrozen", self.method, state.epoch, layers)
+            logger.info("layer_freeze: epoch %.2f, %s unfrozen", state.epoch, layers)
         self._stage = stage
 
     def on_train_end(
@@ -319,8 +294,8 @@ class FreezeCallback(TrainerCallback):
         self._hooks.clear()
         if self._stage < len(self._stages) - 1:
             logger.warning(
-                "%s: the training ended with %d of %d layers unfrozen; lower unfreeze_every",
-                *(self.method, self._stage, len(self._stages) - 1),
+                "unfreeze_every: the training ended with %d of %d layers unfrozen; lower it",
+                *(self._stage, len(self._stages) - 1),
             )
 
     def drop_gradients(self) -> None:

@@ -18,13 +18,17 @@ from peft import (
     PromptTuningConfig,
     VeraConfig,
 )
+from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 
 from peft_mrpc.errors import UserError, one_line, raise_faults, unknown_name
-from peft_mrpc.methods.layer_freeze import FreezeCallback, LayerFreezeOptions, frozen_stages
+from peft_mrpc.methods.layer_freeze import (
+    FreezeCallback,
+    LayerFreezeOptions,
+    layer_freeze_stages,
+)
 from peft_mrpc.methods.peft_adapters import add_adapter, targets_linear_in_some_layers
 from peft_mrpc.methods.peft_options import listed_names, option_faults
-from peft_mrpc.models.architecture import describe_trainable
 from peft_mrpc.options import build_nested, option_types, packaged_recipe
 
 # Hidden size and number of layers of the model that the recipes were tuned on (MiniLM).
@@ -62,9 +66,11 @@ class Method:
     """A method of adapting a model.
 
     Attributes:
-        apply: Returns the model to train, of the loaded model and the options.
+        apply: Returns the model to train, of the loaded model and the options. What the method
+            does not train has no gradient.
         options: Dataclass of the options (PEFT's config for its methods).
-        callbacks: Trainer callbacks of the method.
+        frozen_stages: Returns the encoder parameters that are frozen in each stage of the training,
+            of the model and the options; None if no module of the encoder is frozen as a whole.
         preset_options: Options with a fixed value; the user cannot set them.
         scale_lr_with_width: Whether the learning rate is scaled down with the hidden size. This
             suits matrices over the hidden size; vectors and virtual tokens keep their rate.
@@ -76,7 +82,7 @@ class Method:
 
     apply: Callable[[PreTrainedModel, Any], Any]
     options: type = NoOptions
-    callbacks: Callable[[Any], list[TrainerCallback]] = lambda _: []
+    frozen_stages: Callable[[PreTrainedModel, Any], list[list[nn.Parameter]]] | None = None
     preset_options: Mapping[str, Any] = field(default_factory=dict)
     scale_lr_with_width: bool = False
     default_pooling: str = "weighted"
@@ -116,32 +122,32 @@ class Method:
         vars(options).update(later)
         return options
 
-    def freezes(self, options: Any) -> bool:
-        """Whether a callback of the method freezes modules."""
-        return any(isinstance(callback, FreezeCallback) for callback in self.callbacks(options))
-
-    def freeze(self, model: Any, options: Any) -> str:
-        """Freeze what the callbacks freeze, without a Trainer.
-
-        Returns:
-            A description of the trainable parameters.
-        """
-        descriptions = [
-            callback.freeze(model)
-            for callback in self.callbacks(options)
-            if isinstance(callback, FreezeCallback)
-        ]
-        return descriptions[-1] if descriptions else describe_trainable(model)
+    def callbacks(self, model: PreTrainedModel, options: Any) -> list[TrainerCallback]:
+        """The Trainer callbacks of a training of the adapted model."""
+        if self.frozen_stages is None:
+            return []
+        every = getattr(options, "unfreeze_every", None)
+        return [FreezeCallback(self.frozen_stages(model, options), every)]
 
 
 def train_everything(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
-    """Train every parameter that no callback freezes."""
+    """Train every parameter."""
     return model
 
 
 def freeze_layers(model: PreTrainedModel, options: LayerFreezeOptions) -> PreTrainedModel:
-    """Validate the options; the callback freezes the layers when the Trainer has the model."""
-    frozen_stages(model, options)
+    """Freeze what no stage of the training unfreezes.
+
+    DDP does not allow `requires_grad` to change later.
+    """
+    for parameter in layer_freeze_stages(model, options)[-1]:
+        parameter.requires_grad = False
+    return model
+
+
+def freeze_encoder(model: PreTrainedModel, options: NoOptions) -> PreTrainedModel:
+    """Train the head only."""
+    model.base_model.requires_grad_(False)
     return model
 
 
@@ -165,21 +171,15 @@ METHODS: dict[str, Method] = {
     "layer_freeze": Method(
         freeze_layers,
         LayerFreezeOptions,
-        lambda options: [
-            FreezeCallback(
-                "layer_freeze", lambda model: frozen_stages(model, options), options.unfreeze_every
-            )
-        ],
+        layer_freeze_stages,
         scale_lr_with_width=True,
         default_pooling="aligned",
         source="arXiv:1911.03090",
     ),
     # Only the head trains: the baseline of all methods that freeze the encoder.
     "linear_probe": Method(
-        train_everything,
-        callbacks=lambda _: [
-            FreezeCallback("linear_probe", lambda model: [list(model.base_model.parameters())])
-        ],
+        freeze_encoder,
+        frozen_stages=lambda model, _: [list(model.base_model.parameters())],
         scale_lr_with_width=True,
         source="arXiv:1610.01644",
     ),

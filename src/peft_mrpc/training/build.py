@@ -20,12 +20,11 @@ from transformers import (
 from peft_mrpc.data.encoding import add_labels
 from peft_mrpc.data.examples import DataSplits, Example, label_counts
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.methods.layer_freeze import warn_layers_never_unfrozen
+from peft_mrpc.methods.layer_freeze import describe_schedule, warn_layers_never_unfrozen
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
 from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.loading import init_classifier, load_classification_model
-from peft_mrpc.precision import trainer_precision
 from peft_mrpc.training.activation_cache.callback import (
     ActivationCacheCallback,
     ActivationCacheError,
@@ -36,7 +35,6 @@ from peft_mrpc.training.callbacks import (
     AttentionCallback,
     log_instead_of_printing,
     tensorboard_logs,
-    training_attention,
     validate_attention,
 )
 from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
@@ -79,7 +77,13 @@ def build_classifier(
         prompt_position=config.prompt_position,
     )
     adapted = resolved.method.apply(model, resolved.method_options)
-    validate_attention(adapted, config.attention)
+    if config.activation_cache == "on" and (
+        refusal := cache_refusal(adapted, resolved.training_args)
+    ):
+        raise ActivationCacheError(refusal)
+    warn_layers_never_unfrozen(resolved.method_options, resolved.training_args)
+    if config.attention is not None:
+        validate_attention(adapted, config.attention)
     return Classifier(
         adapted,
         tokenizer,
@@ -92,21 +96,9 @@ def build_classifier(
     )
 
 
-def freeze(resolved: ResolvedJob, model: Any) -> str:
-    """Freeze what the method freezes, and check the options that depend on it.
-
-    Returns:
-        A description of the trainable parameters.
-    Raises:
-        UserError: If an option does not fit the model.
-    """
-    description = resolved.method.freeze(model, resolved.method_options)
-    if resolved.config.activation_cache == "on" and (
-        refusal := cache_refusal(model, resolved.training_args)
-    ):
-        raise ActivationCacheError(refusal)
-    warn_layers_never_unfrozen(resolved.method_options, resolved.training_args)
-    return description
+def describe_training_parameters(resolved: ResolvedJob, model: Any) -> str:
+    """Describe the trainable parameters of an adapted model."""
+    return describe_trainable(model) + describe_schedule(resolved.method_options)
 
 
 def build_empty_model(resolved: ResolvedJob) -> Any:
@@ -176,19 +168,22 @@ def build_trainer(
     if SELECTION in data.splits:
         encoded, _ = classifier.encode(data.splits[SELECTION])
         eval_dataset = add_labels(encoded, data.splits[SELECTION])
+    assert config.pad_to_multiple_of is not None, "resolved"
     collator = CachedCollator(
         ClassificationCollator(
-            *(classifier.tokenizer, classifier.model.config),
-            *(config.pad_to_multiple_of or 1, classifier.max_length),
+            classifier.tokenizer,
+            classifier.model.config,
+            config.pad_to_multiple_of,
+            classifier.max_length,
             added=num_virtual_tokens(classifier.model),
         )
     )
     all_callbacks = [
-        *resolved.method.callbacks(resolved.method_options),
+        *resolved.method.callbacks(classifier.model, resolved.method_options),
         *_standard_callbacks(resolved, partial(training_fingerprint, resolved, data)),
         *callbacks,
     ]
-    if config.activation_cache != "off" and resolved.method.freezes(resolved.method_options):
+    if config.activation_cache != "off" and resolved.method.frozen_stages:
         cache = activation_cache or build_activation_cache(resolved)
         read = [*datasets, *([eval_dataset] if eval_dataset is not None else [])]
         all_callbacks.append(
@@ -198,7 +193,7 @@ def build_trainer(
         resolved,
         head_learning_rate=config.head_learning_rate,
         layer_decay=config.layer_decay,
-        sam_rho=config.sam_rho or 0.0,
+        sam_rho=config.sam_rho,
         model=classifier.model,
         args=training_args,
         data_collator=collator,
@@ -212,8 +207,7 @@ def build_trainer(
         callbacks=all_callbacks,
     )
     log_instead_of_printing(trainer)
-    if not resolved.method.freezes(resolved.method_options):  # the callback logs it otherwise
-        logger.info("%s: %s", config.method, describe_trainable(classifier.model))
+    logger.info("%s: %s", config.method, describe_training_parameters(resolved, classifier.model))
     return trainer, num_truncated
 
 
@@ -265,12 +259,11 @@ def _warn_low_learning_rate(resolved: ResolvedJob) -> None:
 def _standard_callbacks(
     resolved: ResolvedJob, fingerprint: Callable[[], dict[str, Any]]
 ) -> list[TrainerCallback]:
-    config, training_args = resolved.config, resolved.training_args
+    config = resolved.config
     callbacks: list[TrainerCallback] = [RelocateBestCheckpoint(), CheckpointMetadata(fingerprint)]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
-    is_bf16 = trainer_precision(training_args) == "bf16"
-    if name := training_attention(config.attention, training_args.device.type, is_bf16):
-        callbacks.append(AttentionCallback(name))
+    if config.attention is not None:
+        callbacks.append(AttentionCallback(config.attention))
     callbacks.append(FirstTokenCallback())
     return callbacks

@@ -89,21 +89,6 @@ def log_instead_of_printing(trainer: Trainer) -> None:
     trainer.add_callback(LogMetricsCallback)
 
 
-def training_attention(option: str, device: str, is_bf16: bool) -> str | None:
-    """The attention implementation of a training; None for the model's own.
-
-    Args:
-        option: The value of the option `attention`. `auto` is `eager` on a CPU in bf16, where the
-            backward pass of PyTorch's fused attention takes several times as long (2.13.0: a third
-            of a training step of SmolLM2).
-        device: Its type.
-        is_bf16: Whether the training computes in bf16.
-    """
-    if option != "auto":
-        return option
-    return "eager" if device == "cpu" and is_bf16 else None
-
-
 @contextlib.contextmanager
 def attention_implementation(model: nn.Module, name: str) -> Iterator[None]:
     """Within the block the transformers models inside a module use this attention implementation.
@@ -138,8 +123,6 @@ def validate_attention(model: nn.Module, option: str) -> None:
     Raises:
         UserError: If not.
     """
-    if option == "auto":
-        return
     reason = ""
     try:
         with attention_implementation(model, option):

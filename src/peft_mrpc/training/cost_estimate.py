@@ -144,7 +144,7 @@ def describe_methods(job: TrainJob, base: BaseModel, methods: Sequence[str]) -> 
         try:
             resolved = resolve(job.with_options(method=method), base, PARAPHRASE_NAMES)
             validate(resolved)
-            model = _build_frozen_model(resolved)
+            model = build_empty_model(resolved)
         except UserError as error:
             if len(methods) == 1:
                 raise
@@ -210,7 +210,7 @@ def estimate_cost(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> 
         raise UserError("estimate: got several processes; start doctor as one process.")
     if config.quantization != "none":
         raise UserError("estimate: needs a model that is not quantized.")
-    trained, total = parameter_counts(_build_frozen_model(resolved))
+    trained, total = parameter_counts(build_empty_model(resolved))
     bytes_trained = BYTES_TRAINED + (BYTES_SAM if config.sam_rho else 0)
     required = trained * bytes_trained + (total - trained) * BYTES_FROZEN
     available = available_memory(args.device.type == "cuda")
@@ -237,16 +237,10 @@ def estimate_cost(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> 
             return _time_steps(job.with_options(**options), base, training_set)
 
 
-def _build_frozen_model(resolved: ResolvedJob) -> Any:
-    model = build_empty_model(resolved)
-    resolved.method.freeze(model, resolved.method_options)
-    return model
-
-
 def _caches_activations(resolved: ResolvedJob, training_set: TrainingSet) -> bool:
     """Return whether the training would use the activation cache, if the model allows it."""
     config, args = resolved.config, resolved.training_args
-    if config.activation_cache != "auto" or not resolved.method.freezes(resolved.method_options):
+    if config.activation_cache != "auto" or not resolved.method.frozen_stages:
         return config.activation_cache == "on"
     reads = math.ceil(training_set.num_examples * args.num_train_epochs)
     if args.max_steps > 0:

@@ -40,7 +40,7 @@ from peft_mrpc.training.build import (
     build_activation_cache,
     build_classifier,
     build_trainer,
-    freeze,
+    describe_training_parameters,
     unwrap_trained_model,
 )
 from peft_mrpc.training.checkpoints import checkpoint_epoch
@@ -180,7 +180,6 @@ def prepare_training(job: TrainJob, inputs: Inputs) -> Training:
 def plan_training(training: Training) -> TrainingPlan:
     """Build the model of a training, and describe what would be trained."""
     resolved, classifier = training.resolved, _build_model(training)
-    trainable = freeze(resolved, classifier.model)
     config, args = resolved.config, resolved.training_args
     rate, head_rate = args.learning_rate, config.head_learning_rate
     decay = "" if config.layer_decay is None else f", layer decay {config.layer_decay:g}"
@@ -189,7 +188,7 @@ def plan_training(training: Training) -> TrainingPlan:
         data_line(training.data, training.reported),
         f"model: {config.model}, {config.method}, at most {resolved.max_length} tokens, {head}",
         f"learning rate: {rate:g}, head {head_rate or rate:g}{decay}",
-        f"trainable: {trainable}",
+        f"trainable: {describe_training_parameters(resolved, classifier.model)}",
         f"output: {resolved.output_dir}",
         "dry run: nothing was trained or written",
     )
@@ -212,7 +211,6 @@ def train_once(training: Training, activation_cache: ActivationCache | None = No
         if folder is not None:
             warn_other_trainings(output_dir, key)
         classifier = _build_model(training)
-        freeze(resolved, classifier.model)
         _train_into(folder, training, classifier, activation_cache)
     state.wait_for_everyone()
     return load_run(resolved.output_dir) if state.is_main_process else None

@@ -237,7 +237,7 @@ def _unused_options(resolved: ResolvedJob) -> list[str]:
             "it."
         )
     if noise := args.neftune_noise_alpha:
-        has_frozen_embeddings = resolved.method.freezes(options) and not (
+        has_frozen_embeddings = bool(resolved.method.frozen_stages) and not (
             getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
         )
         if is_prompt:
@@ -259,7 +259,7 @@ def _unused_options(resolved: ResolvedJob) -> list[str]:
 
 def _unused_cache_options(resolved: ResolvedJob) -> list[str]:
     config = resolved.config
-    freezes = resolved.method.freezes(resolved.method_options)
+    freezes = resolved.method.frozen_stages is not None
     if freezes and config.activation_cache != "off":
         return []
     if config.activation_cache == "on":

@@ -218,7 +218,7 @@ def test_deberta_freezes_all_inputs_of_frozen_layers() -> None:
         special_ids=[0, 2, 3],
     )
     model = SentencePairForSequenceClassification(config)
-    METHODS["layer_freeze"].freeze(model, LayerFreezeOptions(num_unfrozen_layers=1))
+    METHODS["layer_freeze"].apply(model, LayerFreezeOptions(num_unfrozen_layers=1))
     trained = trainable_names(model.encoder)
     assert trained and all(name.startswith("encoder.layer.1.") for name in trained)
 

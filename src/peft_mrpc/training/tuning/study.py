@@ -30,7 +30,6 @@ from peft_mrpc.training.build import (
     build_classifier,
     build_empty_model,
     build_trainer,
-    freeze,
 )
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import SELECTION
@@ -329,7 +328,6 @@ def train_trial(
     validate(resolved)
     set_seed(resolved.training_args.seed)
     classifier = build_classifier(resolved, search.base.tokenizer, labels)
-    freeze(resolved, classifier.model)
     objective = ObjectiveCallback(trial, OBJECTIVES[search.config.objective][0])
     with tempfile.TemporaryDirectory() as directory:
         trainer, _ = build_trainer(
