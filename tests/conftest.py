@@ -233,10 +233,10 @@ def build_training(folder: Path | str, data: Any, method: str, **overrides: Any)
     Returns:
         A namespace with `trainer`, `classifier`, `resolved` and `data` (its splits).
     """
-    from peft_mrpc.training.job import TrainJob, split_options
+    from peft_mrpc.training.job import TrainJob, convert_options
 
     config, others = split_overrides(method, {"disable_tqdm": True, **overrides})
-    return build_job(folder, TrainJob(config, data, *split_options(method, others)))
+    return build_job(folder, TrainJob(config, data, *convert_options(method, others)))
 
 
 def build_from_flags(folder: Path | str, argv: list[str]) -> Any:

@@ -36,18 +36,16 @@ def train_classifier(
         UserError: With one line for each fault of the arguments or the data.
     """
     from peft_mrpc.runs.run import Run
-    from peft_mrpc.training.job import TrainJob, split_options
+    from peft_mrpc.training.job import TrainJob, convert_options
     from peft_mrpc.training.run import run_training
 
     if config.dry_run:
         raise UserError("dry_run: got true; expected false, the command line prints the plan.")
-    training_arguments, method_options = split_options(config.method, options)
     job = TrainJob(
         config,
         DataConfig() if data is None else data,
-        training_arguments,
-        method_options,
-        None if output_dir is None else Path(output_dir),
+        *convert_options(config.method, options),
+        output_dir=None if output_dir is None else Path(output_dir),
     )
     run = run_training(job)
     if not isinstance(run, Run):  # another process of a distributed training than the first

@@ -186,7 +186,7 @@ class TrainConfig:
     activation_cache_memory: str = option(
         "2GB", "maximum size of these activations in memory; larger ones go to a temporary file"
     )
-    seeds: list[int] | None = option(  # noqa: RUF009 - a list as a type, None as the default
+    seeds: tuple[int, ...] | None = option(
         None, "train once per seed (1,2,3); report mean and standard deviation", common=True
     )
     base_model_id: str | None = option(

@@ -155,7 +155,8 @@ def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> 
             else:
                 if isinstance(result, int) and abs(result) > MAX_INTEGER:
                     raise ValueError(f"got {_shown(result)}; expected an integer of 64 bits.")
-                return candidate if isinstance(candidate, list | dict | str) else result
+                is_plain = isinstance(candidate, list | dict | str) and type(result) is not tuple
+                return candidate if is_plain else result
     shown = "nothing" if value is True else _shown(parse_scalar(value) if forms else value)
     raise ValueError(f"got {shown}; {_expected(typing.cast('ValidationError', error))}.")
 

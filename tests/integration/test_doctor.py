@@ -158,7 +158,7 @@ def test_the_activation_cache_is_part_of_the_estimate(tiny_bert: str) -> None:
         {"num_train_epochs": 1},  # reads each example once: the cache does not pay
     ):
         assert estimate(tiny_bert, 1000, **options, **other).cached_examples == 0
-    seeds = estimate(tiny_bert, 1000, **options, num_train_epochs=1, seeds=["1", "2", "3"])
+    seeds = estimate(tiny_bert, 1000, **options, num_train_epochs=1, seeds=(1, 2, 3))
     assert seeds.cached_examples == 2000
 
 

@@ -15,7 +15,7 @@ from peft_mrpc.train import main
 from peft_mrpc.training.job import TrainJob
 
 FILES = ("metrics.json", "README.md", "predictions/validation.jsonl", "adapter/peft_mrpc.json")
-OPTIONS: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 3e-2, "seeds": ["3", "1", "2"]}
+OPTIONS: dict[str, Any] = {"num_train_epochs": 2, "learning_rate": 3e-2, "seeds": (3, 1, 2)}
 FLAGS = ["--method", "lora", "--num_train_epochs", "2", "--learning_rate", "3e-2"]
 
 
@@ -24,7 +24,7 @@ def seeds_run(
     tmp_path_factory: pytest.TempPathFactory, tiny_bert: str, tiny_data: DataConfig
 ) -> Run:
     return train_classifier(
-        TrainConfig(method="lora", model=tiny_bert, seeds=["3,1", "2"]),
+        TrainConfig(method="lora", model=tiny_bert, seeds=(3, 1, 2)),
         tiny_data,
         output_dir=tmp_path_factory.mktemp("seeds") / "run",
         **{"num_train_epochs": 2, "learning_rate": 3e-2, "r": 4, "disable_tqdm": True},
@@ -54,7 +54,7 @@ def test_the_metrics_are_aggregated_when_the_runs_are_read(seeds_run: Run) -> No
 
 def test_each_seed_has_its_own_selection_split(train_tiny: Callable[..., Run]) -> None:
     options = {"selection_fraction": 0.3, "load_best_model_at_end": True, "threshold": "auto"}
-    both = train_tiny("lora", "both", seeds=["1", "2"], **options)
+    both = train_tiny("lora", "both", seeds=(1, 2), **options)
     alone = train_tiny("lora", "alone", seed=2, **options)
     first, second = (load_run(both.path / f"seed_{seed}") for seed in (1, 2))
     assert second.record["selection"] == alone.record["selection"]
@@ -76,18 +76,18 @@ def test_finished_seeds_are_skipped(
 
     monkeypatch.setattr(run_module, "build_classifier", fail_on_seed_2)
     with pytest.raises(UserError, match="the disk is full") as error:
-        train_tiny("lora", seeds=["1", "2"])
+        train_tiny("lora", seeds=(1, 2))
     assert "Finished seeds (seed_1) are in" in error.value.__notes__[-1]
     before = (tmp_path / "run" / "seed_1" / "run.json").read_bytes()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"seed_1"}
     monkeypatch.undo()
 
     with pytest.raises(UserError, match="seed_1 is a Run of another job .with another r"):
-        train_tiny("lora", seeds=["1", "2"], r=2)
-    run = train_tiny("lora", seeds=["1", "2"])
+        train_tiny("lora", seeds=(1, 2), r=2)
+    run = train_tiny("lora", seeds=(1, 2))
     assert run.metrics["validation"]["num_seeds"] == 2
     assert (tmp_path / "run" / "seed_1" / "run.json").read_bytes() == before
-    replaced = train_tiny("lora", seeds=["4", "5"], r=2, overwrite=True)
+    replaced = train_tiny("lora", seeds=(4, 5), r=2, overwrite=True)
     assert {path.name for path in replaced.path.iterdir()} == {"seed_4", "seed_5"}
 
 
@@ -116,16 +116,16 @@ def test_an_interrupted_command_keeps_its_finished_seeds(
 @pytest.mark.parametrize(
     ("seeds", "message"),
     [
-        (["1,1,2"], "seeds: got 1 twice; expected different seeds."),
-        (["1,-2"], "seeds: got '-2'; expected integers from 0 to 4294967295"),
-        (["1,two"], "seeds: got 'two'; expected integers"),
-        (["1,2.5"], "seeds: got '2.5'"),
-        (["1,4294967296"], "seeds: got '4294967296'"),
-        (["1,,2"], "seeds: got ''"),
-        (["7"], "seeds: got 7 alone; expected two or more, or use seed."),
+        ((1, 1, 2), "seeds: got 1 twice; expected different seeds."),
+        ((1, -2), "seeds: got -2; expected integers from 0 to 4294967295"),
+        (("1", "two"), "seeds: got 'two'; expected integers"),
+        ((1, 2.5), "seeds: got 2.5"),
+        ((1, True), "seeds: got True"),
+        ((1, 4294967296), "seeds: got 4294967296"),
+        ((7,), "seeds: got 7 alone; expected two or more, or use seed."),
     ],
 )
-def test_invalid_seeds_are_rejected(seeds: list[str], message: str) -> None:
+def test_invalid_seeds_are_rejected(seeds: tuple[Any, ...], message: str) -> None:
     with pytest.raises(UserError) as error:
         _ = TrainJob(TrainConfig(seeds=seeds)).seeds
     assert message in str(error.value)
@@ -134,7 +134,7 @@ def test_invalid_seeds_are_rejected(seeds: list[str], message: str) -> None:
 def test_seeds_exclude_a_seed_and_a_checkpoint() -> None:
     options = {"seed": 3, "resume_from_checkpoint": "checkpoint-3"}
     with pytest.raises(UserError) as error:
-        _ = TrainJob(TrainConfig(seeds=["1", "2"]), training_arguments=options).seeds
+        _ = TrainJob(TrainConfig(seeds=(1, 2)), training_arguments=options).seeds
     assert error.value.faults == (
         "seeds: got seed as well. Remove one of the two.",
         "seeds: got resume_from_checkpoint as well. Remove one of the two.",

@@ -67,26 +67,28 @@ def parse_command_with_job(
     arguments = _one_kind_of_seed(arguments)
 
     from peft_mrpc.methods.registry import find_method, option_owners
-    from peft_mrpc.training.job import TrainJob
+    from peft_mrpc.training.job import TrainJob, split_options
 
     method = _method_name(arguments)
-    method_types = find_method(method).option_types()
-    training_types = training_argument_types()
     configs = (*config_types, TrainConfig, DataConfig)
     config_annotations = {n: kind for c in configs for n, kind in option_types(c).items()}
-    annotations = {**method_types, **training_types, **config_annotations}
+    annotations = {
+        **find_method(method).option_types(),
+        **training_argument_types(),
+        **config_annotations,
+    }
     values, value_faults = convert_arguments(arguments, annotations, option_owners())
     raise_faults([*faults, *file_faults, *value_faults])
 
     removed = {a.name for a in arguments if a.value is None} - set(values)
-    training_arguments = {n: values.get(n) for n in training_types if n in {*values, *removed}}
+    training_arguments, method_options = split_options(method, {**dict.fromkeys(removed), **values})
     output_dir = training_arguments.pop("output_dir", None)
     *others, config, data = (build_config(kind, values) for kind in configs)
     job = TrainJob(
         config,
         data,
         training_arguments,
-        {n: values.get(n) for n in method_types if n in {*values, *removed}},
+        method_options,
         Path(output_dir).expanduser() if output_dir is not None else None,
         frozenset(removed & option_names(TrainConfig)),
     )

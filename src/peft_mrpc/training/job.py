@@ -70,14 +70,13 @@ class TrainJob:
         """
         if self.config.seeds is None:
             return ()
-        texts = [part.strip() for part in ",".join(map(str, self.config.seeds)).split(",")]
+        seeds = tuple(self.config.seeds)
         faults = [
-            f"seeds: got {text!r}; expected integers from 0 to {MAX_SEED}, such as 1,2,3."
-            for text in texts
-            if not (text.isascii() and text.isdigit() and int(text) <= MAX_SEED)
+            f"seeds: got {seed!r}; expected integers from 0 to {MAX_SEED}, such as 1,2,3."
+            for seed in seeds
+            if not (type(seed) is int and 0 <= seed <= MAX_SEED)
         ]
         raise_faults(faults)
-        seeds = tuple(map(int, texts))
         twice = sorted({seed for seed in seeds if seeds.count(seed) > 1})
         faults = [f"seeds: got {seed} twice; expected different seeds." for seed in twice]
         if len(seeds) == 1:
@@ -109,7 +108,7 @@ class TrainJob:
         config: dict[str, Any] = {n: values.get(n) for n in options if n in types}
         others = {name: value for name, value in options.items() if name not in types}
         method = config.get("method") or self.config.method
-        training_arguments, method_options = split_options(method, others)
+        training_arguments, method_options = convert_options(method, others)
         return dataclasses.replace(
             self,
             config=dataclasses.replace(self.config, **config),
@@ -155,8 +154,30 @@ class ResolvedJob:
     explicit: frozenset[str]
 
 
-def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Convert options, and split them into fields of `TrainingArguments` and a method's options.
+def split_options(method: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Split converted options into fields of `TrainingArguments` and a method's options.
+
+    Args:
+        method: Name of the method.
+        values: Values by name, mixed. None removes a value of the recipe. Others are ignored.
+    Raises:
+        UserError: For an unknown method.
+    """
+    from transformers import TrainingArguments
+
+    from peft_mrpc.methods.registry import find_method
+
+    types = option_types(TrainingArguments), find_method(method).option_types()
+    training_arguments, method_options = (
+        {name: values[name] for name in names if name in values} for names in types
+    )
+    return training_arguments, method_options
+
+
+def convert_options(
+    method: str, options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Convert the options of a Python caller, and split them as `split_options` does.
 
     Args:
         method: Name of the method.
@@ -170,16 +191,9 @@ def split_options(method: str, options: Mapping[str, Any]) -> tuple[dict[str, An
 
     from peft_mrpc.methods.registry import find_method, option_owners
 
-    training_types, method_types = (
-        option_types(TrainingArguments),
-        find_method(method).option_types(),
-    )
+    annotations = {**find_method(method).option_types(), **option_types(TrainingArguments)}
     owners = {**option_owners(), **dict.fromkeys(option_types(TrainConfig), "TrainConfig")}
     arguments = [Argument(name, value, name, is_typed=False) for name, value in options.items()]
-    values, faults = convert_arguments(arguments, {**method_types, **training_types}, owners)
+    values, faults = convert_arguments(arguments, annotations, owners)
     raise_faults(faults)
-    names = {*values, *options}  # None removes a value of the recipe
-    return (
-        {name: values.get(name) for name in training_types if name in names},
-        {name: values.get(name) for name in method_types if name in names},
-    )
+    return split_options(method, {**dict.fromkeys(options), **values})

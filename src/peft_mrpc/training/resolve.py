@@ -231,9 +231,7 @@ def _merge_config(job: TrainJob, recipe: Mapping[str, Any]) -> TrainConfig:
     # YAML and Python have other types for these words and numbers.
     values["swap_sentences"] = str(values["swap_sentences"]).lower()
     values["head_layer"] = str(values["head_layer"])
-    if seeds := job.seeds:
-        values["seeds"] = [str(seed) for seed in seeds]
-    return dataclasses.replace(job.config, **values)
+    return dataclasses.replace(job.config, **values, seeds=job.seeds or None)
 
 
 def _scaled_rates(
@@ -279,7 +277,7 @@ def _training_fields(
     if fields.get("resume_from_checkpoint") == "auto":  # found when the training starts
         del fields["resume_from_checkpoint"]
     if config.seeds:
-        fields["seed"] = int(config.seeds[0])
+        fields["seed"] = config.seeds[0]
     # The Run is published as a whole at its end; the Trainer would publish its checkpoints.
     push_to_hub = bool(fields.pop("push_to_hub", False))
     fields["output_dir"] = str(output_dir)

@@ -22,7 +22,7 @@ def test_a_job_holds_the_explicit_options_only() -> None:
         "--method lora --model m --dataset builtin:pairs --learning_rate 2e-4 --r 8 "
         "--target_modules query value --output-dir one/two --seeds 1,2".split()
     )
-    assert job.config == TrainConfig(method="lora", model="m", seeds=[1, 2])
+    assert job.config == TrainConfig(method="lora", model="m", seeds=(1, 2))
     assert job.data == DataConfig("builtin:pairs")
     assert job.training_arguments == {"learning_rate": 2e-4}
     assert job.method_options == {"r": 8, "target_modules": ["query", "value"]}

@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPTextConfig, ResNetConfig
 
 from peft_mrpc import TrainConfig, UserError
 from peft_mrpc.config import default_output_dir
-from peft_mrpc.training.job import ResolvedJob, TrainJob, split_options
+from peft_mrpc.training.job import ResolvedJob, TrainJob, convert_options
 from peft_mrpc.training.resolve import BaseModel, is_symmetric, load_base_model, resolve
 
 LABELS = ["not_equivalent", "equivalent"]
@@ -21,21 +21,21 @@ def resolve_for(model: str, method: str = "lora", **options: Any) -> ResolvedJob
 
 def test_options_are_split_by_their_owner() -> None:
     options = {"learning_rate": 1e-3, "r": 4, "lora_alpha": 8}
-    assert split_options("lora", options) == ({"learning_rate": 1e-3}, {"r": 4, "lora_alpha": 8})
+    assert convert_options("lora", options) == ({"learning_rate": 1e-3}, {"r": 4, "lora_alpha": 8})
 
 
 def test_options_are_converted_to_the_types_of_their_fields() -> None:
     options = {"r": "8", "target_modules": {"query"}, "bf16": "false", "seed": None}
-    training, method = split_options("lora", options)
+    training, method = convert_options("lora", options)
     assert training == {"bf16": False, "seed": None}
     assert method == {"r": 8, "target_modules": ["query"]}
     with pytest.raises(UserError, match="r: got 'many'; expected a valid integer"):
-        split_options("lora", {"r": "many"})
+        convert_options("lora", {"r": "many"})
 
 
 def test_every_unknown_option_is_reported() -> None:
     with pytest.raises(UserError) as error:
-        split_options("full", {"r": 4, "lerning_rate": 1, "pooling": "cls"})
+        convert_options("full", {"r": 4, "lerning_rate": 1, "pooling": "cls"})
     assert [fault.partition(":")[0] for fault in error.value.faults] == [
         *("r", "lerning_rate", "pooling")
     ]
