@@ -92,12 +92,10 @@ def checkpoint_epoch(folder: str | Path) -> float:
 
 def _defects(folder: Path, is_sharded: bool) -> list[str]:
     """Return the missing and truncated files of a checkpoint, as clauses."""
-    names = [STATE_FILE]  # written last
-    if not is_sharded:  # whose shards have other names
-        names += [TRAINED_FILE, "optimizer.pt", "scheduler.pt"]
+    if not (folder / STATE_FILE).is_file():  # written last
+        return [f"which has no {STATE_FILE}"]
+    names = () if is_sharded else (TRAINED_FILE, "optimizer.pt", "scheduler.pt")
     defects = [f"which has no {name}" for name in names if not (folder / name).is_file()]
-    if defects:
-        return defects
     try:
         state = json.loads((folder / STATE_FILE).read_text("utf-8"))
         int(state["global_step"]), float(state["epoch"])

@@ -57,8 +57,9 @@ def warn_other_trainings(output_dir: Path, key: str) -> None:
         output_dir: The directory of the Run.
         key: Of this job, as for `staged_directory`.
     """
+    output_dir = output_dir.resolve()
     prefix = f".{output_dir.name}."
-    for folder in sorted(output_dir.absolute().parent.iterdir()):
+    for folder in sorted(output_dir.parent.iterdir()):
         is_staging = folder.name.startswith(prefix) and len(folder.name) == len(prefix + key)
         if is_staging and folder.name != prefix + key and (folder / "checkpoints").is_dir():
             logger.warning(
