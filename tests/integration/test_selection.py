@@ -244,15 +244,6 @@ def test_a_missing_best_checkpoint_is_reported(train: Callable[..., Run]) -> Non
         train("lora", "rest", resume_from_checkpoint=last, **options)
 
 
-def test_drop_last_applies_to_training_batches_only(
-    tiny_bert: str, data: DataConfig, tmp_path: Path
-) -> None:
-    options = {"eval_strategy": "epoch", "dataloader_drop_last": True, "model": tiny_bert}
-    trainer = build_training(tmp_path, data, "lora", r=4, **options).trainer
-    assert trainer.evaluate()["eval_accuracy"] in (0, 0.25, 0.5, 0.75, 1)
-    assert trainer.args.dataloader_drop_last
-
-
 def test_the_threshold_decides_the_positive_of_two_and_nothing_else() -> None:
     two = np.array([[0.5, 0.5], [0.4, 0.6], [0.7, 0.3]])
     assert predict_labels(two).tolist() == [0, 1, 0]

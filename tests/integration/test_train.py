@@ -310,6 +310,7 @@ def test_virtual_tokens_reduce_the_maximum_length(build_tiny: Callable[..., Any]
             "lr_scheduler_type cosine_with_min_lr, which",
         ),
         ({"batch_eval_metrics": True}, "batch_eval_metrics: got true, but ROC-AUC needs all"),
+        ({"dataloader_drop_last": True}, "dataloader_drop_last: got true, but an evaluation would"),
         ({"label_names": ["label"]}, "label_names: got ['label'], but"),
         ({"neftune_noise_alpha": 5}, "layer_freeze freezes the word embeddings"),
         ({"method": "prompt_tuning", "neftune_noise_alpha": 5}, "does not find the word"),

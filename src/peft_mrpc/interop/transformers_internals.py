@@ -1,7 +1,7 @@
 """Private and undocumented parts of transformers and bitsandbytes that the package uses."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,8 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert.modeling_bert import eager_attention_forward
+from transformers.trainer_optimizer import is_optimizer_factory
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 # Attributes by which PEFT and the Trainer recognize a model with quantized weights.
 QUANTIZATION_ATTRIBUTES = (
@@ -138,6 +140,29 @@ def early_stopping_patience(trainer_state: Mapping[str, Any]) -> int | None:
     arguments = callbacks.get("EarlyStoppingCallback", {}).get("args", {})
     patience: int | None = arguments.get("early_stopping_patience")
     return patience
+
+
+def length_grouped_order(
+    lengths: Sequence[int], batch_size: int, generator: torch.Generator
+) -> list[int]:
+    """A random order of examples in which each batch has examples of similar length, [N].
+
+    Uses `trainer_pt_utils.get_length_grouped_indices`, the order of `group_by_length`.
+    """
+    order: list[int] = get_length_grouped_indices(  # type: ignore[no-untyped-call]
+        lengths, batch_size, generator=generator
+    )
+    return order
+
+
+def builds_parameter_groups(optimizer_class: Any, options: Mapping[str, Any]) -> bool:
+    """Whether an optimizer of the Trainer builds its parameter groups of the model itself.
+
+    Uses `trainer_optimizer.is_optimizer_factory`, and the options `model` and `optimizer_dict` of
+    `Trainer.get_optimizer_cls_and_kwargs`.
+    """
+    is_factory = bool(is_optimizer_factory(optimizer_class))
+    return is_factory or bool({"model", "optimizer_dict"} & options.keys())
 
 
 def use_one_gpu(training_args: Any) -> None:

@@ -27,7 +27,7 @@ RESUME_CRITICAL_OPTIONS = (
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "train_sampling_strategy"),
-    *("dataloader_drop_last", "metric_for_best_model", "greater_is_better"),
+    *("metric_for_best_model", "greater_is_better"),
 )
 # Ends of the names of PEFT's options that are paths or are written by PEFT.
 IGNORED_OPTIONS = ("_name_or_path", "version", "revision", "auto_mapping", "inference_mode")

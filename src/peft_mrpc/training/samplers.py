@@ -5,11 +5,11 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Sampler
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from peft_mrpc.data.encoding import LENGTH_COLUMN
+from peft_mrpc.interop.transformers_internals import length_grouped_order
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class SetEpochCallback(TrainerCallback):
             target.set_epoch(int(state.epoch or 0))
 
 
-class ResumableLengthGroupedSampler(LengthGroupedSampler):
+class ResumableLengthGroupedSampler(Sampler[int]):
     """A length-grouped sampler whose order depends on its initial state and the epoch alone.
 
     The sampler of transformers draws from torch's global generator when an epoch begins, as
@@ -48,7 +48,9 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int | None = None) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.batch_size = batch_size
+        self.lengths = lengths
+        self.generator = torch.Generator()
         self.epoch = 0
         if seed is None:
             self.generator.set_state(torch.get_rng_state())
@@ -62,14 +64,16 @@ class ResumableLengthGroupedSampler(LengthGroupedSampler):
         """Set the current epoch, from 0."""
         self.epoch = epoch
 
+    def __len__(self) -> int:
+        return len(self.lengths)
+
     def __iter__(self) -> Iterator[int]:
         self.generator.set_state(self._initial_state)
         for _ in range(self.epoch):  # repeat the draws of the epochs before
             self._draw_worker_seed()
             torch.randperm(len(self), generator=self.generator)
         self._draw_worker_seed()
-        order: Iterator[int] = super().__iter__()  # type: ignore[no-untyped-call]
-        return order
+        return iter(length_grouped_order(self.lengths, self.batch_size, self.generator))
 
     def _draw_worker_seed(self) -> None:
         """The draw of a DataLoader for its workers when an epoch begins."""

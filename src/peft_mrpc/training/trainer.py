@@ -7,10 +7,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import SchedulerType, Trainer
-from transformers.trainer_optimizer import is_optimizer_factory
 from transformers.training_args import OptimizerNames
 
 from peft_mrpc.errors import UserError, one_line
+from peft_mrpc.interop.transformers_internals import builds_parameter_groups
 from peft_mrpc.methods.layer_freeze import FreezeCallback
 from peft_mrpc.models.architecture import trainable_names
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
@@ -102,13 +102,15 @@ class ClassificationTrainer(Trainer):
         """Build the optimizer, its parameter groups split by learning rate."""
         rates = learning_rates(
             cast("nn.Module", self.model),
-            *(self.args.learning_rate, self.head_learning_rate, self.layer_decay),
+            self.args.learning_rate,
+            self.head_learning_rate,
+            self.layer_decay,
         )
         if not rates or self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
             return super().create_optimizer(model)
         trained: Any = self.model if model is None else model
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
-        if is_optimizer_factory(optimizer_class) or {"model", "optimizer_dict"} & options.keys():
+        if builds_parameter_groups(optimizer_class, options):
             raise UserError(
                 f"optim: got {self.args.optim}, which builds its own parameter groups; expected "
                 "another optimizer, or no head_learning_rate and no layer_decay."
@@ -209,14 +211,6 @@ class ClassificationTrainer(Trainer):
         )
         self._set_epoch.targets.append(sampler)
         return sampler
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """All validation examples: `dataloader_drop_last` concerns the training."""
-        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
-        try:
-            return super().get_eval_dataloader(eval_dataset)
-        finally:
-            self.args.dataloader_drop_last = drop_last
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """Evaluate, with the exact mean loss over the examples.

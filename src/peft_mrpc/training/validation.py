@@ -73,6 +73,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
 UNSUPPORTED_ARGUMENTS: dict[str, tuple[Any, str]] = {
     "batch_eval_metrics": (False, "ROC-AUC needs all examples together"),
     "eval_do_concat_batches": (True, "the metrics need all examples together"),
+    "dataloader_drop_last": (False, "an evaluation would skip examples too"),
     "label_names": (None, "the column of the labels is always `labels`"),
 }
 
@@ -208,15 +209,8 @@ def prepare_data(
     raise_faults(faults)
     if uses_selection:
         data = carve_selection_split(config, args, data)
-    num_train = len(data.splits["train"])
-    batch_size = args.train_batch_size * args.world_size
-    if args.dataloader_drop_last and num_train < batch_size:
-        faults.append(
-            f"dataloader_drop_last: got true, but {num_train} training examples are less than a "
-            f"batch of {batch_size}; lower per_device_train_batch_size."
-        )
     counts = label_counts(data.splits["train"], data.label_names)
-    faults += class_weight_faults(config.class_weights, counts)
+    faults = class_weight_faults(config.class_weights, counts)
     raise_faults([*faults, *resume_faults(resolved, data)])
     return data
 

@@ -24,6 +24,7 @@ from peft_mrpc.interop.transformers_internals import (
     QUANTIZATION_ATTRIBUTES,
     attn_implementation,
     bert_first_token_attention,
+    builds_parameter_groups,
     copy_quantization_state,
     early_stopping_patience,
     expand_cache,
@@ -31,6 +32,7 @@ from peft_mrpc.interop.transformers_internals import (
     hub_revision,
     is_checkpointed,
     keep_4bit_weights_trainable,
+    length_grouped_order,
     mark_dequantized,
     use_one_gpu,
 )
@@ -136,3 +138,24 @@ def test_a_checkpoint_records_its_early_stopping_patience(tmp_path: Path) -> Non
     for callbacks, patience in (([EarlyStoppingCallback(3)], 3), ([], None)):
         TrainerState(stateful_callbacks=callbacks).save_to_json(str(path))
         assert early_stopping_patience(json.loads(path.read_text("utf-8"))) == patience
+
+
+def test_batches_have_examples_of_similar_length() -> None:
+    lengths = [*range(1, 9)] * 8
+    order = length_grouped_order(lengths, 4, torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(64))
+    batches = [[lengths[row] for row in order[start : start + 4]] for start in range(0, 64, 4)]
+    assert sum(max(batch) - min(batch) for batch in batches) < 64
+
+
+@pytest.mark.parametrize(("name", "builds"), [("adamw_torch", False), ("lomo", True)])
+def test_an_optimizer_that_takes_the_model_builds_its_own_groups(name: str, builds: bool) -> None:
+    options = {"model": nn.Linear(1, 1)} if name == "lomo" else {"lr": 1e-3}
+    assert builds_parameter_groups(torch.optim.AdamW, options) is builds
+
+
+def test_an_optimizer_factory_builds_its_own_groups() -> None:
+    def build(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters())
+
+    assert builds_parameter_groups(build, {})
