@@ -165,7 +165,7 @@ class TrainConfig:
     )
     threshold: str = option(
         "0.5",
-        "probability of the second label to predict it, or auto",
+        "minimum probability of the second label, or auto",
         common=True,
     )
     class_weights: str = option(
