@@ -37,16 +37,18 @@ from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
     MAX_FOLDS,
     Calibration,
+    TemplateScores,
     affine,
     batch,
     contextual,
     no_calibration,
+    stack_features,
+    stack_label_scores,
 )
 from peft_mrpc.prompting.demonstrations import sample_demonstrations
-from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.score_cache import FileScoreCache
-from peft_mrpc.prompting.scores import TemplateScores, stack_features, stack_label_scores
 from peft_mrpc.prompting.templates import (
     Demonstration,
     Template,

@@ -27,7 +27,7 @@ from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
 from peft_mrpc.prompting.demonstrations import sample_demonstrations
-from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.templates import Template, load_template
 

@@ -20,7 +20,7 @@ from peft_mrpc.hard_prompt import main
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
 from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
-from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
 from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.templates import load_template

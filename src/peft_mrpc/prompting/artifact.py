@@ -14,7 +14,7 @@ from peft_mrpc.models.sources import NO_TRUST, ModelSource, Trust
 from peft_mrpc.prompting.calibration import Calibration
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.endpoint import EndpointEngine, endpoint_faults
-from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.templates import Demonstration, build_template
 from peft_mrpc.runs.run import ARTIFACT_FILE

@@ -1,7 +1,8 @@
 """From label scores to probabilities: remove the model's bias towards some labels.
 
 A prompted model prefers some labels whatever the example is (arXiv:2102.09690). Scores are
-log-probabilities of the labels or on their scale, [T, N, C] for T templates, N examples, C labels.
+log-probabilities of the labels or on their scale, [T, N, C] for T templates, N examples, C labels;
+V is the number of features.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-from peft_mrpc.prompting.scores import (
-    Array,
-    TemplateScores,
-    centred,
-    softmax,
-    stack_features,
-    stack_label_scores,
-)
 
 CALIBRATIONS = ("none", "contextual", "batch", "affine")
 # Texts without content (arXiv:2102.09690, section 5).
@@ -29,6 +21,36 @@ MIN_SPREAD = 1e-6
 INVERSE_PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
 MAX_FOLDS = 5
 PRIOR_STEPS = 500
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TemplateScores:
+    """Scores of N examples by one template.
+
+    Attributes:
+        labels: Score of each label, [N, C]: log-probabilities, or on their scale.
+        features: Inputs of a fitted calibration, V for each example and label, [V, N, C].
+    """
+
+    labels: Array
+    features: Array
+
+    @staticmethod
+    def from_labels(labels: Array) -> "TemplateScores":
+        """Scores whose only feature is the centred label scores, [N, C]."""
+        return TemplateScores(labels, centred(labels)[None])
+
+
+def stack_label_scores(scores: Sequence[TemplateScores]) -> Array:
+    """The label scores of T templates, [T, N, C]."""
+    return np.stack([template.labels for template in scores])
+
+
+def stack_features(scores: Sequence[TemplateScores]) -> Array:
+    """The features of all templates, one after the other, [V, N, C]."""
+    return np.concatenate([template.features for template in scores])
 
 
 @dataclass(frozen=True)
@@ -205,3 +227,39 @@ def match_prior(logits: Array, prior: Array) -> Array:
         shares = np.bincount((logits + bias).argmax(axis=-1), minlength=labels) / count
         bias += scale * (prior - shares) * (1 - step / PRIOR_STEPS)
     return bias
+
+
+def softmax(logits: Array) -> Array:
+    """Softmax over the last axis."""
+    powers: Array = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Array = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
+
+
+def centred(scores: Array) -> Array:
+    """Scores minus their mean over the labels."""
+    differences: Array = scores - scores.mean(axis=-1, keepdims=True)
+    return differences
+
+
+def channel_scores(
+    log_likelihoods: NDArray[np.float64], num_tokens: NDArray[np.int64]
+) -> TemplateScores:
+    """Noisy-channel scores of the labels (arXiv:2108.04106).
+
+    A label's score is its log-likelihood of the second sentence, divided by the mean over the
+    labels: long and rare sentences have large values under every label. With two sentence orders
+    the order counts that favours the last label less: equivalent sentences predict each other.
+    The features are these ratios and the log-likelihoods, whole and per token. Those of two
+    orders are sorted, so that swapping the sentences changes nothing.
+
+    Args:
+        log_likelihoods: Of N examples in O orders under C labels, in nats, [N, O, C].
+        num_tokens: Number of tokens in each sum, [N, O, C].
+    """
+    ratios = log_likelihoods / np.abs(log_likelihoods).mean(axis=-1, keepdims=True)
+    margins = ratios[:, :, -1] - ratios.mean(axis=-1)  # [N, O]
+    labels = ratios[np.arange(len(ratios)), margins.argmin(axis=1)]  # [N, C]
+    parts = [ratios, log_likelihoods, log_likelihoods / num_tokens]
+    features = np.concatenate([np.sort(part, axis=1) for part in parts], axis=1)  # [N, V, C]
+    return TemplateScores(labels, features.transpose(1, 0, 2))

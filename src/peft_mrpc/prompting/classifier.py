@@ -10,8 +10,12 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import Example, Inputs, as_examples
 from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.models.batched_inference import ScoreCache
-from peft_mrpc.prompting.calibration import Calibration, no_calibration
-from peft_mrpc.prompting.scores import TemplateScores, stack_label_scores
+from peft_mrpc.prompting.calibration import (
+    Calibration,
+    TemplateScores,
+    no_calibration,
+    stack_label_scores,
+)
 from peft_mrpc.prompting.templates import Demonstration, Template
 
 

@@ -25,7 +25,7 @@ from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.formatting import format_bytes, format_duration, mask_credentials
 from peft_mrpc.models.batched_inference import ScoreCache, run_batched
-from peft_mrpc.prompting.scores import TemplateScores
+from peft_mrpc.prompting.calibration import TemplateScores
 from peft_mrpc.prompting.templates import Demonstration, Template
 from peft_mrpc.serialization import load_json
 

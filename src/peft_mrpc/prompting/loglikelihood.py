@@ -8,6 +8,7 @@ exact: a causal model computes the same for these tokens whatever follows.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,36 +16,22 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache, PreTrainedModel
 
-from peft_mrpc.interop.transformers_internals import expand_cache, has_only_keys_and_values
+from peft_mrpc import __version__
+from peft_mrpc.environment import describe_environment
+from peft_mrpc.errors import UserError
+from peft_mrpc.interop.transformers_internals import (
+    expand_cache,
+    has_only_keys_and_values,
+    hub_revision,
+)
 from peft_mrpc.models.batched_inference import ScoreCache, out_of_memory, run_batched
+from peft_mrpc.prompting.calibration import TemplateScores
+from peft_mrpc.prompting.prompt_encoder import Continuation, PromptBatch, common_prefix_length
 
 # A shorter prefix costs more than it saves.
 MIN_PREFIX_LENGTH = 8
 # Most logits in one softmax: all positions of a large vocabulary at once would be gigabytes.
 SOFTMAX_ELEMENTS = 1 << 22
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """Tokens whose probability is computed, and the tokens before them.
-
-    Attributes:
-        context: Token ids, at least one.
-        tokens: Token ids, at least one.
-    """
-
-    context: tuple[int, ...]
-    tokens: tuple[int, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of the context and the continuation."""
-        return len(self.context) + len(self.tokens)
-
-    @property
-    def input_ids(self) -> tuple[int, ...]:
-        """The model's input: no token is predicted after the last one."""
-        return self.context + self.tokens[:-1]
 
 
 @dataclass(frozen=True)
@@ -61,24 +48,53 @@ class SharedPrefix:
 
 
 @dataclass(frozen=True)
-class LogLikelihoodScorer:
-    """Scores the continuations of many rows with one model.
+class LocalEngine:
+    """Scores encoded prompts with a model in this process.
 
     Attributes:
         model: A causal LM in eval mode.
         pad_token_id: Any id; padding is masked.
-        shares_prefix: Whether the common prefix of all sequences is computed once.
+        max_batch_tokens: Most tokens in one forward pass, the shared prefix not counted.
+        shares_prefix: Whether the common prefix of all prompts is computed once.
     """
 
     model: PreTrainedModel
     pad_token_id: int = 0
+    max_batch_tokens: int | None = None
     shares_prefix: bool = True
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything except the prompts that a score depends on."""
+        folder = Path(str(self.model.name_or_path))
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        environment = describe_environment()
+        return {
+            "location": str(folder),
+            "files": [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files],
+            "revision": hub_revision(self.model.config),
+            "dtype": str(self.model.dtype),
+            "device": self.model.device.type,
+            "quantization": str(getattr(self.model.config, "quantization_config", None)),
+            "shares_prefix": self.shares_prefix,
+            "cpu": environment["hardware"]["cpu"],
+            "gpus": environment["hardware"]["gpus"],
+            "versions": environment["versions"],
+            "version": __version__,
+        }
+
     def score(
+        self, batch: PromptBatch, batch_size: int, cache: ScoreCache | None = None
+    ) -> TemplateScores:
+        """Label scores of the examples."""
+        description = batch.template.name
+        return batch.template_scores(
+            self.log_likelihoods(batch.rows, batch_size, description, cache)
+        )
+
+    def log_likelihoods(
         self,
         rows: Sequence[Sequence[Continuation]],
         batch_size: int,
-        max_tokens: int | None = None,
         description: str = "scoring",
         cache: ScoreCache | None = None,
     ) -> NDArray[np.float64]:
@@ -87,22 +103,20 @@ class LogLikelihoodScorer:
         Args:
             rows: N rows of K continuations.
             batch_size: Most rows in one forward pass.
-            max_tokens: Most tokens in one forward pass, the shared prefix not counted.
             description: Label of the progress bar.
             cache: Scores of batches that are already known.
         Returns:
             Sums over the tokens of each continuation, in nats, the softmax in float32, [N, K].
         """
-        sequences = [distinct_inputs(row) for row in rows]
         prefix = self.compute_prefix(rows)
-        lengths = [sum(len(ids) - prefix.length for ids in row) for row in sequences]
+        lengths = [sum(len(ids) - prefix.length for ids in distinct_inputs(row)) for row in rows]
 
         def score_batch(batch: list[int]) -> NDArray[np.float64]:
-            return self._score_batch(
-                [rows[row] for row in batch], [sequences[row] for row in batch], prefix
-            )
+            return self._score_batch([rows[row] for row in batch], prefix)
 
-        return run_batched(lengths, batch_size, score_batch, description, max_tokens, cache)
+        return run_batched(
+            lengths, batch_size, score_batch, description, self.max_batch_tokens, cache
+        )
 
     @torch.inference_mode()
     def compute_prefix(self, rows: Sequence[Sequence[Continuation]]) -> SharedPrefix:
@@ -113,17 +127,15 @@ class LogLikelihoodScorer:
         """
         if not self.shares_prefix or len(rows) < 2:
             return SharedPrefix()
-        options = [option for row in rows for option in row]
+        contexts = [option.context for row in rows for option in row]
         # The last token of a context predicts the first token after it: it stays in the batch.
-        longest = min(len(option.context) for option in options) - 1
-        length = min(common_prefix_length([option.input_ids for option in options]), longest)
+        length = min(common_prefix_length(contexts), min(map(len, contexts)) - 1)
         if length < MIN_PREFIX_LENGTH:
             return SharedPrefix()
-        ids = options[0].context[:length]
         cache = DynamicCache(config=self.model.config)
         try:
             self.model(
-                input_ids=torch.tensor([ids], device=self.model.device),
+                input_ids=torch.tensor([contexts[0][:length]], device=self.model.device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
@@ -131,40 +143,42 @@ class LogLikelihoodScorer:
         except torch.OutOfMemoryError as error:
             raise out_of_memory(f"the common prefix of all prompts, {length} tokens") from error
         is_filled = cache.get_seq_length() == length  # some models ignore the cache
-        return (
-            SharedPrefix(length, cache)
-            if is_filled and has_only_keys_and_values(cache)
-            else SharedPrefix()
-        )
+        if is_filled and has_only_keys_and_values(cache):
+            return SharedPrefix(length, cache)
+        return SharedPrefix()
 
     @torch.inference_mode()
     def _score_batch(
-        self,
-        rows: Sequence[Sequence[Continuation]],
-        sequences: Sequence[Sequence[tuple[int, ...]]],
-        prefix: SharedPrefix,
+        self, rows: Sequence[Sequence[Continuation]], prefix: SharedPrefix
     ) -> NDArray[np.float64]:
-        flat = [ids for row in sequences for ids in row]  # S sequences
-        first = np.cumsum([0, *(len(row) for row in sequences)])
+        """The log-likelihoods of one batch, [B, K]."""
         width = len(rows[0])
+        sequences: list[tuple[int, ...]] = []  # S
         # Of every token to score: its sequence, the position that predicts it, its id, its cell.
         targets: list[tuple[int, int, int, int]] = []
         for number, row in enumerate(rows):
+            inputs = distinct_inputs(row)
             for column, option in enumerate(row):
-                sequence = int(first[number]) + _find_sequence(option.input_ids, sequences[number])
-                start = len(option.context) - 1 - prefix.length
+                ids, start = option.input_ids, len(option.context) - 1 - prefix.length
+                place = next(i for i, other in enumerate(inputs) if other[: len(ids)] == ids)
                 targets += [
-                    (sequence, start + step, token, number * width + column)
+                    (len(sequences) + place, start + step, token, number * width + column)
                     for step, token in enumerate(option.tokens)
                 ]
+            sequences += inputs
         sequence_index, position, token_id, cell = torch.tensor(targets).T
         positions, column_index = torch.unique(position, return_inverse=True)
-        logits = self._logits(flat, positions, prefix)
+        logits = self._logits(sequences, positions, prefix)
         if logits.shape[1] != len(positions):  # a few models ignore logits_to_keep
             column_index = position
-        chosen = token_log_probabilities(logits, sequence_index, column_index, token_id)
+        values = token_log_probabilities(logits, sequence_index, column_index, token_id)
         sums = torch.zeros(len(rows) * width, dtype=torch.float64)
-        sums.index_add_(0, cell, chosen.double().cpu())
+        sums.index_add_(0, cell, values.double().cpu())
+        if not sums.isfinite().all():
+            raise UserError(
+                "model: got log-probabilities that are not finite; expected whole weights and a "
+                "precision that holds them. Try another quantization."
+            )
         return sums.view(len(rows), width).numpy()
 
     def _logits(
@@ -193,25 +207,11 @@ class LogLikelihoodScorer:
         return logits
 
 
-def common_prefix_length(sequences: Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with."""
-    if not sequences:
-        return 0
-    # The common prefix of the smallest and the largest sequence is that of all.
-    first, last = min(sequences), max(sequences)
-    differences = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return next(differences, min(len(first), len(last)))
-
-
 def distinct_inputs(row: Sequence[Continuation]) -> list[tuple[int, ...]]:
     """The inputs of a row without those that are prefixes of others."""
     inputs = sorted({option.input_ids for option in row})
     # Sorted, a prefix stands right before a sequence that it begins.
     return [a for a, b in pairwise([*inputs, ()]) if b[: len(a)] != a]
-
-
-def _find_sequence(input_ids: tuple[int, ...], sequences: Sequence[tuple[int, ...]]) -> int:
-    return next(i for i, ids in enumerate(sequences) if ids[: len(input_ids)] == input_ids)
 
 
 def token_log_probabilities(

@@ -19,8 +19,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, one_line, raise_faults
-from peft_mrpc.prompting.loglikelihood import Continuation, common_prefix_length
-from peft_mrpc.prompting.scores import TemplateScores, channel_scores
+from peft_mrpc.prompting.calibration import TemplateScores, channel_scores
 from peft_mrpc.prompting.templates import Demonstration, Template
 
 # Llama 3.1's chat template inserts today's date by default; a fixed date keeps prompts constant.
@@ -30,6 +29,29 @@ CHAT_DATE = "26 Jul 2024"
 def max_prompt_length(config: PretrainedConfig, max_length: int) -> int:
     """The most tokens of a prompt with its answer: `max_length` or the model's limit."""
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """Tokens whose probability is computed, and the tokens before them.
+
+    Attributes:
+        context: Token ids, at least one.
+        tokens: Token ids, at least one.
+    """
+
+    context: tuple[int, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the context and the continuation."""
+        return len(self.context) + len(self.tokens)
+
+    @property
+    def input_ids(self) -> tuple[int, ...]:
+        """The model's input: no token is predicted after the last one."""
+        return self.context + self.tokens[:-1]
 
 
 @dataclass(frozen=True)
@@ -174,17 +196,15 @@ class PromptEncoder:
         is_same_end = len({prompt[-16:] for prompt in prompts}) == 1
         sample = prompts[:1] if is_same_end else prompts
         joint = self._tokenize(template, [prompt + word for prompt in sample for word in words])
+        answers = [
+            split_answers(contexts[row], joint[row * len(words) : (row + 1) * len(words)])
+            for row in range(len(sample))
+        ]
         rows = []
-        for number, context in enumerate(contexts):
-            base = 0 if is_same_end else number
-            answers = joint[base * len(words) : (base + 1) * len(words)]
-            num_same = min(num_unchanged_tokens(contexts[base], answer) for answer in answers)
-            rows.append(
-                [
-                    split_continuation(contexts[base], answer, context, num_same)
-                    for answer in answers
-                ]
-            )
+        for row, ids in enumerate(contexts):
+            num_changed, tokens = answers[0 if is_same_end else row]
+            context = tuple(ids[: len(ids) - num_changed])
+            rows.append([Continuation(context, after) for after in tokens])
         return rows
 
     def _encode_channel(
@@ -194,12 +214,15 @@ class PromptEncoder:
         orders = [list(pairs)]
         if template.both_orders:
             orders.append([(second, first) for first, second in pairs])
-        columns = []
-        for order in orders:
-            for label in self.label_names:
-                before = [template.to_channel_text(first, label) for first, _ in order]
-                after = [f" {second}" for _, second in order]
-                columns.append(self._encode_texts(template, before, after))
+        columns = [
+            self._encode_texts(
+                template,
+                [template.to_channel_text(first, label) for first, _ in order],
+                [second for _, second in order],
+            )
+            for order in orders
+            for label in self.label_names
+        ]
         return [list(row) for row in zip(*columns, strict=True)]
 
     def _encode_texts(
@@ -209,14 +232,16 @@ class PromptEncoder:
         if not any(before):
             bos = self.tokenizer.bos_token_id
             start = self.tokenizer.eos_token_id if bos is None else bos
-            ids = self._tokenize(template, [text.strip() for text in after], is_prompt=False)
-            return [Continuation((int(start),), tuple(row)) for row in ids]
+            texts = self._tokenize(template, [text.strip() for text in after], is_prompt=False)
+            return [Continuation((int(start),), tuple(ids)) for ids in texts]
         contexts = self._tokenize(template, before)
-        joint = self._tokenize(template, [a + b for a, b in zip(before, after, strict=True)])
-        return [
-            split_continuation(context, ids, context, num_unchanged_tokens(context, ids))
-            for context, ids in zip(contexts, joint, strict=True)
-        ]
+        joint = self._tokenize(template, [f"{a} {b}" for a, b in zip(before, after, strict=True)])
+        continuations = []
+        for context, ids in zip(contexts, joint, strict=True):
+            num_changed, (tokens,) = split_answers(context, [ids])
+            same = context[: len(context) - num_changed]
+            continuations.append(Continuation(tuple(same), tokens))
+        return continuations
 
     def _check_answers(self, template: Template, row: Sequence[Continuation]) -> None:
         """Refuse label words that are token prefixes of others: they are always as likely."""
@@ -336,22 +361,27 @@ class PromptEncoder:
         return re.compile(f"(?=({'|'.join(map(re.escape, names))}))(.)", re.S) if names else None
 
 
-def num_unchanged_tokens(context: Sequence[int], joint: Sequence[int]) -> int:
-    """How many tokens of a context stay the same with a word after it."""
-    return common_prefix_length([tuple(context), tuple(joint[:-1])])
+def common_prefix_length(sequences: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all sequences begin with."""
+    if not sequences:
+        return 0
+    # The common prefix of the smallest and the largest sequence is that of all.
+    first, last = min(sequences), max(sequences)
+    differences = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    return next(differences, min(len(first), len(last)))
 
 
-def split_continuation(
-    sample_context: Sequence[int], joint: Sequence[int], context: Sequence[int], num_same: int
-) -> Continuation:
-    """The continuation of `context` by the tokens of a word.
+def split_answers(
+    context: list[int], joint: Sequence[list[int]]
+) -> tuple[int, list[tuple[int, ...]]]:
+    """The tokens of several words after one context.
 
     Args:
-        sample_context: The context that was tokenized with the word; it has the same end.
-        joint: Token ids of the sample context with the word.
-        context: The context to continue.
-        num_same: Tokens of the sample context that no word changes. The changed tokens at its end
-            belong to the continuations of all words, so that all have the same context.
+        context: Token ids of the context alone.
+        joint: Token ids of the context with each word.
+    Returns:
+        How many tokens at the end of the context change with a word after it, and the tokens of
+        each word. The changed tokens belong to all words, so that all have the same context.
     """
-    num_changed = len(sample_context) - num_same
-    return Continuation(tuple(context[: len(context) - num_changed]), tuple(joint[num_same:]))
+    num_same = min(common_prefix_length([context, ids[:-1]]) for ids in joint)
+    return len(context) - num_same, [tuple(ids[num_same:]) for ids in joint]

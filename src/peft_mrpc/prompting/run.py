@@ -35,8 +35,11 @@ from peft_mrpc.prompting.artifact import save_prompt
 from peft_mrpc.prompting.calibration import (
     CONTENT_FREE_TEXTS,
     Calibration,
+    TemplateScores,
     affine,
     fit_calibration,
+    stack_features,
+    stack_label_scores,
 )
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
 from peft_mrpc.prompting.demonstrations import (
@@ -45,10 +48,9 @@ from peft_mrpc.prompting.demonstrations import (
     sample_train,
 )
 from peft_mrpc.prompting.endpoint import EndpointEngine
-from peft_mrpc.prompting.local_model import LocalEngine
+from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
 from peft_mrpc.prompting.score_cache import FileScoreCache
-from peft_mrpc.prompting.scores import TemplateScores, stack_features, stack_label_scores
 from peft_mrpc.prompting.templates import Demonstration, Template, load_templates
 from peft_mrpc.prompting.validation import LOCAL_OPTIONS, validate_options, validate_prompts
 from peft_mrpc.runs.publishing import check_access, check_base, publish

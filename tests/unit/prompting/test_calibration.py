@@ -3,17 +3,15 @@ import pytest
 
 from peft_mrpc.prompting.calibration import (
     Calibration,
+    TemplateScores,
     affine,
     batch,
+    centred,
+    channel_scores,
     contextual,
     fit_calibration,
     match_prior,
     no_calibration,
-)
-from peft_mrpc.prompting.scores import (
-    TemplateScores,
-    centred,
-    channel_scores,
     softmax,
     stack_features,
 )

@@ -1,4 +1,6 @@
+import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,10 @@ from transformers import (
     RwkvForCausalLM,
 )
 
+from peft_mrpc.errors import UserError
 from peft_mrpc.prompting import loglikelihood
-from peft_mrpc.prompting.loglikelihood import (
-    Continuation,
-    LogLikelihoodScorer,
-    common_prefix_length,
-    distinct_inputs,
-)
+from peft_mrpc.prompting.loglikelihood import LocalEngine, distinct_inputs
+from peft_mrpc.prompting.prompt_encoder import Continuation
 
 
 @pytest.fixture(scope="module")
@@ -60,30 +59,30 @@ def test_batched_scores_equal_those_of_single_sequences(
     shares: bool, batch_size: int, model: PreTrainedModel
 ) -> None:
     rows = rows_of(range(10, 22))
-    scorer = LogLikelihoodScorer(model, 0, shares_prefix=shares)
-    scores = scorer.score(rows, batch_size)
-    assert scorer.compute_prefix(rows).length == (12 if shares else 0)
+    engine = LocalEngine(model, shares_prefix=shares)
+    scores = engine.log_likelihoods(rows, batch_size)
+    assert engine.compute_prefix(rows).length == (12 if shares else 0)
     expected = np.array([[score_alone(model, option) for option in row] for row in rows])
     assert np.abs(scores - expected).max() < 1e-5
-    again = scorer.score(rows, batch_size, max_tokens=20)  # the prefix was left as it was
+    again = replace(engine, max_batch_tokens=20).log_likelihoods(rows, batch_size)
     assert np.abs(again - expected).max() < 1e-5
 
 
 def test_a_prefix_leaves_each_context_its_last_token(model: PreTrainedModel) -> None:
     prefix = tuple(range(10, 30))
     rows = [[Continuation(prefix, (25,))], [Continuation((*prefix, 6), (26,))]]
-    scorer = LogLikelihoodScorer(model, 0)
-    scores = scorer.score(rows, 2)
-    assert scorer.compute_prefix(rows).length == len(prefix) - 1
+    engine = LocalEngine(model)
+    scores = engine.log_likelihoods(rows, 2)
+    assert engine.compute_prefix(rows).length == len(prefix) - 1
     assert scores[0, 0] == pytest.approx(score_alone(model, rows[0][0]), abs=1e-5)
     assert scores[1, 0] == pytest.approx(score_alone(model, rows[1][0]), abs=1e-5)
 
 
 def test_different_sequences_share_no_prefix(model: PreTrainedModel) -> None:
     rows = [[Continuation((start, 7, 8), (25,))] for start in (10, 11, 12)]
-    scorer = LogLikelihoodScorer(model, 0)
-    scores = scorer.score(rows, 3)
-    assert scorer.compute_prefix(rows).length == 0
+    engine = LocalEngine(model)
+    scores = engine.log_likelihoods(rows, 3)
+    assert engine.compute_prefix(rows).length == 0
     assert scores[2, 0] == pytest.approx(score_alone(model, rows[2][0]), abs=1e-5)
 
 
@@ -92,13 +91,6 @@ def test_inputs_that_are_prefixes_of_others_are_not_computed() -> None:
     row = [Continuation(context, tokens) for tokens in ((9,), (7,), (7, 8), (7, 8, 1), (6, 2))]
     # "9" and "7" are read off the context, "7 8" off what "7 8 1" reads.
     assert distinct_inputs(row) == [(4, 5, 6), (4, 5, 7, 8)]
-
-
-def test_common_prefix_length() -> None:
-    assert common_prefix_length([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2
-    assert common_prefix_length([(1,), (2,)]) == 0
-    assert common_prefix_length([(1, 2)]) == 2
-    assert common_prefix_length([]) == 0
 
 
 def sliding_window(kind: str) -> PreTrainedModel:
@@ -116,9 +108,9 @@ def sliding_window(kind: str) -> PreTrainedModel:
 @pytest.mark.parametrize(("kind", "length"), [("window", 12), ("state", 0)])
 def test_a_prefix_is_shared_with_keys_and_values_only(kind: str, length: int) -> None:
     model, rows = sliding_window(kind), rows_of(range(10, 22))
-    scorer = LogLikelihoodScorer(model, 0)
-    scores = scorer.score(rows, 1)
-    assert scorer.compute_prefix(rows).length == length
+    engine = LocalEngine(model)
+    scores = engine.log_likelihoods(rows, 1)
+    assert engine.compute_prefix(rows).length == length
     expected = np.array([[score_alone(model, option) for option in row] for row in rows])
     assert np.abs(scores - expected).max() < 1e-4
 
@@ -170,9 +162,9 @@ def test_other_position_schemes_score_like_single_sequences(architecture: str) -
     model = kind(config).float().eval()
     prefix = np.random.default_rng(0).integers(4, 64, 140).tolist()
     rows = rows_of(prefix)
-    scorer = LogLikelihoodScorer(model, 0)
-    scores = scorer.score(rows, 5)
-    assert (scorer.compute_prefix(rows).length > 0) == shares
+    engine = LocalEngine(model)
+    scores = engine.log_likelihoods(rows, 5)
+    assert (engine.compute_prefix(rows).length > 0) == shares
     expected = np.array([[score_alone(model, option) for option in row] for row in rows])
     assert np.abs(scores - expected).max() < 1e-4
 
@@ -189,3 +181,19 @@ def test_a_large_vocabulary_is_scored_some_tokens_at_a_time(
         monkeypatch.setattr(loglikelihood, "SOFTMAX_ELEMENTS", elements)
         scores = loglikelihood.token_log_probabilities(logits, line, column, token)
         assert torch.allclose(scores, expected, atol=1e-6)
+
+
+def test_scores_that_are_not_finite_are_refused_before_they_are_cached(
+    model: PreTrainedModel,
+) -> None:
+    class Cache:
+        def find(self, rows: Sequence[int]) -> None:
+            return None
+
+        def add(self, rows: Sequence[int], scores: Any) -> None:
+            pytest.fail("cached")
+
+    damaged = copy.deepcopy(model)
+    damaged.get_output_embeddings().weight.data[25] = float("nan")
+    with pytest.raises(UserError, match="log-probabilities that are not finite"):
+        LocalEngine(damaged).log_likelihoods(rows_of(range(10, 22)), 2, cache=Cache())

@@ -12,12 +12,11 @@ from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.models.sources import resolve_model
-from peft_mrpc.prompting.loglikelihood import Continuation
 from peft_mrpc.prompting.prompt_encoder import (
     PromptBatch,
     PromptEncoder,
-    num_unchanged_tokens,
-    split_continuation,
+    common_prefix_length,
+    split_answers,
 )
 from peft_mrpc.prompting.templates import Demonstration, Template, load_template
 
@@ -106,13 +105,17 @@ def test_tokens_of_a_word_are_summed_or_averaged(tokenizer: PreTrainedTokenizerB
 
 
 def test_a_token_changed_by_a_word_is_part_of_every_continuation() -> None:
-    assert num_unchanged_tokens((1, 2, 3), (1, 2, 3, 9)) == 3
-    assert num_unchanged_tokens((1, 2, 3), (1, 2, 8)) == 2
-    sample = (1, 2, 3)
-    assert split_continuation(sample, (1, 2, 3, 9), sample, 3) == Continuation(sample, (9,))
-    assert split_continuation(sample, (1, 2, 8), (7, 2, 3), 2) == Continuation((7, 2), (8,))
-    other = split_continuation(sample, (1, 2, 3, 9), (7, 2, 3), 2)
-    assert other == Continuation((7, 2), (3, 9))
+    assert split_answers([1, 2, 3], [[1, 2, 3, 9], [1, 2, 3, 4, 5]]) == (0, [(9,), (4, 5)])
+    assert split_answers([1, 2, 3], [[1, 2, 8], [1, 2, 3, 9]]) == (1, [(8,), (3, 9)])
+    # A word that adds no token of its own changes the last one.
+    assert split_answers([1, 2, 3], [[1, 2, 3]]) == (1, [(3,)])
+
+
+def test_common_prefix_length() -> None:
+    assert common_prefix_length([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2
+    assert common_prefix_length([(1,), (2,)]) == 0
+    assert common_prefix_length([(1, 2)]) == 2
+    assert common_prefix_length([]) == 0
 
 
 @pytest.mark.parametrize("words", [("Yes", "Yes indeed"), ("Yes", "Yes")])
