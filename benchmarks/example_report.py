@@ -18,10 +18,10 @@ from peft_mrpc import compare_runs
 
 METHODS = ("lora", "full", "layer_freeze", "prompt_tuning")
 SEEDS = ("1", "2", "3")
-PROMPT = [
-    *["hard_prompt", "--model", "builtin:smollm2", "--quantization", "none"],
-    *["--template", "all_channel", "--calibration", "batch", "--label_prior", "train"],
-]
+PROMPT = (
+    "hard_prompt --model builtin:smollm2 --quantization none --template all_channel "
+    "--calibration batch --label_prior train"
+).split()
 SHOWN_PLOTS = ("confusion_matrices", "costs", "reliability", "roc_curves")
 SCREENS = {
     "first_screen": (1280, 880, "light"),

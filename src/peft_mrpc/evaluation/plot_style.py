@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE = "#0072B2", "#D55E00"
 # The colour of each method in every plot: the colour-blind safe palettes of Okabe and Ito, and of
 # Paul Tol (muted), yellow and light blue darkened to a contrast of 3 with a white page (WCAG 2.2,
-# 1.4.11).
+# 1.4.11). Optional for a new method, which gets a spare colour.
 METHOD_COLORS = {
     "layer_freeze": BLUE,
     "prompt_tuning": ORANGE,

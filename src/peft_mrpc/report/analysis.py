@@ -48,7 +48,7 @@ def analyze(comparison: Comparison, margin: float = 0.02, seed: int = 0) -> dict
         difference["holm"] = p_value
     return {
         "level": 0.95,
-        "draws": NUM_RESAMPLES,
+        "num_resamples": NUM_RESAMPLES,
         "margin": margin,
         "intervals": _intervals(comparison, resampled, is_correct),
         "differences": differences,
@@ -85,22 +85,24 @@ def _difference(
 ) -> dict[str, Any]:
     """The analysis of two Runs, without the adjusted p value."""
     first, second = pair
-    ours, theirs = is_correct[first], is_correct[second]
-    by_example = ours.mean(axis=0) - theirs.mean(axis=0)
+    by_example = is_correct[first].mean(axis=0) - is_correct[second].mean(axis=0)
     by_resample = resampled["accuracy"][first] - resampled["accuracy"][second]
-    is_single_seed = len(ours) == len(theirs) == 1
+    # The first seed represents a multi-seed Run.
+    first_correct, second_correct = is_correct[first][0], is_correct[second][0]
+    if len(is_correct[first]) == len(is_correct[second]) == 1:
+        test, p_value = "mcnemar", mcnemar_test(first_correct, second_correct)
+    else:
+        test, p_value = "permutation", permutation_test(by_example, seed)
     return {
         "first": comparison.names[first],
         "second": comparison.names[second],
         "accuracy": float(by_example.mean()),
         "interval": percentile_interval(by_resample),
         "other_metrics": _metric_differences(comparison, resampled, first, second),
-        "only_first_right": int((ours[0] & ~theirs[0]).sum()),
-        "only_second_right": int((theirs[0] & ~ours[0]).sum()),
-        "test": "mcnemar" if is_single_seed else "permutation",
-        "p": mcnemar_test(ours[0], theirs[0])
-        if is_single_seed
-        else permutation_test(by_example, seed=seed),
+        "only_first_correct": int((first_correct & ~second_correct).sum()),
+        "only_second_correct": int((second_correct & ~first_correct).sum()),
+        "test": test,
+        "p": p_value,
         "equivalence": equivalence_test(by_example, margin),
     }
 
@@ -146,19 +148,19 @@ def _metric_differences(
     comparison: Comparison, resampled: Mapping[str, NDArray[np.float64]], first: int, second: int
 ) -> dict[str, Any]:
     """Difference and interval of each resampled metric but accuracy."""
-    ours, theirs = comparison.metrics[first], comparison.metrics[second]
+    first_metrics, second_metrics = comparison.metrics[first], comparison.metrics[second]
 
-    def entry(key: str, left: float, right: float) -> dict[str, Any]:
+    def entry(key: str, first_value: float, second_value: float) -> dict[str, Any]:
         interval = percentile_interval(resampled[key][first] - resampled[key][second])
-        return {"difference": left - right, "interval": interval}
+        return {"difference": first_value - second_value, "interval": interval}
 
     differences: dict[str, Any] = {
-        metric.name: entry(metric.name, ours[metric.name], theirs[metric.name])
+        metric.name: entry(metric.name, first_metrics[metric.name], second_metrics[metric.name])
         for metric in SCALAR_METRICS
         if metric.name != "accuracy" and metric.name in resampled
     }
     differences["f1"] = {
-        label: entry(f"f1_{index}", ours["f1"][label], theirs["f1"][label])
+        label: entry(f"f1_{index}", first_metrics["f1"][label], second_metrics["f1"][label])
         for index, label in enumerate(comparison.label_names)
     }
     return differences

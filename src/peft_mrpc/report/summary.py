@@ -16,6 +16,7 @@ from peft_mrpc.report.analysis import find_difference, is_significant
 from peft_mrpc.report.comparison import Comparison
 
 Row = Mapping[str, Any]
+# Optional for a new method: without an entry, the report does not explain it.
 METHOD_DESCRIPTIONS = {
     "full": "all parameters are trained",
     "layer_freeze": "the last layers and a new head are trained; the other layers are frozen",
@@ -136,10 +137,10 @@ def seeds_note(comparison: Comparison) -> str:
 def difference_notes(analysis: Mapping[str, Any]) -> dict[str, str]:
     """Explanation of the columns of the table of differences."""
     margin = f"{100 * analysis['margin']:g} points"
-    draws = f"{analysis['draws']:,}"
+    num_resamples = f"{analysis['num_resamples']:,}"
     return {
         "accuracy, points": "difference in accuracy on the same examples, in percentage points",
-        "95% interval": f"of the difference, by paired bootstrap with {draws} resamples",
+        "95% interval": f"of the difference, by paired bootstrap with {num_resamples} resamples",
         "significant": "adjusted p value below 0.05",
         "p (Holm)": "p value with Holm's adjustment for the number of differences in this table",
         "p": "p value of the exact McNemar test of equal accuracy; for several seeds, of the "

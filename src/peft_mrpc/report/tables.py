@@ -112,8 +112,15 @@ def build_tables(comparison: Comparison, analysis: Mapping[str, Any]) -> ReportT
         ),
         differences=Table(
             [
-                *("more accurate", "than", "accuracy, points", "95% interval", "significant"),
-                *("p (Holm)", "p", "ROC-AUC, points", "correct alone"),
+                "more accurate",
+                "than",
+                "accuracy, points",
+                "95% interval",
+                "significant",
+                "p (Holm)",
+                "p",
+                "ROC-AUC, points",
+                "correct alone",
                 f"within {100 * analysis['margin']:g} points (p)",
             ],
             [_difference_cells(difference) for difference in differences],
@@ -196,7 +203,7 @@ def _metric_cells(
 def _difference_cells(difference: Mapping[str, Any]) -> list[Cell]:
     low, high = difference["interval"]
     equivalent = "yes" if is_equivalent(difference) else "no"
-    alone = difference["only_first_right"], difference["only_second_right"]
+    alone = difference["only_first_correct"], difference["only_second_correct"]
     return [
         Cell(difference["first"]),
         Cell(difference["second"]),

@@ -120,7 +120,9 @@ def test_the_registry_names_every_metric_of_a_run() -> None:
     tables = {"confusion_matrix", "classification_report", "num_examples", "majority_accuracy"}
     assert {metric.name for metric in REPORTED_METRICS} == set(values) - tables
     assert {name for name in METRICS if not METRICS[name].higher_is_better} == {
-        *("brier", "ece", "loss")
+        "brier",
+        "ece",
+        "loss",
     }
     flat = flatten_metrics(values)
     assert flat["f1.yes"] == pytest.approx(6 / 7) and flat["ece"] == values["ece"]

@@ -21,7 +21,7 @@ def test_an_example_of_several_seeds_is_correct_by_their_share(tmp_path: Path) -
     # The differences are -1/3 and 2/3 on two examples: of the four signs the sums are +-1/3 and
     # +-1, none smaller.
     assert difference["p"] == 1.0
-    assert (difference["only_first_right"], difference["only_second_right"]) == (0, 0)
+    assert (difference["only_first_correct"], difference["only_second_correct"]) == (0, 0)
     low, high = analysis["intervals"][0]["accuracy"]
     assert low < 13 / 15 < high
 
@@ -41,7 +41,7 @@ def test_every_metric_has_a_difference_with_an_interval(tmp_path: Path) -> None:
         assert entry["difference"] == pytest.approx(ours["f1"][label] - theirs["f1"][label])
     low, high = difference["interval"]
     assert low <= difference["accuracy"] == 0 <= high
-    assert difference["only_first_right"] == difference["only_second_right"] == 1
+    assert difference["only_first_correct"] == difference["only_second_correct"] == 1
 
 
 def test_a_single_label_has_no_areas(tmp_path: Path) -> None:
@@ -62,7 +62,9 @@ def test_three_labels_have_all_intervals(tmp_path: Path) -> None:
             low, high = intervals[name]
             assert low - 1e-9 <= run.metrics["test"][name] <= high + 1e-9
     assert set(analysis["differences"][0]["other_metrics"]["f1"]) == {
-        *("contradiction", "entailment", "neutral")
+        "contradiction",
+        "entailment",
+        "neutral",
     }
 
 
