@@ -1,16 +1,17 @@
-"""Accuracy of every method over seeds, each by its recipe as shipped: a table and a picture.
+"""Accuracy of every method with its recipe, over seeds.
 
     python benchmarks/accuracy.py
 
-Each row is one `peft-mrpc train`, run with one seed after the other. The figures go into
-`accuracy.json` beside this file, the table into `accuracy.md`, the picture into `accuracy.png`. A
-seed that is in the result file is not trained again: `--rows lora full --seeds 1,2,3` adds to what
-is there; `--anew` forgets what those rows gave (Runs that lie in `--output_dir` are read and not
-trained: remove those of other settings); `--rows` with nothing after it writes the page anew.
-`--quick` trains one seed on a few pairs: it shows that every row works, not what it reaches.
+Each row is one `peft-mrpc train` command, run with several seeds. The results go into
+`accuracy.json` beside this file, the table into `accuracy.md`, the plot into `accuracy.png`. Seeds
+in the result file are not trained again: `--rows lora full --seeds 1,2,3` adds to them, `--rows`
+without a value only writes the page. `--overwrite` removes the results of the selected rows; Runs
+in `--output_dir` are still reused. `--quick` trains one seed on a few pairs: it tests every row but
+does not measure its accuracy.
 """
 
 import argparse
+import itertools
 import os
 import shlex
 import statistics
@@ -23,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from bench import Row, build_parser, build_report, markdown, run
+from bench import Row, build_parser, build_report, markdown, positive, run
 from matplotlib.figure import Figure
 
 from peft_mrpc.config import TRAIN_DEFAULTS, DataConfig, TrainConfig
@@ -34,23 +35,19 @@ from peft_mrpc.runs.run import Run, load_run
 
 MINILM = ["--model", "builtin:minilm"]
 
-# The flags of `train` of each row: as a rule nothing but the method and the model is said, so what
-# is measured are the recipes.
+# Options of `train` by row, usually the method and the model only.
 ROWS: dict[str, list[str]] = {
     **{name: ["--method", name, *MINILM] for name in METHODS},
-    "full, in batches of 16": [
-        *["--method", "full", "--per_device_train_batch_size", "16", *MINILM],
-    ],
+    "full, batch size 16": ["--method", "full", "--per_device_train_batch_size", "16", *MINILM],
     "layer_freeze, layers 3 and 4": [
-        *["--method", "layer_freeze", "--head_layer", "4", "--sam_rho", "0", *MINILM],
+        *["--method", "layer_freeze", "--head_layer", "4", "--sam_rho", "0"],
+        *MINILM,
     ],
     "lora, SmolLM2, NF4": [
         *["--method", "lora", "--model", "builtin:smollm2", "--quantization", "nf4"],
     ],
 }
-
-
-# Mean accuracy to reach over five seeds, and F1 of each label, where they are set.
+# Goals of the mean accuracy over seeds, and of the F1 of both labels.
 GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
     "full": (0.84, (0.74, 0.88)),
     "lora": (0.82, (0.70, 0.87)),
@@ -61,8 +58,8 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
     "lora, SmolLM2, NF4": (0.79, None),
 }
 DEFAULTS = {**vars(TrainConfig()), **TRAIN_DEFAULTS}
-# What differs by seed or machine, and what changes neither the training nor its figures.
-WITHOUT_EFFECT = {
+# Options that differ between seeds or machines, or change no metric.
+IGNORED_OPTIONS = {
     *("seed", "dataset", "split", "disable_tqdm", "save_strategy", "remove_unused_columns"),
 }
 QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_epochs", "1"]
@@ -71,30 +68,30 @@ QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_e
 def main() -> None:
     options = parse_options()
     report = build_report("accuracy", options)
-    load_data(DataConfig(dataset=options.dataset))  # to say now what is wrong with them
+    load_data(DataConfig(dataset=options.dataset))  # raises before the first training
     results = {row["name"]: row for row in report.read().get("results", ())}
-    for name in options.rows if options.anew else ():
+    for name in options.rows if options.overwrite else ():
         results.pop(name, None)
     with tempfile.TemporaryDirectory() as scratch:
-        commands = {}
-        for seed in options.seeds.split(","):
-            for name in options.rows:
-                if seed not in results.get(name, {"seeds": {}})["seeds"]:
-                    words = ["train", *ROWS[name], *(QUICK if options.quick else [])]
-                    words += ["--dataset", options.dataset, "--split", "validation"]
-                    parent = Path(scratch) if options.quick else options.output_dir
-                    folder = parent / f"{name.replace(', ', '-')}-{seed}"
-                    commands[folder] = (name, [*words, "--seed", seed])
-        words_of = {folder: words for folder, (_, words) in commands.items()}
-        for folder in run_all(words_of, options.jobs):
-            add(results, commands[folder][0], load_run(folder), options)
+        parent = Path(scratch) if options.quick else options.output_dir
+        names, commands = {}, {}
+        for seed, name in itertools.product(options.seeds.split(","), options.rows):
+            if seed in results.get(name, {"seeds": {}})["seeds"]:
+                continue
+            folder = parent / f"{name.replace(', ', '-')}-{seed}"
+            arguments = ["train", *ROWS[name], *(QUICK if options.quick else [])]
+            arguments += ["--dataset", options.dataset, "--split", "validation", "--seed", seed]
+            names[folder], commands[folder] = name, arguments
+        for folder in run_all(commands, options.jobs):
+            add_run(results, names[folder], load_run(folder))
             results = {name: results[name] for name in ROWS if name in results}
             report.write(list(results.values()))
     for name, row in results.items():
-        row["command"] = command(name, row, options)
-    report.write(list(results.values()))
-    report.show(table(results), "accuracy")
-    report.draw(lambda: draw(results))
+        row["command"] = format_command(name, row, options.quick)
+    if commands:
+        report.write(list(results.values()))
+    report.show(accuracy_table(results), "accuracy")
+    report.draw(lambda: plot_accuracy(results))
 
 
 def parse_options() -> argparse.Namespace:
@@ -102,8 +99,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, default=Path("runs/accuracy"))
     parser.add_argument("--seeds", help="default: 1,2,3,4,5")
     parser.add_argument("--rows", nargs="*", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--jobs", type=int, help="trainings at the same time (default: 1)")
-    parser.add_argument("--anew", action="store_true", help="forget what these rows gave before")
+    parser.add_argument("--jobs", type=positive, help="parallel trainings (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="remove earlier results of --rows")
     options = parser.parse_args()
     seeds, jobs = ("1", 2) if options.quick else ("1,2,3,4,5", 1)
     options.seeds, options.jobs = options.seeds or seeds, options.jobs or jobs
@@ -111,172 +108,165 @@ def parse_options() -> argparse.Namespace:
 
 
 def run_all(commands: Mapping[Path, Sequence[str]], jobs: int) -> Iterator[Path]:
-    """Train, so many at a time, each with its share of the cores; what is finished, first.
+    """Run commands in parallel, each with its share of the cores.
 
+    Args:
+        commands: Arguments of `peft-mrpc` by output directory.
+        jobs: Number of parallel processes.
     Yields:
-        Each Run's directory, as it gets there.
+        The output directories, in the order in which the commands end.
     """
     threads = max(1, (os.cpu_count() or 1) // jobs)
+    errors = []
     with ThreadPoolExecutor(jobs) as pool:
-        pending = {
-            pool.submit(train, words, folder, threads): folder for folder, words in commands.items()
+        futures = {
+            pool.submit(run_command, arguments, folder, threads): folder
+            for folder, arguments in commands.items()
         }
-        faults = []
-        for future in as_completed(pending):
-            if fault := future.result():
-                faults.append(f"{pending[future].name}: {fault}")
+        for future in as_completed(futures):
+            if error := future.result():
+                errors.append(f"{futures[future].name}: {error}")
             else:
-                yield pending[future]
-    if faults:
-        sys.exit("\n".join(faults))
+                yield futures[future]
+    if errors:
+        sys.exit("\n".join(errors))
 
 
-def train(words: Sequence[str], folder: Path, threads: int) -> str:
-    """Train unless it has been done; the log lies beside the Run.
+def run_command(arguments: Sequence[str], folder: Path, threads: int) -> str:
+    """Run a command unless its Run exists, with a log file next to the Run.
 
     Returns:
-        What went wrong, if anything.
+        The error, empty without one.
     """
     if (folder / "metrics.json").is_file():
         return ""
     folder.parent.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
+    quiet = ["--disable_tqdm", "true"] if arguments[0] == "train" else []
+    command = [sys.executable, "-m", "peft_mrpc", *arguments, *quiet, "--output_dir", str(folder)]
     with folder.with_name(f"{folder.name}.log").open("w", encoding="utf-8") as log:
-        outcome = subprocess.run(
-            [
-                *[sys.executable, "-m", "peft_mrpc", *words, "--output_dir", str(folder)],
-                *(["--disable_tqdm", "true"] if words[0] == "train" else []),
-            ],
+        process = subprocess.run(
+            command,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             stdout=log,
             stderr=log,
             check=False,
         )
     print(f"{folder.name}: {time.perf_counter() - started:.0f} s", flush=True)
-    return "" if outcome.returncode == 0 else f"failed, see {log.name}"
+    return "" if process.returncode == 0 else f"failed, see {log.name}"
 
 
-def add(results: dict[str, Any], name: str, run: Run, options: argparse.Namespace) -> None:
-    """Put one seed's Run into the results, unless it was made otherwise than those before it."""
-    values, record = run.metrics["validation"], run.record
-    made = {
+def add_run(results: dict[str, Any], name: str, run: Run) -> None:
+    """Add the Run of one seed to its row; exit if its settings differ from those of the row."""
+    metrics, record = run.metrics["validation"], run.record
+    options = {**record["config"], **record["method_options"]}
+    settings = {
         "method": record["method"],
         "model": record["model"],
-        "config": {
-            key: value
-            for key, value in {**record["config"], **record["method_options"]}.items()
-            if key not in WITHOUT_EFFECT
-        },
+        "config": {key: value for key, value in options.items() if key not in IGNORED_OPTIONS},
         "trained": record["trainable"]["trained"],
         "total": record["trainable"]["total"],
         "precision": record["precision"],
-        "num_examples": values["num_examples"],
-        "majority_accuracy": values["majority_accuracy"],
+        "num_examples": metrics["num_examples"],
+        "majority_accuracy": metrics["majority_accuracy"],
         "fingerprints": {
-            split: about["fingerprint"] for split, about in record["data"]["splits"].items()
+            name: split["fingerprint"] for name, split in record["data"]["splits"].items()
         },
         "versions": record["versions"],
     }
-    row = results.setdefault(name, made)
-    # A flag that did not exist then was as if left to its default.
-    old, new = {**DEFAULTS, **row["config"]}, made["config"]
+    row = results.setdefault(name, settings)
+    # An option that the earlier version did not have counts as its default.
+    old, new = {**DEFAULTS, **row["config"]}, settings["config"]
     same_config = all(old[key] == new[key] for key in set(old) & set(new))
-    if not same_config or any(row[key] != made[key] for key in set(made) - {"config"}):
-        sys.exit(f"{name}: was measured with other settings, data or versions; add --anew")
+    if not same_config or any(row[key] != settings[key] for key in set(settings) - {"config"}):
+        sys.exit(f"{name}: its results have other settings, data or versions; use --overwrite")
     row.setdefault("seeds", {})[str(record["seed"])] = {
-        **{key: values[key] for key in ("accuracy", "f1", "roc_auc")},
+        **{key: metrics[key] for key in ("accuracy", "f1", "roc_auc")},
         "train_seconds": record["timing"]["train_seconds"],
         "peak_memory": max(record["peak_memory"].values()),
         "hardware": record["hardware"],
         "finished": record["finished"],
     }
-    row |= figures(name, row)
+    row |= aggregate_seeds(name, row)
 
 
-def figures(name: str, row: Row) -> Row:
-    """What a row reaches over its seeds, beside its goals."""
-    seeds = list(row["seeds"].values())
+def aggregate_seeds(name: str, row: Row) -> Row:
+    """The means over the seeds of a row, and its goals."""
+    runs = list(row["seeds"].values())
     goal, f1_goal = GOALS.get(name, (None, None))
-    labels = list(seeds[0]["f1"])
+    labels = list(runs[0]["f1"])
     return {
         "name": name,
-        "ours": statistics.fmean(one["accuracy"] for one in seeds),
+        "ours": statistics.fmean(run["accuracy"] for run in runs),
         "goal": goal,
-        "f1": {label: statistics.fmean(one["f1"][label] for one in seeds) for label in labels},
+        "f1": {label: statistics.fmean(run["f1"][label] for run in runs) for label in labels},
         "f1_goal": f1_goal and dict(zip(labels, f1_goal, strict=True)),
         "unit": "accuracy",
     }
 
 
-def command(name: str, row: Row, options: argparse.Namespace) -> str:
-    """What a user types for this row."""
-    words = ["peft-mrpc", "train", *ROWS[name], *(QUICK if options.quick else [])]
-    flag = "--seeds" if len(row["seeds"]) > 1 else "--seed"
+def format_command(name: str, row: Row, quick: bool) -> str:
+    """The command of a row, with all of its seeds."""
     seeds = ",".join(sorted(row["seeds"], key=int))
-    return shlex.join([*words, "--dataset", "MRPC", flag, seeds])
+    flag = "--seeds" if len(row["seeds"]) > 1 else "--seed"
+    command = ["peft-mrpc", "train", *ROWS[name], *(QUICK if quick else [])]
+    return shlex.join([*command, "--dataset", "MRPC", flag, seeds])
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     mean = f"{statistics.fmean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
 
 
-def table(results: dict[str, Any]) -> str:
-    """The results in Markdown: by model, the fewest trained parameters first."""
+def accuracy_table(results: dict[str, Any]) -> str:
+    """The rows by model and number of trained parameters."""
     if not results:
-        return "Nothing is measured yet."
-    some = next(iter(results.values()))
-    labels = list(some["f1"])
+        return "No results."
+    first = next(iter(results.values()))
     head = [
-        *["method", "trained", "share", "in", "seeds", "accuracy", "goal", "worst"],
-        *[f"F1 {label.replace('_', ' ')}" for label in labels],
-        *["goals", "ROC-AUC", "training", "peak memory"],
+        *["method", "trained", "share", "precision", "seeds", "accuracy", "goal", "minimum"],
+        *[f"F1 {label.replace('_', ' ')}" for label in first["f1"]],
+        *["F1 goals", "ROC-AUC", "training", "peak memory"],
     ]
-    majority = ["always the commoner label", "-", "-", "-", "-", f"{some['majority_accuracy']:.3f}"]
+    majority = ["majority label", "-", "-", "-", "-", f"{first['majority_accuracy']:.3f}"]
     lines = [majority + ["-"] * (len(head) - len(majority))]
-    for name, row in sorted(results.items(), key=_by_model_and_size):
-        seeds = list(row["seeds"].values())
-        accuracies = [one["accuracy"] for one in seeds]
-        f1_goals = (row["f1_goal"] or {}).values()
+    for row in sorted(results.values(), key=lambda row: (row["model"], row["trained"])):
+        runs = list(row["seeds"].values())
+        accuracies = [run["accuracy"] for run in runs]
+        f1_goals = [f"{goal:.2f}" for goal in (row["f1_goal"] or {}).values()]
         lines.append(
             [
-                *[f"`{name}`", f"{row['trained']:,}", f"{row['trained'] / row['total']:.2%}"],
+                f"`{row['name']}`",
+                f"{row['trained']:,}",
+                f"{row['trained'] / row['total']:.2%}",
                 row["precision"],
-                *[str(len(seeds)), spread(accuracies)],
-                *["-" if row["goal"] is None else f"{row['goal']:.2f}", f"{min(accuracies):.3f}"],
-                *[f"{row['f1'][label]:.3f}" for label in labels],
-                " / ".join(f"{goal:.2f}" for goal in f1_goals) or "-",
-                spread([one["roc_auc"] for one in seeds]),
-                f"{statistics.median(one['train_seconds'] for one in seeds):.0f} s",
-                f"{statistics.median(one['peak_memory'] for one in seeds) / 1e9:.2f} GB",
+                str(len(runs)),
+                mean_and_deviation(accuracies),
+                "-" if row["goal"] is None else f"{row['goal']:.2f}",
+                f"{min(accuracies):.3f}",
+                *[f"{f1:.3f}" for f1 in row["f1"].values()],
+                " / ".join(f1_goals) or "-",
+                mean_and_deviation([run["roc_auc"] for run in runs]),
+                f"{statistics.median(run['train_seconds'] for run in runs):.0f} s",
+                f"{statistics.median(run['peak_memory'] for run in runs) / 1e9:.2f} GB",
             ]
         )
     return markdown(head, lines)
 
 
-def _by_model_and_size(item: tuple[str, dict[str, Any]]) -> tuple[str, int]:
-    return item[1]["model"], item[1]["trained"]
-
-
-def draw(results: dict[str, Any]) -> Figure:
-    points = []
-    for name, row in results.items():
-        accuracies = [one["accuracy"] for one in row["seeds"].values()]
-        points.append(
-            RunPoint(
-                name=name,
-                method=row["method"],
-                trained=row["trained"],
-                train_seconds=statistics.median(
-                    seed["train_seconds"] for seed in row["seeds"].values()
-                ),
-                accuracy=statistics.fmean(accuracies),
-                deviation=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-            )
+def plot_accuracy(results: dict[str, Any]) -> Figure:
+    points = [
+        RunPoint(
+            name=name,
+            method=row["method"],
+            trained=row["trained"],
+            train_seconds=statistics.median(run["train_seconds"] for run in row["seeds"].values()),
+            accuracy=row["ours"],
         )
-    some = next(iter(results.values()))
-    title = f"MRPC dev, {some['num_examples']} pairs: mean and deviation over seeds"
-    return plot_costs(points, title)
+        for name, row in results.items()
+    ]
+    num_examples = next(iter(results.values()))["num_examples"]
+    return plot_costs(points, f"MRPC dev, {num_examples} examples, mean over seeds")
 
 
 if __name__ == "__main__":

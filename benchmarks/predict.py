@@ -1,14 +1,15 @@
-"""Compare the speed of `predict` with transformers' pipeline and with a plain loop.
+"""Compare the speed of `predict` with the pipeline of transformers and with a plain loop.
 
     python benchmarks/predict.py
 
-Trains MiniLM with its own head by full fine-tuning and by LoRA, on a few examples. Then three
-contenders label the validation examples, repeated: the saved Run as in `peft-mrpc predict`,
-`pipeline("text-classification")` in batches of 32, and a plain loop over batches of 32 padded to
-their longest example. They alternate in one process, `--repeats` times. The time is that from texts
-to probabilities, without loading the model. All must predict the same labels, and probabilities
-within 1e-4. The peak memory is that of a new process for each, with loading. The results are
-written to `predict.json`, the table to `predict.md` and the plot to `predict.png`, beside it.
+Trains MiniLM with the native head by full fine-tuning and by LoRA, on a few examples. Then three
+contenders predict the repeated validation examples: `peft-mrpc predict`, the pipeline
+`text-classification` with a batch size of 32, and a loop over batches of 32 examples padded to the
+longest. They alternate in one process, `--repeats` times; the best time of each counts. The time is
+that from texts to probabilities, without loading the model. All must predict the same labels, and
+probabilities within 1e-4. The peak memory is that of a new process for each, with loading. The
+results go into `predict.json` beside this file, the table into `predict.md`, the plot into
+`predict.png`.
 """
 
 import argparse
@@ -48,13 +49,13 @@ from peft_mrpc.models.sources import resolve_model
 MODEL, BATCH_SIZE, MAX_LENGTH, TOLERANCE = "builtin:minilm", 32, 128, 1e-4
 PIPELINE_GOAL = 1.3
 METHODS = ("full", "lora")
-Label = Callable[[Sequence[Example]], NDArray[np.float64]]
+Predict = Callable[[Sequence[Example]], NDArray[np.float64]]
 
 
 # ---- contenders: each loads a Run and returns a function from N examples to [N, C] ----
 
 
-def load_ours(folder: Path) -> Label:
+def load_peft_mrpc(folder: Path) -> Predict:
     """The classifier that `peft-mrpc predict RUN` uses."""
     classifier = load_classifier(folder)
     return lambda examples: classifier.predict_proba(examples, BATCH_SIZE)
@@ -73,29 +74,29 @@ def load_peer(folder: Path) -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(saved)
 
 
-def load_pipeline(folder: Path) -> Label:
-    """The usual pipeline of transformers."""
+def load_pipeline(folder: Path) -> Predict:
+    """The pipeline of transformers."""
     model, tokenizer = load_peer(folder)
     classify: Any = pipeline("text-classification", model=model, tokenizer=tokenizer)
     names = list(model.config.id2label.values())
 
-    def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
+    def predict(pairs: Sequence[Example]) -> NDArray[np.float64]:
         texts = [{"text": pair.sentence1, "text_pair": pair.sentence2} for pair in pairs]
         options = {"truncation": True, "max_length": MAX_LENGTH, "top_k": None}
         outputs = classify(texts, batch_size=BATCH_SIZE, **options)
         rows = [{score["label"]: score["score"] for score in scores} for scores in outputs]
         return np.array([[row[name] for name in names] for row in rows])
 
-    return label
+    return predict
 
 
-def load_loop(folder: Path) -> Label:
-    """Batches in the order of the examples, padded to their longest example."""
+def load_loop(folder: Path) -> Predict:
+    """A loop over batches in the order of the examples, padded to the longest."""
     model, tokenizer = load_peer(folder)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
 
     @torch.inference_mode()
-    def label(pairs: Sequence[Example]) -> NDArray[np.float64]:
+    def predict(pairs: Sequence[Example]) -> NDArray[np.float64]:
         probabilities = []
         for start in range(0, len(pairs), BATCH_SIZE):
             part = pairs[start : start + BATCH_SIZE]
@@ -105,17 +106,17 @@ def load_loop(folder: Path) -> Label:
             probabilities.append(model(**batch).logits.softmax(dim=-1).cpu())
         return torch.cat(probabilities).numpy()
 
-    return label
+    return predict
 
 
-CONTENDERS: dict[str, Callable[[Path], Label]] = {
-    "ours": load_ours,
+CONTENDERS: dict[str, Callable[[Path], Predict]] = {
+    "peft-mrpc": load_peft_mrpc,
     "pipeline": load_pipeline,
     "plain loop": load_loop,
 }
 
 
-# ---- measuring ----
+# ---- measurement ----
 
 
 def main() -> None:
@@ -131,18 +132,18 @@ def main() -> None:
             train_one_epoch(method, options, folder)
             parts[method] = compare(folder, pairs, options.repeats)
             parts[method]["peak_memory"] = {
-                name: peak_memory_of(name, folder, pairs) for name in CONTENDERS
+                name: measure_memory(name, folder, pairs) for name in CONTENDERS
             }
             report.write(result_rows(parts), parts=parts)
     report.show(goal_table(result_rows(parts)), "goals")
-    report.show(table(parts), "contenders")
-    report.draw(lambda: plot_comparisons(result_rows(parts), "pairs a second"))
+    report.show(contender_table(parts), "contenders")
+    report.draw(lambda: plot_comparisons(result_rows(parts), "pairs per second"))
 
 
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
     parser.add_argument("--times", type=positive, help="repetitions of the data (default: 5)")
-    parser.add_argument("--repeats", type=positive, help="measurements of each (default: 5)")
+    parser.add_argument("--repeats", type=positive, help="repeats of each (default: 5)")
     parser.add_argument("--train_pairs", type=positive, help="training examples (default: 1000)")
     options = parser.parse_args()
     times, repeats, train_pairs = (1, 3, 200) if options.quick else (5, 5, 1000)
@@ -171,16 +172,20 @@ def train_one_epoch(method: str, options: argparse.Namespace, folder: Path) -> N
 
 def compare(folder: Path, pairs: Sequence[Example], repeats: int) -> dict[str, Any]:
     """Measure every contender on one Run; all must return the same probabilities."""
-    labels = {name: load(folder) for name, load in CONTENDERS.items()}
-    outputs = {name: label(pairs[: 2 * BATCH_SIZE]) for name, label in labels.items()}  # warm-up
-    seconds: dict[str, list[float]] = {name: [] for name in labels}
+    contenders = {name: load(folder) for name, load in CONTENDERS.items()}
+    outputs = {
+        name: predict(pairs[: 2 * BATCH_SIZE]) for name, predict in contenders.items()
+    }  # warm-up
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(repeats):
-        for name, label in labels.items():
+        for name, predict in contenders.items():
             started = time.perf_counter()
-            outputs[name] = label(pairs)
+            outputs[name] = predict(pairs)
             seconds[name].append(time.perf_counter() - started)
             print(f"{folder.name}: {name}: {seconds[name][-1]:.2f} s", flush=True)
-    differences = {name: compare_outputs(outputs["ours"], outputs[name]) for name in labels}
+    differences = {
+        name: compare_outputs(outputs["peft-mrpc"], outputs[name]) for name in contenders
+    }
     return {
         "pairs": len(pairs),
         "seconds": seconds,
@@ -189,26 +194,30 @@ def compare(folder: Path, pairs: Sequence[Example], repeats: int) -> dict[str, A
     }
 
 
-def compare_outputs(ours: NDArray[np.float64], theirs: NDArray[np.float64]) -> float:
+def compare_outputs(ours: NDArray[np.float64], peer: NDArray[np.float64]) -> float:
     """The largest difference between probabilities; raises if labels differ."""
-    difference = float(np.abs(ours - theirs).max())
+    difference = float(np.abs(ours - peer).max())
     assert difference <= TOLERANCE, f"probabilities differ by {difference:.1e}"
-    assert (predict_labels(ours, 0.5) == theirs.argmax(axis=1)).all(), "labels differ"
+    assert (predict_labels(ours, 0.5) == peer.argmax(axis=1)).all(), "labels differ"
     return difference
 
 
-def peak_memory_of(name: str, folder: Path, pairs: Sequence[Example]) -> int:
-    """Peak memory of a new process that loads the Run and labels the pairs, in bytes."""
+def measure_memory(name: str, folder: Path, pairs: Sequence[Example]) -> int:
+    """Peak memory of a new process that loads the Run and predicts the pairs, in bytes."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_watched, (name, folder, pairs, torch.get_num_threads()))
+        return pool.apply(
+            _predict_and_measure_memory, (name, folder, pairs, torch.get_num_threads())
+        )
 
 
-def _watched(name: str, folder: Path, pairs: Sequence[Example], threads: int) -> int:
+def _predict_and_measure_memory(
+    name: str, folder: Path, pairs: Sequence[Example], threads: int
+) -> int:
     torch.set_num_threads(threads)
-    with PeakMemory() as watched, open(os.devnull, "w") as nowhere:  # noqa: PTH123
-        os.dup2(nowhere.fileno(), 2)  # no progress bars
+    with PeakMemory() as memory, open(os.devnull, "w") as null:  # noqa: PTH123
+        os.dup2(null.fileno(), 2)  # no progress bars
         CONTENDERS[name](folder)(pairs)
-    return watched.peak
+    return memory.peak
 
 
 # ---- report ----
@@ -221,23 +230,23 @@ def result_rows(parts: dict[str, Any]) -> list[Row]:
         for peer, goal in (("pipeline", PIPELINE_GOAL), ("plain loop", None)):
             rows.append(
                 speed_row(
-                    f"{method}: against the {peer}",
-                    speeds["ours"],
+                    f"{method}: peft-mrpc vs. {peer}",
+                    speeds["peft-mrpc"],
                     speeds[peer],
                     goal,
-                    peak_memory={"ours": memory["ours"], "peer": memory[peer]},
+                    peak_memory={"ours": memory["peft-mrpc"], "peer": memory[peer]},
                 )
             )
     return rows
 
 
-def table(parts: dict[str, Any]) -> str:
+def contender_table(parts: dict[str, Any]) -> str:
     lines = [
         [method, name, f"{speed:.1f}", f"{part['peak_memory'][name] / 1e9:.2f} GB"]
         for method, part in parts.items()
         for name, speed in part["pairs_per_second"].items()
     ]
-    return markdown(["trained by", "labelled by", "pairs/s", "peak memory"], lines)
+    return markdown(["method", "contender", "pairs/s", "peak memory"], lines)
 
 
 if __name__ == "__main__":

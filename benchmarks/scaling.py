@@ -1,16 +1,17 @@
-"""How the cost of layer_freeze grows with the number of pairs, and the speed of two processes.
+"""Training speed and memory of `layer_freeze` by number of pairs, and speed of two processes.
 
     python benchmarks/scaling.py
 
-Larger sets repeat MRPC with a number in front of each sentence 1, so that no pair occurs twice. One
-epoch; activations beyond 200 MB are in a memory-mapped temporary file. The second comparison trains
-on one core, and on two cores with one process each: with the same number of pairs a step in total,
-and with the same number of pairs a step in each process. Two independent trainings at the same time
-show the upper bound. All trainings use the command line. The results go into `scaling.json` beside
-this file, the tables into `scaling.md`, the plot into `scaling.png`.
+The first comparison repeats MRPC with a number before each sentence 1, so that all pairs differ,
+and trains one epoch; activations beyond 200 MB are in a memory-mapped temporary file. The second
+trains with one process on one core and with two processes on two cores: with the same total batch
+size, and with the same batch size of each process. Two independent trainings at the same time are
+the upper bound. All trainings use the command line. The results go into `scaling.json` beside this
+file, the tables into `scaling.md`, the plot into `scaling.png`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -43,20 +44,21 @@ from peft_mrpc.data.examples import DataSplits, Example
 
 MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
-FLAGS = ["--method", "layer_freeze", "--model", "builtin:minilm", "--swap_sentences", "false"]
-FLAGS += ["--sam_rho", "0"]
-FLAGS += ["--pooling", "native", "--disable_tqdm", "true", "--seed", "1"]
-FLAGS += ["--save_strategy", "no", "--report_to", "none"]
+FLAGS = [
+    *["--method", "layer_freeze", "--model", "builtin:minilm", "--pooling", "native"],
+    *["--swap_sentences", "false", "--sam_rho", "0", "--seed", "1", "--disable_tqdm", "true"],
+    *["--save_strategy", "no", "--report_to", "none"],
+]
 DEV_PAIRS = 40
 SIZES = [1000, 10_000, 100_000]
 SIZE_GOAL, MEMORY_GOAL, PROCESSES_GOAL = 1.0, 1.0, 1.6
-# Processes, and training pairs a step on each.
-SHARES = {
-    "one, 16 pairs a step": (1, 16),
-    "two, 8 pairs a step on each": (2, 8),
-    "two, 16 pairs a step on each": (2, 16),
+# Number of processes, and batch size of each.
+SETTINGS = {
+    "1 process, batch size 16": (1, 16),
+    "2 processes, batch size 8": (2, 8),
+    "2 processes, batch size 16": (2, 16),
 }
-APART = "two trainings at once, 16 pairs a step"
+INDEPENDENT = "2 independent trainings, batch size 16"
 
 
 def main() -> None:
@@ -76,12 +78,10 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
     parser.add_argument(
-        "--sizes",
-        type=sizes_of,
-        help="training pairs, such as 1000,10000 (default: those and 100000)",
+        "--sizes", type=parse_sizes, help="training pairs (default: 1000,10000,100000)"
     )
-    parser.add_argument("--pairs", type=positive, help="of the second comparison (default: 1500)")
-    parser.add_argument("--repeats", type=positive, help="of the second comparison (default: 3)")
+    parser.add_argument("--pairs", type=positive, help="pairs for processes (default: 1500)")
+    parser.add_argument("--repeats", type=positive, help="repeats for processes (default: 3)")
     options = parser.parse_args()
     sizes, pairs, repeats = ([1000, 10_000], 1000, 1) if options.quick else (SIZES, 1500, 3)
     options.sizes = options.sizes or sizes
@@ -89,31 +89,31 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def sizes_of(text: str) -> list[int]:
-    """Whole numbers of an option, the smallest first."""
+def parse_sizes(text: str) -> list[int]:
+    """Parse numbers separated by commas, sorted."""
     return sorted(positive(size) for size in text.split(","))
 
 
-# ---- measuring ----
+# ---- measurement ----
 
 
 def train_size(data: DataSplits, size: int, scratch: Path) -> Row:
-    """One epoch over so many pairs, frozen layers included."""
-    words = [*write_repeated(data, scratch / f"data-{size}", size), "--num_train_epochs", "1"]
-    words += ["--activation_cache_memory", f"{MEMORY_MB}MB"]
-    found = train(scratch / f"run-{size}", words, 1, 2)
-    seconds = train_seconds(found)
+    """Train one epoch on `size` pairs, including the frozen layers."""
+    flags = [*write_repeated(data, scratch / f"data-{size}", size), "--num_train_epochs", "1"]
+    flags += ["--activation_cache_memory", f"{MEMORY_MB}MB"]
+    record, anonymous_bytes = train(scratch / f"run-{size}", flags, 1, 2)
+    seconds = record["timing"]["train_seconds"]
     print(f"{size:,} pairs: {seconds:.0f} s", flush=True)
     return {
         "pairs": size,
         "pairs_per_second": size / seconds,
-        "resident_bytes": max(found["run"]["peak_memory"].values()),
-        "own_bytes": found["own_bytes"],
+        "resident_bytes": max(record["peak_memory"].values()),
+        "anonymous_bytes": anonymous_bytes,
     }
 
 
 def write_repeated(data: DataSplits, folder: Path, size: int) -> list[str]:
-    """So many different training pairs, and a few dev pairs; the flags that name them."""
+    """Write `size` different training pairs and a few dev pairs; returns the options for them."""
     folder.mkdir()
     write_pairs(repeat(data.splits["train"], size), folder / "train.tsv")
     write_pairs(data.splits["validation"][:DEV_PAIRS], folder / "dev.tsv")
@@ -121,7 +121,7 @@ def write_repeated(data: DataSplits, folder: Path, size: int) -> list[str]:
 
 
 def repeat(pairs: Sequence[Example], size: int) -> list[Example]:
-    """The pairs again and again, numbered, until they are so many."""
+    """Repeat the pairs up to `size`, with the number of the repetition before each sentence 1."""
     rounds = ((n // len(pairs), pairs[n % len(pairs)]) for n in range(size))
     return [replace(pair, sentence1=f"{number} {pair.sentence1}") for number, pair in rounds]
 
@@ -129,32 +129,37 @@ def repeat(pairs: Sequence[Example], size: int) -> list[Example]:
 def compare_processes(
     data: DataSplits, options: argparse.Namespace, scratch: Path
 ) -> dict[str, dict[str, Any]]:
-    """Three epochs on one process and on two, in turns: seconds, and the best in pairs a second."""
-    words = [*write_repeated(data, scratch / "processes", options.pairs), "--num_train_epochs", "3"]
-    seconds: dict[str, list[float]] = {name: [] for name in (*SHARES, APART)}
-    for turn in range(options.repeats):
-        for name, (processes, batch) in SHARES.items():
-            flags = [*words, "--per_device_train_batch_size", str(batch)]
-            found = train(scratch / f"on-{processes}-{batch}-{turn}", flags, processes, 1)
-            seconds[name].append(train_seconds(found))
-        folders = [scratch / f"apart-{number}-{turn}" for number in range(2)]
+    """Train three epochs with one process and with two, alternating."""
+    flags = [*write_repeated(data, scratch / "processes", options.pairs), "--num_train_epochs", "3"]
+    seconds: dict[str, list[float]] = {name: [] for name in (*SETTINGS, INDEPENDENT)}
+    for repeat in range(options.repeats):
+        for name, (processes, batch) in SETTINGS.items():
+            folder = scratch / f"{processes}-{batch}-{repeat}"
+            batch_size = ["--per_device_train_batch_size", str(batch)]
+            record, _ = train(folder, [*flags, *batch_size], processes, 1)
+            seconds[name].append(record["timing"]["train_seconds"])
+        folders = [scratch / f"independent-{number}-{repeat}" for number in range(2)]
         with ThreadPoolExecutor(2) as pool:
-            both = list(pool.map(lambda folder: train(folder, words, 1, 1), folders))
-        seconds[APART].append(max(train_seconds(found) for found in both))
-        print(*(f"{name}: {own[-1]:.0f} s" for name, own in seconds.items()), sep="\n", flush=True)
-    pairs = {name: 3 * options.pairs * (2 if name == APART else 1) for name in seconds}
+            runs = list(pool.map(lambda folder: train(folder, flags, 1, 1), folders))
+        times = [record["timing"]["train_seconds"] for record, _ in runs]
+        seconds[INDEPENDENT].append(max(times))
+        for name, times in seconds.items():
+            print(f"{name}: {times[-1]:.0f} s", flush=True)
+    pairs = {name: 3 * options.pairs * (2 if name == INDEPENDENT else 1) for name in seconds}
     return {
-        name: {"pairs_per_second": pairs[name] / min(own), "seconds": own, "pairs": options.pairs}
-        for name, own in seconds.items()
+        name: {
+            "pairs_per_second": pairs[name] / min(times),
+            "seconds": times,
+            "pairs": options.pairs,
+        }
+        for name, times in seconds.items()
     }
 
 
-def train_seconds(found: dict[str, Any]) -> float:
-    return float(found["run"]["timing"]["train_seconds"])
-
-
-def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[str, Any]:
-    """One training by the command line: its record, and its peak anonymous memory."""
+def train(
+    folder: Path, flags: list[str], processes: int, threads: int
+) -> tuple[dict[str, Any], int]:
+    """Train with the command line; returns `run.json` and the peak of anonymous memory."""
     command = [sys.executable, "-m", "peft_mrpc.train"]
     if processes > 1:
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
@@ -163,38 +168,32 @@ def train(folder: Path, flags: list[str], processes: int, threads: int) -> dict[
         [*command, *FLAGS, *flags, "--output_dir", str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": str(threads)},
     )
-    # Without the pages of mapped files, which the system drops when memory runs short.
-    with PeakMemory(process.pid, "RssAnon") as watched:
+    # Anonymous memory excludes mapped files, which the system reclaims when it needs memory.
+    with PeakMemory(process.pid, "RssAnon") as memory:
         process.wait()
     if process.returncode:
-        sys.exit(f"{folder.name}: the training failed (exit code {process.returncode}), see above")
-    return {
-        "run": json.loads((folder / "run.json").read_text("utf-8")),
-        "own_bytes": watched.peak,
-    }
+        sys.exit(f"{folder.name}: the training failed with exit code {process.returncode}")
+    return json.loads((folder / "run.json").read_text("utf-8")), memory.peak
 
 
-# ---- showing ----
+# ---- report ----
 
 
 def size_rows(sizes: Sequence[Row]) -> list[Row]:
-    """Speeds against that of the next fewer pairs, and memory added against the limit given."""
-    if not sizes:
-        return []
-    rows, least = [], sizes[0]
-    for fewer, size in zip((least, *sizes), sizes, strict=False):
-        speeds = size["pairs_per_second"], fewer["pairs_per_second"]
-        goal = None if size is least else SIZE_GOAL
-        title = f"{size['pairs']:,} pairs against {fewer['pairs']:,}"
-        rows.append(speed_row(title, *speeds, goal, memory=size["own_bytes"]))
+    """Speeds relative to the next smaller size, and the added memory relative to its limit."""
+    rows: list[Row] = []
+    for smaller, size in itertools.pairwise(sizes):
+        name = f"{size['pairs']:,} pairs vs. {smaller['pairs']:,} pairs"
+        speeds = size["pairs_per_second"], smaller["pairs_per_second"]
+        rows.append(speed_row(name, *speeds, SIZE_GOAL, memory=size["anonymous_bytes"]))
     for size in sizes[1:]:
-        added = max(1, size["own_bytes"] - least["own_bytes"])
+        added, limit = size["anonymous_bytes"] - sizes[0]["anonymous_bytes"], MEMORY_MB * 10**6
         rows.append(
             {
-                "name": f"{size['pairs']:,} pairs: memory over {least['pairs']:,}'s, and its limit",
-                "ours": added,
-                "peer": MEMORY_MB * 10**6,
-                "ratio": MEMORY_MB * 10**6 / added,
+                "name": f"{size['pairs']:,} pairs: added memory vs. its limit",
+                "ours": max(1, added),
+                "peer": limit,
+                "ratio": limit / max(1, added),
                 "goal": MEMORY_GOAL,
                 "unit": "bytes",
             }
@@ -202,16 +201,17 @@ def size_rows(sizes: Sequence[Row]) -> list[Row]:
     return rows
 
 
-def process_rows(found: dict[str, dict[str, Any]]) -> list[Row]:
-    (_, one), *others = found.items()
+def process_rows(processes: dict[str, dict[str, Any]]) -> list[Row]:
+    (first_name, first), *others = processes.items()
     return [
         speed_row(
-            f"{name}, against one process on one core",
-            *(two["pairs_per_second"], one["pairs_per_second"]),
-            None if name == APART else PROCESSES_GOAL,
-            seconds={"ours": two["seconds"], "peer": one["seconds"]},
+            f"{name} vs. {first_name}",
+            row["pairs_per_second"],
+            first["pairs_per_second"],
+            None if name == INDEPENDENT else PROCESSES_GOAL,
+            seconds={"ours": row["seconds"], "peer": first["seconds"]},
         )
-        for name, two in others
+        for name, row in others
     ]
 
 
@@ -221,7 +221,7 @@ def show(report: Report, sizes: Sequence[Row], processes: dict[str, dict[str, An
     report.show(size_table(sizes), "sizes")
     report.show(process_table(processes), "processes")
     speeds = [row for row in rows if row["unit"] == "pairs/s"]
-    report.draw(lambda: plot_comparisons(speeds, "pairs a second"))
+    report.draw(lambda: plot_comparisons(speeds, "pairs per second"))
 
 
 def size_table(sizes: Sequence[Row]) -> str:
@@ -229,19 +229,19 @@ def size_table(sizes: Sequence[Row]) -> str:
         [
             f"{size['pairs']:,}",
             f"{size['pairs_per_second']:.0f}",
-            *(f"{size[key] / 1e9:.2f} GB" for key in ("own_bytes", "resident_bytes")),
+            f"{size['anonymous_bytes'] / 1e9:.2f} GB",
+            f"{size['resident_bytes'] / 1e9:.2f} GB",
         ]
         for size in sizes
     ]
-    head = ["pairs", "pairs/s, frozen layers and one epoch", "memory", "with mapped files"]
-    return markdown(head, lines)
+    return markdown(["pairs", "pairs/s", "anonymous memory", "with mapped files"], lines)
 
 
-def process_table(found: dict[str, dict[str, Any]]) -> str:
-    speeds = {name: one["pairs_per_second"] for name, one in found.items()}
+def process_table(processes: dict[str, dict[str, Any]]) -> str:
+    speeds = {name: row["pairs_per_second"] for name, row in processes.items()}
     first = next(iter(speeds.values()))
     lines = [[name, f"{speed:.0f}", f"{speed / first:.2f}"] for name, speed in speeds.items()]
-    return markdown(["processes, one core each", "pairs/s", "ratio"], lines)
+    return markdown(["one core for each process", "pairs/s", "ratio"], lines)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Settings tried on a part of MRPC's training split that is held out: how the recipes came about.
+"""Settings compared on a validation split carved from MRPC's train, to select the recipes.
 
     python benchmarks/settings.py --output_dir runs/settings
 
-Trains on 3,000 training pairs and scores the other 668; dev is not looked at. The figures go into
-`settings.json` beside this file, the tables into `accuracy.md` and `heads.md`. What is in the
-result file is not run again.
+Trains on 3,000 training pairs and scores the other 668; the dev split is not used. The results go
+into `settings.json` beside this file, the tables into `accuracy.md` and `heads.md`. Settings in the
+result file are not trained again.
 """
 
 import json
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accuracy import run_all
-from bench import HERE, build_parser, put_table, run, write_pairs
+from bench import HERE, build_parser, markdown, positive, put_table, run, write_pairs
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.loading import load_data
@@ -24,7 +24,7 @@ from peft_mrpc.runs.run import load_run
 RESULTS = HERE / "settings.json"
 NUM_TRAIN = 3000
 SEED = "1"
-# Of each method what the recipe is stands last.
+# The last setting of each method is its recipe.
 SETTINGS = """
 layer_freeze --learning_rate 1e-4 --num_train_epochs 3 --swap_sentences false --sam_rho 0
 layer_freeze --learning_rate 1e-4 --num_train_epochs 5 --swap_sentences true --sam_rho 0
@@ -110,11 +110,11 @@ oft --learning_rate 1e-3 --num_train_epochs 5 --pooling weighted --head_layer 4
 def main() -> None:
     parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/settings"))
-    parser.add_argument("--jobs", type=int, default=1, help="settings trained at the same time")
+    parser.add_argument("--jobs", type=positive, default=1, help="parallel trainings (default: 1)")
     options = parser.parse_args()
-    held = options.output_dir / "held_out"
-    hold_out(options.dataset, held)
-    words = ["--dataset", str(held), "--model", "builtin:minilm", "--seed", SEED]
+    dataset = options.output_dir / "dataset"
+    write_splits(options.dataset, dataset)
+    common = ["--dataset", str(dataset), "--model", "builtin:minilm", "--seed", SEED]
     results = json.loads(RESULTS.read_text("utf-8")) if RESULTS.is_file() else {}
     settings = {
         options.output_dir / setting.replace(" --", ",").replace(" ", "="): setting
@@ -122,53 +122,54 @@ def main() -> None:
         if setting not in results
     }
     commands = {
-        folder: ["train", "--method", *shlex.split(setting), *words]
+        folder: ["train", "--method", *shlex.split(setting), *common]
         for folder, setting in settings.items()
     }
     for folder in run_all(commands, options.jobs):
-        results[settings[folder]] = figures(folder)
+        results[settings[folder]] = summarize_run(folder)
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    put_table(HERE / "accuracy.md", table(results, SETTINGS), "settings")
-    heads = [setting for setting in SETTINGS if is_about_heads(setting)]
-    put_table(HERE / "heads.md", table(results, heads), "heads")
-    print(table(results, SETTINGS))
+    table = settings_table(results, SETTINGS)
+    put_table(HERE / "accuracy.md", table, "settings")
+    heads = [setting for setting in SETTINGS if compares_heads(setting)]
+    put_table(HERE / "heads.md", settings_table(results, heads), "heads")
+    print(table)
 
 
-def is_about_heads(setting: str) -> bool:
-    """Whether what the head reads is what a setting differs by from others of its method."""
-    aside = ("--num_virtual_tokens", "--warmup_steps", "--lr_scheduler_type")
-    if any(flag in setting for flag in aside) or (
-        setting.startswith("bitfit") and "batch" in setting
-    ):
+def compares_heads(setting: str) -> bool:
+    """Whether a setting differs in the input of the head only."""
+    other = ("--num_virtual_tokens", "--warmup_steps", "--lr_scheduler_type")
+    if any(flag in setting for flag in other):
+        return False
+    if setting.startswith("bitfit") and "batch" in setting:
         return False
     return "--head_layer" in setting or "weighted" in setting
 
 
-def hold_out(dataset: str, folder: Path) -> None:
-    """Write the training pairs as a directory in GLUE's layout, parted by chance."""
+def write_splits(dataset: str, folder: Path) -> None:
+    """Write a random split of the training pairs as a directory in GLUE's layout."""
     pairs = list(load_data(DataConfig(dataset=dataset)).splits["train"])
     random.Random(0).shuffle(pairs)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, part in (("train", pairs[:NUM_TRAIN]), ("dev", pairs[NUM_TRAIN:])):
-        write_pairs(part, folder / f"{name}.tsv")
+    write_pairs(pairs[:NUM_TRAIN], folder / "train.tsv")
+    write_pairs(pairs[NUM_TRAIN:], folder / "dev.tsv")
 
 
-def figures(folder: Path) -> dict[str, Any]:
-    found = load_run(folder)
-    values = found.metrics["validation"]
-    kept = {name: round(values[name], 4) for name in ("accuracy", "roc_auc")}
-    f1 = [round(value, 4) for value in values["f1"].values()]
-    return {**kept, "f1": f1, "precision": found.record["precision"]}
+def summarize_run(folder: Path) -> dict[str, Any]:
+    run = load_run(folder)
+    metrics = run.metrics["validation"]
+    values = {name: round(metrics[name], 4) for name in ("accuracy", "roc_auc")}
+    f1 = [round(value, 4) for value in metrics["f1"].values()]
+    return {**values, "f1": f1, "precision": run.record["precision"]}
 
 
-def table(results: Mapping[str, Any], settings: Sequence[str]) -> str:
-    lines = ["| `--method` and flags | in | accuracy | F1 | ROC-AUC |", "|---|---|---|---|---|"]
+def settings_table(results: Mapping[str, Any], settings: Sequence[str]) -> str:
+    lines = []
     for setting in settings:
-        values = results[setting]
-        f1 = " / ".join(f"{value:.3f}" for value in values["f1"])
-        numbers = f"{values['accuracy']:.3f} | {f1} | {values['roc_auc']:.3f}"
-        lines.append(f"| `{setting}` | {values['precision']} | {numbers} |")
-    return "\n".join(lines)
+        row = results[setting]
+        f1 = " / ".join(f"{value:.3f}" for value in row["f1"])
+        metrics = [f"{row['accuracy']:.3f}", f1, f"{row['roc_auc']:.3f}"]
+        lines.append([f"`{setting}`", row["precision"], *metrics])
+    return markdown(["`--method` and options", "precision", "accuracy", "F1", "ROC-AUC"], lines)
 
 
 if __name__ == "__main__":

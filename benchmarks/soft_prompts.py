@@ -2,8 +2,8 @@
 
     python benchmarks/soft_prompts.py --output rows.jsonl
 
-668 of MRPC's training pairs are held out, with a fixed seed, and scored; dev is not used. Rows that
-`--output` holds already are not run again.
+Trains on MRPC's training pairs except 668, which are scored; the dev split is not used. Rows in the
+output file are not trained again.
 """
 
 import itertools
@@ -16,13 +16,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from bench import build_parser, run
+from bench import build_parser, markdown, run
 
 from peft_mrpc import DataConfig, TrainConfig, train_classifier
 from peft_mrpc.data.examples import Example
 from peft_mrpc.data.loading import load_data
 
-NUM_HELD_OUT = 668
+NUM_VALIDATION = 668
 SPLIT_SEED = 0
 TEXT = {
     "prompt_tuning_init": "TEXT",
@@ -45,12 +45,12 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "before [CLS], head reads [CLS]": ({**PROMPT, "pooling": "cls"}, {}),
     "after [CLS], head reads [CLS]": ({**PROMPT, "pooling": "cls", "prompt_position": "after"}, {}),
     "before [CLS], head reads a virtual token": ({**PROMPT, "pooling": "first"}, {}),
-    "before [CLS], head reads the pair's mean": ({**PROMPT, "pooling": "mean"}, {}),
+    "before [CLS], head reads the mean": ({**PROMPT, "pooling": "mean"}, {}),
     "before [CLS], head reads segments": ({**PROMPT, "pooling": "segments"}, {}),
-    "the recipe's head, no prompt": ({**PROBE, **RECIPE_HEAD}, {}),
-    "the recipe": ({**PROMPT, **RECIPE_HEAD}, {}),
+    "recipe head, no prompt": ({**PROBE, **RECIPE_HEAD}, {}),
+    "recipe": ({**PROMPT, **RECIPE_HEAD}, {}),
 }
-# Training pairs and epochs, and the rows that are run at this length; the second is the recipe's.
+# Rows by training pairs and epochs; the second is the length of the recipe.
 LENGTHS = {
     "1500x2": [name for name in ROWS if "recipe" not in name],
     "3000x5": [*list(ROWS)[:3], *(name for name in ROWS if "recipe" in name)],
@@ -68,7 +68,7 @@ def split_train(dataset: str) -> dict[str, list[tuple[str, str, str]]]:
         return example.sentence1, str(example.sentence2), label
 
     rows = [as_tuple(example) for example in examples]
-    return {"validation": rows[:NUM_HELD_OUT], "train": rows[NUM_HELD_OUT:]}
+    return {"validation": rows[:NUM_VALIDATION], "train": rows[NUM_VALIDATION:]}
 
 
 def run_row(
@@ -96,20 +96,18 @@ def run_row(
         }
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
+def format_table(results: Sequence[dict[str, Any]]) -> str:
     """The means over seeds, in Markdown."""
-    lines = [
-        "| soft prompt | pairs × epochs | trained | accuracy | ROC-AUC | seeds |",
-        "|---|---|---|---|---|---|",
-    ]
+    lines = []
     cases = dict.fromkeys((row["row"], row["length"]) for row in results)
     for name, length in cases:
         rows = [row for row in results if (row["row"], row["length"]) == (name, length)]
         means = [f"{mean(row[key] for row in rows):.3f}" for key in ("accuracy", "roc_auc")]
         seeds = ", ".join(str(row["seed"]) for row in rows)
         cells = [name, length.replace("x", " × "), f"{rows[0]['trained']:,}", *means, seeds]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append(cells)
+    head = ["soft prompt", "pairs × epochs", "trained", "accuracy", "ROC-AUC", "seeds"]
+    return markdown(head, lines)
 
 
 def main() -> None:
@@ -117,7 +115,9 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:minilm")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--lengths", nargs="+", choices=LENGTHS, default=list(LENGTHS))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help="only these")
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, metavar="ROW", help="default: all rows of a length"
+    )
     parser.add_argument("--output", default="soft_prompts.jsonl", help="one line for each run")
     options = parser.parse_args()
     output = Path(options.output)
@@ -133,7 +133,7 @@ def main() -> None:
             results.append({**case, **row})
             with output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(results[-1]) + "\n")
-    sys.stdout.write(table(results) + "\n")
+    sys.stdout.write(format_table(results) + "\n")
 
 
 if __name__ == "__main__":
