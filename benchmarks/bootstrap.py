@@ -1,11 +1,11 @@
-"""Time of the paired bootstrap of a comparison: every metric of every run, 10,000 times.
+"""Speed of the paired bootstrap that computes the intervals of a comparison.
 
     python benchmarks/bootstrap.py
 
-The predictions of 5 runs for 1,725 examples (the size of MRPC's test split) are random, with an
-accuracy of about 80% for each run. The peer computes the same metrics with scikit-learn, one
-resample after the other, with fewer resamples. Both are reported in resamples per second, with one
-thread.
+The predictions of 5 Runs for 1,725 examples, the size of MRPC's test split, are random, with an
+accuracy of about 80 %. The peer computes the same metrics with scikit-learn, one resample after the
+other. Both speeds are in resamples per second with one thread. The result goes into
+`bootstrap.json` beside this file, the table into `bootstrap.md`.
 """
 
 import resource
@@ -44,16 +44,14 @@ def main() -> None:
     peer = time_peer(references, predictions, probabilities, PEER_RESAMPLES)
     row = speed_row(
         f"{NUM_RUNS} runs x {NUM_EXAMPLES:,} examples, all metrics",
-        *(
-            num_resamples / seconds,
-            PEER_RESAMPLES / peer,
-            round(NUM_RESAMPLES / GOAL_SECONDS * peer / PEER_RESAMPLES),
-        ),
+        num_resamples / seconds,
+        PEER_RESAMPLES / peer,
+        round(NUM_RESAMPLES / GOAL_SECONDS * peer / PEER_RESAMPLES),
         seconds=seconds,
         num_resamples=num_resamples,
         peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        unit="resamples/s",
     )
-    row["unit"] = "resamples/s"
     report.write([row])
     report.show(goal_table([row]), "goals")
     print(f"{num_resamples:,} resamples in {seconds:.2f} s (goal: 10,000 in {GOAL_SECONDS:g} s)")
@@ -85,7 +83,7 @@ def time_peer(
     probabilities: Sequence[Array],
     num_resamples: int,
 ) -> float:
-    """The usual code: draw examples, and compute each metric of each run with scikit-learn."""
+    """Resample the examples, and compute each metric of each run with scikit-learn."""
     rng = np.random.default_rng(0)
     started = time.perf_counter()
     for _ in range(num_resamples):

@@ -1,10 +1,10 @@
-"""Estimates of `peft-mrpc doctor`, and the measured cost of the same trainings.
+"""Cost estimates of `peft-mrpc doctor`, compared with the measured cost of the trainings.
 
     python benchmarks/doctor.py
 
-Each training is estimated in a process of its own, and then run in another one on the first
-`--examples` of MRPC. The ratio is 1 minus the relative error of the estimate. The results go into
-`doctor.json` beside this file, the table into `doctor.md`.
+Each training is estimated in a new process, and then run in another one on the first `--examples`
+of MRPC. The ratio is 1 minus the relative error of the estimate. The results go into `doctor.json`
+beside this file, the table into `doctor.md`.
 """
 
 import argparse
@@ -62,7 +62,7 @@ TRAININGS = {
     "layer_freeze": Training("layer_freeze", epochs=3),
     "layer_freeze, bert-base": Training("layer_freeze", None, 3, 0.25),
     **{method: Training(method) for method in ("full", "lora", "prompt_tuning", "linear_probe")},
-    "full, in fp32": Training("full", arguments={"bf16": False}),
+    "full, fp32": Training("full", arguments={"bf16": False}),
 }
 
 
@@ -86,7 +86,7 @@ def main() -> None:
 def parse_options() -> argparse.Namespace:
     parser = build_parser(__doc__)
     parser.add_argument("--examples", type=positive, help="training examples (default: 1000)")
-    parser.add_argument("--repeats", type=positive, help="repetitions (default: 2)")
+    parser.add_argument("--repeats", type=positive, help="repeats (default: 2)")
     parser.add_argument("--only", nargs="*", default=list(TRAININGS), choices=list(TRAININGS))
     options = parser.parse_args()
     examples, repeats = (160, 1) if options.quick else (1000, 2)
@@ -118,9 +118,9 @@ def compare(training: Training, data: DataSplits, count: int, scratch: Path) -> 
 
 
 def best_of(repeats: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the lowest values: other work of the machine only adds to them."""
+    """Return the lowest values, because other load on the machine only increases them."""
     lowest = {
-        side: {key: min(one[side][key] for one in repeats) for key in repeats[0][side]}
+        side: {key: min(repeat[side][key] for repeat in repeats) for key in repeats[0][side]}
         for side in ("estimated", "measured")
     }
     return {**repeats[0], **lowest}
@@ -149,10 +149,7 @@ def train(job: TrainJob) -> dict[str, float]:
 def result_rows(parts: dict[str, Any]) -> list[Row]:
     rows = []
     for name, part in parts.items():
-        for key, title, unit in (
-            ("seconds", "seconds of training", "s"),
-            ("peak", "peak memory", "bytes"),
-        ):
+        for key, title, unit in (("seconds", "training", "s"), ("peak", "peak memory", "bytes")):
             estimated, measured = part["estimated"][key], part["measured"][key]
             ratio = 1 - abs(estimated - measured) / measured
             row = {"name": f"{name}: {title}", "ours": estimated, "peer": measured, "ratio": ratio}

@@ -36,7 +36,7 @@ GOALS = {
         "lora: peft-mrpc": 1.3,
         "prompt_tuning: peft-mrpc": 1.3,
     },
-    "doctor": {"layer_freeze: seconds": 0.7, "full: peak memory": 0.7, "lora: seconds": 0.7},
+    "doctor": {"layer_freeze: training": 0.7, "full: peak memory": 0.7, "lora: training": 0.7},
     "hard_prompt": {"0 demonstrations": 1.5, "8 demonstrations": 6, "16 demonstrations": 10},
 }
 
