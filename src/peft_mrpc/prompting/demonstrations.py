@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from peft_mrpc.config import PromptConfig
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example
@@ -28,11 +27,6 @@ class TrainSample:
 
     calibration: Sequence[Example] = ()
     demonstrations: Sequence[Demonstration] = ()
-
-    @property
-    def references(self) -> NDArray[np.int64]:
-        """Labels of the calibration set."""
-        return np.array([example.label for example in self.calibration], dtype=np.int64)
 
 
 def label_uses(config: PromptConfig) -> list[str]:

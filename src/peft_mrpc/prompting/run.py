@@ -42,11 +42,7 @@ from peft_mrpc.prompting.calibration import (
     stack_label_scores,
 )
 from peft_mrpc.prompting.classifier import Encoder, Engine, PromptClassifier
-from peft_mrpc.prompting.demonstrations import (
-    TrainSample,
-    label_uses,
-    sample_train,
-)
+from peft_mrpc.prompting.demonstrations import TrainSample, label_uses, sample_train
 from peft_mrpc.prompting.endpoint import EndpointEngine
 from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptBatch, PromptEncoder, max_prompt_length
@@ -64,7 +60,7 @@ logger = logging.getLogger(__name__)
 # Below this share of the probability the model's answer is probably another text.
 LOW_LABEL_MASS = 0.1
 # Names of encoded sets besides the reported splits.
-CALIBRATION_SET, CONTENT_FREE = "train", "content-free"
+CALIBRATION_SET, CONTENT_FREE_SET = "train", "content-free"
 Array = NDArray[np.float64]
 
 
@@ -179,26 +175,40 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     warn_unknown_labels(loaded, splits)
     if train_sample.calibration or train_sample.demonstrations:
         warn_train_test_overlap(loaded, splits)
-    if config.endpoint:  # only the name of the model is known
-        source = ModelSource(config.model, config.model, config.base_model_id)
-    else:
-        trust = Trust(config.trust_remote_code, config.allow_pickle)
-        source = resolve_model(config.model, config.base_model_id, trust)  # may convert it first
+    source = resolve_source(config)
     if config.push_to_hub:
         check_base(source.name, source.hub_id)
     encoder = build_encoder(config, source, loaded.label_names)
     examples: dict[str, Sequence[Example]] = {split: loaded.splits[split] for split in splits}
-    if train_sample.calibration:
-        examples = {CALIBRATION_SET: train_sample.calibration} | examples
+    if config.calibration == "affine":
+        examples[CALIBRATION_SET] = train_sample.calibration
     if config.calibration == "contextual":
-        examples[CONTENT_FREE] = [
-            Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)
-        ]
-    batches = encode_examples(encoder, templates, train_sample.demonstrations, examples)
+        texts = enumerate(CONTENT_FREE_TEXTS)
+        examples[CONTENT_FREE_SET] = [Example(idx, text, text) for idx, text in texts]
     return PromptJob(
-        *(config, data_config, loaded, splits, output_dir, source, templates, train_sample),
-        *(encoder, batches),
+        config=config,
+        data_config=data_config,
+        data=loaded,
+        splits=splits,
+        output_dir=output_dir,
+        source=source,
+        templates=templates,
+        train_sample=train_sample,
+        encoder=encoder,
+        batches=encode_examples(encoder, templates, train_sample.demonstrations, examples),
     )
+
+
+def resolve_source(config: PromptConfig) -> ModelSource:
+    """The model to load; of a served model only its name is known.
+
+    Raises:
+        UserError: If there is no such model.
+    """
+    if config.endpoint:
+        return ModelSource(config.model, config.model, config.base_model_id)
+    trust = Trust(config.trust_remote_code, config.allow_pickle)
+    return resolve_model(config.model, config.base_model_id, trust)  # may convert it first
 
 
 def build_encoder(
@@ -223,21 +233,21 @@ def encode_examples(
     demonstrations: Sequence[Demonstration],
     examples: Mapping[str, Sequence[Example]],
 ) -> dict[str, list[Any]]:
-    """Encode the examples of each split with each template.
+    """Encode the examples of each set with each template.
 
     Raises:
         UserError: Naming every prompt that cannot be encoded.
     """
-    faults: list[str] = []
-    batches: dict[str, list[Any]] = {split: [] for split in examples}
-    for split, rows in examples.items():
+    faults: dict[str, None] = {}  # a fault of a template occurs with each set
+    batches: dict[str, list[Any]] = {name: [] for name in examples}
+    for name, rows in examples.items():
         for template in templates:
             try:
-                batches[split].append(encoder.encode(template, rows, demonstrations))
+                batches[name].append(encoder.encode(template, rows, demonstrations))
             except UserError as error:
-                named = [f"{split}, {f}" if f.startswith("row ") else f for f in error.faults]
-                faults += [fault for fault in named if fault not in faults]
-    raise_faults(faults)
+                for fault in error.faults:
+                    faults[f"{name}, {fault}" if fault.startswith("row ") else fault] = None
+    raise_faults([*faults])
     return batches
 
 
@@ -296,12 +306,12 @@ def evaluate(job: PromptJob, engine: Engine) -> PromptEvaluation:
     calibrations = _calibrate(job, engine, scores)
     probabilities = {split: calibrations[split].predict_proba(scores[split]) for split in scores}
     classifier = PromptClassifier(
-        job.encoder,
-        engine,
-        job.templates,
-        list(job.data.label_names),
-        job.train_sample.demonstrations,
-        calibrations[job.splits[0]],  # new examples are classified like the first split
+        encoder=job.encoder,
+        engine=engine,
+        templates=job.templates,
+        labels=list(job.data.label_names),
+        demonstrations=job.train_sample.demonstrations,
+        calibration=calibrations[job.splits[0]],  # new examples are like the first split
     )
     masses = {split: _label_masses(job, split, scores[split]) for split in scores}
     return PromptEvaluation(classifier, probabilities, masses, time.perf_counter() - started)
@@ -329,13 +339,14 @@ def _calibrate(
     job: PromptJob, engine: Engine, scores: Mapping[str, Sequence[TemplateScores]]
 ) -> dict[str, Calibration]:
     """The calibration of each split: one for all, or one of the split's own scores."""
-    kind, sample = job.config.calibration, job.train_sample
+    kind = job.config.calibration
     if kind == "affine":
         features = stack_features(_score(job, engine, CALIBRATION_SET))
-        return dict.fromkeys(scores, affine(features, sample.references, job.config.seed))
+        references = np.array([example.label for example in job.train_sample.calibration])
+        return dict.fromkeys(scores, affine(features, references, job.config.seed))
     content_free = None
     if kind == "contextual":
-        content_free = stack_label_scores(_score(job, engine, CONTENT_FREE))
+        content_free = stack_label_scores(_score(job, engine, CONTENT_FREE_SET))
     prior = _label_prior(job)
     return {
         split: fit_calibration(kind, stack_label_scores(by_template), content_free, prior)
@@ -369,7 +380,9 @@ def _label_masses(
             logger.warning(
                 "%s, %s: the label words have only %.1f%% of the probability, so the model's "
                 "answer is probably another text. Try another template.",
-                *(split, template.name, 100 * mass),
+                split,
+                template.name,
+                100 * mass,
             )
         masses[template.name] = mass
     return masses
