@@ -10,8 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_mrpc.cli.help import HelpGroup, HelpOption
 from peft_mrpc.cli.parser import (
+    HelpGroup,
+    HelpOption,
     build_config,
     option_names,
     print_help,
