@@ -44,13 +44,12 @@ function makeSortable(table) {
   });
 }
 
-function startTheme(onChange) {
+function startTheme() {
   const button = byId("theme");
   const system = matchMedia("(prefers-color-scheme: dark)");
   const isDark = () => (document.documentElement.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
   const name = () => {
     button.textContent = isDark() ? "Light theme" : "Dark theme";
-    onChange(isDark() ? "dark" : "light");
   };
   button.hidden = false;
   button.addEventListener("click", () => {
@@ -129,7 +128,6 @@ function startBrowser(data) {
   const isRight = (run, row) => data.predictions[run][row] === truth[row];
   const numRight = truth.map((_, row) => runs.filter((_, run) => isRight(run, row)).length);
   const folded = truth.map((_, row) => fold(`${data.sentence1[row]}\n${data.sentence2[row]}`));
-  let theme = "light";
   let matching = [];
   let numShown = 0;
 
@@ -184,8 +182,7 @@ function startBrowser(data) {
       bar.setAttribute("aria-hidden", "true");
       const fill = element("i");
       fill.style.width = `${data.confidences[number][row] / 10}%`;
-      fill.style.background = run[theme];
-      fill.dataset.run = number;
+      fill.style.background = run.color;
       bar.append(fill);
       line.append(element("span", "", run.name), predicted, bar);
       predictions.append(line);
@@ -229,14 +226,8 @@ function startBrowser(data) {
     }
   });
   update();
-  return (name) => {
-    theme = name;
-    document.querySelectorAll(".bar i").forEach((fill) => {
-      fill.style.background = runs[fill.dataset.run][theme];
-    });
-  };
 }
 
 document.querySelectorAll("table.sortable").forEach(makeSortable);
-const recolor = byId("data") ? startBrowser(JSON.parse(byId("data").textContent)) : () => {};
-startTheme(recolor);
+if (byId("data")) startBrowser(JSON.parse(byId("data").textContent));
+startTheme();

@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from peft_mrpc.evaluation.metrics import confidence_bins
-from peft_mrpc.evaluation.plot_style import LIGHT, Theme, add_legend, themed
+from peft_mrpc.evaluation.plot_style import BACKGROUND, MUTED, SHADE, add_legend, plot_settings
 from peft_mrpc.evaluation.significance import wilson_interval
 from peft_mrpc.formatting import escape_control, shorten
 
@@ -30,9 +30,9 @@ Styles = Sequence[tuple[str, str]]
 MAX_LABEL_LENGTH = 24
 
 
-@themed
+@plot_settings()
 def plot_confusion_matrix(
-    counts: NDArray[np.int64], label_names: Sequence[str], title: str, *, theme: Theme = LIGHT
+    counts: NDArray[np.int64], label_names: Sequence[str], title: str
 ) -> Figure:
     """Plot one confusion matrix.
 
@@ -40,20 +40,16 @@ def plot_confusion_matrix(
         counts: [C, C], row = true label.
         label_names: Names of the C labels.
         title: Title.
-        theme: Colours.
     """
     size = 3.4 + 0.5 * len(label_names)
     figure = Figure(figsize=(size + 0.4, size), layout="constrained")
-    _draw_confusion(figure.subplots(), counts, label_names, title, theme)
+    _draw_confusion(figure.subplots(), counts, label_names, title)
     return figure
 
 
-@themed
+@plot_settings()
 def plot_confusion_matrices(
-    matrices: Mapping[str, NDArray[np.int64]],
-    label_names: Sequence[str],
-    *,
-    theme: Theme = LIGHT,
+    matrices: Mapping[str, NDArray[np.int64]], label_names: Sequence[str]
 ) -> Figure:
     """Plot the confusion matrices of several Runs, at most four in a row."""
     rows = -(-len(matrices) // 4)
@@ -61,7 +57,7 @@ def plot_confusion_matrices(
     figure = Figure(figsize=(3.6 * columns + 0.4, 3.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (name, counts) in zip(axes, matrices.items(), strict=False):
-        _draw_confusion(axis, counts, label_names, name.replace(" · ", "\n"), theme)
+        _draw_confusion(axis, counts, label_names, name.replace(" · ", "\n"))
     for axis in axes[len(matrices) :]:
         axis.set_axis_off()
     return figure
@@ -72,14 +68,13 @@ def _draw_confusion(
     counts: NDArray[np.int64],
     label_names: Sequence[str],
     title: str,
-    theme: Theme,
 ) -> None:
     # Shaded by the share of the true label, so that rare classes are as readable as common ones.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shades = LinearSegmentedColormap.from_list("shades", [theme.background, theme.shade])
+    shades = LinearSegmentedColormap.from_list("shades", [BACKGROUND, SHADE])
     edges = np.arange(len(label_names) + 1) - 0.5
     # Not scikit-learn's display or imshow: an SVG holds images as bitmaps, which blur.
-    axis.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolor=theme.background)
+    axis.pcolormesh(edges, edges, shares, cmap=shades, vmin=0, vmax=1, edgecolor=BACKGROUND)
     axis.set_aspect("equal")
     axis.invert_yaxis()
     for (row, column), share in np.ndenumerate(shares):
@@ -95,20 +90,17 @@ def _draw_confusion(
     axis.set(xlabel="predicted", ylabel="true", title=title)
 
 
-@themed
-def plot_roc_curves(
-    curves: ScoredLabels, styles: Styles, title: str, *, theme: Theme = LIGHT
-) -> Figure:
+@plot_settings()
+def plot_roc_curves(curves: ScoredLabels, styles: Styles, title: str) -> Figure:
     """Plot ROC curves; for more than two classes, one-vs-rest and pooled.
 
     Args:
         curves: True labels and probabilities by name.
         styles: Colour and line style of each.
         title: Title.
-        theme: Colours.
     """
     figure, axis = _square_axes(len(curves), title, "false positive rate", "true positive rate")
-    axis.plot([0, 1], [0, 1], color=theme.muted, linewidth=1, linestyle=":", label="chance (0.500)")
+    axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=":", label="chance (0.500)")
     for (name, scored), (color, style) in zip(curves.items(), styles, strict=True):
         truth, score = _binary_view(*scored)
         if len(np.unique(truth)) < 2:
@@ -121,17 +113,13 @@ def plot_roc_curves(
     return figure
 
 
-@themed
-def plot_precision_recall(
-    curves: ScoredLabels, styles: Styles, title: str, *, theme: Theme = LIGHT
-) -> Figure:
+@plot_settings()
+def plot_precision_recall(curves: ScoredLabels, styles: Styles, title: str) -> Figure:
     """Plot precision against recall of the positive label; for more labels, one-vs-rest, pooled."""
     figure, axis = _square_axes(len(curves), title, "recall", "precision")
     truth = next((_binary_view(*scored)[0] for scored in curves.values()), np.zeros(1))
     share = float(truth.mean())
-    axis.axhline(
-        share, color=theme.muted, linewidth=1, linestyle=":", label=f"chance ({share:.3f})"
-    )
+    axis.axhline(share, color=MUTED, linewidth=1, linestyle=":", label=f"chance ({share:.3f})")
     for (name, scored), (color, style) in zip(curves.items(), styles, strict=True):
         truth, score = _binary_view(*scored)
         if len(np.unique(truth)) < 2:
@@ -145,14 +133,9 @@ def plot_precision_recall(
     return figure
 
 
-@themed
+@plot_settings()
 def plot_reliability(
-    curves: ScoredLabels,
-    styles: Styles,
-    errors: Sequence[float],
-    title: str,
-    *,
-    theme: Theme = LIGHT,
+    curves: ScoredLabels, styles: Styles, errors: Sequence[float], title: str
 ) -> Figure:
     """Plot accuracy against confidence in ten bins of equal mass.
 
@@ -161,12 +144,11 @@ def plot_reliability(
         styles: Colour and line style of each.
         errors: Expected calibration error of each.
         title: Title.
-        theme: Colours.
     """
     figure, axis = _square_axes(len(curves), title, "mean predicted probability", "accuracy")
     lowest = 1 / next(iter(curves.values()))[1].shape[1]
     ends = [lowest, 1]
-    axis.plot(ends, ends, ":", color=theme.muted, linewidth=1, label="perfect calibration")
+    axis.plot(ends, ends, ":", color=MUTED, linewidth=1, label="perfect calibration")
     for (name, scored), (color, style), error in zip(curves.items(), styles, errors, strict=True):
         bins = confidence_bins(*scored)
         accuracy = np.array([each.accuracy for each in bins])

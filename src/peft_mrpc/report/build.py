@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from peft_mrpc.config import CompareConfig
 from peft_mrpc.errors import UserError, raise_faults
-from peft_mrpc.evaluation.plot_style import THEMES, save_figure
+from peft_mrpc.evaluation.plot_style import save_figure
 from peft_mrpc.report.analysis import analyze
 from peft_mrpc.report.comparison import Comparison, build_comparison
 from peft_mrpc.report.html import report_html
@@ -131,11 +131,9 @@ class Report:
         with staged_directory(Path(output_dir), overwrite, REPORT_DIRECTORY) as staging:
             plots = staging / "plots"
             plots.mkdir()
-            for theme, figures in self._figures.items():
-                suffix = "" if theme == "light" else f"_{theme}"
-                for name, figure in figures.items():
-                    (plots / f"{name}{suffix}.svg").write_bytes(self._svgs[name][theme])
-                    save_figure(figure, plots / f"{name}{suffix}.png")
+            for name, figure in self._figures.items():
+                (plots / f"{name}.svg").write_bytes(self._svgs[name])
+                save_figure(figure, plots / f"{name}.png")
             images = [f"\n![{CAPTIONS[name]}](plots/{name}.png)\n" for name in self._svgs]
             text = self.to_markdown() + "".join(images)
             (staging / "report.md").write_bytes(encode_text(text))
@@ -143,22 +141,18 @@ class Report:
             self.write_html(staging / REPORT_FILE)
 
     @cached_property
-    def _figures(self) -> dict[str, dict[str, Figure]]:
-        """Figures by theme and name."""
-        return {
-            name: build_plots(self.comparison, self.analysis, theme)
-            for name, theme in THEMES.items()
-        }
+    def _figures(self) -> dict[str, Figure]:
+        """Figures by name."""
+        return build_plots(self.comparison, self.analysis)
 
     @cached_property
-    def _svgs(self) -> dict[str, dict[str, bytes]]:
-        """SVG files by name and theme."""
-        files: dict[str, dict[str, bytes]] = {}
-        for theme, figures in self._figures.items():
-            for name, figure in figures.items():
-                buffer = io.BytesIO()
-                save_figure(figure, buffer, "svg")
-                files.setdefault(name, {})[theme] = buffer.getvalue()
+    def _svgs(self) -> dict[str, bytes]:
+        """SVG files by name."""
+        files = {}
+        for name, figure in self._figures.items():
+            buffer = io.BytesIO()
+            save_figure(figure, buffer, "svg")
+            files[name] = buffer.getvalue()
         return files
 
     def _html(self) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from peft_mrpc.evaluation.plot_style import THEMES
+from peft_mrpc.evaluation.plot_style import method_styles
 from peft_mrpc.report.comparison import Comparison, as_text
 from peft_mrpc.report.plots import CAPTIONS
 from peft_mrpc.report.summary import Summary, difference_notes, method_descriptions, seeds_note
@@ -33,7 +33,7 @@ def report_html(
     analysis: Mapping[str, Any],
     summary: Summary,
     tables: ReportTables,
-    plots: Mapping[str, Mapping[str, bytes]],
+    plots: Mapping[str, bytes],
     max_examples: int,
 ) -> str:
     """Render the page.
@@ -43,7 +43,7 @@ def report_html(
         analysis: The significance analysis.
         summary: The summary.
         tables: The tables.
-        plots: SVG files by plot and theme, `light` and `dark`.
+        plots: SVG files by plot.
         max_examples: Maximum number of examples; 0 omits them.
     """
     style, script = read_asset("assets/report.css"), read_asset("assets/report.js")
@@ -63,7 +63,7 @@ def report_html(
             for key, (name, members) in SECTIONS.items()
             if any(plot in plots for plot in members)
         ],
-        images={name: _image(files) for name, files in plots.items()},
+        images={name: _image(content) for name, content in plots.items()},
         captions=CAPTIONS,
         examples=browser_data(comparison, max_examples) if max_examples else None,
         runs=[
@@ -82,16 +82,15 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _image(files: Mapping[str, bytes]) -> dict[str, str]:
-    """Data URLs of a plot by theme, and its size in CSS pixels."""
-    size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', files["light"])
+def _image(content: bytes) -> dict[str, str]:
+    """Data URL of a plot, and its size in CSS pixels."""
+    size = re.search(rb'viewBox="0 0 ([\d.]+) ([\d.]+)"', content)
     assert size, "matplotlib's SVG files have a viewBox, in points"
     width, height = (float(points) * 96 / 72 for points in size.groups())
-    image = {"width": f"{width:.0f}", "height": f"{height:.0f}"}
+    source = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+    image = {"source": source, "width": f"{width:.0f}", "height": f"{height:.0f}"}
     if width > height:
         image["wide"] = "yes"  # scrolls sideways on a phone, to stay readable
-    for theme, content in files.items():
-        image[theme] = f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
     return image
 
 
@@ -121,11 +120,12 @@ def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
     the others are drawn at random.
 
     Returns:
-        `labels`, `runs` (name and colours), `total` examples, and for each included example `idx`,
+        `labels`, `runs` (name and colour), `total` examples, and for each included example `idx`,
         `truth`, `sentence1`, `sentence2`, and by Run `predictions` and `confidences` (in
         thousandths).
     """
     predictions = comparison.predictions
+    styles = method_styles([run.record["method"] for run in comparison.runs])
     has_error = np.any([~rows.is_correct for rows in predictions], axis=0)
     order = np.lexsort((np.random.default_rng(0).random(len(has_error)), ~has_error))
     chosen = np.sort(order[:max_examples])
@@ -136,7 +136,10 @@ def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
     }
     return {
         "labels": comparison.label_texts,
-        "runs": _run_colors(comparison),
+        "runs": [
+            {"name": name, "color": color}
+            for name, (color, _) in zip(comparison.names, styles, strict=True)
+        ],
         "total": len(has_error),
         "idx": idx.tolist(),
         "truth": predictions[0].references[chosen].tolist(),
@@ -152,16 +155,6 @@ def browser_data(comparison: Comparison, max_examples: int) -> dict[str, Any]:
             for rows in predictions
         ],
     }
-
-
-def _run_colors(comparison: Comparison) -> list[Mapping[str, str]]:
-    """Name of each Run, and its colour in each theme."""
-    methods = [run.record["method"] for run in comparison.runs]
-    styles = {name: theme.method_styles(methods) for name, theme in THEMES.items()}
-    return [
-        {"name": name, **{theme: styles[theme][number][0] for theme in THEMES}}
-        for number, name in enumerate(comparison.names)
-    ]
 
 
 def _cut(text: str) -> str:

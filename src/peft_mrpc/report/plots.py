@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from peft_mrpc.evaluation.plot_style import LIGHT, MARKERS, Theme, add_legend, themed
+from peft_mrpc.evaluation.plot_style import (
+    BACKGROUND,
+    MARKERS,
+    MUTED,
+    add_legend,
+    method_styles,
+    plot_settings,
+)
 from peft_mrpc.evaluation.plots import (
     Styles,
     plot_confusion_matrices,
@@ -70,16 +77,14 @@ class LossCurves(NamedTuple):
     validation: Sequence[tuple[float, float]]
 
 
-def build_plots(
-    comparison: Comparison, analysis: Mapping[str, Any], theme: Theme = LIGHT
-) -> dict[str, Figure]:
+def build_plots(comparison: Comparison, analysis: Mapping[str, Any]) -> dict[str, Figure]:
     """Draw the plots of a report; plots without data are omitted.
 
     Returns:
         Figures by file name, in the order of the report.
     """
     names, where = _short_names(comparison), comparison.description
-    styles = theme.method_styles([run.record["method"] for run in comparison.runs])
+    styles = method_styles([run.record["method"] for run in comparison.runs])
     points = _points(comparison, analysis, names)
     majority = comparison.metrics[0]["majority_accuracy"]
     scored = {
@@ -92,18 +97,16 @@ def build_plots(
         for name, rows in zip(names, comparison.predictions, strict=True)
     }
     figures = {
-        "accuracies": plot_accuracies(points, majority, where, theme=theme),
-        "confusion_matrices": plot_confusion_matrices(
-            matrices, comparison.label_names, theme=theme
-        ),
-        "roc_curves": plot_roc_curves(scored, styles, where, theme=theme),
-        "precision_recall": plot_precision_recall(scored, styles, where, theme=theme),
-        "reliability": plot_reliability(scored, styles, errors, where, theme=theme),
-        "costs": plot_costs(points, where, theme=theme),
+        "accuracies": plot_accuracies(points, majority, where),
+        "confusion_matrices": plot_confusion_matrices(matrices, comparison.label_names),
+        "roc_curves": plot_roc_curves(scored, styles, where),
+        "precision_recall": plot_precision_recall(scored, styles, where),
+        "reliability": plot_reliability(scored, styles, errors, where),
+        "costs": plot_costs(points, where),
     }
     curves = {name: _losses(run) for name, run in zip(names, comparison.runs, strict=True)}
     if any(losses.train for losses in curves.values()):
-        figures["learning_curves"] = plot_learning_curves(curves, styles, "training", theme=theme)
+        figures["learning_curves"] = plot_learning_curves(curves, styles, "training")
     return {name: figures[name] for name in CAPTIONS if name in figures}
 
 
@@ -155,22 +158,18 @@ def _losses(run: Run) -> LossCurves:
     )
 
 
-@themed
-def plot_accuracies(
-    points: Sequence[RunPoint], majority: float, title: str, *, theme: Theme = LIGHT
-) -> Figure:
+@plot_settings()
+def plot_accuracies(points: Sequence[RunPoint], majority: float, title: str) -> Figure:
     """Plot accuracies with their intervals, the best on top, and the majority baseline."""
     figure = Figure(figsize=(6, 1.1 + 0.48 * len(points)), layout="constrained")
     axis = figure.subplots()
-    axis.axvline(majority, color=theme.muted, linestyle=":", linewidth=1.2)
+    axis.axvline(majority, color=MUTED, linestyle=":", linewidth=1.2)
     points = sorted(points, key=lambda point: point.accuracy)
-    styles = theme.method_styles([point.method for point in points])
+    styles = method_styles([point.method for point in points])
     for place, (point, (color, _)) in enumerate(zip(points, styles, strict=True)):
         low, high = point.interval
         axis.hlines(place, low, high, color=color, linewidth=2.4, alpha=0.55)
-        axis.plot(
-            point.accuracy, place, "o", color=color, markersize=7, markeredgecolor=theme.background
-        )
+        axis.plot(point.accuracy, place, "o", color=color, markersize=7, markeredgecolor=BACKGROUND)
         if len(point.seeds) > 1:
             axis.plot(
                 point.seeds, [place - 0.26] * len(point.seeds), "|", color=color, markersize=6
@@ -189,7 +188,7 @@ def plot_accuracies(
         (4, 2),
         textcoords="offset points",
         fontsize=9,
-        color=theme.muted,
+        color=MUTED,
     )
     axis.margins(x=0.04)
     axis.set(yticks=[], ylim=(-0.65, len(points) - 0.35), title=title)
@@ -199,8 +198,8 @@ def plot_accuracies(
     return figure
 
 
-@themed
-def plot_costs(points: Sequence[RunPoint], title: str, *, theme: Theme = LIGHT) -> Figure:
+@plot_settings()
+def plot_costs(points: Sequence[RunPoint], title: str) -> Figure:
     """Plot accuracy against trained parameters, training time and inference time, if known."""
     points = sorted(points, key=lambda point: -point.accuracy)  # the legend lists the best first
     every: dict[str, list[float | None]] = {
@@ -212,7 +211,7 @@ def plot_costs(points: Sequence[RunPoint], title: str, *, theme: Theme = LIGHT) 
     figure = Figure(figsize=(2 + 2.8 * len(costs), 4.6), layout="constrained")
     axes = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axis, (name, values) in zip(axes, costs.items(), strict=True):
-        _draw_costs(axis, points, values, theme)
+        _draw_costs(axis, points, values)
         axis.set_xlabel(name)
     axes[0].set_ylabel("accuracy")
     figure.suptitle(title, fontsize=10)
@@ -221,15 +220,13 @@ def plot_costs(points: Sequence[RunPoint], title: str, *, theme: Theme = LIGHT) 
     return figure
 
 
-def _draw_costs(
-    axis: Axes, points: Sequence[RunPoint], costs: Sequence[float | None], theme: Theme
-) -> None:
+def _draw_costs(axis: Axes, points: Sequence[RunPoint], costs: Sequence[float | None]) -> None:
     """Draw points on a logarithmic axis; costs of zero have a mark of their own at the left."""
     positive = [cost for cost in costs if cost]
     lowest, highest = min(positive), max(positive)
     zero_mark = lowest / 8
     axis.set_xscale("log")
-    styles = theme.method_styles([point.method for point in points])
+    styles = method_styles([point.method for point in points])
     for number, (point, cost, (color, _)) in enumerate(zip(points, costs, styles, strict=True)):
         axis.plot(
             cost or zero_mark,
@@ -237,12 +234,12 @@ def _draw_costs(
             MARKERS[number % len(MARKERS)],
             color=color,
             markersize=8,
-            markeredgecolor=theme.background,
+            markeredgecolor=BACKGROUND,
             label=f"{point.name}  {format_mean_std(point.accuracy, point.deviation)}",
         )
     if len(positive) < len(costs):
         lowest = zero_mark
-        axis.axvline(zero_mark, color=theme.muted, linewidth=0.8, linestyle=":")
+        axis.axvline(zero_mark, color=MUTED, linewidth=0.8, linestyle=":")
         axis.annotate(
             "none",
             (zero_mark, 0),
@@ -251,7 +248,7 @@ def _draw_costs(
             textcoords="offset points",
             ha="center",
             fontsize=8,
-            color=theme.muted,
+            color=MUTED,
         )
     if lowest == highest:
         axis.set_xlim(lowest / 2, lowest * 2)
@@ -262,17 +259,14 @@ def _draw_costs(
     axis.grid()
 
 
-@themed
-def plot_learning_curves(
-    curves: Mapping[str, LossCurves], styles: Styles, title: str, *, theme: Theme = LIGHT
-) -> Figure:
+@plot_settings()
+def plot_learning_curves(curves: Mapping[str, LossCurves], styles: Styles, title: str) -> Figure:
     """Plot losses by epoch.
 
     Args:
         curves: Losses of each Run.
         styles: Colour and line style of each Run; validation losses are thin and dotted.
         title: Title.
-        theme: Colours.
     """
     figure = Figure(figsize=(8.4, 4.6), layout="constrained")
     axis = figure.subplots()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits, Example, label_counts
 from peft_mrpc.environment import describe_environment, peak_memory
 from peft_mrpc.evaluation.metrics import compute_metrics
-from peft_mrpc.evaluation.plot_style import LIGHT, save_figure
+from peft_mrpc.evaluation.plot_style import method_styles, save_figure
 from peft_mrpc.evaluation.plots import plot_confusion_matrix, plot_roc_curves
 from peft_mrpc.evaluation.thresholds import predict_labels
 from peft_mrpc.runs.model_card import build_card
@@ -116,7 +116,7 @@ def _write_plots(
         run.label_names,
         f"{title}, accuracy {values['accuracy']:.3f}",
     )
-    styles = LIGHT.method_styles([method])
+    styles = method_styles([method])
     curve = plot_roc_curves({method: (references, probabilities)}, styles, title)
     for name, figure in zip(PLOT_FILES, (matrix, curve), strict=True):
         save_figure(figure, folder / name)

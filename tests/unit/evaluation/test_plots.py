@@ -1,16 +1,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from peft_mrpc.evaluation.plot_style import (
-    DARK,
+    BACKGROUND,
+    INK,
     METHOD_COLORS,
-    THEMES,
-    Theme,
+    SHADE,
+    method_styles,
     save_figure,
 )
 from peft_mrpc.evaluation.plots import (
@@ -50,41 +52,30 @@ def test_contrast_equals_published_values() -> None:
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
 
 
-@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
-def test_method_colors_are_readable_and_different(theme: Theme) -> None:
-    colors = [color for color, _ in theme.method_styles([*METHOD_COLORS, "other"])]
-    assert all(contrast(color, theme.background) >= 3 for color in colors)
+def test_method_colors_are_readable_and_different() -> None:
+    colors = [color for color, _ in method_styles([*METHOD_COLORS, "other"])]
+    assert all(contrast(color, BACKGROUND) >= 3 for color in colors)
     assert len(set(colors)) == len(colors)
-    assert min(contrast(theme.ink, shade) for shade in (theme.background, theme.shade)) >= 4.5
+    assert min(contrast(INK, shade) for shade in (BACKGROUND, SHADE)) >= 4.5
 
 
 def test_runs_of_one_method_differ_by_their_line_style() -> None:
-    first, other, second = DARK.method_styles(["lora", "full", "lora"])
+    first, other, second = method_styles(["lora", "full", "lora"])
     assert first[0] == second[0] != other[0] and first[1] != second[1]
 
 
-@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
-@pytest.mark.parametrize(
-    "plot",
-    [
-        lambda theme: plot_confusion_matrices(MATRIX, ["no", "yes"], theme=theme),
-        lambda theme: plot_precision_recall(SCORED, STYLES, "title", theme=theme),
-        lambda theme: plot_reliability(SCORED, STYLES, [0.1], "title", theme=theme),
-        lambda theme: plot_roc_curves(SCORED, STYLES, "title", theme=theme),
-    ],
-    ids=["confusion", "precision_recall", "reliability", "roc"],
-)
-def test_plots_have_the_colors_of_the_theme(plot: Callable[[Theme], Figure], theme: Theme) -> None:
-    figure = plot(theme)
-    assert to_hex(figure.get_facecolor()) == theme.background
-    assert to_hex(figure.axes[0].xaxis.label.get_color()) == theme.ink
+def test_plots_have_the_colors_of_the_package() -> None:
+    figure = plot_roc_curves(SCORED, STYLES, "title")
+    assert to_hex(figure.get_facecolor()) == BACKGROUND
+    assert to_hex(figure.axes[0].xaxis.label.get_color()) == INK
+    assert to_hex(matplotlib.rcParams["text.color"]) != INK
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_equal_figures_give_equal_files(suffix: str, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.{suffix}" for name in ("first", "second")]
     for file in files:
-        save_figure(plot_reliability(SCORED, STYLES, [0.1], "title", theme=DARK), file)
+        save_figure(plot_reliability(SCORED, STYLES, [0.1], "title"), file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 

@@ -45,7 +45,7 @@ def test_the_files_of_a_report(runs: list[Run], tmp_path: Path) -> None:
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"report.html", "report.md", "report.json", "plots"}
     for name in ("confusion_matrices", "roc_curves", "costs", "learning_curves"):
-        for suffix in (".png", ".svg", "_dark.png", "_dark.svg"):
+        for suffix in (".png", ".svg"):
             assert (tmp_path / "out" / "plots" / f"{name}{suffix}").stat().st_size > 5000
     text = (tmp_path / "out" / "report.md").read_text()
     assert "(plots/confusion_matrices.png)" in text

@@ -1,12 +1,7 @@
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from example_runs import SCORES, build_run, change_record
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
 
-from peft_mrpc.evaluation.plot_style import THEMES, Theme
 from peft_mrpc.report.build import build_report
 from peft_mrpc.report.plots import (
     LossCurves,
@@ -39,20 +34,19 @@ def test_costs_of_zero_have_a_mark_of_their_own() -> None:
     assert trained.get_xlim()[0] < 100 / 8 and inference.get_xlim()[0] > 0
 
 
-@pytest.mark.parametrize("theme", THEMES.values(), ids=THEMES)
-@pytest.mark.parametrize(
-    "plot",
-    [
-        lambda theme: plot_accuracies(POINTS, 0.6, "title", theme=theme),
-        lambda theme: plot_costs(POINTS, "title", theme=theme),
-        lambda theme: plot_learning_curves(CURVES, [("#0072B2", "-")], "title", theme=theme),
-    ],
-    ids=["accuracies", "costs", "learning_curves"],
-)
-def test_plots_have_the_colors_of_the_theme(plot: Callable[[Theme], Figure], theme: Theme) -> None:
-    figure = plot(theme)
-    assert to_hex(figure.get_facecolor()) == theme.background
-    assert to_hex(figure.axes[0].xaxis.label.get_color()) == theme.ink
+def test_learning_curves_show_train_and_validation_losses() -> None:
+    axis = plot_learning_curves(CURVES, [("#0072B2", "-")], "title").axes[0]
+    assert [list(line.get_ydata()) for line in axis.lines] == [[0.7, 0.5], [0.6]]
+    assert [line.get_label() for line in axis.lines] == ["one", "one, validation"]
+
+
+def test_accuracies_have_their_intervals_and_seeds() -> None:
+    axis = plot_accuracies(POINTS, 0.6, "title").axes[0]
+    names = [text.get_text() for text in axis.texts]
+    assert names[:3] == ["prompt  0.700", "small  0.750", "large  0.812 ± 0.010"]
+    assert [list(line.get_xdata()) for line in axis.lines if line.get_marker() == "|"] == [
+        [0.8, 0.825]
+    ]
 
 
 def test_unknown_costs_have_no_axes() -> None:
