@@ -21,6 +21,7 @@ from transformers import (
 
 from peft_mrpc.methods.registry import find_method, load_default_recipe
 from peft_mrpc.methods.target_modules import default_targets, encoder_type
+from peft_mrpc.models.loading import has_custom_code
 from peft_mrpc.models.modeling_sentence_pair import SentencePairConfig
 
 # Values of init_lora_weights besides PEFT's default that read no base weights or quantized ones.
@@ -212,5 +213,5 @@ def _is_decoder(config: PretrainedConfig) -> bool:
 
 def _has_biases(config: PretrainedConfig) -> bool:
     with torch.device("meta"):  # shapes only
-        encoder = AutoModel.from_config(config)
+        encoder = AutoModel.from_config(config, trust_remote_code=has_custom_code(config))
     return any(name.endswith("bias") for name, _ in encoder.named_parameters())

@@ -52,8 +52,9 @@ PER_LAYER_OPTIONS = ("layer_types", "mlp_layer_types", "attention_window")
 MARKER_NUM_LABELS = 7919
 # Label names of a configuration that has none of its own.
 DEFAULT_LABEL = re.compile(r"LABEL_\d+")
-# Other tokens that serve for padding, which is masked.
-PADDING_TOKENS = ("eos_token", "unk_token", "sep_token", "bos_token", "cls_token")
+# Other tokens that serve for padding, which is masked. Tokenizers with separators have one of the
+# first: heads that compare sentences take the last for a word.
+PADDING_TOKENS = ("eos_token", "sep_token", "bos_token", "cls_token", "unk_token")
 # So that AutoModel loads our saved classifiers by the code of this package, not by the code that is
 # saved beside them.
 for config_type, model_type in (
@@ -77,6 +78,11 @@ def load_config(source: ModelSource) -> PretrainedConfig:
     return limit_layers(source, config)
 
 
+def has_custom_code(config: PretrainedConfig) -> bool:
+    """Whether a configuration's class comes from the files of a model, which then is trusted."""
+    return type(config).__module__.startswith("transformers_modules.")
+
+
 def limit_layers(source: ModelSource, config: PretrainedConfig) -> PretrainedConfig:
     """Return a copy of a model's configuration for the number of layers that its source states."""
     config = copy.deepcopy(config)
@@ -96,7 +102,7 @@ def _layer_options(source: ModelSource, config: PretrainedConfig) -> dict[str, A
 
 
 def load_tokenizer(
-    source: ModelSource, config: PretrainedConfig | None = None, *, needs_padding: bool = True
+    source: ModelSource, config: PretrainedConfig | None = None
 ) -> PreTrainedTokenizerBase:
     """Load a tokenizer that fits its model and pads on the right.
 
@@ -106,14 +112,13 @@ def load_tokenizer(
     Args:
         source: Where the tokenizer is.
         config: The model's configuration; by default it is loaded from the same source.
-        needs_padding: Whether a tokenizer that cannot pad is an error.
     Raises:
         UserError: If the tokenizer cannot be loaded or does not fit the model.
     """
     config = load_config(source) if config is None else config
     tokenizer = load_pretrained(AutoTokenizer, source)
     tokenizer.padding_side = "right"
-    check_tokenizer(source.name, config, tokenizer, needs_padding)
+    check_tokenizer(source.name, config, tokenizer)
     return tokenizer
 
 
@@ -121,7 +126,6 @@ def check_tokenizer(
     name: str,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
-    needs_padding: bool = True,
 ) -> None:
     """Check a tokenizer against its model, and repair what can be repaired without any effect.
 
@@ -129,10 +133,8 @@ def check_tokenizer(
         name: Name of the model, for messages.
         config: The model's configuration.
         tokenizer: Gets another padding token, and loses its token types, where the model needs it.
-        needs_padding: As in `load_tokenizer`.
     Raises:
-        UserError: If the tokenizer has no vocabulary, has more tokens than the model has
-            embeddings, or has no token for padding.
+        UserError: If the tokenizer has no vocabulary, or more tokens than the model has embeddings.
     """
     if isinstance(config, SentencePairConfig):
         config = config.encoder_config()
@@ -152,14 +154,9 @@ def check_tokenizer(
         )
     if tokenizer.pad_token is None:
         tokens = [getattr(tokenizer, token, None) for token in PADDING_TOKENS]
-        tokenizer.pad_token = next((token for token in tokens if token is not None), None)
-        if tokenizer.pad_token is not None:
-            logger.info("%s: no padding token, %s is used", name, tokenizer.pad_token)
-        elif needs_padding:
-            raise UserError(
-                f"model: got {name!r}, whose tokenizer has no special token to pad with; expected "
-                "a pad_token in its tokenizer_config.json."
-            )
+        # Without special tokens: the last token, the rarest of byte-pair encodings.
+        tokenizer.pad_token = next((token for token in tokens if token is not None), last)
+        logger.info("%s: no padding token, %r is used", name, tokenizer.pad_token)
     types = getattr(config, "type_vocab_size", None)
     if types is not None and max(tokenizer("a", "b").get("token_type_ids", [0])) >= max(types, 1):
         tokenizer.model_input_names = [
@@ -373,7 +370,9 @@ def init_classifier(
     head_dropout = HEAD_DROPOUT if dropout is None else dropout
     with torch.device(device), quiet_transformers():
         if pooling == "native":
-            return AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+            return AutoModelForSequenceClassification.from_config(
+                config, trust_remote_code=has_custom_code(config)
+            )
         return SentencePairForSequenceClassification(
             SentencePairConfig(config_dict(config), pooling=pooling, head_dropout=head_dropout)
         )

@@ -91,7 +91,7 @@ def load_prompt(
         encoder = engine = EndpointEngine(endpoint, info["model"], labels)
     else:
         source = base_model_source(info, trust)
-        tokenizer = load_tokenizer(source, needs_padding=False)
+        tokenizer = load_tokenizer(source)
         model = load_causal_lm(source, info["quantization"], info.get("device_map", "replica"))
         max_length = max_prompt_length(model.config, info["max_length"])
         encoder = PromptEncoder(tokenizer, labels, max_length)

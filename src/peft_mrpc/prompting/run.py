@@ -222,7 +222,7 @@ def build_encoder(
     if config.endpoint:
         return EndpointEngine(config.endpoint, config.model, label_names)
     model_config = check_causal_lm(source)
-    tokenizer = load_tokenizer(source, model_config, needs_padding=False)
+    tokenizer = load_tokenizer(source, model_config)
     max_length = max_prompt_length(model_config, config.max_length)
     return PromptEncoder(tokenizer, label_names, max_length)
 

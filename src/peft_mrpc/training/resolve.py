@@ -32,6 +32,7 @@ from peft_mrpc.methods.registry import (
 from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.loading import (
     auto_pooling,
+    has_custom_code,
     init_classifier,
     limit_layers,
     load_config,
@@ -39,6 +40,7 @@ from peft_mrpc.models.loading import (
     position_limit,
 )
 from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
+from peft_mrpc.models.modeling_sentence_pair_adapter import SentencePairAdapterConfig
 from peft_mrpc.models.sources import ModelSource, Trust, resolve_model
 from peft_mrpc.options import option_types
 from peft_mrpc.precision import (
@@ -81,7 +83,13 @@ def load_base_model(config: TrainConfig) -> BaseModel:
     trust = Trust(config.trust_remote_code, config.allow_pickle)
     source = resolve_model(config.model, config.base_model_id, trust)
     model_config = load_config(source)
-    return BaseModel(source, model_config, load_tokenizer(source, model_config))
+    if isinstance(model_config, SentencePairAdapterConfig):
+        base = model_config.base_model_name_or_path
+        raise UserError(f"model: got {source.name!r}, an adapter; expected its base model, {base}.")
+    tokenizer = load_tokenizer(source, model_config)
+    if config.max_length > (limit := position_limit(model_config, tokenizer)):
+        logger.info("max_length: the model has %d positions, more tokens are truncated", limit)
+    return BaseModel(source, model_config, tokenizer)
 
 
 def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> ResolvedJob:
@@ -98,7 +106,14 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
     method, explicit = find_method(job.config.method), job.explicit
     recipe = load_default_recipe(job.config.method, explicit)
     config = _merge_config(job, recipe)
-    if config.pooling == "auto":
+    if has_custom_code(base.config):
+        if job.config.pooling not in (None, "auto", "native"):
+            raise UserError(
+                f"pooling: got {config.pooling}, but {base.source.name} has code of its own; "
+                "expected native."
+            )
+        config = dataclasses.replace(config, pooling="native", head_layer="last")
+    elif config.pooling == "auto":
         pooling = auto_pooling(base.tokenizer, method.default_pooling)
         config = dataclasses.replace(config, pooling=pooling)
     source = truncate_encoder(base, str(config.head_layer), str(config.pooling))
