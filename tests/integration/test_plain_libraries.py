@@ -11,7 +11,7 @@ import pytest
 from conftest import ROWS
 from tiny_models import TINY_OPTIONS
 
-from peft_mrpc import TrainConfig, load_run, train_classifier
+from peft_mrpc import TrainConfig, train_classifier
 from peft_mrpc.runs.run import Run
 
 PAGE = Path(__file__).parents[2] / "docs" / "loading.md"
@@ -69,7 +69,15 @@ def by_cross_encoder(folder, base, texts, **options):
     return CrossEncoder(folder, **options).predict([texts], apply_softmax=True)[0].tolist()
 
 
+def by_card(folder, base, code, **options):
+    names = {}
+    *lines, call = code
+    exec("\\n".join(lines), names)
+    return {label["label"]: label["score"] for label in eval(call, names)}
+
+
 LIBRARIES = {
+    "card": by_card,
     "pipeline": by_pipeline,
     "AutoModel": by_auto_model,
     "AutoPeft": by_auto_peft,
@@ -91,7 +99,8 @@ def run_plainly(jobs: list[tuple[str, Path, str, list[str], bool]], folder: Path
     script, inputs, outputs = (folder / name for name in ("script.py", "in.json", "out.json"))
     script.write_text(SCRIPT)
     rows = [
-        (*map(str, job[:3]), job[3], {"trust_remote_code": True} if job[4] else {}) for job in jobs
+        (*map(str, job[:3]), list(job[3]), {"trust_remote_code": True} if job[4] else {})
+        for job in jobs
     ]
     inputs.write_text(json.dumps(rows))
     done = subprocess.run(
@@ -172,12 +181,27 @@ def test_the_table_of_what_loads_where(
     assert failures == []
 
 
-def test_a_decoder_reads_two_lines(tiny_llama: str, tiny_data: Any, tmp_path: Path) -> None:
-    run = train(tiny_llama, tiny_data, tmp_path / "run", "lora", "last")
-    text = "Sentence 1: {}\nSentence 2: {}".format(*ROWS[0][:2])
-    libraries = ("pipeline", "AutoModel")
-    jobs = [(library, run.artifact, tiny_llama, [text], True) for library in libraries]
-    by_name, by_number = run_plainly(jobs, tmp_path)
-    expected = load_run(run.path).predictions("validation").probabilities[0]
-    assert [by_name[label] for label in run.label_names] == pytest.approx(expected, abs=1e-5)
-    assert by_number == pytest.approx(expected, abs=1e-5)
+def card_code(run: Run, base: str) -> list[str]:
+    """The lines of the card's example for other libraries, for all labels of the first row."""
+    text = (run.path / "README.md").read_text("utf-8").split(" only:\n\n```python\n")[1]
+    places = {
+        "path/to/this/run": str(run.path),
+        "path/to/the/base/model": base,
+        "The first sentence.": ROWS[0][0],
+        "The second sentence.": ROWS[0][1],
+        "truncation=True": "truncation=True, top_k=None",
+    }
+    for place, value in places.items():
+        text = text.replace(place, value)
+    return text.split("\n```")[0].splitlines()
+
+
+def test_the_example_of_the_card_gives_the_runs_probabilities(
+    runs: dict[str, Run], tiny_bert: str, tiny_llama: str, tiny_data: Any, tmp_path: Path
+) -> None:
+    decoder = train(tiny_llama, tiny_data, tmp_path / "decoder", "lora", "last")
+    tried = [(run, tiny_bert) for run in runs.values()] + [(decoder, tiny_llama)]
+    jobs = [("card", run.artifact, base, card_code(run, base), False) for run, base in tried]
+    for (run, _), result in zip(tried, run_plainly(jobs, tmp_path), strict=True):
+        expected = run.predictions("validation").probabilities[0]
+        assert [result[label] for label in run.label_names] == pytest.approx(expected, abs=1e-5)

@@ -8,9 +8,8 @@ from jinja2 import Environment, StrictUndefined
 
 from peft_mrpc.runs.run import Run
 from peft_mrpc.runs.summary import format_metrics
-from peft_mrpc.serialization import read_asset
+from peft_mrpc.serialization import read_asset, read_json
 
-LIBRARIES = {"adapter": "peft", "model": "transformers", "prompt": "transformers"}
 VIRTUAL_TOKEN_POSITIONS = {"before": "before the sentences", "after": "after the first token"}
 
 
@@ -23,15 +22,19 @@ def build_card(run: Run, repo_id: str | None = None) -> str:
     Returns:
         Markdown with a YAML header, in the format of the Hub.
     """
-    record, kind = run.record, run.artifact.name
+    record = run.record
     dataset = str(record["data"]["name"])
     short_dataset = dataset.rsplit(":", 1)[-1].rsplit("/", 1)[-1]
     name = repo_id.split("/")[-1] if repo_id else f"{record['method']}-{short_dataset}"
     data = ModelCardData(
-        library_name=LIBRARIES[kind],
+        library_name=_library(run),
         base_model=record["base_model_id"],
+        base_model_relation="adapter" if run.artifact.name == "adapter" else "finetune",
         pipeline_tag="text-classification",
-        tags=["peft-mrpc", "sentence-pair-classification", record["method"]],
+        tags=[
+            *("peft-mrpc", "sentence-pair-classification", record["method"]),
+            *(["custom_code"] if _has_code(run) else []),
+        ],
         datasets=_hub_datasets(dataset),
         metrics=["accuracy", "f1", "roc_auc"],
         model_name=name,
@@ -39,6 +42,33 @@ def build_card(run: Run, repo_id: str | None = None) -> str:
     )
     body = _template().render(_values(run, name, repo_id))
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _library(run: Run) -> str:
+    """The library that loads the folder, with the code in it if there is some."""
+    if run.artifact.name == "prompt":
+        return "peft-mrpc"
+    return "peft" if (run.artifact / "adapter_config.json").is_file() else "transformers"
+
+
+def _has_code(run: Run) -> bool:
+    """Whether the model has the code of its architecture beside it."""
+    return "auto_map" in _read(run, "config.json")
+
+
+def _call(run: Run) -> str:
+    """The call of a pipeline with two sentences; decoders read them as two lines."""
+    if _read(run, "tokenizer_config.json").get("sep_token"):
+        inputs = '{"text": "The first sentence.", "text_pair": "The second sentence."}'
+    else:
+        inputs = '"Sentence 1: The first sentence.\\nSentence 2: The second sentence."'
+    return f"classifier({inputs}, truncation=True)"
+
+
+def _read(run: Run, name: str) -> dict[str, Any]:
+    path = run.artifact / name
+    content: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return content
 
 
 def _template() -> Any:
@@ -59,7 +89,10 @@ def _values(run: Run, name: str, repo_id: str | None) -> dict[str, Any]:
         "labels": ", ".join(f"`{label}`" for label in run.label_names),
         "virtual_tokens": _virtual_tokens(record),
         "head": _head(config),
-        "has_own_head": config.get("pooling", "native") != "native",
+        "library": _library(run),
+        "id2label": dict(enumerate(run.label_names)),
+        "has_code": _has_code(run),
+        "call": _call(run),
         "threshold": record.get("threshold", 0.5),
         "selection": _selection(record),
         "results": _results(run),
