@@ -192,8 +192,6 @@ def test_the_reason_is_logged_or_raised(
     for more in ([], ["--dry_run"]):
         assert "the first layer of the model is not frozen" in fails(main, *base, *unfrozen, *more)
     assert "lora has no frozen layers" in fails(main, *base, "--method", "lora", *ON)
-    text = fails(main, *base, *FREEZE, *OFF, "--activation_cache_memory", "1GB")
-    assert "activation_cache_memory: got 1GB, but activation_cache is off" in text
     assert not (tmp_path / "refused").exists()
 
 

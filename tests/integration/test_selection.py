@@ -336,9 +336,6 @@ def test_the_threshold_is_selected_on_the_selection_split(
             "early_stopping_patience: got eval_strategy no as well",
         ),
         ({"eval_on_start": True}, "eval_on_start: got eval_strategy no as well"),
-        ({"eval_steps": 5}, "eval_steps: got 5, but eval_strategy is no. Set"),
-        ({"eval_steps": 5, "eval_strategy": "epoch"}, "eval_strategy is epoch. Set"),
-        ({"save_steps": 5}, "save_steps: got 5, but save_strategy is no. Set"),
         (
             {"load_best_model_at_end": True, "save_strategy": "no"},
             "save and eval strategy to match",
@@ -355,8 +352,6 @@ def test_the_threshold_is_selected_on_the_selection_split(
             "greater_is_better: got false for accuracy",
         ),
         ({"save_strategy": "best", "eval_strategy": "epoch"}, "save_strategy: got best without"),
-        ({"metric_for_best_model": "f1"}, "metric_for_best_model: got f1, but nothing"),
-        ({"selection_fraction": 0.2}, "selection_fraction: got 0.2, but nothing is selected"),
         ({"class_weights": "1"}, "class_weights: got 1 numbers; expected 2"),
         ({"class_weights": "1,x"}, "class_weights: got '1,x'"),
         ({"focal_gamma": -1.0}, "focal_gamma: got -1.0"),

@@ -253,10 +253,9 @@ def test_doctor_accepts_a_prompt_from_text(
     ("flags", "said"),
     [
         (["--prompt_position", "afer"], "Did you mean 'after'?"),
-        (["--prompt_tuning_init", "TEXT"], "--prompt_tuning_init_text: got none"),
-        ([*TEXT, " "], "--prompt_tuning_init_text: got none"),
+        (["--prompt_tuning_init", "TEXT"], "PromptTuningConfig: When prompt_tuning_init='TEXT'"),
+        (["--prompt_tuning_init", "X"], "--prompt_tuning_init: got 'X'; expected 'TEXT'"),
         ([*TEXT, "two", "words"], "got 2 words; expected one text, in quotes"),
-        (["--prompt_tuning_init_text", "x"], "got a text, which RANDOM does not use"),
         (["--tokenizer_name_or_path", "x"], "--tokenizer_name_or_path: got an unknown option"),
     ],
 )

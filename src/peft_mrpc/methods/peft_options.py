@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from peft_mrpc.errors import unknown_name
 from peft_mrpc.options import option_types
 
 # Options of PEFT that count something. PEFT accepts 0 for some of them and fails or trains nothing.
@@ -48,25 +47,6 @@ def option_faults(options: Mapping[str, Any]) -> list[str]:
         faults.append(
             "alora_invocation_tokens: is for models that generate text; remove it. A classifier "
             "always uses its adapter."
-        )
-    return faults + _prompt_faults(options)
-
-
-def _prompt_faults(options: Mapping[str, Any]) -> list[str]:
-    """The faults of the text that initializes virtual tokens."""
-    from peft import PromptTuningInit
-
-    init, text = options.get("prompt_tuning_init", "RANDOM"), options.get("prompt_tuning_init_text")
-    if init not in list(PromptTuningInit):
-        known = [i.value for i in PromptTuningInit]
-        return [*unknown_name("prompt_tuning_init", init, known).faults]
-    faults = []
-    if init == "TEXT" and not (text or "").strip():
-        faults.append("prompt_tuning_init_text: got none; expected the text for TEXT.")
-    if init != "TEXT" and text is not None:
-        faults.append(
-            f"prompt_tuning_init_text: got a text, which {init} does not use; expected "
-            "prompt_tuning_init TEXT."
         )
     return faults
 

@@ -11,13 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
-from transformers.trainer_utils import SaveStrategy
 
-from peft_mrpc.config import TrainConfig
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.errors import raise_faults, unknown_name
-from peft_mrpc.evaluation.metrics import THRESHOLD_METRICS
 from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS
@@ -84,11 +80,7 @@ def validate(resolved: ResolvedJob) -> None:
     Raises:
         UserError: With all faults.
     """
-    faults = [fault for rule in RULES for fault in rule(resolved)]
-    names = {fault.partition(":")[0] for fault in faults}
-    # An invalid option may seem unused.
-    faults += [fault for fault in _unused_options(resolved) if fault.partition(":")[0] not in names]
-    raise_faults(faults)
+    raise_faults([fault for rule in RULES for fault in rule(resolved)])
 
 
 def limit_faults(values: Mapping[str, Any]) -> list[str]:
@@ -167,6 +159,32 @@ def _gradient_faults(resolved: ResolvedJob) -> list[str]:
     ]
 
 
+def _frozen_part_faults(resolved: ResolvedJob) -> list[str]:
+    """Features that work on a part of the model that the method does not train."""
+    config, options = resolved.config, resolved.method_options
+    method, noise = config.method, resolved.training_args.neftune_noise_alpha
+    faults = []
+    is_prompt = getattr(options, "is_prompt_learning", False)
+    trains_no_layer = (
+        method == "linear_probe" or is_prompt or getattr(options, "num_unfrozen_layers", None) == 0
+    )
+    if "layer_decay" in resolved.explicit and trains_no_layer:
+        faults.append(f"layer_decay: got {config.layer_decay}, but {method} trains no layer.")
+    freezes_embeddings = resolved.method.frozen_stages and not (
+        getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
+    )
+    if noise and (is_prompt or freezes_embeddings):
+        faults.append(
+            f"neftune_noise_alpha: got {noise:g}, but {method} does not train the word embeddings."
+        )
+    if config.activation_cache == "on" and not resolved.method.frozen_stages:
+        faults.append(
+            f"activation_cache: got 'on', but {method} has no frozen layers; expected auto or off, "
+            "or another method, such as layer_freeze."
+        )
+    return faults
+
+
 def _checkpoint_faults(resolved: ResolvedJob) -> list[str]:
     folder = resolved.training_args.resume_from_checkpoint
     if folder is None:
@@ -181,6 +199,7 @@ RULES: tuple[Callable[[ResolvedJob], list[str]], ...] = (
     _feature_faults,
     _compatibility_faults,
     _gradient_faults,
+    _frozen_part_faults,
     _checkpoint_faults,
 )
 
@@ -213,84 +232,3 @@ def prepare_data(
     faults = class_weight_faults(config.class_weights, counts)
     raise_faults([*faults, *resume_faults(resolved, data)])
     return data
-
-
-def _unused_options(resolved: ResolvedJob) -> list[str]:
-    """Options that the user set and that have no effect."""
-    config, args, options = resolved.config, resolved.training_args, resolved.method_options
-    faults = []
-    is_prompt = getattr(options, "is_prompt_learning", False)
-    trains_no_layer = (
-        config.method == "linear_probe"
-        or is_prompt
-        or getattr(options, "num_unfrozen_layers", None) == 0
-    )
-    if "layer_decay" in resolved.explicit and trains_no_layer:
-        faults.append(
-            f"layer_decay: got {config.layer_decay}, but {config.method} trains no layer. Remove "
-            "it."
-        )
-    if noise := args.neftune_noise_alpha:
-        has_frozen_embeddings = bool(resolved.method.frozen_stages) and not (
-            getattr(options, "frozen_modules", None) or getattr(options, "unfrozen_modules", None)
-        )
-        if is_prompt:
-            faults.append(
-                f"neftune_noise_alpha: got {noise:g}, but transformers does not find the word "
-                f"embeddings with {config.method}. Remove it, or use lora."
-            )
-        elif has_frozen_embeddings:
-            faults.append(
-                f"neftune_noise_alpha: got {noise:g}, but {config.method} freezes the word "
-                "embeddings. Remove it."
-            )
-    return (
-        faults
-        + _unused_cache_options(resolved)
-        + _unused_selection_options(config, args, resolved.explicit)
-    )
-
-
-def _unused_cache_options(resolved: ResolvedJob) -> list[str]:
-    config = resolved.config
-    freezes = resolved.method.frozen_stages is not None
-    if freezes and config.activation_cache != "off":
-        return []
-    if config.activation_cache == "on":
-        return [
-            f"activation_cache: got 'on', but {config.method} has no frozen layers; expected auto "
-            "or off, or another method, such as layer_freeze."
-        ]
-    if "activation_cache_memory" not in resolved.explicit:
-        return []
-    reason = "activation_cache is off" if freezes else f"{config.method} has no frozen layers"
-    return [
-        f"activation_cache_memory: got {config.activation_cache_memory}, but {reason}. Remove it."
-    ]
-
-
-def _unused_selection_options(
-    config: TrainConfig, args: TrainingArguments, explicit: frozenset[str]
-) -> list[str]:
-    faults = []
-    for name, strategy in (("eval_steps", "eval_strategy"), ("save_steps", "save_strategy")):
-        value = SaveStrategy(getattr(args, strategy)).value
-        if name in explicit and value != "steps":
-            faults.append(
-                f"{name}: got {getattr(args, name):g}, but {strategy} is {value}. Set {strategy} "
-                "to steps, or remove it."
-            )
-    if "selection_fraction" in explicit and not uses_selection_split(config, args):
-        faults.append(
-            f"selection_fraction: got {config.selection_fraction}, but nothing is selected. Set "
-            "eval_strategy to epoch, early_stopping_patience or threshold auto, or remove it."
-        )
-    selects_checkpoint = args.load_best_model_at_end or args.save_strategy == "best"
-    metric = (args.metric_for_best_model or "").removeprefix("eval_")
-    selects_threshold = config.threshold == "auto" and metric in THRESHOLD_METRICS
-    if "metric_for_best_model" in explicit and not (selects_checkpoint or selects_threshold):
-        faults.append(
-            f"metric_for_best_model: got {metric}, but nothing is selected by it. Set "
-            "load_best_model_at_end (or, for accuracy and f1, threshold auto), or remove it."
-        )
-    return faults
