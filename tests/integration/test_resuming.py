@@ -9,8 +9,12 @@ import pytest
 
 from peft_mrpc.runs.run import load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.checkpoints import FINGERPRINT_FILE, STATE_FILE, TRAINED_FILE
-from peft_mrpc.training.resuming import RESUME_CRITICAL_OPTIONS
+from peft_mrpc.training.checkpoints import (
+    FINGERPRINT_FILE,
+    RESUME_CRITICAL_OPTIONS,
+    STATE_FILE,
+    TRAINED_FILE,
+)
 
 Fails = Callable[..., str]
 STEP = 3  # of six: the end of the first of two epochs

@@ -37,12 +37,15 @@ from peft_mrpc.training.callbacks import (
     tensorboard_logs,
     validate_attention,
 )
-from peft_mrpc.training.checkpoints import CheckpointMetadata, RelocateBestCheckpoint
+from peft_mrpc.training.checkpoints import (
+    CheckpointMetadata,
+    RelocateBestCheckpoint,
+    training_fingerprint,
+)
 from peft_mrpc.training.first_token import FirstTokenCallback
 from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import SELECTION, compute_eval_metrics
-from peft_mrpc.training.resuming import training_fingerprint
 from peft_mrpc.training.samplers import RandomSwapDataset
 from peft_mrpc.training.trainer import ClassificationTrainer
 

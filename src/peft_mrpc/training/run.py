@@ -43,7 +43,11 @@ from peft_mrpc.training.build import (
     describe_training_parameters,
     unwrap_trained_model,
 )
-from peft_mrpc.training.checkpoints import checkpoint_epoch
+from peft_mrpc.training.checkpoints import (
+    checkpoint_epoch,
+    unfinished_checkpoint,
+    warn_other_trainings,
+)
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import (
     describe_selection,
@@ -52,7 +56,6 @@ from peft_mrpc.training.model_selection import (
     select_threshold,
 )
 from peft_mrpc.training.resolve import BaseModel, describe_head, load_base_model, resolve
-from peft_mrpc.training.resuming import unfinished_checkpoint, warn_other_trainings
 from peft_mrpc.training.seeds import finished_seeds, train_seeds
 from peft_mrpc.training.validation import limit_faults, prepare_data, validate
 

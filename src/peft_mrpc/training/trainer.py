@@ -1,6 +1,7 @@
 """The Hugging Face Trainer with parameter groups, SAM, and exact checkpoints and evaluation."""
 
-from contextlib import ExitStack
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +13,17 @@ from transformers.training_args import OptimizerNames
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.interop.transformers_internals import builds_parameter_groups
 from peft_mrpc.methods.layer_freeze import FreezeCallback
-from peft_mrpc.models.architecture import trainable_names
+from peft_mrpc.models.architecture import (
+    base_classifier,
+    encoder_layers,
+    head_parameter_ids,
+    modules_after_layers,
+    trainable_names,
+)
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.callbacks import AttentionCallback
 from peft_mrpc.training.checkpoints import load_trained, save_trained
 from peft_mrpc.training.first_token import FirstTokenCallback
-from peft_mrpc.training.parameter_groups import learning_rates, split_groups
-from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
 from peft_mrpc.training.samplers import (
     EpochSeeded,
     ResumableLengthGroupedSampler,
@@ -145,7 +150,7 @@ class ClassificationTrainer(Trainer):
         if not self.sam_rho:
             return self._gradual_step(*args, **kwargs)
         trained = [p for p in cast("nn.Module", self.model).parameters() if p.requires_grad]
-        with ExitStack() as perturbed:
+        with contextlib.ExitStack() as perturbed:
             with isolated_gradients(trained):
                 loss = self._gradual_step(*args, **kwargs)
                 self._average_gradients(trained)
@@ -225,3 +230,110 @@ class ClassificationTrainer(Trainer):
             metrics = {**(output.metrics or {}), f"{prefix}_loss": float(loss)}
             output = output._replace(metrics=metrics)
         return output
+
+
+# ---- parameter groups: the learning rates of the head and of each layer ----
+
+
+def learning_rates(
+    model: nn.Module,
+    learning_rate: float,
+    head_learning_rate: float | None,
+    layer_decay: float | None,
+) -> dict[int, float]:
+    """Learning rates that differ from `learning_rate`, by the identity of the parameter.
+
+    Discriminative fine-tuning (arXiv:1801.06146, section 3.2; arXiv:2006.05987): layer l of L
+    trains at `learning_rate * layer_decay ** (L - 1 - l)`, including what a method adds to it, and
+    the embeddings at `learning_rate * layer_decay ** L`. Modules after the layers and virtual
+    tokens belong to no layer and train at `learning_rate`.
+
+    Args:
+        model: The model to train, with or without PEFT.
+        learning_rate: Peak rate of the last layer.
+        head_learning_rate: Peak rate of the head; None for `learning_rate`.
+        layer_decay: Ratio of the rates of a layer and the layer above it; None for 1.
+    Raises:
+        UserError: If `layer_decay` is given and the model has no stack of layers.
+    """
+    rates: dict[int, float] = {}
+    if layer_decay is not None:
+        classifier = base_classifier(model)
+        layers = encoder_layers(classifier)
+        depths: list[tuple[nn.Module, int]] = [(classifier.base_model, len(layers))]
+        # Later entries are parts of the first one and overwrite its rate.
+        depths += [(layer, len(layers) - 1 - number) for number, layer in enumerate(layers)]
+        depths += [(module, 0) for module in modules_after_layers(classifier)]
+        for module, depth in depths:
+            rate = learning_rate * layer_decay**depth
+            rates |= {id(parameter): rate for parameter in module.parameters()}
+    if head_learning_rate is not None:
+        rates |= dict.fromkeys(head_parameter_ids(model), head_learning_rate)
+    return {key: rate for key, rate in rates.items() if rate != learning_rate}
+
+
+def split_groups(
+    groups: Iterable[Mapping[str, Any]], rates: Mapping[int, float], learning_rate: float
+) -> list[dict[str, Any]]:
+    """Split parameter groups by learning rate.
+
+    Args:
+        groups: Of an optimizer to be built.
+        rates: Of single parameters, by identity.
+        learning_rate: Of all others. Its groups come first: the Trainer logs the first group's.
+    """
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        by_rate: dict[float, list[nn.Parameter]] = {}
+        for parameter in group["params"]:
+            by_rate.setdefault(rates.get(id(parameter), learning_rate), []).append(parameter)
+        split += [{**group, "params": params, "lr": rate} for rate, params in by_rate.items()]
+    return sorted(split, key=lambda group: group["lr"] != learning_rate)
+
+
+# ---- sharpness-aware minimization (SAM, arXiv:2010.01412) ----
+
+
+@contextlib.contextmanager
+def isolated_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Within the block parameters have no gradients yet; the earlier ones are restored after it.
+
+    The gradients of earlier batches of an accumulated step are no part of the SAM perturbation.
+    """
+    saved = [(parameter, parameter.grad) for parameter in parameters]
+    for parameter, _ in saved:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in saved:
+            parameter.grad = gradient
+
+
+@contextlib.contextmanager
+def sam_perturbation(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
+    """Within the block parameters are moved by `rho` along their gradients.
+
+    The distance is that of all parameters together (section 3, equation 2, with p = 2).
+
+    Args:
+        parameters: Those without a gradient are not moved.
+        rho: Distance in the 2-norm.
+    """
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    before = [parameter.detach().clone() for parameter in moved]
+    try:
+        _perturb(moved, rho)
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(moved, before, strict=True):
+                parameter.copy_(value)
+
+
+@torch.no_grad()
+def _perturb(parameters: Iterable[nn.Parameter], rho: float) -> None:
+    pairs = [(p, p.grad) for p in parameters if p.grad is not None]
+    norm = nn.utils.get_total_norm([gradient for _, gradient in pairs])
+    for parameter, gradient in pairs:
+        parameter.add_(gradient * (rho / (norm + 1e-12)).to(gradient.device))

@@ -19,7 +19,7 @@ from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.training.activation_cache.callback import cache_faults
-from peft_mrpc.training.checkpoints import checkpoint_faults
+from peft_mrpc.training.checkpoints import checkpoint_faults, resume_faults
 from peft_mrpc.training.job import MAX_SEED, ResolvedJob
 from peft_mrpc.training.losses import class_weight_faults, loss_faults
 from peft_mrpc.training.model_selection import (
@@ -29,7 +29,6 @@ from peft_mrpc.training.model_selection import (
     uses_selection_split,
 )
 from peft_mrpc.training.resolve import gradient_owner
-from peft_mrpc.training.resuming import resume_faults
 
 CHOICES: dict[str, Sequence[str]] = {
     "pooling": ("native", *POOLINGS),

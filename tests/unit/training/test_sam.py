@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from peft_mrpc.errors import UserError
-from peft_mrpc.training.sam import isolated_gradients, sam_perturbation
+from peft_mrpc.training.trainer import isolated_gradients, sam_perturbation
 
 RHO, RATE = 0.2, 0.1
 STEPS = {
