@@ -215,6 +215,20 @@ DATA = [
         {"t.jsonl": '{"sentence1": "a \\ud800", "sentence2": "b"}'},
     ),
 ]
+LARGE = "1" + "0" * 30
+OPTIONS = [
+    BadInput(
+        f"{option} {LARGE}",
+        f"{command} --{option} {LARGE}",
+        (f"--{option}: got {LARGE}; expected an integer of 64 bits.",),
+    )
+    for option, command in {
+        "per_device_train_batch_size": f"{TRAIN} good.csv",
+        "max_train_samples": f"{TRAIN} good.csv",
+        "batch_size": "predict {run} --input good.csv",
+        "batch_tokens": "hard_prompt --model {llama}",
+    }.items()
+]
 OUTPUTS = [
     BadInput("output type", f"{PREDICT} o.docx", ("--output: got 'o.docx'; expected .csv, .tsv",)),
     BadInput(
@@ -225,7 +239,7 @@ OUTPUTS = [
     BadInput("output nowhere", f"{PREDICT} no/o.csv", ("expected an existing directory",)),
     BadInput("output name", f"{PREDICT} {'a' * 300}.csv", ("cannot be written: File name too",)),
 ]
-ROWS = [*FILES, *DATA, *OUTPUTS]
+ROWS = [*FILES, *DATA, *OPTIONS, *OUTPUTS]
 
 
 def test_the_rows_have_different_names() -> None:

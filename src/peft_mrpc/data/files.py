@@ -300,7 +300,7 @@ def _serialize_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
 
 def _as_text(value: Any) -> str:
     """A value as text: as it is, or as JSON."""
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return encode_text(text).decode()
 
 
