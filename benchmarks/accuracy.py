@@ -33,19 +33,18 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.report.plots import RunPoint, plot_costs
 from peft_mrpc.runs.run import Run, load_run
 
-MINILM = ["--model", "builtin:minilm"]
-
+MINILM = "--model builtin:minilm"
 # Options of `train` by row, usually the method and the model only.
-ROWS: dict[str, list[str]] = {
-    **{name: ["--method", name, *MINILM] for name in METHODS},
-    "full, batch size 16": ["--method", "full", "--per_device_train_batch_size", "16", *MINILM],
-    "layer_freeze, layers 3 and 4": [
-        *["--method", "layer_freeze", "--head_layer", "4", "--sam_rho", "0"],
-        *MINILM,
-    ],
-    "lora, SmolLM2, NF4": [
-        *["--method", "lora", "--model", "builtin:smollm2", "--quantization", "nf4"],
-    ],
+ROWS = {
+    name: options.split()
+    for name, options in {
+        **{method: f"--method {method} {MINILM}" for method in METHODS},
+        "full, batch size 16": f"--method full --per_device_train_batch_size 16 {MINILM}",
+        "layer_freeze, layers 3 and 4": (
+            f"--method layer_freeze --head_layer 4 --sam_rho 0 {MINILM}"
+        ),
+        "lora, SmolLM2, NF4": "--method lora --model builtin:smollm2 --quantization nf4",
+    }.items()
 }
 # Goals of the mean accuracy over seeds, and of the F1 of both labels.
 GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
@@ -59,9 +58,7 @@ GOALS: dict[str, tuple[float, tuple[float, float] | None]] = {
 }
 DEFAULTS = {**vars(TrainConfig()), **TRAIN_DEFAULTS}
 # Options that differ between seeds or machines, or change no metric.
-IGNORED_OPTIONS = {
-    *("seed", "dataset", "split", "disable_tqdm", "save_strategy", "remove_unused_columns"),
-}
+IGNORED_OPTIONS = set("seed dataset split disable_tqdm save_strategy remove_unused_columns".split())
 QUICK = ["--max_train_samples", "64", "--max_eval_samples", "64", "--num_train_epochs", "1"]
 
 
@@ -223,11 +220,9 @@ def accuracy_table(results: dict[str, Any]) -> str:
     if not results:
         return "No results."
     first = next(iter(results.values()))
-    head = [
-        *["method", "trained", "share", "precision", "seeds", "accuracy", "goal", "minimum"],
-        *[f"F1 {label.replace('_', ' ')}" for label in first["f1"]],
-        *["F1 goals", "ROC-AUC", "training", "peak memory"],
-    ]
+    head = ["method", "trained", "share", "precision", "seeds", "accuracy", "goal", "minimum"]
+    head += [f"F1 {label.replace('_', ' ')}" for label in first["f1"]]
+    head += ["F1 goals", "ROC-AUC", "training", "peak memory"]
     majority = ["majority label", "-", "-", "-", "-", f"{first['majority_accuracy']:.3f}"]
     lines = [majority + ["-"] * (len(head) - len(majority))]
     for row in sorted(results.values(), key=lambda row: (row["model"], row["trained"])):

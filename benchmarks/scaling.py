@@ -44,11 +44,10 @@ from peft_mrpc.data.examples import DataSplits, Example
 
 MEMORY_MB = 200
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
-FLAGS = [
-    *["--method", "layer_freeze", "--model", "builtin:minilm", "--pooling", "native"],
-    *["--swap_sentences", "false", "--sam_rho", "0", "--seed", "1", "--disable_tqdm", "true"],
-    *["--save_strategy", "no", "--report_to", "none"],
-]
+FLAGS = (
+    "--method layer_freeze --model builtin:minilm --pooling native --swap_sentences false "
+    "--sam_rho 0 --seed 1 --disable_tqdm true --save_strategy no --report_to none"
+).split()
 DEV_PAIRS = 40
 SIZES = [1000, 10_000, 100_000]
 SIZE_GOAL, MEMORY_GOAL, PROCESSES_GOAL = 1.0, 1.0, 1.6
