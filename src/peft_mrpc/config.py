@@ -35,9 +35,9 @@ COMMON_TRAINING_ARGUMENTS = {
     "seed": "random seed (default: 42)",
     "bf16": "bfloat16 mixed precision (default: if the hardware supports it)",
     "eval_strategy": "no, epoch or steps: evaluate while training, on a part of train",
-    "load_best_model_at_end": "keep the checkpoint with the best --metric_for_best_model",
+    "load_best_model_at_end": "keep the checkpoint with the best metric_for_best_model",
     "report_to": "tensorboard, wandb, mlflow, trackio or none",
-    "push_to_hub": "upload the Run to the Hub repository --hub_model_id",
+    "push_to_hub": "upload the Run to the Hub repository hub_model_id",
     "resume_from_checkpoint": "checkpoint to continue from (default: auto, of this command)",
 }
 
@@ -84,7 +84,7 @@ class DataConfig:
         "drop training rows without a label, and rows with an empty or invalid sentence",
     )
     max_train_samples: int | None = option(
-        None, "truncate train to this many examples, sampled with --seed"
+        None, "truncate train to this many examples, sampled with seed"
     )
     max_eval_samples: int | None = option(
         None, "truncate each evaluation split to its first examples"
@@ -131,7 +131,7 @@ class TrainConfig:
         "before", "position of virtual tokens with our heads: before [CLS], or after it"
     )
     head_learning_rate: float | None = option(
-        None, "learning rate of the head (default: --learning_rate)"
+        None, "learning rate of the head (default: learning_rate)"
     )
     layer_decay: float | None = option(
         None, "layer-wise learning rate decay: the rate of a layer over that of the layer above it"
@@ -190,7 +190,7 @@ class TrainConfig:
         None, "train once per seed (1,2,3); report mean and standard deviation", common=True
     )
     base_model_id: str | None = option(
-        None, "Hub id to publish as the base model, if --model is a local directory"
+        None, "Hub id to publish as the base model, if model is a local directory"
     )
     trust_remote_code: bool = option(
         False, "run the Python code of a model whose architecture is not in transformers"
@@ -199,7 +199,7 @@ class TrainConfig:
         False, "load weights from pickle files (.bin), which can execute code"
     )
     config: str | None = option(None, "YAML file of options; the command line wins", common=True)
-    overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
+    overwrite: bool = option(False, "replace the Run in output_dir", common=True)
     dry_run: bool = option(False, "validate everything, print the plan, write nothing", common=True)
 
 
@@ -239,7 +239,7 @@ class PromptConfig:
         "none", "match the predicted label frequencies: none, uniform, or train (those of train)"
     )
     num_calibration_pairs: int = option(
-        400, "training examples for affine calibration, sampled with --seed"
+        400, "training examples for affine calibration, sampled with seed"
     )
     quantization: str = option("nf4", "none, nf4, fp4 or int8 (bitsandbytes)", common=True)
     device_map: str = option(
@@ -255,7 +255,7 @@ class PromptConfig:
         None, "directory of the Run (default: runs/DATASET-MODEL-...)", common=True
     )
     base_model_id: str | None = option(
-        None, "Hub id to publish as the base model, if --model is a local directory"
+        None, "Hub id to publish as the base model, if model is a local directory"
     )
     trust_remote_code: bool = option(
         False, "run the Python code of a model whose architecture is not in transformers"
@@ -265,10 +265,10 @@ class PromptConfig:
     )
     config: str | None = option(None, "YAML file of options; the command line wins", common=True)
     seed: int = option(42, "random seed of demonstrations and calibration examples", common=True)
-    overwrite: bool = option(False, "replace the Run in --output_dir", common=True)
+    overwrite: bool = option(False, "replace the Run in output_dir", common=True)
     dry_run: bool = option(False, "validate everything, print the first prompts", common=True)
     push_to_hub: bool = option(False, "upload the Run to the Hub", common=True)
-    hub_model_id: str | None = option(None, "owner/name for --push_to_hub", common=True)
+    hub_model_id: str | None = option(None, "owner/name for push_to_hub", common=True)
     hub_private_repo: bool = option(False, "create a private repository")
 
 
@@ -303,16 +303,16 @@ class CompareConfig:
     )
     baseline: str | None = option(
         None,
-        "one of the Runs; exit with code 3 if another is worse by more than --no_worse_than",
+        "one of the Runs; exit with code 3 if another is worse by more than no_worse_than",
         common=True,
     )
     no_worse_than: str | None = option(
         None,
-        "tolerance of --baseline: 0.01 (of accuracy), or f1=0.02,roc_auc=0.01,ece=0.02 "
+        "tolerance of baseline: 0.01 (of accuracy), or f1=0.02,roc_auc=0.01,ece=0.02 "
         "(default: accuracy=0)",
         common=True,
     )
-    overwrite: bool = option(False, "replace the report in --output_dir", common=True)
+    overwrite: bool = option(False, "replace the report in output_dir", common=True)
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,7 @@ class DoctorConfig:
     )
     estimate: bool = option(
         True,
-        "with --method and --model: run some steps on random weights, print time and memory",
+        "with method and model: run some steps on random weights, print time and memory",
         common=True,
     )
 

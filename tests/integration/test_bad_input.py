@@ -5,10 +5,12 @@ words must occur in what the command prints or logs. Afterwards the directory ho
 with the same content.
 """
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -239,7 +241,258 @@ OUTPUTS = [
     BadInput("output nowhere", f"{PREDICT} no/o.csv", ("expected an existing directory",)),
     BadInput("output name", f"{PREDICT} {'a' * 300}.csv", ("cannot be written: File name too",)),
 ]
-ROWS = [*FILES, *DATA, *OPTIONS, *OUTPUTS]
+SCORES = {"accuracy": 1.0, "macro_f1": 1.0, "mcc": 1.0, "roc_auc": 1.0, "average_precision": 1.0}
+SCORES |= {"brier": 0.0, "ece": 0.0, "majority_accuracy": 0.5, "num_examples": 2}
+
+
+def run_files(file: str = "", path: str = "", value: object = None) -> dict[str, str]:
+    """The files of a Run, `r`, in one of which a value is replaced.
+
+    Args:
+        file: The file.
+        path: The keys of the value, joined by dots; without keys the whole content.
+        value: The new value.
+    """
+    split = {"num_examples": 2, "fingerprint": "0" * 64}
+    record = {
+        **{"format_version": 1, "method": "full", "model": "m", "base_model_id": None, "seed": 1},
+        **{"finished": "2026-01-01T00:00:00Z", "config": {}, "versions": {}, "strategy": "train"},
+        "data": {"name": "d", "label_names": ["no", "yes"], "splits": {"test": split}},
+        "timing": {"score_pairs_per_second": 1.0},
+        "peak_memory": {"resident_bytes": 1},
+        "hardware": {"cpu": "c", "gpus": []},
+    }
+    f1 = {"f1": {"no": 1.0, "yes": 1.0}, "confusion_matrix": [[1, 0], [0, 1]]}
+    artifact = {
+        **{"format_version": 1, "model": "m", "base_model_id": "m", "method": "full"},
+        **{"label_names": ["no", "yes"], "max_length": 8, "threshold": 0.5, "files": []},
+    }
+    contents: dict[str, Any] = {
+        "run.json": record,
+        "metrics.json": {"test": {**SCORES, **f1}},
+        "model/peft_mrpc.json": artifact,
+    }
+    *keys, last = path.split(".")
+    parent = contents[file] if file else {}
+    for key in keys:
+        parent = parent[key]
+    if path:
+        parent[last] = value
+    elif file:
+        contents[file] = value
+    rows = [
+        {"idx": n, "sentence1": "a", "label": name, "prediction": name}
+        | {"probabilities": {"no": float(name == "no"), "yes": float(name == "yes")}}
+        for n, name in enumerate(["no", "yes"])
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    files = {f"r/{name}": json.dumps(content) for name, content in contents.items()}
+    return {**files, "r/predictions/test.jsonl": lines}
+
+
+def damaged(command: str, file: str, path: str, value: object, words: str) -> BadInput:
+    """A command that reads a Run in which one value is wrong."""
+    name = f"{command.split()[0]} {file} {path} {str(value)[:12]}"
+    return BadInput(name, command, (f"{file}: {words}",), run_files(file, path, value))
+
+
+COMPARE, NAN, INF = "compare r --output_dir runs", float("nan"), float("inf")
+LABEL = "predict r --input good.csv --output runs.csv"
+PUSH = "push r --repo_id me/x --dry_run"
+RUN_FILES = [
+    BadInput("compare nothing", "compare", ("compare: got no RUN; expected directories of Runs.",)),
+    BadInput("no Run", "compare gone", ("RUN: got 'gone', which is not a directory; expected",)),
+    BadInput("no run.json", "compare d", ("which has no run.json; expected a Run.",), {"d/x": ""}),
+    BadInput(
+        "Run is not JSON",
+        COMPARE,
+        ("r/run.json: cannot be read as JSON: not valid JSON",),
+        run_files() | {"r/run.json": "{oops"},
+    ),
+    BadInput(
+        "Run of deep JSON",
+        COMPARE,
+        ("r/run.json: cannot be read as JSON: nested more than 100 levels deep",),
+        run_files() | {"r/run.json": "[" * 100_000},
+    ),
+    BadInput(
+        "Run is not text",
+        COMPARE,
+        ("r/run.json: cannot be read as JSON: 'utf-8' codec",),
+        run_files() | {"r/run.json": b"\xff\xfe"},
+    ),
+    damaged(COMPARE, "run.json", "", [], "damaged: the content is []; expected object."),
+    damaged(COMPARE, "run.json", "format_version", 99, "got format 99; this version of"),
+    damaged(COMPARE, "run.json", "seed", 10**30, "damaged: seed is 1000000000"),
+    damaged(COMPARE, "run.json", "seed", "1", 'damaged: seed is "1"; expected integer.'),
+    damaged(COMPARE, "run.json", "threshold", NAN, "damaged: threshold is NaN; expected number."),
+    damaged(COMPARE, "run.json", "threshold", 7, "damaged: threshold is 7; expected at most 1."),
+    damaged(COMPARE, "run.json", "data.label_names", ["a", "a"], "damaged: data.label_names is"),
+    damaged(COMPARE, "run.json", "data.label_names", ["a"], "damaged: data.label_names is"),
+    damaged(COMPARE, "run.json", "data.splits.test", {}, "damaged: data.splits.test lacks num"),
+    damaged(COMPARE, "run.json", "timing", None, "damaged: timing is null; expected object."),
+    damaged(COMPARE, "metrics.json", "", 3, "damaged: the content is 3; expected object."),
+    damaged(COMPARE, "metrics.json", "test.accuracy", NAN, "damaged: test.accuracy is NaN;"),
+    damaged(COMPARE, "metrics.json", "test.accuracy", INF, "damaged: test.accuracy is Infinity;"),
+    damaged(COMPARE, "metrics.json", "test.accuracy", True, "damaged: test.accuracy is true;"),
+    damaged(COMPARE, "metrics.json", "test.accuracy", 1.5, "damaged: test.accuracy is 1.5;"),
+    damaged(COMPARE, "metrics.json", "test.f1", {"no": 1}, "damaged: test.f1 lacks yes."),
+    damaged(COMPARE, "metrics.json", "test.confusion_matrix", [[2]], "damaged: test.confusion"),
+    damaged(COMPARE, "metrics.json", "test.num_examples", 0, "damaged: test.num_examples is 0;"),
+    BadInput(
+        "quality gate of NaN",
+        f"{COMPARE} --fail_under accuracy=0.9",
+        ("metrics.json: damaged: test.accuracy is NaN; expected number.",),
+        run_files("metrics.json", "test.accuracy", NAN),
+    ),
+    BadInput(
+        "control characters in a name",
+        COMPARE,
+        ("data.label_names is", "\\u001b[2J"),
+        run_files("run.json", "data.label_names", ["\x1b[2J", "\x1b[2J"]),
+    ),
+    BadInput(
+        "no predictions",
+        COMPARE,
+        ("test.jsonl: damaged: 0 rows, expected rows 0 to 1 in order",),
+        run_files() | {"r/predictions/test.jsonl": ""},
+    ),
+    BadInput(
+        "predictions that are not objects",
+        COMPARE,
+        ("test.jsonl: damaged: row 0: the content is 3; expected object",),
+        run_files() | {"r/predictions/test.jsonl": "3\n4\n"},
+    ),
+    BadInput(
+        "cut predictions",
+        COMPARE,
+        ("test.jsonl: damaged: not valid JSON",),
+        run_files() | {"r/predictions/test.jsonl": '{"idx": 0'},
+    ),
+    damaged(LABEL, "model/peft_mrpc.json", "", [], "damaged: the content is []; expected object."),
+    damaged(LABEL, "model/peft_mrpc.json", "threshold", NAN, "damaged: threshold is NaN;"),
+    damaged(LABEL, "model/peft_mrpc.json", "max_length", -1, "damaged: max_length is -1;"),
+    damaged(LABEL, "model/peft_mrpc.json", "max_length", 10**9, "damaged: max_length is 1000000"),
+    damaged(LABEL, "model/peft_mrpc.json", "label_names", ["a", "a"], "damaged: label_names is"),
+    damaged(LABEL, "model/peft_mrpc.json", "label_names", None, "damaged: label_names is null;"),
+    damaged(LABEL, "model/peft_mrpc.json", "files", ["../x"], 'damaged: files.0 is "../x";'),
+    damaged(PUSH, "model/peft_mrpc.json", "files", ["/etc/hosts"], 'damaged: files.0 is "/etc'),
+    damaged(PUSH, "model/peft_mrpc.json", "files", [".env"], 'damaged: files.0 is ".env";'),
+    BadInput(
+        "push of a missing file",
+        PUSH,
+        ("r/model: damaged: w.bin is missing.",),
+        run_files("model/peft_mrpc.json", "files", ["w.bin"]),
+    ),
+    BadInput("push to no name", "push r", ("--repo_id: got none; expected owner/name.",)),
+    BadInput("push to a word", "push r --repo_id x", ("--repo_id: got 'x'; expected owner/name.",)),
+]
+WRITE = "train --model {bert} --train_file good.csv --validation_file good.csv --method full"
+PROMPT = "hard_prompt --model {llama} --quantization none --validation_file good.csv"
+PROJECT = {"p/README.md": "mine", "p/model/weights.bin": "precious"}
+DIRECTORIES = [
+    *(
+        BadInput(
+            f"{command.split()[0]} {options} into a directory that is not a Run",
+            f"{command} --output_dir p {options}",
+            ("--output_dir: got 'p', which holds files but not a Run; expected a new directory",),
+            PROJECT,
+        )
+        for command in (WRITE, PROMPT)
+        for options in ("", "--overwrite")
+    ),
+    BadInput(
+        "other files in a Run",
+        f"{WRITE} --output_dir r --overwrite",
+        ("'r', which holds files that do not belong to a Run (x.txt); expected",),
+        run_files() | {"r/x.txt": ""},
+    ),
+    BadInput(
+        "existing Run",
+        f"{WRITE} --output_dir r",
+        ("which already holds a Run; choose another directory, or replace it with overwrite.",),
+        run_files(),
+    ),
+    BadInput(
+        "damaged Run",
+        f"{WRITE} --output_dir r --overwrite",
+        ("which holds files but not a Run;", "r/run.json: damaged: seed is null"),
+        run_files("run.json", "seed", None),
+    ),
+    BadInput("file as directory", f"{WRITE} --output_dir good.csv", ("a file; expected a direc",)),
+    BadInput("directory in a file", f"{WRITE} --output_dir good.csv/r", ("cannot write in",)),
+    BadInput("long directory", f"{WRITE} --output_dir {'a' * 300}", ("File name too long.",)),
+    BadInput("long hidden name", f"{WRITE} --output_dir {'a' * 250}", ("File name too long.",)),
+    BadInput("working directory", f"{WRITE} --output_dir .", ("--output_dir: got '.', ",)),
+    BadInput(
+        "report in a directory that is not a report",
+        "compare r --output_dir p --overwrite",
+        ("--output_dir: got 'p', which holds files that do not belong to a report (README.md,",),
+        PROJECT | run_files(),
+    ),
+    BadInput(
+        "report with the names of a report",
+        "compare r --output_dir p --overwrite",
+        ("'p', which holds files but not a report; expected a new directory",),
+        run_files() | {"p/report.html": "mine"},
+    ),
+]
+SERVED = "hard_prompt --model m --validation_file good.csv --endpoint"
+NAMES = [
+    BadInput("command", "trian", ("COMMAND: got 'trian'; expected one of", "mean 'train'?")),
+    *(
+        BadInput(f"option {theirs}", f"{command} {theirs} 1", (f"unknown option. Use {ours}.",))
+        for command, theirs, ours in (
+            ("train", "--model_name_or_path", "--model"),
+            ("train", "--task_name", "--dataset"),
+            ("train", "--epochs", "--num_train_epochs"),
+            ("train", "--lr", "--learning_rate"),
+            ("train", "--batch_size", "--per_device_train_batch_size"),
+            ("train", "--max_seq_length", "--max_length"),
+            ("train --method lora", "--lora_r", "--r"),
+            ("train", "--load_in_4bit", "--quantization nf4"),
+            ("hard_prompt", "--num_fewshot", "--num_demonstrations"),
+            ("push r", "--hub_model_id", "--repo_id"),
+        )
+    ),
+    *(
+        BadInput(
+            f"large {command} {name}",
+            f"{command} --{name} {10**30}",
+            (f"--{name}: got {10**30}; expected an integer of 64 bits.",),
+        )
+        for command, name in (
+            ("train", "seed"),
+            ("train", "max_length"),
+            ("train", "max_steps"),
+            ("train", "per_device_eval_batch_size"),
+            ("train --method lora", "r"),
+            ("hard_prompt", "batch_size"),
+            ("predict r --input good.csv", "batch_size"),
+            ("compare r", "max_examples"),
+            ("tune", "num_trials"),
+        )
+    ),
+    BadInput("large digits", f"train --seed {'9' * 5000}", ("--seed: got '999", "valid integer.")),
+    BadInput(
+        "password of an invalid address",
+        f"{SERVED} http://user:secret@host:port/v1",
+        ("--endpoint: got 'http://***@host:port/v1'; expected http://HOST:PORT/v1.",),
+    ),
+    BadInput(
+        "key in an address",
+        f"{SERVED} http://localhost/v1?key=secret",
+        ("--endpoint: got 'http://localhost/v1?***'; expected http://HOST:PORT/v1.",),
+    ),
+    BadInput(
+        "no server",
+        f"{SERVED} http://user:secret@127.0.0.1:9/v1 --output_dir s",
+        ("--endpoint: got no response of http://***@127.0.0.1:9/v1/chat/completions",),
+        {"good.csv": HEADER + "a,b,equivalent\nc,d,not_equivalent\n"},
+    ),
+    BadInput("file of a server", f"{SERVED} file:///etc/hosts", ("expected http://HOST:PORT/v1.",)),
+]
+ROWS = [*FILES, *DATA, *OPTIONS, *OUTPUTS, *RUN_FILES, *DIRECTORIES, *NAMES]
 
 
 def test_the_rows_have_different_names() -> None:
