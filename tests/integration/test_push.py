@@ -73,7 +73,7 @@ def test_a_published_model_is_loaded_in_a_new_process(
     assert str(trained_run.parent.parent) not in text and "/tmp" not in text
     card = repository.files["README.md"].decode()
     assert card.startswith("---\n") and "library_name: transformers" in card
-    assert 'from_pretrained("owner/freeze", trust_remote_code=True)' in card
+    assert '"owner/freeze", trust_remote_code=True)' in card
     output = tmp_path / "out.jsonl"
     done = run_command(
         *("predict", "owner/freeze", "--input", pair_files["unlabelled"], "--output", str(output)),
