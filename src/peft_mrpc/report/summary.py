@@ -72,14 +72,10 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
     )
     gain = 100 * (best["accuracy"] - baseline["accuracy"])
     majority = baseline["name"].removeprefix("always ")
-    labels = ", ".join(f"“{name}”" for name in comparison.label_texts)
     sentences = [
-        f"Labels: {labels}.",
         f"Always predicting {majority} has an accuracy of {baseline['accuracy']:.1%}"
-        f"{_baseline_note(gain, low, baseline)}.",
+        f"{_baseline_note(gain, low, baseline)}."
     ]
-    if best["method"] in METHOD_DESCRIPTIONS:
-        sentences.append(f"{best['method']}: {METHOD_DESCRIPTIONS[best['method']]}.")
     tiles = [
         SummaryTile(
             "Most accurate" if len(ranked) > 1 else "Accuracy",
@@ -90,16 +86,7 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
     if len(ranked) > 1:
         tile, sentence = _lead(best, ranked[1], analysis)
         tiles.append(tile)
-        sentences += [sentence] if sentence else []
-        single = [
-            row["name"] for row in ranked[:2] if row["trained_parameters"] and "std" not in row
-        ]
-        if single:
-            verb = "was" if len(single) == 1 else "were"
-            sentences.append(
-                f"{' and '.join(single)} {verb} trained with one seed; another seed may change the "
-                "order."
-            )
+        sentences += [sentence, _seed_note(ranked[:2])]
     tiles += [
         SummaryTile(
             "Over the baseline", f"{gain:+.1f} points", f"over always predicting {majority}"
@@ -114,8 +101,8 @@ def build_summary(comparison: Comparison, analysis: Mapping[str, Any]) -> Summar
         )
         note = f"{cheaper['name']}: {_training_cost(cheaper)}"
         tiles.append(SummaryTile("Cheaper, not significantly worse", accuracy, note))
-    sentences += _training_set_notes(comparison) + _leakage_notes(comparison)
-    return Summary(_headline(ranked, count), " ".join(sentences), tuple(tiles))
+    sentences += [_training_set_note(comparison), *_leakage_notes(comparison)]
+    return Summary(_headline(ranked, count), " ".join(filter(None, sentences)), tuple(tiles))
 
 
 def method_descriptions(comparison: Comparison) -> dict[str, str]:
@@ -226,7 +213,16 @@ def _find_cheaper(ranked: Sequence[Row], analysis: Mapping[str, Any]) -> Row | N
     return min(candidates, key=lambda row: row["train_seconds"] or 0, default=None)
 
 
-def _training_set_notes(comparison: Comparison) -> list[str]:
+def _seed_note(rows: Sequence[Row]) -> str:
+    """A note if Runs were trained with one seed."""
+    names = [row["name"] for row in rows if row["trained_parameters"] and "std" not in row]
+    if not names:
+        return ""
+    verb = "was" if len(names) == 1 else "were"
+    return f"{' and '.join(names)} {verb} trained with one seed; another seed may change the order."
+
+
+def _training_set_note(comparison: Comparison) -> str:
     """A note if the Runs were trained on different examples."""
     names_by_size: dict[int, list[str]] = {}
     fingerprints = set()
@@ -236,11 +232,11 @@ def _training_set_notes(comparison: Comparison) -> list[str]:
             names_by_size.setdefault(train["num_examples"], []).append(name)
             fingerprints.add(train["fingerprint"])
     if len(fingerprints) < 2:
-        return []
+        return ""
     if len(names_by_size) == 1:
-        return ["The Runs were trained on equally many, but different examples."]
+        return "The Runs were trained on equally many, but different examples."
     sizes = [f"{' and '.join(names)} on {size:,}" for size, names in sorted(names_by_size.items())]
-    return [f"The Runs were trained on different examples: {', '.join(sizes)}."]
+    return f"The Runs were trained on different examples: {', '.join(sizes)}."
 
 
 def _leakage_notes(comparison: Comparison) -> list[str]:
