@@ -4,7 +4,6 @@ Shapes: N examples, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-from peft_mrpc.evaluation.metrics import confidence_bins
+from peft_mrpc.evaluation.metrics import confidence_bins, expected_calibration_error
 from peft_mrpc.evaluation.plot_style import BACKGROUND, MUTED, SHADE, add_legend, plot_settings
 from peft_mrpc.evaluation.significance import wilson_interval
 from peft_mrpc.formatting import escape_control, shorten
@@ -107,8 +106,7 @@ def plot_roc_curves(curves: ScoredLabels, styles: Styles, title: str) -> Figure:
             continue
         false_positives, true_positives, _ = roc_curve(truth, score)
         label = f"{name} ({roc_auc_score(truth, score):.3f})"
-        line: dict[str, Any] = {"color": color, "linestyle": style, "label": label}
-        axis.plot(false_positives, true_positives, linewidth=1.8, **line)
+        axis.plot(false_positives, true_positives, style, color=color, linewidth=1.8, label=label)
     add_legend(figure, "area under the curve")
     return figure
 
@@ -126,30 +124,26 @@ def plot_precision_recall(curves: ScoredLabels, styles: Styles, title: str) -> F
             continue
         precision, recall, _ = precision_recall_curve(truth, score)
         label = f"{name} ({average_precision_score(truth, score):.3f})"
-        line: dict[str, Any] = {"color": color, "linestyle": style, "label": label}
         # A step, because no threshold lies between two points.
-        axis.step(recall, precision, where="post", linewidth=1.8, **line)
+        axis.step(recall, precision, style, where="post", color=color, linewidth=1.8, label=label)
     add_legend(figure, "average precision")
     return figure
 
 
 @plot_settings()
-def plot_reliability(
-    curves: ScoredLabels, styles: Styles, errors: Sequence[float], title: str
-) -> Figure:
+def plot_reliability(curves: ScoredLabels, styles: Styles, title: str) -> Figure:
     """Plot accuracy against confidence in ten bins of equal mass.
 
     Args:
         curves: True labels and probabilities by name.
         styles: Colour and line style of each.
-        errors: Expected calibration error of each.
         title: Title.
     """
     figure, axis = _square_axes(len(curves), title, "mean predicted probability", "accuracy")
     lowest = 1 / next(iter(curves.values()))[1].shape[1]
     ends = [lowest, 1]
     axis.plot(ends, ends, ":", color=MUTED, linewidth=1, label="perfect calibration")
-    for (name, scored), (color, style), error in zip(curves.items(), styles, errors, strict=True):
+    for (name, scored), (color, style) in zip(curves.items(), styles, strict=True):
         bins = confidence_bins(*scored)
         accuracy = np.array([each.accuracy for each in bins])
         intervals = np.array(
@@ -165,7 +159,7 @@ def plot_reliability(
             markersize=4,
             linewidth=1.6,
             elinewidth=0.7,
-            label=f"{name} ({error:.3f})",
+            label=f"{name} ({expected_calibration_error(*scored):.3f})",
         )
     axis.set_xlim(lowest - 0.02, 1.01)
     axis.set_aspect("auto")

@@ -4,11 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from numpy.typing import NDArray
+from sklearn.metrics import confusion_matrix
 
 from peft_mrpc.evaluation.plot_style import (
     BACKGROUND,
@@ -27,7 +26,7 @@ from peft_mrpc.evaluation.plots import (
 )
 from peft_mrpc.formatting import format_count, format_mean_std, shorten
 from peft_mrpc.report.comparison import Comparison
-from peft_mrpc.runs.run import Predictions, Run
+from peft_mrpc.runs.run import Run
 
 MAX_NAME_LENGTH = 34
 CAPTIONS = {
@@ -91,9 +90,9 @@ def build_plots(comparison: Comparison, analysis: Mapping[str, Any]) -> dict[str
         name: (rows.references, rows.probabilities)
         for name, rows in zip(names, comparison.predictions, strict=True)
     }
-    errors = [run.model_run.metrics[comparison.split]["ece"] for run in comparison.runs]
+    labels = range(len(comparison.label_names))
     matrices = {
-        name: count_confusions(rows, len(comparison.label_names))
+        name: confusion_matrix(rows.references, rows.predictions, labels=labels)
         for name, rows in zip(names, comparison.predictions, strict=True)
     }
     figures = {
@@ -101,20 +100,13 @@ def build_plots(comparison: Comparison, analysis: Mapping[str, Any]) -> dict[str
         "confusion_matrices": plot_confusion_matrices(matrices, comparison.label_names),
         "roc_curves": plot_roc_curves(scored, styles, where),
         "precision_recall": plot_precision_recall(scored, styles, where),
-        "reliability": plot_reliability(scored, styles, errors, where),
+        "reliability": plot_reliability(scored, styles, where),
         "costs": plot_costs(points, where),
     }
     curves = {name: _losses(run) for name, run in zip(names, comparison.runs, strict=True)}
     if any(losses.train for losses in curves.values()):
         figures["learning_curves"] = plot_learning_curves(curves, styles, "training")
     return {name: figures[name] for name in CAPTIONS if name in figures}
-
-
-def count_confusions(rows: Predictions, num_labels: int) -> NDArray[np.int64]:
-    """Confusion matrix, [C, C]: row = true label, column = predicted label."""
-    counts = np.zeros((num_labels, num_labels), dtype=np.int64)
-    np.add.at(counts, (rows.references, rows.predictions), 1)
-    return counts
 
 
 def _short_names(comparison: Comparison) -> list[str]:
@@ -136,9 +128,7 @@ def _points(
             train_seconds=row["train_seconds"],
             score_seconds=1000 / row["score_pairs_per_second"],
             interval=tuple(interval["accuracy"]),
-            seeds=tuple(
-                seed.metrics[comparison.split]["accuracy"] for seed in run.members or (run,)
-            ),
+            seeds=tuple(seed.metrics[comparison.split]["accuracy"] for seed in run.seed_runs),
         )
         for name, row, interval, run in zip(
             names,
@@ -273,19 +263,11 @@ def plot_learning_curves(curves: Mapping[str, LossCurves], styles: Styles, title
     for (name, losses), (color, style) in zip(curves.items(), styles, strict=True):
         if losses.train:
             epochs, values = zip(*losses.train, strict=True)
-            axis.plot(epochs, values, color=color, linestyle=style, linewidth=1.6, label=name)
+            axis.plot(epochs, values, style, color=color, linewidth=1.6, label=name)
         if losses.validation:
             epochs, values = zip(*losses.validation, strict=True)
-            axis.plot(
-                epochs,
-                values,
-                color=color,
-                linestyle=":",
-                linewidth=1.2,
-                marker="o",
-                markersize=3,
-                label=f"{name}, validation",
-            )
+            label = f"{name}, validation"
+            axis.plot(epochs, values, "o:", color=color, linewidth=1.2, markersize=3, label=label)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="epoch", ylabel="loss", ylim=(0, None), title=title)
     axis.grid()

@@ -75,7 +75,7 @@ def test_plots_have_the_colors_of_the_package() -> None:
 def test_equal_figures_give_equal_files(suffix: str, tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.{suffix}" for name in ("first", "second")]
     for file in files:
-        save_figure(plot_reliability(SCORED, STYLES, [0.1], "title"), file)
+        save_figure(plot_reliability(SCORED, STYLES, "title"), file)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -99,5 +99,5 @@ def test_three_labels() -> None:
     scored = {"one": (np.arange(30) % 3, probabilities)}
     for plot in (plot_roc_curves, plot_precision_recall):
         assert len(plot(scored, STYLES, "title").axes[0].lines) == 2
-    axis = plot_reliability(scored, STYLES, [0.1], "title").axes[0]
+    axis = plot_reliability(scored, STYLES, "title").axes[0]
     assert axis.get_xlim()[0] == pytest.approx(1 / 3 - 0.02)
