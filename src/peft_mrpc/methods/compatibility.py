@@ -39,16 +39,16 @@ MATRIX_OPTIONS: Mapping[str, Mapping[str, Any]] = {
 MATRIX_LEGEND = "yes: with every pooling; ours: with every pooling but native; -: rejected"
 
 
-def default_options(method: str, given: Mapping[str, Any] | None = None) -> Any:
+def default_options(method: str, values: Mapping[str, Any] | None = None) -> Any:
     """Return the options of a method as its packaged recipe sets them.
 
     Args:
         method: Name of the method.
-        given: Options with other values.
+        values: Options with other values.
     """
-    entry, recipe = find_method(method), load_default_recipe(method, given or {})
+    entry, recipe = find_method(method), load_default_recipe(method, values or {})
     options = {name: value for name, value in recipe.items() if name in entry.option_types()}
-    return entry.build_options({**options, **(given or {})})
+    return entry.build_options({**options, **(values or {})})
 
 
 def format_matrix(options: Mapping[str, Any]) -> list[str]:

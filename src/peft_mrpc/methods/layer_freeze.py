@@ -101,7 +101,10 @@ def warn_layers_never_unfrozen(options: Any, arguments: TrainingArguments) -> No
     if reached < wanted:
         logger.warning(
             "unfreeze_every: %g epochs per layer, so %g epochs unfreeze %d of %d layers; lower it",
-            *(every, arguments.num_train_epochs, reached, wanted),
+            every,
+            arguments.num_train_epochs,
+            reached,
+            wanted,
         )
 
 
@@ -295,7 +298,8 @@ class FreezeCallback(TrainerCallback):
         if self._stage < len(self._stages) - 1:
             logger.warning(
                 "unfreeze_every: the training ended with %d of %d layers unfrozen; lower it",
-                *(self._stage, len(self._stages) - 1),
+                self._stage,
+                len(self._stages) - 1,
             )
 
     def drop_gradients(self) -> None:

@@ -50,7 +50,7 @@ RESERVED_PEFT_FIELDS = {
     "num_attention_heads",
     "num_layers",
 }
-# Options that exclude one of the recipe's: given the first, the recipe has these values instead.
+# Options that exclude one of the recipe: where the first is set, the recipe has these values.
 OPTION_CONFLICTS = {"oft": {"r": {"oft_block_size": 0}}}
 # PEFT rejects an initial text without a tokenizer; `set_tokenizer` sets the model's.
 TOKENIZER_PLACEHOLDER = "base model"
@@ -98,25 +98,25 @@ class Method:
         hidden = RESERVED_PEFT_FIELDS | set(self.preset_options)
         return {n: kind for n, kind in option_types(self.options).items() if n not in hidden}
 
-    def build_options(self, given: Mapping[str, Any]) -> Any:
+    def build_options(self, values: Mapping[str, Any]) -> Any:
         """Build the options.
 
         Args:
-            given: Values by name; the others have their defaults.
+            values: Values by name; other options have their defaults.
         Raises:
             UserError: If a value is invalid.
         """
-        given = {**given, **listed_names(self.options, given)}
-        raise_faults(option_faults(given))
+        values = {**values, **listed_names(self.options, values)}
+        raise_faults(option_faults(values))
         reserved = {"task_type": "SEQ_CLS"} if self.is_peft else {}
-        if given.get("prompt_tuning_init") == "TEXT":
+        if values.get("prompt_tuning_init") == "TEXT":
             reserved["tokenizer_name_or_path"] = TOKENIZER_PLACEHOLDER
         later = {}  # PEFT's config rejects this value; `add_adapter` replaces it by names
-        if targets_linear_in_some_layers(given):
-            later["target_modules"] = given.pop("target_modules")
+        if targets_linear_in_some_layers(values):
+            later["target_modules"] = values.pop("target_modules")
         try:
-            nested = build_nested(self.options, given)
-            options = self.options(**reserved, **self.preset_options, **{**given, **nested})
+            nested = build_nested(self.options, values)
+            options = self.options(**reserved, **self.preset_options, **{**values, **nested})
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{self.options.__name__}: {one_line(error)}") from error
         vars(options).update(later)
@@ -220,16 +220,16 @@ def find_method(name: str) -> Method:
     return METHODS[name]
 
 
-def load_default_recipe(name: str, given: Container[str] = ()) -> dict[str, Any]:
+def load_default_recipe(name: str, explicit: Container[str] = ()) -> dict[str, Any]:
     """Load the packaged recipe of a method.
 
     Args:
         name: The method.
-        given: Names of the options that the user gave; some exclude an option of the recipe.
+        explicit: Names of the options that the user set; some exclude an option of the recipe.
     """
     recipe = packaged_recipe(name)
     for option, values in OPTION_CONFLICTS.get(name, {}).items():
-        if option in given:
+        if option in explicit:
             recipe |= values
     return recipe
 

@@ -159,7 +159,10 @@ def build_trainer(
     if num_truncated:
         logger.info(
             "%d of %d training examples (%.1f%%) are longer than %d tokens and were truncated",
-            *(num_truncated, len(train), 100 * num_truncated / len(train), resolved.max_length),
+            num_truncated,
+            len(train),
+            100 * num_truncated / len(train),
+            resolved.max_length,
         )
     train_dataset = add_labels(encoded, train)
     datasets = [train_dataset]
@@ -255,7 +258,8 @@ def _warn_low_learning_rate(resolved: ResolvedJob) -> None:
     if is_prompt and rate < MIN_PROMPT_LEARNING_RATE:
         logger.warning(
             "learning_rate: %g is a rate for fine-tuning; %s learns little below 1e-2",
-            *(rate, resolved.config.method),
+            rate,
+            resolved.config.method,
         )
 
 

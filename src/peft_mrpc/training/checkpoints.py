@@ -165,7 +165,8 @@ def unfinished_checkpoint(staging: Path, args: TrainingArguments) -> str | None:
         return None
     logger.info(
         "continuing the interrupted training at %s; to start again, delete %s",
-        *(checkpoint.name, staging),
+        checkpoint.name,
+        staging,
     )
     return str(checkpoint)
 

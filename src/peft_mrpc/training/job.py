@@ -58,8 +58,8 @@ class TrainJob:
             for item in dataclasses.fields(TrainConfig)
             if getattr(self.config, item.name) != getattr(defaults, item.name)
         }
-        given = {**self.training_arguments, **self.method_options}
-        return frozenset(names | {name for name, value in given.items() if value is not None})
+        values = {**self.training_arguments, **self.method_options}
+        return frozenset(names | {name for name, value in values.items() if value is not None})
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ class ResolvedJob:
         training_args: For the Trainer, but for the directory of its checkpoints.
         method: How the model is made trainable.
         method_options: The method's options (PEFT's config for its methods).
-        given_options: The method's options that the user or the recipe gave.
+        explicit_options: The method's options that the user or the recipe sets.
         source: The base model, up to the layer that the head reads.
         model_config: Its configuration.
         max_length: Maximum tokens of an example, without virtual tokens.
@@ -144,7 +144,7 @@ class ResolvedJob:
     training_args: "TrainingArguments"
     method: "Method"
     method_options: Any
-    given_options: Mapping[str, Any]
+    explicit_options: Mapping[str, Any]
     source: "ModelSource"
     model_config: "PretrainedConfig"
     max_length: int

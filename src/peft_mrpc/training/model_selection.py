@@ -154,7 +154,8 @@ def log_training_data(data: DataSplits) -> None:
     if num_selection:
         logger.info(
             "model selection: %d of %d training examples are held out",
-            *(num_selection, num_train + num_selection),
+            num_selection,
+            num_train + num_selection,
         )
     else:
         logger.info("model selection: none, all %d training examples train", num_train)
@@ -218,9 +219,12 @@ def log_best_checkpoint(selection: Mapping[str, Any] | None) -> None:
         return
     logger.info(
         "best checkpoint: step %d of %d, %s %.4f on %d held-out examples%s",
-        *(selection["best_step"], selection["last_step"]),
-        *(selection["metric"].removeprefix("eval_"), selection["best_metric"]),
-        *(selection["num_examples"], "; stopped early" if selection["stopped_early"] else ""),
+        selection["best_step"],
+        selection["last_step"],
+        selection["metric"].removeprefix("eval_"),
+        selection["best_metric"],
+        selection["num_examples"],
+        "; stopped early" if selection["stopped_early"] else "",
     )
 
 

@@ -121,14 +121,14 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
     model_config = limit_layers(source, base.config)
     rates = _scaled_rates(job, model_config, recipe)
     names = method.option_types()
-    given_options = _without_none(
+    explicit_options = _without_none(
         {**{k: v for k, v in recipe.items() if k in names}, **job.method_options}
     )
     output_dir = job.output_dir or default_output_dir(job.config.method, job.config.model, job.data)
     fields, push_to_hub = _training_fields(job, config, recipe, rates, output_dir)
     faults: list[str] = []
     try:
-        options = method.build_options(given_options)
+        options = method.build_options(explicit_options)
         set_tokenizer(options, source.location)
     except UserError as error:
         faults += error.faults
@@ -157,7 +157,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
         method=method,
         method_options=options,
         # PEFT saves its whole config beside the adapter.
-        given_options=given_options if method.is_peft else dict(vars(options)),
+        explicit_options=explicit_options if method.is_peft else dict(vars(options)),
         source=source,
         model_config=model_config,
         max_length=_resolve_max_length(config, options, model_config, base.tokenizer),
@@ -281,14 +281,16 @@ def _training_fields(
 ) -> tuple[dict[str, Any], bool]:
     """Return the fields of `TrainingArguments`, and whether the Run is published."""
     known: Collection[str] = option_types(TrainingArguments)
-    given = _without_none(job.training_arguments)
+    explicit = _without_none(job.training_arguments)
     fields = {name: value for name, value in recipe.items() if name in known}
     fields |= {name: rate for name, rate in rates.items() if name in known}
     for name, value in job.training_arguments.items():
         if value is None:
             fields.pop(name, None)
-    fields |= implied_training_arguments(config, {**fields, **given}, "save_strategy" in given)
-    fields |= precision_defaults(given) | given
+    fields |= implied_training_arguments(
+        config, {**fields, **explicit}, "save_strategy" in explicit
+    )
+    fields |= precision_defaults(explicit) | explicit
     if fields.get("resume_from_checkpoint") == "auto":  # found when the training starts
         del fields["resume_from_checkpoint"]
     if config.seeds:
@@ -303,12 +305,14 @@ def _training_fields(
     return fields, push_to_hub
 
 
-def _build_training_args(fields: Mapping[str, Any], given: Mapping[str, Any]) -> TrainingArguments:
+def _build_training_args(
+    fields: Mapping[str, Any], explicit: Mapping[str, Any]
+) -> TrainingArguments:
     try:
         training_args = TrainingArguments(**copy.deepcopy(dict(fields)))
     except (ValueError, TypeError, ImportError, OSError, KeyError) as error:
         raise UserError(f"TrainingArguments: {one_line(error)}") from error
-    disable_mixed_precision(training_args, _without_none(given))
+    disable_mixed_precision(training_args, _without_none(explicit))
     if training_args.n_gpu > 1:  # DataParallel is slow, and adds up the losses of its replicas
         logger.info(
             "one of %d GPUs is used; start with `accelerate launch` to use all",

@@ -266,7 +266,7 @@ def _train_into(
     folder = staging and staging / ("adapter" if resolved.method.is_peft else "model")
     if folder is not None:  # before anything else can fail
         save_classifier(
-            *(folder, classifier, resolved.source, resolved.model_config, resolved.config.method)
+            folder, classifier, resolved.source, resolved.model_config, resolved.config.method
         )
     if resolved.config.threshold == "auto":
         classifier.threshold = select_threshold(args, data, classifier)
@@ -328,7 +328,7 @@ def job_record(training: Training) -> dict[str, Any]:
     return {
         "num_processes": process_state().num_processes,
         "data": describe_data(training.data, ["train", *reported]),
-        "method_options": dict(resolved.given_options),
+        "method_options": dict(resolved.explicit_options),
         "config": config_record(config, resolved.data, resolved.training_args),
         "precision": trainer_precision(resolved.training_args),
     }

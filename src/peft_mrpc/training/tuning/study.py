@@ -390,7 +390,7 @@ def _option_values(resolved: ResolvedJob) -> dict[str, Any]:
     """Return the value of each option of the config, the Trainer and the method."""
     owners = (resolved.method_options, resolved.training_args, resolved.config)
     values = {name: value for owner in owners for name, value in vars(owner).items()}
-    return {**values, **resolved.given_options}
+    return {**values, **resolved.explicit_options}
 
 
 def _space_faults(
