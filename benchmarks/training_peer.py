@@ -41,7 +41,7 @@ from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.resolve import load_base_model, resolve
 
 # Shared by the trainings of this process, as `train --seeds` shares it between seeds.
-CACHE = ActivationCache(memory_bytes=2 * 10**9)
+CACHE = ActivationCache()
 SEED, BATCH_SIZE, EVAL_BATCH_SIZE, MAX_LENGTH = 1, 16, 32, 128
 QUIET = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "logging_steps": 10**6}
 # Flags that make the training equal to the peer's.
@@ -205,7 +205,7 @@ def train_peft_mrpc(
 ) -> Outcome:
     """Train as `peft-mrpc train` does; with a warm cache, as for its second seed."""
     if not warm_cache:
-        CACHE.close()
+        CACHE.clear()
     seed = SEED + warm_cache
     job = build_job(task, seed, fp32, flags)
     tokenizer = load_base_model(job.config).tokenizer

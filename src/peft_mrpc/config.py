@@ -183,9 +183,6 @@ class TrainConfig:
         "run frozen first layers once for each example and train on their activations: auto, on "
         "or off",
     )
-    activation_cache_memory: str = option(
-        "2GB", "maximum size of these activations in memory; larger ones go to a temporary file"
-    )
     seeds: tuple[int, ...] | None = option(
         None, "train once per seed (1,2,3); report mean and standard deviation", common=True
     )
@@ -393,10 +390,12 @@ class TuneConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """The training set of a cost estimate."""
+    """What `doctor` describes, and the training set of a cost estimate."""
 
     group: ClassVar[str] = "cost estimate"
 
+    method: str | None = option(None, "one method (default: the matrix of all methods)")
+    model: str | None = option(None, "one model (default: the matrix of architectures)")
     num_examples: int | None = option(
         None, "number of training examples (default: those of the data set)", common=True
     )

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import build_tokenizer
+from datasets import Dataset
 from tiny_models import ARCHITECTURES, SIZES, poolings, tiny_config, write_tiny_model
 from training_recorders import largest_difference, losses
 from transformers import (
@@ -23,18 +25,15 @@ from peft_mrpc.methods.registry import METHODS
 from peft_mrpc.models.loading import init_classifier
 from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.train import main
-from peft_mrpc.training.activation_cache.bypass import ACTIVATIONS
+from peft_mrpc.training.activation_cache.bypass import ACTIVATIONS, FrozenLayers
 from peft_mrpc.training.activation_cache.callback import (
     ActivationCacheCallback,
-    cache_faults,
-    fill_refusal,
     num_frozen_layers,
 )
 from peft_mrpc.training.activation_cache.store import (
     ActivationCache,
     CachedCollator,
     example_key,
-    map_file,
     pad_activations,
 )
 
@@ -138,7 +137,6 @@ def test_pretrained_weights_train_the_same(
         + ["--train_sampling_strategy", "group_by_length"],
         [*FREEZE, "--layer_decay", "0.5", "--gradient_accumulation_steps", "2"]
         + ["--dataloader_num_workers", "2"],
-        [*FREEZE, "--activation_cache_memory", "1KB"],
     ],
     ids=lambda flags: flags[-2].strip("-"),
 )
@@ -148,7 +146,6 @@ def test_other_options_with_the_cache_train_the_same(
     flags = [*flags, "--pooling", "aligned"]
     cached = fit("cached", tiny_bert, *flags, *ON)
     assert USED in caplog.text
-    flags = [f for f in flags if f not in ("--activation_cache_memory", "1KB")]
     assert largest_difference(fit("plain", tiny_bert, *flags, *OFF), cached) < 2e-4
 
 
@@ -160,12 +157,37 @@ def test_a_convolution_after_the_first_layer_reads_the_embeddings(
     assert largest_difference(plain, cached) < 2e-4
 
 
-def test_later_seeds_compute_only_what_is_missing(
+def test_later_seeds_compute_nothing(
     tiny_bert: str, fit: Callable[..., Run], caplog: pytest.LogCaptureFixture
 ) -> None:
     fit("seeds", tiny_bert, *FREEZE, "--seeds", "1,2")
-    assert f"{USED} 9 examples (9 of them now" in caplog.text  # 9 of 18 rows are distinct
-    assert f"{USED} 9 examples (all of them before" in caplog.text
+    assert caplog.text.count(f"{USED} 9 examples") == 2  # 9 of 18 rows are distinct
+    assert "computed now" in caplog.text and "computed before" in caplog.text
+
+
+@pytest.mark.parametrize("fails_late", [False, True])
+def test_the_temporary_file_is_removed(
+    fails_late: bool,
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    seen: list[int] = []
+    compute = FrozenLayers.compute
+
+    def record(self: FrozenLayers, batch: Any) -> torch.Tensor:
+        seen.append(len(list(folder.glob("*/activations"))))
+        if fails_late and seen[-1]:
+            raise KeyboardInterrupt
+        return compute(self, batch)
+
+    monkeypatch.setattr(FrozenLayers, "compute", record)
+    with pytest.raises(KeyboardInterrupt) if fails_late else nullcontext():
+        fit("run", tiny_bert, *FREEZE, *ON)
+    assert 1 in seen and not list(folder.iterdir())
 
 
 def test_a_cache_filled_by_workers_serves_other_layers_and_examples(
@@ -192,16 +214,9 @@ def test_the_reason_is_logged_or_raised(
     for more in ([], ["--dry_run"]):
         assert "the first layer of the model is not frozen" in fails(main, *base, *unfrozen, *more)
     assert "lora has no frozen layers" in fails(main, *base, "--method", "lora", *ON)
+    text = fails(main, *base, *FREEZE, "--activation_cache", "disk")
+    assert "activation_cache: got 'disk'; expected one of" in text
     assert not (tmp_path / "refused").exists()
-
-
-def test_option_faults() -> None:
-    assert cache_faults("auto", "2GB") == cache_faults("on", "500MB") == []
-    assert cache_faults("disk", "much") == [
-        "activation_cache: got 'disk'; expected one of auto, on, off.",
-        "activation_cache_memory: got 'much'; expected a size such as 2GB.",
-    ]
-    assert fill_refusal(9, 9) == "" and "fewer than the 10 to compute" in fill_refusal(10, 9)
 
 
 def test_a_cached_training_resumes_from_its_checkpoint(
@@ -300,44 +315,62 @@ def test_an_interrupted_training_restores_its_layers(
     assert callbacks[0].collator.cache is None
 
 
-# ---- the store ----
+# ---- the cache ----
+
+
+def test_a_file_that_does_not_fit_is_refused(
+    tiny_bert: str,
+    fit: Callable[..., Run],
+    fails: Callable[..., str],
+    data_flags: list[str],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("peft_mrpc.training.activation_cache.store.SPARE_BYTES", 1 << 60)
+    run = fit("run", tiny_bert, *FREEZE)
+    assert "activation cache: not used, no file can be created in" in caplog.text
+    assert len(losses(run)) > 3
+    command = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "on")]
+    assert "no file can be created in" in fails(main, *command, *FREEZE, *ON)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_cache_returns_what_was_added(dtype: torch.dtype) -> None:
-    rows = {example_key([n] * n): torch.randn(n, 3).to(dtype) for n in (1, 4, 2)}
-    with ActivationCache(memory_bytes=1 << 20) as cache:
-        cache.select("layers")
-        first, *others = rows
-        cache.add([first], [1], rows[first], is_mapped=False)
-        block = torch.cat([rows[key] for key in others])
-        path = cache.create_file(block.nbytes)
-        Path(path).write_bytes(block.view(torch.uint8).numpy().tobytes())
-        cache.add(others, [4, 2], map_file(path, 6, 3, dtype), is_mapped=True)
-        activations = cache.find(rows)
-        assert activations is not None
-        for own, expected in zip(activations, rows.values(), strict=True):
-            assert torch.equal(own, expected)
-        assert cache.find([first, example_key([9])]) is None
-        cache.select("layers")
-        assert all(key in cache for key in rows)
-        cache.select("other layers")
-        assert not any(key in cache for key in rows) and not Path(path).exists()
+def test_a_cache_returns_what_was_computed(dtype: torch.dtype) -> None:
+    model = init_classifier(tiny_config("bert", 64), "native", "cpu").to(dtype)
+    layers = FrozenLayers(model, 1)
+    encoded = [[5], [6, 7, 8, 9], [10, 11]]
+    examples = Dataset.from_dict({"input_ids": encoded, "length": [len(ids) for ids in encoded]})
 
+    def collate(features: list[Any]) -> dict[str, torch.Tensor]:
+        width = max(len(f["input_ids"]) for f in features)
+        ids = [f["input_ids"] + [0] * (width - len(f["input_ids"])) for f in features]
+        mask = torch.tensor(ids).ne(0).long()
+        return {"input_ids": torch.tensor(ids), "attention_mask": mask}
 
-def test_a_cache_counts_what_is_in_memory() -> None:
-    cache = ActivationCache(memory_bytes=100)
-    assert cache.fits_in_memory(100) and not cache.fits_in_memory(101)
-    cache.add([b"key"], [5], torch.zeros(5, 3), is_mapped=False)  # 60 bytes
-    assert cache.fits_in_memory(40) and not cache.fits_in_memory(41)
-    with pytest.raises(OSError, match="needed"):
-        cache.create_file(1 << 60)
+    layers.compute(collate([examples[0]]))
+    cache = ActivationCache()
+    cache.fill("layers", examples, layers, collate)
+    for example in examples:
+        (activations,) = cache.find([example]) or []
+        expected = layers.compute(collate([example]))[0]
+        assert torch.allclose(activations.float(), expected.float(), atol=1e-6, rtol=1e-2)
+        assert activations.dtype == dtype
+    assert cache.find([examples[0], {"input_ids": [12]}]) is None
+    keys = [example_key(example) for example in examples]
+    assert cache.has_all("layers", keys) and not cache.has_all("other layers", keys)
+    assert not cache.has_all("layers", [*keys, example_key({"input_ids": [12]})])
+    cache.clear()
+    assert cache.find([examples[0]]) is None
 
 
 def test_keys_depend_on_all_that_the_model_reads() -> None:
-    assert example_key([1, 2], [0, 1]) == example_key((1, 2), (0, 1))
-    assert example_key([1, 2], [0, 1]) != example_key([1, 2], [0, 0])
-    assert len({example_key([1, 2, 0]), example_key([1, 2]), example_key([1], [2])}) == 3
+    def key(*ids: Any) -> bytes:
+        return example_key(dict(zip(("input_ids", "token_type_ids"), ids, strict=False)))
+
+    assert key([1, 2], [0, 1]) == key((1, 2), (0, 1))
+    assert key([1, 2], [0, 1]) != key([1, 2], [0, 0])
+    assert len({key([1, 2, 0]), key([1, 2]), key([1], [2])}) == 3
 
 
 def test_activations_are_padded_where_the_tokens_are() -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import (
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
@@ -25,11 +24,7 @@ from peft_mrpc.methods.peft_adapters import init_from_shapes_only
 from peft_mrpc.models.architecture import describe_trainable, num_virtual_tokens
 from peft_mrpc.models.classifier import ClassificationCollator, Classifier
 from peft_mrpc.models.loading import init_classifier, load_classification_model
-from peft_mrpc.training.activation_cache.callback import (
-    ActivationCacheCallback,
-    ActivationCacheError,
-    cache_refusal,
-)
+from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback, check_cacheable
 from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
 from peft_mrpc.training.callbacks import (
     AttentionCallback,
@@ -80,10 +75,8 @@ def build_classifier(
         prompt_position=config.prompt_position,
     )
     adapted = resolved.method.apply(model, resolved.method_options)
-    if config.activation_cache == "on" and (
-        refusal := cache_refusal(adapted, resolved.training_args)
-    ):
-        raise ActivationCacheError(refusal)
+    if config.activation_cache == "on":
+        check_cacheable(adapted, resolved.training_args)
     warn_layers_never_unfrozen(resolved.method_options, resolved.training_args)
     if config.attention is not None:
         validate_attention(adapted, config.attention)
@@ -112,17 +105,6 @@ def build_empty_model(resolved: ResolvedJob) -> Any:
     """
     empty = init_classifier(resolved.model_config, str(resolved.config.pooling))
     return resolved.method.apply(empty, init_from_shapes_only(resolved.method_options))
-
-
-def build_activation_cache(resolved: ResolvedJob, num_trainings: int = 1) -> ActivationCache:
-    """Build an empty activation cache.
-
-    Args:
-        resolved: The job.
-        num_trainings: Number of trainings that use the cache: seeds or trials.
-    """
-    memory = convert_file_size_to_int(resolved.config.activation_cache_memory)
-    return ActivationCache(int(memory), num_trainings)
 
 
 def build_trainer(
@@ -190,7 +172,7 @@ def build_trainer(
         *callbacks,
     ]
     if config.activation_cache != "off" and resolved.method.frozen_stages:
-        cache = activation_cache or build_activation_cache(resolved)
+        cache = activation_cache or ActivationCache()
         read = [*datasets, *([eval_dataset] if eval_dataset is not None else [])]
         all_callbacks.append(
             ActivationCacheCallback(config.activation_cache, cache, collator, read)

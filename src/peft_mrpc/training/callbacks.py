@@ -154,3 +154,15 @@ def tensorboard_logs(arguments: TrainingArguments, output_dir: Path) -> Iterator
         yield
     finally:
         del os.environ[LOGGING_DIR]
+
+
+@contextlib.contextmanager
+def package_log_level(level: int) -> Iterator[None]:
+    """Within the block this package logs messages of this level and above."""
+    package = logging.getLogger("peft_mrpc")
+    level_before = package.level
+    package.setLevel(level)
+    try:
+        yield
+    finally:
+        package.setLevel(level_before)

@@ -1,26 +1,17 @@
 """The parameters and the cost of a training on this machine, without the model's weights.
 
-Time and memory are estimated from a few steps on random weights and random examples.
+Time and memory are measured in a few steps on random weights and synthetic examples.
 """
 
 import logging
-import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import convert_file_size_to_int
-from transformers import (
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import TrainerCallback, set_seed
 
 from peft_mrpc.config import DataConfig
 from peft_mrpc.data.columns import PARAPHRASE_NAMES, split_class_names
@@ -33,34 +24,25 @@ from peft_mrpc.formatting import format_bytes, format_duration
 from peft_mrpc.models.architecture import head_parameter_ids, parameter_counts
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.loading import init_classifier
-from peft_mrpc.training.activation_cache.callback import (
-    ActivationCacheCallback,
-    ActivationCacheError,
-    fill_refusal,
-)
+from peft_mrpc.training.activation_cache.bypass import CacheUnavailableError
+from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.build import build_empty_model, build_trainer
-from peft_mrpc.training.callbacks import LogMetricsCallback
-from peft_mrpc.training.job import ResolvedJob, TrainJob
+from peft_mrpc.training.callbacks import package_log_level
+from peft_mrpc.training.job import TrainJob
 from peft_mrpc.training.resolve import BaseModel, describe_head, resolve
 from peft_mrpc.training.validation import prepare_data, validate
 
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
-# Bytes of a parameter in fp32: weight, gradient and Adam's two moments; the weight alone; and the
-# copy of a trained weight for SAM.
-BYTES_TRAINED, BYTES_FROZEN, BYTES_SAM = 16, 4, 4
+# Bytes of an fp32 parameter, and of its gradient and Adam's two moments if it trains.
+BYTES_WEIGHT, BYTES_TRAINING = 4, 12
 WORDS = "the company said on monday that its shares rose after the report".split()
 # Options of the timed steps: nothing is evaluated, saved or reported.
 TIMING_OPTIONS: dict[str, Any] = {
     "max_steps": WARM_UP_STEPS + TIMED_STEPS,
-    "eval_strategy": "no",
-    "eval_on_start": False,
-    "save_strategy": "no",
-    "load_best_model_at_end": False,
-    "early_stopping_patience": None,
-    "report_to": "none",
-    "disable_tqdm": True,
-    "threshold": "0.5",
-    "class_weights": "none",
+    **dict.fromkeys(("eval_strategy", "save_strategy"), "no"),
+    **dict.fromkeys(("eval_on_start", "load_best_model_at_end"), False),
+    **{"report_to": "none", "disable_tqdm": True, "early_stopping_patience": None},
+    **{"threshold": "0.5", "class_weights": "none"},
 }
 
 
@@ -89,41 +71,31 @@ class CostEstimate:
     Attributes:
         epoch_seconds: Time of one epoch.
         start_seconds: Time before the first step, without the activation cache.
+        cache_seconds: Time to compute the cached activations; 0 without the activation cache.
         peak_bytes: Peak memory of the GPU, or of the process on a CPU.
-        cached_examples: Examples in the activation cache; 0 if it is not used.
-        cache_seconds: Time to compute the cached activations.
-        cache_bytes: Their size.
     """
 
     epoch_seconds: float
     start_seconds: float
+    cache_seconds: float
     peak_bytes: int
-    cached_examples: int = 0
-    cache_seconds: float = 0
-    cache_bytes: int = 0
 
     def __str__(self) -> str:
-        text = (
-            f"about {format_duration(self.epoch_seconds)} per epoch, after "
-            f"{format_duration(self.start_seconds)} to start"
+        epoch, start, cache = map(
+            format_duration, (self.epoch_seconds, self.start_seconds, self.cache_seconds)
         )
-        if self.cached_examples:
-            text += (
-                f" and {format_duration(self.cache_seconds)} for the activation cache "
-                f"({format_bytes(self.cache_bytes)})"
-            )
-        return f"{text}; peak memory about {format_bytes(self.peak_bytes)}"
+        start += f" and {cache} for the activation cache" if self.cache_seconds else ""
+        memory = format_bytes(self.peak_bytes)
+        return f"about {epoch} per epoch, after {start} to start; peak memory about {memory}"
 
 
-class _StepTimer(TrainerCallback):
+class StepTimer(TrainerCallback):
     """Record the time at the end of each step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
@@ -196,6 +168,8 @@ def measure_training_set(
 def estimate_cost(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> CostEstimate:
     """Time a few training steps, and extrapolate to the training set.
 
+    A method that freezes layers is assumed to use the activation cache, unless it is off.
+
     Args:
         job: The training.
         base: The base model; its weights are not needed.
@@ -211,105 +185,63 @@ def estimate_cost(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> 
     if config.quantization != "none":
         raise UserError("estimate: needs a model that is not quantized.")
     trained, total = parameter_counts(build_empty_model(resolved))
-    bytes_trained = BYTES_TRAINED + (BYTES_SAM if config.sam_rho else 0)
-    required = trained * bytes_trained + (total - trained) * BYTES_FROZEN
+    required = total * BYTES_WEIGHT + trained * BYTES_TRAINING
     available = available_memory(args.device.type == "cuda")
     if required > available:
         raise UserError(
             f"estimate: weights and optimizer need {format_bytes(required)}, and "
             f"{format_bytes(available)} are available."
         )
-    tokens = min(training_set.mean_tokens, resolved.max_length)
-    training_set = replace(training_set, mean_tokens=tokens)
-    options = {
-        **TIMING_OPTIONS,
-        "activation_cache": "on" if _caches_activations(resolved, training_set) else "off",
-        # Two batches per step are enough to see the cost of accumulating more.
-        "gradient_accumulation_steps": min(args.gradient_accumulation_steps, 2),
-    }
-    with _only_errors_logged():
-        try:
-            return _time_steps(job.with_options(**options), base, training_set)
-        except ActivationCacheError:
-            if config.activation_cache == "on":
-                raise
-            options["activation_cache"] = "off"
-            return _time_steps(job.with_options(**options), base, training_set)
-
-
-def _caches_activations(resolved: ResolvedJob, training_set: TrainingSet) -> bool:
-    """Return whether the training would use the activation cache, if the model allows it."""
-    config, args = resolved.config, resolved.training_args
-    if config.activation_cache != "auto" or not resolved.method.frozen_stages:
-        return config.activation_cache == "on"
-    reads = math.ceil(training_set.num_examples * args.num_train_epochs)
-    if args.max_steps > 0:
-        reads = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
-    reads *= len(config.seeds or [args.seed])
-    num_copies = 2 if config.swap_sentences == "true" else 1
-    return not fill_refusal(num_copies * training_set.num_examples, reads)
+    # Two batches per step are enough to see the cost of accumulating more.
+    accumulated = min(args.gradient_accumulation_steps, 2)
+    job = job.with_options(**TIMING_OPTIONS, gradient_accumulation_steps=accumulated)
+    with package_log_level(logging.ERROR):
+        if config.activation_cache != "off" and resolved.method.frozen_stages:
+            try:
+                return _time_steps(job.with_options(activation_cache="on"), base, training_set)
+            except CacheUnavailableError:
+                if config.activation_cache == "on":
+                    raise
+        return _time_steps(job.with_options(activation_cache="off"), base, training_set)
 
 
 def _time_steps(job: TrainJob, base: BaseModel, training_set: TrainingSet) -> CostEstimate:
-    """Train on random examples, each of about the mean length."""
+    """Train on synthetic examples, each of about the mean length."""
     resolved = resolve(job, base, training_set.label_names)
-    args, on_gpu = resolved.training_args, resolved.training_args.device.type == "cuda"
-    batch_size = args.train_batch_size * args.gradient_accumulation_steps
-    data = _random_examples(args.max_steps * batch_size, training_set)
+    args, config = resolved.training_args, resolved.config
+    num_steps, labels = args.max_steps, training_set.label_names
+    mean_tokens = min(training_set.mean_tokens, resolved.max_length)
+    num_examples = num_steps * args.train_batch_size * args.gradient_accumulation_steps
+    train = _synthetic_examples(num_examples, mean_tokens)
     set_seed(args.seed)
     reset_peak_memory()
-    model_config, pooling = resolved.model_config, str(resolved.config.pooling)
-    model = init_classifier(model_config, pooling, "cpu", resolved.config.dropout)
+    model = init_classifier(resolved.model_config, str(config.pooling), "cpu", config.dropout)
     adapted = resolved.method.apply(model, resolved.method_options)
-    labels = list(training_set.label_names)
-    classifier = Classifier(adapted, base.tokenizer, labels, resolved.max_length)
-    timer = _StepTimer()
+    classifier = Classifier(adapted, base.tokenizer, list(labels), resolved.max_length)
+    data, timer = DataSplits("synthetic", labels, {"train": train}), StepTimer()
     with tempfile.TemporaryDirectory() as directory:
         trainer, _ = build_trainer(resolved, data, classifier, directory, callbacks=[timer])
-        trainer.remove_callback(LogMetricsCallback)
         started = time.perf_counter()
         trainer.train()
     callbacks = trainer.callback_handler.callbacks
-    cache = next((c for c in callbacks if isinstance(c, ActivationCacheCallback)), None)
+    fill_seconds = sum(c.seconds for c in callbacks if isinstance(c, ActivationCacheCallback))
     step_seconds = (timer.times[-1] - timer.times[WARM_UP_STEPS - 1]) / TIMED_STEPS
-    num_computed = (cache.num_computed if cache else 0) or 1
-    cache_seconds = cache.seconds if cache else 0
-    encoded, _ = classifier.encode(data.splits["train"])
-    # The size of the training set in examples as long as the random ones.
-    num_tokens = training_set.num_examples * training_set.mean_tokens
-    num_examples = num_tokens * len(encoded) / sum(encoded["length"])
-    # Each example is cached twice with swapped sentences.
-    num_copies = len(cache.examples) / len(encoded) if cache and cache.num_computed else 0
-    cache_bytes = round(num_copies * num_tokens * cache.token_bytes) if cache else 0
-    memory_limit = int(convert_file_size_to_int(resolved.config.activation_cache_memory))
-    peak = peak_memory()["gpu_bytes" if on_gpu else "resident_bytes"]
+    encoded, _ = classifier.encode(train)
+    ratio = training_set.num_examples * mean_tokens / sum(encoded["length"])
+    on_gpu = args.device.type == "cuda"
     return CostEstimate(
-        epoch_seconds=step_seconds * num_examples / batch_size,
-        start_seconds=max(0, timer.times[0] - started - step_seconds - cache_seconds),
-        peak_bytes=peak + (0 if on_gpu else min(cache_bytes, memory_limit)),
-        cached_examples=round(training_set.num_examples * num_copies),
-        cache_seconds=cache_seconds * num_copies * num_examples / num_computed,
-        cache_bytes=cache_bytes,
+        epoch_seconds=step_seconds * num_steps * ratio,
+        start_seconds=max(0, timer.times[0] - started - step_seconds - fill_seconds),
+        cache_seconds=fill_seconds * ratio,
+        peak_bytes=peak_memory()["gpu_bytes" if on_gpu else "resident_bytes"],
     )
 
 
-def _random_examples(count: int, training_set: TrainingSet) -> DataSplits:
-    """Return different examples of about the mean length."""
-    half = max(1, (training_set.mean_tokens - 3) // 2 - 1)
+def _synthetic_examples(count: int, mean_tokens: int) -> tuple[Example, ...]:
+    """Return different examples of about the mean length, with the labels 0 and 1."""
+    half = max(1, (mean_tokens - 3) // 2 - 1)
     words = [WORDS[number % len(WORDS)] for number in range(half)]
-    examples = [
+    return tuple(
         Example(row, " ".join([str(row), *words]), " ".join([*words, "and"]), row % 2)
         for row in range(count)
-    ]
-    return DataSplits("random", training_set.label_names, {"train": tuple(examples)})
-
-
-@contextmanager
-def _only_errors_logged() -> Iterator[None]:
-    package = logging.getLogger("peft_mrpc")
-    level = package.level
-    package.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        package.setLevel(level)
+    )

@@ -37,7 +37,6 @@ from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
 from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build import (
-    build_activation_cache,
     build_classifier,
     build_trainer,
     describe_training_parameters,
@@ -138,13 +137,13 @@ def run_training(
     if job.config.dry_run:
         return plan_training(training)
     if job.seeds:
-        with build_activation_cache(resolved, len(job.seeds)) as cache:
-            run = train_seeds(
-                resolved,
-                job_record(training),
-                lambda seed_job: train_once(prepare_training(seed_job, inputs), cache),
-                on_seed,
-            )
+        cache = ActivationCache()
+        run = train_seeds(
+            resolved,
+            job_record(training),
+            lambda seed_job: train_once(prepare_training(seed_job, inputs), cache),
+            on_seed,
+        )
     else:
         run = train_once(training)
     if run is not None and resolved.push_to_hub:

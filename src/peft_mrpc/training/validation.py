@@ -18,7 +18,6 @@ from peft_mrpc.evaluation.thresholds import threshold_faults
 from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
-from peft_mrpc.training.activation_cache.callback import cache_faults
 from peft_mrpc.training.checkpoints import checkpoint_faults, resume_faults
 from peft_mrpc.training.job import MAX_SEED, ResolvedJob
 from peft_mrpc.training.losses import class_weight_faults, loss_faults
@@ -35,6 +34,7 @@ CHOICES: dict[str, Sequence[str]] = {
     "prompt_position": PROMPT_POSITIONS,
     "quantization": QUANTIZATIONS,
     "swap_sentences": ("true", "false"),
+    "activation_cache": ("on", "off"),
 }
 
 
@@ -126,7 +126,6 @@ def _feature_faults(resolved: ResolvedJob) -> list[str]:
         *threshold_faults(config.threshold),
         *selection_faults(config, args),
         *loss_faults(config.class_weights, config.focal_gamma, args.label_smoothing_factor),
-        *cache_faults(config.activation_cache, config.activation_cache_memory),
     ]
 
 

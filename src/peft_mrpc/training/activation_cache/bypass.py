@@ -11,10 +11,23 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from peft_mrpc.errors import UserError
 from peft_mrpc.models.architecture import encoder_layers
 
 # Key of the cached activations in a batch; it is removed before the model's own forward.
 ACTIVATIONS = "cached_activations"
+
+
+class CacheUnavailableError(UserError):
+    """The activation cache cannot be used.
+
+    Attributes:
+        reason: The cause, as a clause.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"activation_cache: got 'on', but {reason}; expected auto or off.")
+        self.reason = reason
 
 
 class FrozenLayers:
@@ -37,11 +50,11 @@ class FrozenLayers:
         self._activations: torch.Tensor | None = None  # of the current batch, [B, T, H]
 
     @torch.no_grad()
-    def compute(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
-        """The output of the last frozen layer in eval mode, [B, T, H].
+    def compute(self, batch: Mapping[str, Any]) -> torch.Tensor:
+        """Return the output of the last frozen layer in eval mode, [B, T, H].
 
-        Returns:
-            None if the model does not call that layer.
+        Raises:
+            CacheUnavailableError: If this is not the activations of the batch's tokens.
         """
         recorded: list[torch.Tensor] = []
 
@@ -55,8 +68,11 @@ class FrozenLayers:
                 self.logits(batch)
         finally:
             hook.remove()
+        name = self.model.config.model_type
         if not recorded:
-            return None
+            raise CacheUnavailableError(f"{name} does not call its layers one by one")
+        if recorded[0].shape[:2] != batch["attention_mask"].shape:
+            raise CacheUnavailableError(f"{name} pads examples inside the model")
         self.dtype, self.width = recorded[0].dtype, recorded[0].shape[-1]
         return recorded[0]
 

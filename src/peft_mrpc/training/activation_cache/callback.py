@@ -8,7 +8,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from datasets import Dataset, concatenate_datasets
 from transformers import (
     PreTrainedModel,
@@ -19,7 +18,6 @@ from transformers import (
 )
 
 from peft_mrpc.distributed import is_sharded
-from peft_mrpc.errors import UserError
 from peft_mrpc.formatting import format_bytes
 from peft_mrpc.interop.transformers_internals import attn_implementation
 from peft_mrpc.models.architecture import (
@@ -29,28 +27,21 @@ from peft_mrpc.models.architecture import (
     modules_after_layers,
 )
 from peft_mrpc.precision import trainer_precision
-from peft_mrpc.training.activation_cache.bypass import FrozenLayers
-from peft_mrpc.training.activation_cache.fill import (
-    example_keys,
-    fill_cache,
-    first_refusal,
-    missing_rows,
+from peft_mrpc.training.activation_cache.bypass import CacheUnavailableError, FrozenLayers
+from peft_mrpc.training.activation_cache.store import (
+    ActivationCache,
+    CachedCollator,
+    example_key,
+    raise_on_all,
 )
-from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
 
 logger = logging.getLogger(__name__)
 
-MODES = ("auto", "on", "off")
 # Largest relative difference of logits by rounding, by the precision of the training and by the
 # dtype of the activations. The rounding of mixed precision depends on the shape of the batch.
 TOLERANCE = {
     **{"fp32": 1e-3, "fp16": 5e-3, "bf16": 2e-2, "fp8": 2e-1},
     **{"torch.float32": 1e-3, "torch.float16": 5e-3, "torch.bfloat16": 2e-2},
-}
-# Fields of a configuration that the activations do not depend on.
-IRRELEVANT_FIELDS = {
-    *("_name_or_path", "architectures", "dtype", "transformers_version"),
-    *("id2label", "label2id", "problem_type"),
 }
 
 
@@ -65,9 +56,8 @@ class ActivationCacheCallback(TrainerCallback):
         datasets: All encoded examples that training and evaluation read.
 
     Attributes:
-        seconds: Time that the activations took.
         num_computed: Examples that the frozen layers ran for; None if the cache is not used.
-        token_bytes: Size of one token's activations.
+        seconds: Time that this took.
     """
 
     def __init__(
@@ -79,37 +69,22 @@ class ActivationCacheCallback(TrainerCallback):
         self.examples = concatenate_datasets(datasets)
         self.seconds = 0.0
         self.num_computed: int | None = None
-        self.token_bytes = 0
         self._skipped = ExitStack()
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel | None = None,
-        **kwargs: Any,
-    ) -> None:
-        assert model is not None
-        self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
-        started = time.perf_counter()
-        reads = state.max_steps * args.gradient_accumulation_steps * args.train_batch_size
-        reads *= args.world_size * max(1, self.cache.num_trainings)
-        self.cache.num_trainings -= 1
-        reason = cache_refusal(model, args)
-        if not reason:
-            reason = self._prepare(model, args, reads)
-        self.seconds = time.perf_counter() - started
-        if reason:
-            self.restore()
-            self.num_computed = None
-            if self.mode == "on":
-                raise ActivationCacheError(reason)
-            logger.info("activation cache: not used, %s", reason)
-
-    def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
+        num_reads = state.max_steps * args.gradient_accumulation_steps * args.train_batch_size
+        try:
+            self._fill(kwargs["model"], args, num_reads * args.world_size)
+        except CacheUnavailableError as error:
+            self.restore()
+            if self.mode == "on":
+                raise
+            logger.info("activation cache: not used, %s", error.reason)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.restore()
 
     def restore(self) -> None:
@@ -117,37 +92,41 @@ class ActivationCacheCallback(TrainerCallback):
         self._skipped.close()
         self.collator.cache = None
 
-    def _prepare(self, model: PreTrainedModel, args: TrainingArguments, reads: int) -> str:
-        """Compute the missing activations and skip the layers; the reason if that fails."""
+    def _fill(self, model: PreTrainedModel, args: TrainingArguments, num_reads: int) -> None:
+        """Compute the activations that the cache lacks, and skip the frozen layers.
+
+        Raises:
+            CacheUnavailableError: On every process, if this is not possible or does not pay.
+        """
+        self.num_computed = None
+        check_cacheable(model, args)
         layers = FrozenLayers(model, num_frozen_layers(model))
         lengths = self.examples["length"][:]
         by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
         samples = self.examples.__getitems__(
             [by_length[(len(by_length) - 1) * number // 4] for number in range(5)]
         )
-        # The shortest shows padding to a multiple inside the model.
-        if refusal := self._layers_refusal(layers, samples[-1]):
-            return refusal
-        if refusal := self._layers_refusal(layers, samples[0]):
-            return refusal
-        self.token_bytes = layers.token_bytes
-        self.cache.select(fingerprint(model, layers.depth, args))
-        keys = example_keys(self.examples)
-        missing = missing_rows(self.cache, keys)
-        if self.mode == "auto" and (refusal := fill_refusal(len(missing), reads)):
-            return refusal
-        if missing:
-            examples, missing_keys = self.examples.select(missing), [keys[row] for row in missing]
-            if refusal := fill_cache(self.cache, layers, self.collator, examples, missing_keys):
-                return refusal
-        size = format_bytes(sum(lengths[row] for row in missing) * self.token_bytes)
+        # The shortest example shows padding to a multiple inside the model.
+        layers.compute(self.collator.collate(samples[:1]))
+        rows = {example_key(example): row for row, example in enumerate(self.examples)}
+        layers_key = fingerprint(model, layers.depth, args)
+        num_computed = 0 if self.cache.has_all(layers_key, rows) else len(rows)
+        if self.mode == "auto" and num_computed > num_reads:
+            raise CacheUnavailableError(
+                f"training reads {num_reads:,} examples, fewer than the {num_computed:,} to compute"
+            )
+        if num_computed:
+            started = time.perf_counter()
+            examples = self.examples.select(list(rows.values()))
+            self.cache.fill(layers_key, examples, layers, self.collator.collate)
+            self.seconds = time.perf_counter() - started
+        size = format_bytes(sum(lengths[row] for row in rows.values()) * layers.token_bytes)
         logger.info(
             "activation cache: the first %d of %d layers are frozen and run once for each of %s "
-            "examples (%s)",
-            *(layers.depth, len(layers.layers), f"{len({*keys}):,}"),
-            f"{len(missing):,} of them now, {size}" if missing else "all of them before",
+            "examples (%s, %s)",
+            *(layers.depth, len(layers.layers), f"{len(rows):,}", size),
+            "computed now" if num_computed else "computed before",
         )
-        self.num_computed = len(missing)
         plain = layers.logits(self.collator.collate(samples)).float()
         self.collator.cache = self.cache
         self._skipped.enter_context(layers.skipped())
@@ -155,40 +134,8 @@ class ActivationCacheCallback(TrainerCallback):
         tolerance = max(TOLERANCE[trainer_precision(args)], TOLERANCE[str(layers.dtype)])
         is_equal = difference <= tolerance * max(1.0, float(plain.abs().max()))
         refusal = f"{model.config.model_type} has other logits with it ({difference:.2g} apart)"
-        return first_refusal("" if is_equal else refusal)
-
-    def _layers_refusal(self, layers: FrozenLayers, sample: Any) -> str:
-        """Why the activations of single tokens cannot be cached; empty if they can."""
-        batch = self.collator.collate([sample])
-        activations, name = layers.compute(batch), layers.model.config.model_type
-        if activations is None:
-            return f"{name} does not call its layers one by one"
-        is_padded = activations.shape[:2] != batch["attention_mask"].shape
-        return f"{name} pads examples inside the model" if is_padded else ""
-
-
-class ActivationCacheError(UserError):
-    """The activation cache was requested and cannot be used.
-
-    Attributes:
-        reason: The cause, as a clause.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"activation_cache: got 'on', but {reason}; expected auto or off.")
-        self.reason = reason
-
-
-def cache_faults(mode: str, memory: str) -> list[str]:
-    """What is wrong with the two options of the cache."""
-    faults = []
-    if mode not in MODES:
-        faults.append(f"activation_cache: got {mode!r}; expected one of {', '.join(MODES)}.")
-    try:
-        convert_file_size_to_int(memory)
-    except ValueError:
-        faults.append(f"activation_cache_memory: got {memory!r}; expected a size such as 2GB.")
-    return faults
+        raise_on_all("" if is_equal else refusal)
+        self.num_computed = num_computed
 
 
 def num_frozen_layers(model: PreTrainedModel) -> int:
@@ -207,47 +154,30 @@ def num_frozen_layers(model: PreTrainedModel) -> int:
     return 0 if any(parameter.requires_grad for parameter in others) else depth
 
 
-def cache_refusal(model: PreTrainedModel, args: TrainingArguments) -> str:
-    """Why the frozen layers of a model cannot be cached; empty if they can."""
-    if num_frozen_layers(model) == 0:
-        return "the first layer of the model is not frozen"
-    return argument_refusal(args)
+def check_cacheable(model: PreTrainedModel, args: TrainingArguments) -> None:
+    """Check that the frozen layers of a model can be cached.
 
-
-def argument_refusal(args: TrainingArguments) -> str:
-    """Which training argument rules the cache out; empty if there is none."""
-    if is_sharded(args):
-        return "FSDP and DeepSpeed split the layers among the processes"
-    return "torch_compile has compiled the layers" if args.torch_compile else ""
-
-
-def fill_refusal(num_missing: int, num_reads: int) -> str:
-    """Why it does not pay to compute so many activations; empty if it does.
-
-    Args:
-        num_missing: Examples to run the layers for.
-        num_reads: Examples that this training and the expected ones after it read.
+    Raises:
+        CacheUnavailableError: If not.
     """
-    if num_missing <= num_reads:
-        return ""
-    return f"training reads {num_reads:,} examples, fewer than the {num_missing:,} to compute"
+    if num_frozen_layers(model) == 0:
+        raise CacheUnavailableError("the first layer of the model is not frozen")
+    if is_sharded(args):
+        raise CacheUnavailableError("FSDP and DeepSpeed split the layers among the processes")
+    if args.torch_compile:
+        raise CacheUnavailableError("torch_compile has compiled the layers")
 
 
 def fingerprint(model: PreTrainedModel, depth: int, args: TrainingArguments) -> str:
     """A digest of all that the activations depend on, except for the examples."""
     encoder: Any = model.base_model
-    config = {
-        key: str(value)
-        for key, value in sorted(encoder.config.to_diff_dict().items())
-        if key not in IRRELEVANT_FIELDS and "drop" not in key
-    }
-    computation = (trainer_precision(args), args.tf32, attn_implementation(encoder.config))
-    digest = hashlib.sha256(repr((config, depth, computation, str(model.device))).encode())
+    computation = (depth, trainer_precision(args), args.tf32, attn_implementation(encoder.config))
+    config = encoder.config.to_json_string()
+    digest = hashlib.sha256(repr((computation, str(model.device), config)).encode())
     above: Sequence[Any] = [*encoder_layers(model)[depth:], *modules_after_layers(model)]
     prefixes = tuple(f"{name}." for name, part in encoder.named_modules() if part in above)
     for name, tensor in encoder.state_dict().items():
         if isinstance(tensor, torch.Tensor) and not name.startswith(prefixes):
-            digest.update(name.encode())
             values = tensor.detach().cpu().reshape(-1).contiguous()
             digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()

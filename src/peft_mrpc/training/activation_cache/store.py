@@ -1,127 +1,120 @@
-"""Activations of examples, in memory or in memory-mapped temporary files.
+"""Activations of examples, in a memory-mapped temporary file.
 
-Shapes: B batch, T tokens, H hidden.
+Shapes: N examples, B batch, T tokens, H hidden.
 """
 
 import hashlib
+import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from accelerate.utils import gather_object
+from datasets import Dataset
+from transformers.utils.logging import tqdm
 
-from peft_mrpc.training.activation_cache.bypass import ACTIVATIONS
+from peft_mrpc.distributed import process_state
+from peft_mrpc.errors import one_line
+from peft_mrpc.formatting import format_bytes
+from peft_mrpc.models.batched_inference import length_sorted_batches, retry_in_halves
+from peft_mrpc.training.activation_cache.bypass import (
+    ACTIVATIONS,
+    CacheUnavailableError,
+    FrozenLayers,
+)
 
-# Space that a temporary file leaves free on its file system.
+# Batches of the frozen layers: there is no backward pass, so that they can be large.
+FILL_BATCH, FILL_TOKENS = 32, 8192
+# Space that the temporary file leaves free on its file system.
 SPARE_BYTES = 1 << 30
+PREFIX = "peft-mrpc-activations-"
+
+Collate = Callable[[list[Any]], Any]
 
 
 class ActivationCache:
     """Activations [T, H] of examples, found by the token ids that they were computed from.
 
-    One instance serves several trainings of a process: seeds, or the trials of a search. It holds
-    the activations of one set of frozen layers; those of another set replace them.
+    They are in a memory-mapped temporary file: the system keeps in memory what fits. The file is
+    deleted as soon as it is mapped, so that it does not outlive the process.
 
-    Args:
-        memory_bytes: Activations beyond this size go to temporary files.
-        num_trainings: How many trainings are expected to use the cache.
+    One instance serves several trainings of a process: seeds, or the trials of a search. It holds
+    the activations of one set of frozen layers and examples; others replace them.
     """
 
-    def __init__(self, memory_bytes: int, num_trainings: int = 1) -> None:
-        self.memory_bytes = memory_bytes
-        self.num_trainings = num_trainings
-        self._directory: tempfile.TemporaryDirectory[str] | None = None
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all activations."""
         self._fingerprint = ""
-        self._resident = 0  # bytes in memory
-        self._blocks: list[torch.Tensor] = []  # [tokens, H] each
-        self._places: dict[bytes, tuple[int, slice]] = {}  # block number and its tokens
+        self._activations = torch.empty(0, 0)  # of all tokens, [tokens, H]
+        self._places: dict[bytes, slice] = {}
 
-    def __enter__(self) -> "ActivationCache":
-        return self
+    def has_all(self, fingerprint: str, keys: Iterable[bytes]) -> bool:
+        """Whether the cache holds the activations of these layers for all of these examples."""
+        return fingerprint == self._fingerprint and self._places.keys() >= set(keys)
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._places
-
-    def close(self) -> None:
-        """Free the memory and remove the temporary files; the cache is empty afterwards."""
-        self._fingerprint, self._resident = "", 0
-        self._blocks.clear()
-        self._places.clear()
-        if self._directory is not None:
-            self._directory.cleanup()
-            self._directory = None
-
-    def select(self, fingerprint: str) -> None:
-        """Drop all activations that were not computed by the layers of this fingerprint."""
-        if fingerprint != self._fingerprint:
-            self.close()
-            self._fingerprint = fingerprint
-
-    def fits_in_memory(self, size: int) -> bool:
-        """Whether so many bytes can be added within `memory_bytes`."""
-        return self._resident + size <= self.memory_bytes
-
-    def create_file(self, size: int) -> str:
-        """Create a temporary file of so many bytes; its path.
-
-        Raises:
-            OSError: If there is not enough space, or the directory cannot be written.
-        """
-        if self._directory is None:
-            self._directory = tempfile.TemporaryDirectory(prefix="peft-mrpc-activations-")
-        free = shutil.disk_usage(self._directory.name).free
-        if size + SPARE_BYTES > free:
-            needed, where = f"{size / 1e9:.2f} GB", tempfile.gettempdir()
-            raise OSError(f"{needed} needed, {free / 1e9:.2f} GB free in {where} (TMPDIR)")
-        path = Path(self._directory.name) / f"{len(self._blocks)}.activations"
-        with path.open("wb") as file:
-            file.truncate(size)
-        return str(path)
-
-    def add(
-        self, keys: Sequence[bytes], lengths: Sequence[int], block: torch.Tensor, is_mapped: bool
-    ) -> None:
-        """Add the activations of examples, which follow one another in `block`, [tokens, H].
-
-        Args:
-            keys: Of each example, [N].
-            lengths: Tokens of each example, [N].
-            block: Their activations.
-            is_mapped: Whether the block is a mapped file.
-        """
-        first = 0
-        for key, length in zip(keys, lengths, strict=True):
-            self._places[key] = (len(self._blocks), slice(first, first + length))
-            first += length
-        self._blocks.append(block)
-        self._resident += 0 if is_mapped else block.nbytes
-
-    def find(self, keys: Iterable[bytes]) -> list[torch.Tensor] | None:
-        """The activations of these examples, [T, H] each; None if one of them is missing."""
+    def find(self, examples: Sequence[Mapping[str, Any]]) -> list[torch.Tensor] | None:
+        """Return the activations of examples, [T, H] each; None if one of them is missing."""
         try:
-            places = [self._places[key] for key in keys]
+            return [self._activations[self._places[example_key(e)]] for e in examples]
         except KeyError:
             return None
-        return [self._blocks[number][tokens] for number, tokens in places]
 
+    def fill(
+        self,
+        fingerprint: str,
+        examples: Dataset,
+        layers: FrozenLayers,
+        collate: Collate,
+    ) -> None:
+        """Compute the activations of some examples, which replace the content of the cache.
 
-def map_file(path: str, num_tokens: int, width: int, dtype: torch.dtype) -> torch.Tensor:
-    """Map a file of activations, [tokens, H]."""
-    return torch.from_file(path, size=num_tokens * width, dtype=dtype).view(num_tokens, width)
+        The processes of a host share the file, and each of them computes some batches.
 
-
-def example_key(input_ids: Sequence[int], token_type_ids: Sequence[int] = ()) -> bytes:
-    """A digest of what the model reads of an example without padding."""
-    digest = hashlib.blake2b(digest_size=16)
-    for ids in (input_ids, token_type_ids):
-        digest.update(array("q", ids).tobytes() + b"|")
-    return digest.digest()
+        Args:
+            fingerprint: Identifies the frozen layers.
+            examples: Distinct encoded examples, N, the same on every process.
+            layers: Compute the activations.
+            collate: Pads a batch.
+        Raises:
+            CacheUnavailableError: On every process, if one of them fails.
+        """
+        self.clear()
+        lengths = examples["length"][:]
+        batches = length_sorted_batches(lengths, FILL_BATCH, FILL_TOKENS)
+        order = [row for rows in batches for row in rows]
+        ends = np.cumsum([0, *(lengths[row] for row in order)]).tolist()
+        with ExitStack() as stack:
+            path = _create_file(stack, ends[-1] * layers.token_bytes)
+            problem = ""
+            try:
+                with Path(path).open("r+b") as file:
+                    for first, activations in _compute(examples, batches, layers, collate):
+                        file.seek(first * layers.token_bytes)
+                        file.write(activations.view(torch.uint8).numpy().data)
+            except OSError as error:
+                problem = f"{path} cannot be written: {one_line(error)}"
+            except torch.OutOfMemoryError:
+                problem = f"the frozen layers run out of memory with {max(lengths)} tokens"
+            except CacheUnavailableError as error:
+                problem = error.reason
+            raise_on_all(problem)
+            mapped = torch.from_file(path, size=ends[-1] * layers.width, dtype=layers.dtype)
+            process_state().wait_for_everyone()  # before the file is deleted
+        self._activations = mapped.view(-1, layers.width)
+        keys = list(map(example_key, examples))
+        places = zip(order, pairwise(ends), strict=True)
+        self._places = {keys[row]: slice(*place) for row, place in places}
+        self._fingerprint = fingerprint
 
 
 class CachedCollator:
@@ -131,17 +124,23 @@ class CachedCollator:
         collate: Pads token ids.
     """
 
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+    def __init__(self, collate: Collate) -> None:
         self.collate = collate
         self.cache: ActivationCache | None = None  # set while a training uses it
 
     def __call__(self, features: list[Mapping[str, Any]]) -> Any:
         batch = self.collate(features)
-        if self.cache is not None:
-            keys = (example_key(f["input_ids"], f.get("token_type_ids", ())) for f in features)
-            if (rows := self.cache.find(keys)) is not None:
-                batch[ACTIVATIONS] = pad_activations(rows, batch["attention_mask"])
+        if self.cache is not None and (rows := self.cache.find(features)) is not None:
+            batch[ACTIVATIONS] = pad_activations(rows, batch["attention_mask"])
         return batch
+
+
+def example_key(example: Mapping[str, Any]) -> bytes:
+    """A digest of what the model reads of an encoded example without padding."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in ("input_ids", "token_type_ids"):
+        digest.update(array("q", example.get(name, ())).tobytes() + b"|")
+    return digest.digest()
 
 
 def pad_activations(rows: Sequence[torch.Tensor], attention_mask: torch.Tensor) -> torch.Tensor:
@@ -151,3 +150,71 @@ def pad_activations(rows: Sequence[torch.Tensor], attention_mask: torch.Tensor) 
     for target, row, first in zip(padded, rows, firsts, strict=True):
         target[first : first + len(row)] = row
     return padded
+
+
+def raise_on_all(problem: str) -> None:
+    """Raise the first problem of all processes on each of them, so that they agree.
+
+    Args:
+        problem: Of this process; empty if there is none.
+    Raises:
+        CacheUnavailableError: If a process has one.
+    """
+    if reason := next(filter(None, gather_object([problem])), ""):
+        raise CacheUnavailableError(reason)
+
+
+def _create_file(stack: ExitStack, size: int) -> str:
+    """Create the temporary file of this host, to be deleted with the stack.
+
+    Returns:
+        Its path, on every process.
+    Raises:
+        CacheUnavailableError: If there is not enough space, or the directory cannot be written.
+    """
+    state = process_state()
+    path = problem = ""
+    if state.local_process_index == 0:
+        try:
+            # Windows does not delete files that are mapped.
+            directory = tempfile.TemporaryDirectory(prefix=PREFIX, ignore_cleanup_errors=True)
+            folder = stack.enter_context(directory)
+            path, free = f"{folder}/activations", shutil.disk_usage(folder).free
+            if size + SPARE_BYTES > free:
+                raise OSError(f"{format_bytes(size)} needed, {format_bytes(free)} free")
+            with Path(path).open("wb") as file:
+                file.truncate(size)
+        except OSError as error:
+            problem = f"no file can be created in {tempfile.gettempdir()}: {one_line(error)}"
+    raise_on_all(problem)
+    # The processes of a host have consecutive indices.
+    return str(gather_object([path])[state.process_index - state.local_process_index])
+
+
+def _compute(
+    examples: Dataset, batches: list[list[int]], layers: FrozenLayers, collate: Collate
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Run the frozen layers for this process's share of the batches.
+
+    Yields:
+        For each batch the number of its first token, and the activations of all its tokens without
+        padding, [tokens, H].
+    """
+
+    def compute(batch: list[dict[str, Any]]) -> torch.Tensor:
+        inputs = collate(batch)
+        return layers.compute(inputs).cpu()[inputs["attention_mask"].bool()]
+
+    state = process_state()
+    num_local = int(os.environ.get("LOCAL_WORLD_SIZE", state.num_processes))
+    lengths, first = examples["length"][:], 0
+    is_main = state.is_main_process
+    with tqdm(
+        total=len(examples), desc="frozen layers", unit="example", disable=not is_main
+    ) as bar:
+        for number, rows in enumerate(batches):
+            if number % num_local == state.local_process_index:
+                batch = examples.__getitems__(rows)
+                yield first, torch.cat(retry_in_halves(batch, compute))
+            first += sum(lengths[row] for row in rows)
+            bar.update(len(rows))

@@ -6,8 +6,7 @@ import logging
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,11 +25,11 @@ from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.serialization import read_json, write_json
 from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build import (
-    build_activation_cache,
     build_classifier,
     build_empty_model,
     build_trainer,
 )
+from peft_mrpc.training.callbacks import package_log_level
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import SELECTION
 from peft_mrpc.training.resolve import BaseModel, resolve
@@ -288,7 +287,9 @@ def hide_login(url: str) -> str:
 def run_trials(search: Search, study: optuna.Study) -> None:
     """Run trials until the study has the requested number of finished ones."""
     objective, num_trials = search.config.objective, search.config.num_trials
-    with build_activation_cache(search.resolved) as cache, _trial_logs_only():
+    cache = ActivationCache()
+    logger.setLevel(logger.getEffectiveLevel())  # the trials are logged, not their trainings
+    with package_log_level(logging.WARNING):
         while (num_finished := len(finished_trials(study))) < num_trials:
             trial = study.ask()
             # Seeded by the trial's number: a search that was interrupted samples the same values as
@@ -412,17 +413,3 @@ def _space_faults(
             except UserError as error:
                 faults += [f"{where}: {fault}" for fault in error.faults]
     return list(dict.fromkeys(faults))
-
-
-@contextmanager
-def _trial_logs_only() -> Iterator[None]:
-    """Log the trials, but not what every single training logs."""
-    package = logging.getLogger("peft_mrpc")
-    levels = package.level, logger.level
-    logger.setLevel(logger.getEffectiveLevel())
-    package.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        package.setLevel(levels[0])
-        logger.setLevel(levels[1])
