@@ -4,7 +4,6 @@ import sys
 from collections.abc import Sequence
 
 from peft_mrpc.cli.app import print_text, run_cli
-from peft_mrpc.cli.parser import split_arguments
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import DoctorConfig
 from peft_mrpc.errors import UserError
@@ -21,9 +20,10 @@ def main(argv: Sequence[str]) -> None:
     from peft_mrpc.training.resolve import load_base_model
 
     prepare_processes()  # before TrainingArguments, which look for devices
-    given = {argument.name for argument in split_arguments(argv)[0]}
     # A YAML file describes one training, with train's defaults.
-    has_method, has_model = (not given.isdisjoint({name, "config"}) for name in ("method", "model"))
+    has_method, has_model = (
+        name is not None or job.config.config for name in (config.method, config.model)
+    )
     if job.method_options and not has_method:
         names = ", ".join(job.method_options)
         raise UserError(f"doctor: got {names}, options of some methods only. Add --method.")
@@ -39,9 +39,10 @@ def main(argv: Sequence[str]) -> None:
             training_set = cost_estimate.measure_training_set(job, base, **size)
             lines.append(f"{training_set}: {cost_estimate.estimate_cost(job, base, training_set)}")
     else:
-        given_options = job.method_options if has_method else {}
         lines = [] if has_method else [*format_environment(), ""]
-        lines += format_matrix({name: default_options(name, given_options) for name in methods})
+        lines += format_matrix(
+            {name: default_options(name, job.method_options) for name in methods}
+        )
     print_text("\n".join(lines))
 
 

@@ -148,18 +148,14 @@ def test_time_is_proportional_to_the_examples(method: str, tiny_bert: str) -> No
 
 def test_the_activation_cache_is_part_of_the_estimate(tiny_bert: str) -> None:
     options = {"method": "layer_freeze", "num_unfrozen_layers": 1, "bf16": False}
-    cached = estimate(tiny_bert, 1000, **options, num_train_epochs=5)
-    # Both orders of the sentences, with 20 tokens of 16 numbers of 4 bytes.
-    assert cached.cached_examples == 2000
-    assert cached.cache_bytes == pytest.approx(2000 * 20 * 16 * 4, rel=1e-3)
-    assert "for the activation cache (2.56 MB)" in str(cached)
-    for other in (
-        {"activation_cache": "off"},
-        {"num_train_epochs": 1},  # reads each example once: the cache does not pay
-    ):
-        assert estimate(tiny_bert, 1000, **options, **other).cached_examples == 0
-    seeds = estimate(tiny_bert, 1000, **options, num_train_epochs=1, seeds=(1, 2, 3))
-    assert seeds.cached_examples == 2000
+    cached = estimate(tiny_bert, 1000, **options)
+    assert cached.cache_seconds > 0 and "for the activation cache" in str(cached)
+    plain = estimate(tiny_bert, 1000, **options, activation_cache="off")
+    assert plain.cache_seconds == 0 and "cache" not in str(plain)
+    # All layers train.
+    assert (
+        estimate(tiny_bert, 1000, method="layer_freeze", num_unfrozen_layers=2).cache_seconds == 0
+    )
 
 
 @pytest.mark.parametrize(
