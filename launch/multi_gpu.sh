@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All GPUs of this machine (or NUM_PROCESSES of them): launch/multi_gpu.sh hard_prompt
+# All GPUs of this machine, or NUM_PROCESSES of them: launch/multi_gpu.sh hard_prompt
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 count=${NUM_PROCESSES:-$(nvidia-smi --list-gpus | wc -l)}
