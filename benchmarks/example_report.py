@@ -3,7 +3,7 @@
     python benchmarks/example_report.py --output_dir runs/example
 
 Trains the Runs that are missing (hours on two cores), evaluates SmolLM2 with a prompt, and writes
-the report. `--pictures docs/example` also takes the screenshots of the documentation, which needs
+the report. `--screenshots docs/example` also takes the screenshots of the documentation; this needs
 Chromium and Playwright. The screenshot of examples shows the quickstart's report, whose sentences
 are free. Runs of `accuracy.py` in the same directory are reused.
 """
@@ -23,6 +23,7 @@ PROMPT = (
     "--calibration batch --label_prior train"
 ).split()
 SHOWN_PLOTS = ("confusion_matrices", "costs", "reliability", "roc_curves")
+# Width, height and colour scheme of each screenshot.
 SCREENS = {
     "first_screen": (1280, 880, "light"),
     "first_screen_dark": (1280, 880, "dark"),
@@ -35,7 +36,7 @@ def main() -> None:
     parser = build_parser(__doc__, has_output=False)
     parser.add_argument("--output_dir", type=Path, default=Path("runs/example"))
     parser.add_argument("--jobs", type=int, default=1, help="trainings at the same time")
-    parser.add_argument("--pictures", type=Path, help="directory of the screenshots")
+    parser.add_argument("--screenshots", type=Path, help="directory of the screenshots")
     parser.add_argument(
         "--quickstart", type=Path, default=Path("runs/quickstart/comparison"), help="its report"
     )
@@ -53,11 +54,11 @@ def main() -> None:
     folder = options.output_dir / "report"
     report.write(folder, overwrite=True)
     print(report.to_text())
-    if options.pictures:
-        take_pictures(folder, options.quickstart, options.pictures)
+    if options.screenshots:
+        take_screenshots(folder, options.quickstart, options.screenshots)
 
 
-def take_pictures(report: Path, quickstart: Path, folder: Path) -> None:
+def take_screenshots(report: Path, quickstart: Path, folder: Path) -> None:
     """Copy plots, and take screenshots of the page."""
     from playwright.sync_api import sync_playwright
 
@@ -68,14 +69,13 @@ def take_pictures(report: Path, quickstart: Path, folder: Path) -> None:
         path = shutil.which("chromium") or shutil.which("chromium-browser")
         browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
         for name, (width, height, scheme) in SCREENS.items():
-            page = browser.new_page(
-                viewport={"width": width, "height": height}, color_scheme=scheme
-            )
-            is_of_examples = name == "examples"
-            shown = (quickstart if is_of_examples else report) / "report.html"
-            page.goto(shown.resolve().as_uri() + ("#examples" if is_of_examples else ""))
-            if is_of_examples:
+            viewport = {"width": width, "height": height}
+            page = browser.new_page(viewport=viewport, color_scheme=scheme)
+            if name == "examples":
+                page.goto((quickstart / "report.html").resolve().as_uri() + "#examples")
                 page.select_option("#agreement", "split")
+            else:
+                page.goto((report / "report.html").resolve().as_uri())
             page.wait_for_timeout(200)
             page.screenshot(path=folder / f"{name}.png")
         browser.close()
