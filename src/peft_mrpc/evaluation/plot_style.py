@@ -5,12 +5,16 @@ On a dark page the report inverts the lightness of the plots and keeps their hue
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 from typing import IO, Any
 
 import matplotlib
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
 INK, BACKGROUND = "#1a1f26", "#ffffff"
 MUTED = "#5a6472"  # axes, reference lines and secondary text
@@ -38,11 +42,18 @@ OTHER_COLORS = ("#8C6D1F", "#7F7F7F")
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = "os^vDPX<>phd8*"
 DPI = 150
+# Matplotlib's own font, and fonts for Chinese, Japanese and Korean names if they are installed.
+CJK_FONTS = (
+    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Microsoft YaHei"),
+    *("PingFang SC", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+)
+FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in font_manager.get_font_names())]
 # Any: matplotlib types the keys as its own literals.
 SETTINGS: Any = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.titlecolor"), INK),
     **dict.fromkeys(("xtick.color", "ytick.color", "axes.edgecolor"), MUTED),
     **dict.fromkeys(("figure.facecolor", "axes.facecolor"), BACKGROUND),
+    "font.family": FONTS,
     "text.parse_math": False,  # names may contain dollar signs
     "grid.color": "#d8dde4",
     "grid.linewidth": 0.6,
@@ -81,6 +92,33 @@ def add_legend(figure: Figure, title: str | None = None, columns: int = 1) -> No
     figure.legend(loc="outside lower center", ncols=columns, title=title)
 
 
+def drawable_text(text: str) -> str:
+    """A text whose characters that no font has are written as escapes, not all as the same box."""
+    if text.isascii():
+        return text
+    fonts = [font_manager.get_font(font_manager.findfont(name)) for name in FONTS]
+    return "".join(
+        character
+        if character.isspace() or any(font.get_char_index(ord(character)) for font in fonts)
+        else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def _escape_missing_glyphs(figure: Figure) -> None:
+    for text in figure.findobj(Text):
+        text.set_text(drawable_text(text.get_text()))
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = axis.get_major_formatter()
+            if isinstance(labels, FuncFormatter):  # tick labels that are names
+                axis.set_major_formatter(partial(_format_tick, labels))
+
+
+def _format_tick(labels: FuncFormatter, value: float, position: int | None = None) -> str:
+    return drawable_text(labels(value, position))
+
+
 def save_figure(figure: Figure, file: Path | IO[bytes], file_format: str | None = None) -> None:
     """Save a figure so that equal figures give equal bytes.
 
@@ -92,6 +130,7 @@ def save_figure(figure: Figure, file: Path | IO[bytes], file_format: str | None 
     if file_format is None:
         assert isinstance(file, Path), "a binary file has no suffix"
         file_format = file.suffix.removeprefix(".")
+    _escape_missing_glyphs(figure)
     metadata = {"Date": None} if file_format == "svg" else {"Software": None}
     # SVG element ids are hashes with this salt, not random.
     with matplotlib.rc_context({"svg.hashsalt": "peft-mrpc"}):

@@ -17,6 +17,7 @@ from peft_mrpc.evaluation.plot_style import (
 )
 from peft_mrpc.evaluation.plots import (
     plot_confusion_matrices,
+    plot_confusion_matrix,
     plot_precision_recall,
     plot_reliability,
     plot_roc_curves,
@@ -28,6 +29,16 @@ POSITIVE = np.array([0.9, 0.8, 0.6, 0.7, 0.1, 0.4, 0.3, 0.95])
 SCORED = {"one": (REFERENCES, np.stack([1 - POSITIVE, POSITIVE], axis=1))}
 STYLES = [("#0072B2", "-")]
 MATRIX = {"one": np.array([[3, 1], [0, 4]])}
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_without_a_font_are_escaped(tmp_path: Path) -> None:
+    unassigned = ("same \U000f0000", "other \U000f0001")
+    save_figure(plot_confusion_matrix(MATRIX["one"], unassigned, "\U000f0002"), tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text("utf-8")
+    for escape in (r"same \U000f0000", r"other \U000f0001", r"\U000f0002"):
+        assert escape in text
+    save_figure(plot_confusion_matrix(MATRIX["one"], ("不同", "é"), "相同"), tmp_path / "b.png")
 
 
 def test_no_two_methods_have_the_same_color() -> None:
