@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from example_runs import SCORES, build_run
+from example_runs import SCORES, build_run, change_json
 
 from peft_mrpc.cli.app import run_cli
 from peft_mrpc.compare import main
@@ -63,6 +63,16 @@ def test_invalid_arguments_are_one_line_each(
     assert fails(main, run, *out) == (
         f"peft-mrpc: {run}/metrics.json: damaged: test is null; expected object."
     )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_gate_on_a_metric_that_is_not_a_number_is_exit_code_2(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change_json(runs[0].path / "metrics.json", lambda m: m["test"].update(accuracy=float("nan")))
+    out = ["--output_dir", str(tmp_path / "out"), "--fail_under", "accuracy=0.1"]
+    assert run_cli(main, [str(runs[0].path), *out]) == 2
+    assert "accuracy is NaN" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

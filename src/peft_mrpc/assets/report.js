@@ -34,10 +34,10 @@ function makeSortable(table) {
       header.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
       const rows = [...body.rows].sort((a, b) => {
-        const [one, two] = [value(a, column), value(b, column)];
+        const [left, right] = [value(a, column), value(b, column)];
         // Missing numbers stay last in either order.
-        if (typeof one !== typeof two) return typeof one === "number" ? -1 : 1;
-        return sign * (typeof one === "number" ? one - two : one.localeCompare(two));
+        if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1;
+        return sign * (typeof left === "number" ? left - right : left.localeCompare(right));
       });
       body.append(...rows);
     });
@@ -67,28 +67,28 @@ const fold = (word) => word.toLowerCase();
 const MAX_CELLS = 250000;
 
 function commonWords(first, second) {
-  const one = first.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
-  const two = second.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
+  const left = first.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
+  const right = second.map((w, i) => [fold(w), i]).filter(([w]) => !isSpace(w));
   const common = [new Set(), new Set()];
-  if (one.length * two.length > MAX_CELLS) {
-    const known = [new Set(one.map(([w]) => w)), new Set(two.map(([w]) => w))];
-    one.forEach(([w, i]) => known[1].has(w) && common[0].add(i));
-    two.forEach(([w, i]) => known[0].has(w) && common[1].add(i));
+  if (left.length * right.length > MAX_CELLS) {
+    const known = [new Set(left.map(([w]) => w)), new Set(right.map(([w]) => w))];
+    left.forEach(([w, i]) => known[1].has(w) && common[0].add(i));
+    right.forEach(([w, i]) => known[0].has(w) && common[1].add(i));
     return common;
   }
-  const width = two.length + 1;
-  const lengths = new Uint16Array((one.length + 1) * width);
-  for (let i = one.length - 1; i >= 0; i--) {
-    for (let j = two.length - 1; j >= 0; j--) {
-      lengths[i * width + j] = one[i][0] === two[j][0]
+  const width = right.length + 1;
+  const lengths = new Uint16Array((left.length + 1) * width);
+  for (let i = left.length - 1; i >= 0; i--) {
+    for (let j = right.length - 1; j >= 0; j--) {
+      lengths[i * width + j] = left[i][0] === right[j][0]
         ? lengths[(i + 1) * width + j + 1] + 1
         : Math.max(lengths[(i + 1) * width + j], lengths[i * width + j + 1]);
     }
   }
-  for (let i = 0, j = 0; i < one.length && j < two.length;) {
-    if (one[i][0] === two[j][0]) {
-      common[0].add(one[i++][1]);
-      common[1].add(two[j++][1]);
+  for (let i = 0, j = 0; i < left.length && j < right.length;) {
+    if (left[i][0] === right[j][0]) {
+      common[0].add(left[i++][1]);
+      common[1].add(right[j++][1]);
     } else if (lengths[(i + 1) * width + j] >= lengths[i * width + j + 1]) i++;
     else j++;
   }
