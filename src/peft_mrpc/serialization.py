@@ -8,6 +8,7 @@ an error. The depth of JSON and YAML, and the size of YAML with its aliases expa
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from importlib import resources
@@ -26,6 +27,11 @@ FALSE_WORDS = ("false", "no", "f", "n", "0")
 MAX_DEPTH = 100
 MAX_YAML_CHARACTERS = 100_000
 MAX_YAML_VALUES = 100_000
+
+
+def user_path(path: str | Path) -> Path:
+    """A path with `~` replaced; the home directory of an unknown user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises for such a user
 
 
 def read_json(path: Path) -> Any:
@@ -164,7 +170,7 @@ def read_yaml(path: str | Path, argument: str, expected: str) -> dict[str, Any]:
         UserError: If the file is missing, is not YAML, or is not a mapping of names.
     """
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        text = user_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{argument}: got {str(path)!r}; expected a readable YAML file. {one_line(error)}"

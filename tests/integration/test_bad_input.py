@@ -237,6 +237,19 @@ OPTIONS = [
         "batch_tokens": "hard_prompt --model {llama}",
     }.items()
 ]
+HOMES = [
+    BadInput(
+        f"unknown user in {command.split()[0]}",
+        command,
+        words,
+    )
+    for command, words in {
+        "train --model {bert} --train_file ~nobody9/t.csv": ("~nobody9/t.csv: no such file.",),
+        "hard_prompt --config ~nobody9/c.yaml": ("--config: got '~nobody9/c.yaml'; expected",),
+        "predict ~nobody9/run --input good.csv": ("got '~nobody9/run'",),
+        "doctor --model ~nobody9/model --method lora": ("got '~nobody9/model'",),
+    }.items()
+]
 OUTPUTS = [
     BadInput("output type", f"{PREDICT} o.docx", ("--output: got 'o.docx'; expected .csv, .tsv",)),
     BadInput(
@@ -480,7 +493,7 @@ NAMES = [
     ),
     BadInput("file of a server", f"{SERVED} file:///etc/hosts", ("expected http://HOST:PORT/v1.",)),
 ]
-ROWS = [*FILES, *DATA, *OPTIONS, *OUTPUTS, *RUN_FILES, *DIRECTORIES, *NAMES]
+ROWS = [*FILES, *DATA, *OPTIONS, *HOMES, *OUTPUTS, *RUN_FILES, *DIRECTORIES, *NAMES]
 
 
 def test_the_rows_have_different_names() -> None:

@@ -7,7 +7,6 @@ TrainingArguments, and the options of the method.
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.cli.parser import (
@@ -22,6 +21,7 @@ from peft_mrpc.cli.parser import (
 from peft_mrpc.config import COMMON_TRAINING_ARGUMENTS, TRAIN_DEFAULTS, DataConfig, TrainConfig
 from peft_mrpc.errors import raise_faults
 from peft_mrpc.options import Argument, convert_arguments, option_types, packaged_recipe
+from peft_mrpc.serialization import user_path
 
 if TYPE_CHECKING:
     from peft_mrpc.training.job import TrainJob
@@ -90,7 +90,7 @@ def parse_command_with_job(
         data,
         training_arguments,
         method_options,
-        Path(output_dir).expanduser() if output_dir is not None else None,
+        user_path(output_dir) if output_dir is not None else None,
         frozenset(removed & option_names(TrainConfig)),
     )
     return job, others

@@ -27,6 +27,7 @@ from peft_mrpc.data.examples import (
 )
 from peft_mrpc.data.files import Table, parse_jsonl, read_table
 from peft_mrpc.errors import UserError, closest, collect_faults, one_line, raise_faults
+from peft_mrpc.serialization import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def load_data(data: DataConfig | Mapping[str, Inputs], seed: int = 42) -> DataSp
         return _load_from_memory(data)
     _validate_data_config(data)
     files = {
-        split: Path(path).expanduser()
+        split: user_path(path)
         for split in SPLITS
         if (path := getattr(data, f"{split}_file")) is not None
     }
@@ -139,7 +140,7 @@ def _load_data_set(config: DataConfig) -> DataSplits:
             for split in SPLITS
         }
         return build_splits(dataset, tables, BUILTIN_DATASETS[dataset], config)
-    path = Path(dataset).expanduser()
+    path = user_path(dataset)
     if path.is_dir():
         files = select_splits({file.stem: file for file in sorted(path.glob("*.tsv"))}, "dataset")
         return _build_from_files(

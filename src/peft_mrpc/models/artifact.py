@@ -51,7 +51,7 @@ from peft_mrpc.runs.run import (
     read_artifact_record,
     seed_folders,
 )
-from peft_mrpc.serialization import read_json, write_json
+from peft_mrpc.serialization import read_json, user_path, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def resolve_artifact(name: str) -> Path:
     Raises:
         UserError: If it does not exist or cannot be downloaded.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_dir():
         path = _download(name)
     if seed_folders(path):

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from peft_mrpc.errors import UserError, closest, one_line, unknown_name
 from peft_mrpc.interop.transformers_internals import mark_dequantized
+from peft_mrpc.serialization import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +101,7 @@ def resolve_model(
         if name not in BUILTIN_MODELS:
             raise unknown_name("model", name, BUILTIN_MODELS)
         return ModelSource(name, str(_builtin_path(name)), BUILTIN_MODELS[name].hub_id)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UserError(
@@ -175,8 +176,8 @@ def _builtin_path(name: str) -> Path:
 def cache_dir() -> Path:
     """This package's cache: `PEFT_MRPC_CACHE`, or `peft_mrpc` in the user's cache directory."""
     if folder := os.environ.get("PEFT_MRPC_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "peft_mrpc"
+        return user_path(folder)
+    return user_path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "peft_mrpc"
 
 
 def _convert_gguf(path: Path, package: str) -> Path:

@@ -10,7 +10,7 @@ from peft_mrpc.data.files import Table
 from peft_mrpc.errors import UserError
 from peft_mrpc.evaluation.thresholds import label_names_of
 from peft_mrpc.runs.run import RUN_FILE
-from peft_mrpc.serialization import read_json
+from peft_mrpc.serialization import read_json, user_path
 
 if TYPE_CHECKING:
     from peft_mrpc.models.classifier import SentenceClassifier
@@ -26,7 +26,7 @@ def examples_to_label(run: str | Path, table: Table, config: PredictConfig) -> l
         UserError: If a column is missing or a sentence is empty.
     """
     columns = (config.sentence1_column, config.sentence2_column)
-    record = Path(run).expanduser() / RUN_FILE
+    record = user_path(run) / RUN_FILE
     if not any(columns) and record.is_file():
         trained = dict(read_json(record)).get("config") or {}
         recorded = (trained.get("sentence1_column"), trained.get("sentence2_column"))

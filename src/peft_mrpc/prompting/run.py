@@ -54,6 +54,7 @@ from peft_mrpc.runs.run import Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
 from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
+from peft_mrpc.serialization import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +164,7 @@ def prepare_prompting(config: PromptConfig, data: DataConfig | Mapping[str, Any]
     validate_options(config)
     data_config = data if isinstance(data, DataConfig) else DataConfig(dataset=IN_MEMORY)
     default = default_output_dir("hard_prompt", config.model, data)
-    output_dir = Path(config.output_dir or default).expanduser()
+    output_dir = user_path(config.output_dir or default)
     check_output_dir(output_dir, config.overwrite)
     if config.push_to_hub:
         check_access(str(config.hub_model_id))

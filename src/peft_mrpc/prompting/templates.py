@@ -25,7 +25,7 @@ from pydantic import (
 
 from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError, closest, one_line, raise_faults
-from peft_mrpc.serialization import load_yaml, read_asset
+from peft_mrpc.serialization import load_yaml, read_asset, user_path
 
 # Names that stand for all packaged templates with these directions.
 GROUPS = {"all": ("direct", "channel"), "all_direct": ("direct",), "all_channel": ("channel",)}
@@ -254,7 +254,7 @@ def _expand_directory(name: str) -> list[str]:
     """The template files of a directory, sorted by name; any other name unchanged."""
     if not name:
         raise UserError("template: got an empty name; expected names separated by one comma.")
-    folder = Path(name).expanduser()
+    folder = user_path(name)
     if name in packaged_templates() or not folder.is_dir():
         return [name]
     files = sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
@@ -280,7 +280,7 @@ def load_template(name: str) -> Template:
             f"{', '.join(known)}.{closest(name, known)}"
         )
     try:
-        return parse_template(Path(name).expanduser().read_text(encoding="utf-8"), name)
+        return parse_template(user_path(name).read_text(encoding="utf-8"), name)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"template: got {name!r}; expected a readable file. {one_line(error)}"

@@ -49,6 +49,7 @@ from peft_mrpc.precision import (
     precision_defaults,
     trainer_precision,
 )
+from peft_mrpc.serialization import user_path
 from peft_mrpc.training.job import (
     ResolvedJob,
     TrainJob,
@@ -161,7 +162,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
         source=source,
         model_config=model_config,
         max_length=_resolve_max_length(config, options, model_config, base.tokenizer),
-        output_dir=Path(output_dir).expanduser(),
+        output_dir=user_path(output_dir),
         push_to_hub=push_to_hub,
         keep_checkpoints=job.training_arguments.get("save_strategy") is not None,
         explicit=explicit,

@@ -22,7 +22,7 @@ from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, choice_faults, one_line, raise_faults
 from peft_mrpc.runs.staging import DirectoryKind, check_output_dir
 from peft_mrpc.runs.writer import describe_data
-from peft_mrpc.serialization import read_json, write_json
+from peft_mrpc.serialization import read_json, user_path, write_json
 from peft_mrpc.training.activation_cache.store import ActivationCache
 from peft_mrpc.training.build import (
     build_classifier,
@@ -180,10 +180,10 @@ def prepare_search(job: TrainJob, config: TuneConfig) -> Search:
         UserError: With all errors of the first step that has any.
     """
     raise_faults(_option_faults(job, config))
-    directory = Path(
+    directory = user_path(
         job.output_dir
         or default_output_dir(job.config.method, job.config.model, job.data, command="tune")
-    ).expanduser()
+    )
     check_output_dir(directory, True, SEARCH_DIRECTORY)
     inputs = load_inputs(job)
     quiet = {"logging_strategy": "no", "disable_tqdm": True, **job.training_arguments}
