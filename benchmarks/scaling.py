@@ -3,11 +3,11 @@
     python benchmarks/scaling.py
 
 The first comparison repeats MRPC with a number before each sentence 1, so that all pairs differ,
-and trains one epoch; the activations are in a memory-mapped temporary file. The second
-trains with one process on one core and with two processes on two cores: with the same total batch
-size, and with the same batch size of each process. Two independent trainings at the same time are
-the upper bound. All trainings use the command line. The results go into `scaling.json` beside this
-file, the tables into `scaling.md`, the plot into `scaling.png`.
+and trains one epoch; the activations are in a memory-mapped temporary file. The second trains with
+one process on one core and with two processes on two cores: with the same total batch size, and
+with the same batch size of each process. Two independent trainings at the same time are the upper
+bound. All trainings use the command line. The results go into `scaling.json` beside this file, the
+tables into `scaling.md`, the plot into `scaling.png`.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from bench import (
 
 from peft_mrpc.data.examples import DataSplits, Example
 
-MEMORY_MB = 200
+MEMORY_LIMIT = 200 * 10**6
 CONFIG = HERE.parent / "accelerate_configs" / "multi_cpu.yaml"
 FLAGS = (
     "--method layer_freeze --model builtin:minilm --pooling native --swap_sentences false "
@@ -185,7 +185,7 @@ def size_rows(sizes: Sequence[Row]) -> list[Row]:
         speeds = size["pairs_per_second"], smaller["pairs_per_second"]
         rows.append(speed_row(name, *speeds, SIZE_GOAL, memory=size["anonymous_bytes"]))
     for size in sizes[1:]:
-        added, limit = size["anonymous_bytes"] - sizes[0]["anonymous_bytes"], MEMORY_MB * 10**6
+        added, limit = size["anonymous_bytes"] - sizes[0]["anonymous_bytes"], MEMORY_LIMIT
         rows.append(
             {
                 "name": f"{size['pairs']:,} pairs: added memory vs. its limit",
