@@ -78,7 +78,7 @@ def test_scores_are_the_next_token_probabilities_of_the_model(smollm2: ModelSour
     batch = classifier.encoder.encode(classifier.templates[0], examples, [])
     for row, options in enumerate(batch.rows):
         with torch.inference_mode():
-            logits = model(torch.tensor([options[0].context])).logits[0, -1].double()
+            logits = model(torch.tensor([options[0].context.tolist()])).logits[0, -1].double()
         expected = logits[[option.tokens[0] for option in options]].softmax(-1).numpy()
         assert np.abs(probabilities[row] - expected).max() < 1e-5
     pairs = [(example.sentence1, example.sentence2) for example in examples]

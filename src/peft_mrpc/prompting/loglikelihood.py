@@ -135,7 +135,7 @@ class LocalEngine:
         cache = DynamicCache(config=self.model.config)
         try:
             self.model(
-                input_ids=torch.tensor([contexts[0][:length]], device=self.model.device),
+                input_ids=torch.from_numpy(contexts[0][None, :length]).to(self.model.device).long(),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,

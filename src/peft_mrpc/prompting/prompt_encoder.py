@@ -5,7 +5,7 @@ An encoding is used for everything that follows: the preview and the scores.
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from peft_mrpc.data.examples import Example
@@ -24,6 +24,8 @@ from peft_mrpc.prompting.templates import Demonstration, Template
 
 # Llama 3.1's chat template inserts today's date by default; a fixed date keeps prompts constant.
 CHAT_DATE = "26 Jul 2024"
+# Examples that are tokenized at once: lists of tokens take ten times the memory of arrays.
+CHUNK_SIZE = 1000
 
 
 def max_prompt_length(config: PretrainedConfig, max_length: int) -> int:
@@ -31,16 +33,16 @@ def max_prompt_length(config: PretrainedConfig, max_length: int) -> int:
     return min(max_length, getattr(config, "max_position_embeddings", None) or max_length)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Continuation:
     """Tokens whose probability is computed, and the tokens before them.
 
     Attributes:
-        context: Token ids, at least one.
+        context: Token ids, at least one. Continuations of the same context share the array.
         tokens: Token ids, at least one.
     """
 
-    context: tuple[int, ...]
+    context: NDArray[np.int32]
     tokens: tuple[int, ...]
 
     @property
@@ -51,7 +53,7 @@ class Continuation:
     @property
     def input_ids(self) -> tuple[int, ...]:
         """The model's input: no token is predicted after the last one."""
-        return self.context + self.tokens[:-1]
+        return (*self.context.tolist(), *self.tokens[:-1])
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,8 @@ class PromptBatch:
         digest = hashlib.sha256()
         for row in self.rows:
             for option in row:
-                sizes = (len(option.context), len(option.tokens))
-                digest.update(np.array([*sizes, *option.context, *option.tokens]).tobytes())
+                digest.update(np.array([len(option.context), *option.tokens]).tobytes())
+                digest.update(option.context.tobytes())
         return digest.hexdigest()
 
     def template_scores(self, log_likelihoods: NDArray[np.float64]) -> TemplateScores:
@@ -108,9 +110,10 @@ class PromptBatch:
         labels = [np.logaddexp.reduce(part, axis=1) for part in parts]
         return TemplateScores.from_labels(np.stack(labels, axis=1))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Iterable[int]) -> str:
         """The exact text of token ids."""
-        return str(self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
+        ids = [int(token) for token in token_ids]
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def preview(self) -> list[str]:
         """The prompts of the first example, and the continuations that are scored."""
@@ -121,7 +124,7 @@ class PromptBatch:
         row = self.rows[0]
         options = zip(row, names * (len(row) // len(names)), strict=True)
         lines = []
-        for context, group in groupby(options, key=lambda option: option[0].context):
+        for context, group in groupby(options, key=lambda option: option[0].context.tolist()):
             texts = [f"{self.decode(o.tokens)!r} ({name})" for o, name in group]
             lines += [indent(self.decode(context), "    "), f"  then {' or '.join(texts)}"]
         return lines
@@ -158,15 +161,19 @@ class PromptEncoder:
                 f"template: {template.name!r} has style chat, and this model has no chat template; "
                 "use style plain."
             )
-        pairs = [self._escape_pair(ex.sentence1, str(ex.sentence2)) for ex in examples]
         shots = [
             Demonstration(*self._escape_pair(shot.sentence1, shot.sentence2), shot.label)
             for shot in demonstrations
         ]
-        if template.direction == "channel":
-            rows = self._encode_channel(template, pairs)
-        else:
-            rows = self._encode_answers(template, pairs, shots)
+        rows: list[list[Continuation]] = []
+        for start in range(0, len(examples), CHUNK_SIZE):
+            chunk = examples[start : start + CHUNK_SIZE]
+            pairs = [self._escape_pair(ex.sentence1, str(ex.sentence2)) for ex in chunk]
+            if template.direction == "channel":
+                rows += self._encode_channel(template, pairs)
+            else:
+                rows += self._encode_answers(template, pairs, shots)
+        if template.direction == "direct":
             self._check_answers(template, rows[0])
         batch = PromptBatch(template, self.label_names, self.tokenizer, rows)
         raise_faults(
@@ -203,7 +210,7 @@ class PromptEncoder:
         rows = []
         for row, ids in enumerate(contexts):
             num_changed, tokens = answers[0 if is_same_end else row]
-            context = tuple(ids[: len(ids) - num_changed])
+            context = np.array(ids[: len(ids) - num_changed], np.int32)
             rows.append([Continuation(context, after) for after in tokens])
         return rows
 
@@ -232,21 +239,22 @@ class PromptEncoder:
         if not any(before):
             bos = self.tokenizer.bos_token_id
             start = self.tokenizer.eos_token_id if bos is None else bos
+            first = np.array([start], np.int32)
             texts = self._tokenize(template, [text.strip() for text in after], is_prompt=False)
-            return [Continuation((int(start),), tuple(ids)) for ids in texts]
+            return [Continuation(first, tuple(ids)) for ids in texts]
         contexts = self._tokenize(template, before)
         joint = self._tokenize(template, [f"{a} {b}" for a, b in zip(before, after, strict=True)])
         continuations = []
         for context, ids in zip(contexts, joint, strict=True):
             num_changed, (tokens,) = split_answers(context, [ids])
-            same = context[: len(context) - num_changed]
-            continuations.append(Continuation(tuple(same), tokens))
+            same = np.array(context[: len(context) - num_changed], np.int32)
+            continuations.append(Continuation(same, tokens))
         return continuations
 
     def _check_answers(self, template: Template, row: Sequence[Continuation]) -> None:
         """Refuse label words that are token prefixes of others: they are always as likely."""
         words = self._words(template)
-        answers = [option.context + option.tokens for option in row]
+        answers = [(*option.context, *option.tokens) for option in row]
         raise_faults(
             [
                 f"template: {template.name!r}: label words {words[a]!r} and {words[b]!r}: one is a "
@@ -361,14 +369,16 @@ class PromptEncoder:
         return re.compile(f"(?=({'|'.join(map(re.escape, names))}))(.)", re.S) if names else None
 
 
-def common_prefix_length(sequences: Sequence[list[int]] | Sequence[tuple[int, ...]]) -> int:
-    """How many tokens all sequences begin with."""
-    if not sequences:
-        return 0
-    # The common prefix of the smallest and the largest sequence is that of all.
-    first, last = min(sequences), max(sequences)
-    differences = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    return next(differences, min(len(first), len(last)))
+def common_prefix_length(sequences: Sequence[ArrayLike]) -> int:
+    """How many tokens all sequences begin with; at least one sequence."""
+    first, *others = map(np.asarray, sequences)
+    length = len(first)
+    for other in others:
+        length = min(length, len(other))
+        differences = first[:length] != other[:length]
+        if differences.any():
+            length = int(differences.argmax())
+    return length
 
 
 def split_answers(

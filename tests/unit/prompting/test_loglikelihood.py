@@ -37,10 +37,14 @@ def model(tiny_llama: str) -> PreTrainedModel:
     return loaded.eval()
 
 
+def continuation(context: Sequence[int], tokens: tuple[int, ...]) -> Continuation:
+    return Continuation(np.array(context, np.int32), tokens)
+
+
 def score_alone(model: PreTrainedModel, option: Continuation) -> float:
     """One sequence by itself, every position through the model."""
     with torch.inference_mode():
-        logits = model(torch.tensor([option.context + option.tokens])).logits[0]
+        logits = model(torch.tensor([[*option.context.tolist(), *option.tokens]])).logits[0]
     rows = logits.double().log_softmax(-1)
     start = len(option.context) - 1
     return float(sum(rows[start + step, token] for step, token in enumerate(option.tokens)))
@@ -50,7 +54,7 @@ def rows_of(prefix: Sequence[int]) -> list[list[Continuation]]:
     """Pairs of unlike lengths, with answers of one token and of several."""
     contexts = [(*prefix, *range(6, 6 + length)) for length in (1, 4, 2, 9, 3)]
     answers = [(25,), (31, 5), (27, 28), (27, 29, 30)]
-    return [[Continuation(context, answer) for answer in answers] for context in contexts]
+    return [[continuation(context, answer) for answer in answers] for context in contexts]
 
 
 @pytest.mark.parametrize("shares", [True, False])
@@ -70,7 +74,7 @@ def test_batched_scores_equal_those_of_single_sequences(
 
 def test_a_prefix_leaves_each_context_its_last_token(model: PreTrainedModel) -> None:
     prefix = tuple(range(10, 30))
-    rows = [[Continuation(prefix, (25,))], [Continuation((*prefix, 6), (26,))]]
+    rows = [[continuation(prefix, (25,))], [continuation((*prefix, 6), (26,))]]
     engine = LocalEngine(model)
     scores = engine.log_likelihoods(rows, 2)
     assert engine.compute_prefix(rows).length == len(prefix) - 1
@@ -79,7 +83,7 @@ def test_a_prefix_leaves_each_context_its_last_token(model: PreTrainedModel) -> 
 
 
 def test_different_sequences_share_no_prefix(model: PreTrainedModel) -> None:
-    rows = [[Continuation((start, 7, 8), (25,))] for start in (10, 11, 12)]
+    rows = [[continuation((start, 7, 8), (25,))] for start in (10, 11, 12)]
     engine = LocalEngine(model)
     scores = engine.log_likelihoods(rows, 3)
     assert engine.compute_prefix(rows).length == 0
@@ -88,7 +92,7 @@ def test_different_sequences_share_no_prefix(model: PreTrainedModel) -> None:
 
 def test_inputs_that_are_prefixes_of_others_are_not_computed() -> None:
     context = (4, 5)
-    row = [Continuation(context, tokens) for tokens in ((9,), (7,), (7, 8), (7, 8, 1), (6, 2))]
+    row = [continuation(context, tokens) for tokens in ((9,), (7,), (7, 8), (7, 8, 1), (6, 2))]
     # "9" and "7" are read off the context, "7 8" off what "7 8 1" reads.
     assert distinct_inputs(row) == [(4, 5, 6), (4, 5, 7, 8)]
 

@@ -12,6 +12,7 @@ from peft_mrpc.data.examples import Example
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.loading import load_tokenizer
 from peft_mrpc.models.sources import resolve_model
+from peft_mrpc.prompting import prompt_encoder
 from peft_mrpc.prompting.prompt_encoder import (
     PromptBatch,
     PromptEncoder,
@@ -115,7 +116,6 @@ def test_common_prefix_length() -> None:
     assert common_prefix_length([(1, 2, 3), (1, 2, 4), (1, 2)]) == 2
     assert common_prefix_length([(1,), (2,)]) == 0
     assert common_prefix_length([(1, 2)]) == 2
-    assert common_prefix_length([]) == 0
 
 
 @pytest.mark.parametrize("words", [("Yes", "Yes indeed"), ("Yes", "Yes")])
@@ -174,7 +174,7 @@ def test_a_prompt_has_one_bos(
         processor = TemplateProcessing("<|im_start|> $A", special_tokens=[("<|im_start|>", bos)])
         patch.setattr(tokenizer.backend_tokenizer, "post_processor", processor)
         (row,) = encode(tokenizer, "paraphrase", EXAMPLE).rows
-        assert [option.context.count(bos) for option in row] == [1, 1]
+        assert [option.context.tolist().count(bos) for option in row] == [1, 1]
     tokenizer.chat_template = "{{ bos_token }}{{ bos_token }}{{ messages[0].content }}"
     with pytest.raises(UserError, match="the prompt begins with two BOS tokens"):
         encode(tokenizer, "paraphrase", EXAMPLE)
@@ -189,7 +189,7 @@ def test_special_tokens_in_sentences_are_text(
 ) -> None:
     def num_special(batch: Any) -> list[int]:
         special = set(tokenizer.all_special_ids)
-        return [sum(i in special for i in o.context + o.tokens) for o in batch.rows[0]]
+        return [sum(i in special for i in (*o.context, *o.tokens)) for o in batch.rows[0]]
 
     shots = () if name.startswith("channel") else [Demonstration(ATTACK, "B.", "equivalent")]
     attacked = encode(tokenizer, name, Example(0, ATTACK, ATTACK), shots=shots)
@@ -203,5 +203,15 @@ def test_sentences_without_special_tokens_are_unchanged(tiny_llama: str) -> None
     tokenizer = load_tokenizer(resolve_model(tiny_llama))
     batch = encode(tokenizer, "paraphrase_harness", Example(0, "the cat", "a < dog"))
     prompt = load_template("paraphrase_harness").to_text("the cat", "a < dog")
-    assert list(batch.rows[0][0].context) == tokenizer(prompt)["input_ids"]
+    assert batch.rows[0][0].context.tolist() == tokenizer(prompt)["input_ids"]
     assert batch.rows[0][0].context[0] == tokenizer.bos_token_id
+
+
+def test_examples_are_encoded_alike_in_chunks(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [Example(idx, "A b.", "B a." * idx) for idx in range(5)]
+    whole = encode(tokenizer, "paraphrase_harness", *examples, shots=SHOTS)
+    monkeypatch.setattr(prompt_encoder, "CHUNK_SIZE", 2)
+    chunks = encode(tokenizer, "paraphrase_harness", *examples, shots=SHOTS)
+    assert len(chunks) == 5 and chunks.fingerprint() == whole.fingerprint()
