@@ -171,7 +171,6 @@ class TrainConfig:
     class_weights: str = option(
         "none", "weights of the labels in the loss: none, balanced, or numbers such as 0.7,0.3"
     )
-    focal_gamma: float = option(0.0, "gamma of the focal loss (0: cross-entropy)")
     max_length: int = option(
         128, "maximum tokens of an example, special ones included", common=True
     )

@@ -31,7 +31,7 @@ SAM_STEPS = {
     **{"lr_scheduler_type": "constant", "learning_rate": 0.1, "head_learning_rate": 0.1},
     **{"weight_decay": 0.0, "swap_sentences": "false", "sam_rho": RHO},
 }
-ALL_LOSSES = {"label_smoothing_factor": 0.1, "class_weights": "0.7,0.3", "focal_gamma": 1.0}
+ALL_LOSSES = {"label_smoothing_factor": 0.1, "class_weights": "0.7,0.3"}
 LOSS_STEP = {
     **{**DESCENT, **ALL_LOSSES, "learning_rate": 1.0, "head_learning_rate": 1.0},
     **{"max_steps": 1, "layer_decay": 1.0},

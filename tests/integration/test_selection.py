@@ -354,7 +354,6 @@ def test_the_threshold_is_selected_on_the_selection_split(
         ({"save_strategy": "best", "eval_strategy": "epoch"}, "save_strategy: got best without"),
         ({"class_weights": "1"}, "class_weights: got 1 numbers; expected 2"),
         ({"class_weights": "1,x"}, "class_weights: got '1,x'"),
-        ({"focal_gamma": -1.0}, "focal_gamma: got -1.0"),
         ({"label_smoothing_factor": 1.0}, "label_smoothing_factor: got 1.0"),
     ],
 )

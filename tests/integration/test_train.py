@@ -339,9 +339,9 @@ def test_invalid_options_are_rejected_before_anything_is_written(
 
 def test_all_faults_are_reported_together(train_tiny: Callable[..., Run]) -> None:
     with pytest.raises(UserError) as error:
-        train_tiny(pooling="max", sam_rho=-1.0, focal_gamma=-1.0, seed=-1, threshold="2")
+        train_tiny(pooling="max", sam_rho=-1.0, dropout=2.0, seed=-1, threshold="2")
     names = [fault.partition(":")[0].removeprefix("--") for fault in error.value.faults]
-    assert sorted(names) == ["focal_gamma", "pooling", "sam_rho", "seed", "threshold"]
+    assert sorted(names) == ["dropout", "pooling", "sam_rho", "seed", "threshold"]
 
 
 def test_an_existing_run_is_not_overwritten(

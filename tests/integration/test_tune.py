@@ -275,8 +275,8 @@ def test_an_invalid_search_space_is_rejected_before_the_first_trial(
 
 
 def test_an_objective_that_the_search_changes_is_rejected(job: TrainJob, tmp_path: Path) -> None:
-    config = write_space(tmp_path, "focal_gamma: {low: 0.0, high: 5.0}\n")
-    with pytest.raises(UserError, match="focal_gamma in the search space: changes the loss"):
+    config = write_space(tmp_path, "label_smoothing_factor: {low: 0.0, high: 0.5}\n")
+    with pytest.raises(UserError, match="label_smoothing_factor in the search space"):
         prepare_search(replace(job, output_dir=tmp_path / "o"), replace(config, objective="loss"))
 
 

@@ -78,7 +78,7 @@ def build_classifier(
     if config.activation_cache == "on":
         check_cacheable(adapted, resolved.training_args)
     warn_layers_never_unfrozen(resolved.method_options, resolved.training_args)
-    if config.attention is not None:
+    if config.attention is not None and "attention" in resolved.explicit:
         validate_attention(adapted, config.attention)
     return Classifier(
         adapted,
@@ -223,7 +223,6 @@ def _build_loss(resolved: ResolvedJob, data: DataSplits) -> Callable[..., torch.
     counts = label_counts(data.splits["train"], data.label_names)
     return build_loss(
         build_class_weights(resolved.config.class_weights, counts),
-        resolved.config.focal_gamma,
         resolved.training_args.label_smoothing_factor,
     )
 

@@ -36,7 +36,7 @@ STATE_FILE = "trainer_state.json"
 RESUME_CRITICAL_OPTIONS = (
     *("method", "model", "quantization", "pooling", "head_layer", "prompt_position", "max_length"),
     *("dropout", "swap_sentences", "neftune_noise_alpha", "seed", "data_seed"),
-    *("class_weights", "focal_gamma", "label_smoothing_factor", "sam_rho", "max_grad_norm"),
+    *("class_weights", "label_smoothing_factor", "sam_rho", "max_grad_norm"),
     *("learning_rate", "head_learning_rate", "layer_decay", "weight_decay", "warmup_steps"),
     *("lr_scheduler_type", "lr_scheduler_kwargs", "optim", "optim_args", "optim_target_modules"),
     *("adam_beta1", "adam_beta2", "adam_epsilon"),

@@ -1,58 +1,18 @@
-"""The training loss: cross-entropy with class weights, focal loss and label smoothing.
+"""The training loss: cross-entropy with class weights and label smoothing.
 
 Shapes: B batch, C classes.
 """
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
-
-# Keeps the focal factor differentiable at a probability of 1 for gamma below 1.
-MIN_COMPLEMENT = 1e-12
+from torch.nn.functional import cross_entropy
 
 
-def classification_loss(
-    logits: Tensor,
-    labels: Tensor,
-    num_items: Tensor | int | None = None,
-    *,
-    class_weights: Tensor | None = None,
-    focal_gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Weighted focal cross-entropy with smoothed labels.
-
-    The loss of an example is the sum over classes c of w_c q_c (1 - p_c)^gamma (-log p_c). q is the
-    true label with `label_smoothing` spread evenly over all classes (arXiv:1512.00567, section 7);
-    gamma reduces the loss of examples with a correct prediction (arXiv:1708.02002, section 3.2).
-    For gamma 0 this is the sum of torch's `cross_entropy(weight, label_smoothing)`.
-
-    Args:
-        logits: [B, C].
-        labels: True label indices, [B].
-        num_items: Divisor of the sum: the examples of an optimizer step in all batches on all
-            processes, so that their gradients add up to that of one large batch. B if None.
-        class_weights: w, [C]; ones if None.
-        focal_gamma: gamma.
-        label_smoothing: Share of each label spread over the classes.
-    """
-    log_p = torch.log_softmax(logits.float(), dim=-1)  # [B, C]
-    num_classes = log_p.shape[-1]
-    truth = one_hot(labels, num_classes) * (1 - label_smoothing) + label_smoothing / num_classes
-    terms = -truth * log_p
-    if focal_gamma:
-        terms = terms * (-torch.expm1(log_p)).clamp(min=MIN_COMPLEMENT) ** focal_gamma
-    if class_weights is not None:
-        terms = terms * class_weights.to(terms)
-    return terms.sum() / (len(labels) if num_items is None else num_items)
-
-
-def loss_faults(class_weights: str, focal_gamma: float, label_smoothing: float) -> list[str]:
+def loss_faults(class_weights: str, label_smoothing: float) -> list[str]:
     """Errors in the options of the loss that do not depend on the data."""
     faults = []
     if class_weights not in ("none", "balanced") and _numbers(class_weights) is None:
@@ -60,8 +20,6 @@ def loss_faults(class_weights: str, focal_gamma: float, label_smoothing: float) 
             f"class_weights: got {class_weights!r}; expected none, balanced, or numbers above 0, "
             "comma-separated, one for each label."
         )
-    if not (math.isfinite(focal_gamma) and focal_gamma >= 0):
-        faults.append(f"focal_gamma: got {focal_gamma}; expected 0 or more.")
     if not 0 <= label_smoothing < 1:
         faults.append(
             f"label_smoothing_factor: got {label_smoothing}; expected at least 0, less than 1."
@@ -118,23 +76,28 @@ def build_class_weights(option: str, counts: Mapping[str, int]) -> Tensor | None
     return weights * examples.sum() / (weights * examples).sum()
 
 
-def build_loss(
-    class_weights: Tensor | None, focal_gamma: float, label_smoothing: float
-) -> Callable[..., Tensor]:
+def build_loss(class_weights: Tensor | None, label_smoothing: float) -> Callable[..., Tensor]:
     """The loss as a `compute_loss_func` of the Trainer.
 
     It is also used without any option of the loss. The heads of BERT return a mean and ignore
     `num_items_in_batch`; the Trainer does not divide it by the accumulated batches, so that the
     gradient is too large by their number (transformers 5.23).
+
+    Args:
+        class_weights: [C]; ones if None.
+        label_smoothing: Share of each label spread over the classes (arXiv:1512.00567, section 7).
+    Returns:
+        The function. It divides the sum over a batch by `num_items_in_batch`, the examples of an
+        optimizer step in all batches on all processes, so that their gradients add up to that of
+        one large batch; by B without it.
     """
-    loss = partial(
-        classification_loss,
-        class_weights=class_weights,
-        focal_gamma=focal_gamma,
-        label_smoothing=label_smoothing,
-    )
 
     def compute(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
-        return loss(outputs["logits"], labels, num_items_in_batch)
+        logits = outputs["logits"].float()  # [B, C]
+        weights = None if class_weights is None else class_weights.to(logits)
+        loss = cross_entropy(
+            logits, labels, weights, reduction="sum", label_smoothing=label_smoothing
+        )
+        return loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
 
     return compute

@@ -125,7 +125,7 @@ def _feature_faults(resolved: ResolvedJob) -> list[str]:
     return [
         *threshold_faults(config.threshold),
         *selection_faults(config, args),
-        *loss_faults(config.class_weights, config.focal_gamma, args.label_smoothing_factor),
+        *loss_faults(config.class_weights, args.label_smoothing_factor),
     ]
 
 

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from peft_mrpc.config import DataConfig
 from peft_mrpc.training.losses import (
     build_class_weights,
+    build_loss,
     class_weight_faults,
-    classification_loss,
     loss_faults,
 )
 
@@ -21,40 +21,14 @@ def some_logits(num_classes: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     return 3 * torch.randn(8, num_classes), torch.randint(num_classes, (8,))
 
 
-def test_focal_loss_of_one_pair_by_hand() -> None:
-    # p(yes) = 0.8: cross-entropy -ln 0.8, turned down by (1 - 0.8)^2 = 0.04.
-    logits = torch.tensor([[math.log(0.2), math.log(0.8)]])
-    loss = classification_loss(logits, torch.tensor([1]), focal_gamma=2.0)
-    assert loss.item() == pytest.approx(0.04 * -math.log(0.8), rel=1e-5)
-    weighted = classification_loss(
-        logits, torch.tensor([1]), focal_gamma=2.0, class_weights=torch.tensor([9.0, 0.5])
-    )
-    assert weighted.item() == pytest.approx(0.5 * loss.item(), rel=1e-6)
-
-
-def test_smoothed_weighted_focal_loss_by_hand() -> None:
+def test_a_smoothed_weighted_loss_by_hand() -> None:
     # Smoothing 0.2 over two classes: the truth "no" becomes (0.9, 0.1).
     logits = torch.tensor([[math.log(0.7), math.log(0.3)]])
-    loss = classification_loss(
-        logits,
-        torch.tensor([0]),
-        class_weights=torch.tensor([2.0, 0.5]),
-        focal_gamma=1.0,
-        label_smoothing=0.2,
-    )
-    by_hand = 2.0 * 0.9 * 0.3 * -math.log(0.7) + 0.5 * 0.1 * 0.7 * -math.log(0.3)
+    compute = build_loss(torch.tensor([2.0, 0.5]), 0.2)
+    by_hand = 2.0 * 0.9 * -math.log(0.7) + 0.5 * 0.1 * -math.log(0.3)
+    loss = compute({"logits": logits}, torch.tensor([0]))
     assert loss.item() == pytest.approx(by_hand, rel=1e-5)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, torch.tensor([0.2, 1.0, 3.0])])
-def test_without_focus_it_is_torchs_cross_entropy(
-    smoothing: float, weights: torch.Tensor | None
-) -> None:
-    logits, labels = some_logits()
-    ours = classification_loss(logits, labels, class_weights=weights, label_smoothing=smoothing)
-    theirs = cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="sum") / 8
-    assert torch.allclose(ours, theirs, atol=1e-6)
+    assert compute({"logits": logits}, torch.tensor([0]), 4).item() == pytest.approx(by_hand / 4)
 
 
 def test_over_all_training_pairs_it_is_torchs_weighted_mean() -> None:
@@ -62,17 +36,8 @@ def test_over_all_training_pairs_it_is_torchs_weighted_mean() -> None:
     weights = build_class_weights(
         "0.2,1,3", {name: labels.tolist().count(label) for label, name in enumerate("abc")}
     )
-    assert weights is not None
     mean = cross_entropy(logits, labels, torch.tensor([0.2, 1.0, 3.0]))
-    assert torch.allclose(classification_loss(logits, labels, class_weights=weights), mean)
-
-
-def test_the_gradient_is_finite_where_a_pair_is_surely_right() -> None:
-    logits = torch.tensor([[-200.0, 200.0]], requires_grad=True)
-    for gamma in (0.0, 0.5, 2.0):
-        loss = classification_loss(logits, torch.tensor([1]), focal_gamma=gamma)
-        (gradient,) = torch.autograd.grad(loss, logits)
-        assert gradient.isfinite().all()
+    assert torch.allclose(build_loss(weights, 0.0)({"logits": logits}, labels), mean)
 
 
 def test_weights_have_mean_one_over_the_pairs() -> None:
@@ -85,13 +50,12 @@ def test_weights_have_mean_one_over_the_pairs() -> None:
 
 @pytest.mark.parametrize("wanted", ["x", "1,-1", "0,1", "nan,1", "inf,1", ""])
 def test_bad_weights_are_refused(wanted: str) -> None:
-    (fault,) = loss_faults(wanted, 0.0, 0.0)
+    (fault,) = loss_faults(wanted, 0.0)
     assert fault.startswith(f"class_weights: got {wanted!r}; expected none, balanced")
 
 
-@pytest.mark.parametrize(("gamma", "smoothing"), [(-1.0, 0.0), (math.nan, 0.0), (0.0, 1.0)])
-def test_bad_numbers_are_refused(gamma: float, smoothing: float) -> None:
-    assert len(loss_faults("none", gamma, smoothing)) == 1
+def test_a_smoothing_of_one_is_refused() -> None:
+    assert len(loss_faults("none", 1.0)) == 1
 
 
 def test_weights_must_fit_the_labels() -> None:
@@ -101,7 +65,7 @@ def test_weights_must_fit_the_labels() -> None:
     assert "no training example of yes" in fault
 
 
-ALL_LOSSES = {"label_smoothing_factor": 0.1, "class_weights": "0.7,0.3", "focal_gamma": 1.0}
+ALL_LOSSES = {"label_smoothing_factor": 0.1, "class_weights": "0.7,0.3"}
 DESCENT = {
     **{"optim": "sgd", "learning_rate": 1.0, "head_learning_rate": 1.0, "max_steps": 1},
     **{"max_grad_norm": 0.0, "warmup_steps": 0, "train_sampling_strategy": "sequential"},
@@ -142,7 +106,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(
 def test_a_step_is_that_of_the_weighted_smoothed_cross_entropy(
     pooling: str, nine_examples: DataConfig, build_tiny: Callable[..., Any]
 ) -> None:
-    options = {**DESCENT, **ALL_LOSSES, "focal_gamma": 0.0, "pooling": pooling}
+    options = {**DESCENT, **ALL_LOSSES, "pooling": pooling}
     trainer = build_tiny(
         "full", **options, data=nine_examples, per_device_train_batch_size=9
     ).trainer

@@ -69,7 +69,7 @@ OBJECTIVES: Mapping[str, tuple[str, Literal["maximize", "minimize"]]] = {
     "loss": ("eval_loss", "minimize"),
 }
 # Options that change the loss itself.
-LOSS_OPTIONS = ("focal_gamma", "label_smoothing_factor", "class_weights")
+LOSS_OPTIONS = ("label_smoothing_factor", "class_weights")
 # A trial is pruned if it is worse than the median of the others after the same epoch.
 PRUNERS = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
 # Options of `train` that a search does not have, by the reason.
