@@ -29,7 +29,7 @@ class Interval(NamedTuple):
 def bootstrap(
     references: Labels,
     predictions: Sequence[Labels],
-    probabilities: Sequence[Array] | None,
+    probabilities: Sequence[Array],
     num_labels: int,
     num_resamples: int = NUM_RESAMPLES,
     seed: int = 0,
@@ -39,34 +39,33 @@ def bootstrap(
     Args:
         references: True labels, [N].
         predictions: Predicted labels of each run, R of [N].
-        probabilities: Probabilities of each run, R of [N, C]; None computes metrics of labels only.
+        probabilities: Probabilities of each run, R of [N, C].
         num_labels: Number of labels, C.
         num_resamples: Number of resamples, D.
         seed: Seed of the draws.
     Returns:
-        Values of each resample, [R, D], of `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc`, and
-        with probabilities `roc_auc`, `average_precision` and `brier`. The areas are NaN in a
-        resample that lacks a label. The calibration error is not among them: each resample adds the
-        noise of its bins a second time, so its percentiles are biased (arXiv:1909.10155).
+        Values of each resample, [R, D], of `accuracy`, `f1_0`, `f1_1`, ..., `macro_f1`, `mcc`,
+        `roc_auc`, `average_precision` and `brier`. The areas are NaN in a resample that lacks a
+        label. The calibration error is not among them: each resample adds the noise of its bins a
+        second time, so its percentiles are biased (arXiv:1909.10155).
     """
     count = len(references)
     rng = np.random.default_rng(seed)
     cells = [np.eye(num_labels * num_labels)[references * num_labels + p] for p in predictions]
     one_hot_cells = np.concatenate(cells, axis=1)  # [N, R C C]
-    squared_errors = [_squared_errors(references, rows) for rows in probabilities or ()]
+    squared_errors = np.stack([_squared_errors(references, rows) for rows in probabilities])
     rankings = [
         [WeightedRankMetrics.build(*view) for view in _binary_views(references, rows)]
-        for rows in probabilities or ()
+        for rows in probabilities
     ]
     blocks = []
     for start in range(0, num_resamples, BLOCK_SIZE):
         weights = _draw_weights(rng, count, min(BLOCK_SIZE, num_resamples - start))
         confusion = (one_hot_cells.T @ weights).T
         values = _label_metrics(confusion.reshape(-1, len(predictions), num_labels, num_labels))
-        if probabilities is not None:
-            areas = [np.mean([view.areas(weights) for view in run], axis=0) for run in rankings]
-            values["roc_auc"], values["average_precision"] = np.stack(areas, axis=1)
-            values["brier"] = np.stack(squared_errors) @ weights / count
+        areas = [np.mean([view.areas(weights) for view in run], axis=0) for run in rankings]
+        values["roc_auc"], values["average_precision"] = np.stack(areas, axis=1)
+        values["brier"] = squared_errors @ weights / count
         blocks.append(values)
     return {name: np.concatenate([block[name] for block in blocks], axis=1) for name in blocks[0]}
 

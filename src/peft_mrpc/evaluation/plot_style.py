@@ -44,8 +44,14 @@ MARKERS = "os^vDPX<>phd8*"
 DPI = 150
 # Matplotlib's own font, and fonts for Chinese, Japanese and Korean names if they are installed.
 CJK_FONTS = (
-    *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans CJK KR", "Microsoft YaHei"),
-    *("PingFang SC", "Yu Gothic", "Malgun Gothic", "Arial Unicode MS"),
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",
+    "Noto Sans CJK KR",
+    "Microsoft YaHei",
+    "PingFang SC",
+    "Yu Gothic",
+    "Malgun Gothic",
+    "Arial Unicode MS",
 )
 FONTS = ["DejaVu Sans", *(name for name in CJK_FONTS if name in font_manager.get_font_names())]
 # Any: matplotlib types the keys as its own literals.

@@ -57,9 +57,9 @@ def test_each_resample_gives_the_metrics_of_sklearn() -> None:
 
 
 def test_paired_intervals_are_narrower_than_independent_ones() -> None:
-    references, predictions, _ = draw_predictions(200)
-    values = bootstrap(references, predictions, None, 2, num_resamples=2500)
-    assert values["accuracy"].shape == (2, 2500) and "roc_auc" not in values
+    references, predictions, scores = draw_predictions(200)
+    values = bootstrap(references, predictions, to_probabilities(scores), 2, num_resamples=2500)
+    assert values["accuracy"].shape == (2, 2500)
     interval = percentile_interval(values["accuracy"][0])
     accuracy = (predictions[0] == references).mean()
     close = wilson_interval(int(accuracy * 200), 200)
@@ -100,7 +100,8 @@ def test_the_interval_has_its_nominal_coverage(seed: int) -> None:
         references = draw.integers(2, size=120)
         is_correct = draw.random(120) < 0.8
         predicted = np.where(is_correct, references, 1 - references)
-        values = bootstrap(references, [predicted], None, 2, num_resamples=400, seed=seed)
+        certain = np.eye(2)[predicted]
+        values = bootstrap(references, [predicted], [certain], 2, num_resamples=400, seed=seed)
         interval = percentile_interval(values["accuracy"][0])
         covered += interval.low <= 0.8 <= interval.high
     assert covered >= 50  # of 60; the expectation is 57
