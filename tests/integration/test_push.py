@@ -37,6 +37,15 @@ print(json.dumps(results))
 """
 
 
+PIPELINE = """
+import json, sys
+sys.modules["peft_mrpc"] = None  # importing it would fail
+from transformers import pipeline
+classifier = pipeline("text-classification", sys.argv[1], trust_remote_code=True, top_k=None)
+print(json.dumps(classifier({"text": sys.argv[2], "text_pair": sys.argv[3]})))
+"""
+
+
 def run_commands(
     hub: HubServer, folder: Path, commands: list[tuple[str, list[str]]]
 ) -> list[tuple[int, str]]:
@@ -123,6 +132,17 @@ def test_publishes_an_adapter_at_the_end_of_training(
     saved = load_run(tmp_path / "run").predictions("validation").probabilities
     for row, expected in zip(rows, saved, strict=True):
         assert row["probability_equivalent"] == pytest.approx(expected[1], abs=1e-5)
+    # Without this package.
+    done = subprocess.run(
+        [sys.executable, "-c", PIPELINE, "owner/prompt", *ROWS[0][:2]],
+        env={**os.environ, **hub.environment(tmp_path / "plain")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    labels = {label["label"]: label["score"] for label in json.loads(done.stdout)}
+    assert labels["equivalent"] == pytest.approx(saved[0][1], abs=1e-5)
 
 
 def test_pushing_a_run_again_changes_nothing(

@@ -20,6 +20,7 @@ from transformers import (
 
 from peft_mrpc import UserError, doctor, load_classifier, predict
 from peft_mrpc import train as train_command
+from peft_mrpc.models.artifact import save_info
 from peft_mrpc.models.loading import (
     load_classification_model,
     load_config,
@@ -238,6 +239,19 @@ def test_the_threshold_and_the_maximum_length_are_in_the_files_of_other_tools(
         assert config["threshold"] == run.record["threshold"] == load_classifier(run).threshold
         tokenizer = AutoTokenizer.from_pretrained(run.artifact)
         assert tokenizer.model_max_length == load_classifier(run).max_length
+
+
+def test_an_adapter_with_our_head_of_an_earlier_version_is_still_read(
+    build_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    classifier = build_tiny("prompt_tuning", pooling="mean").classifier
+    classifier.model.save_pretrained(tmp_path / "old")
+    classifier.tokenizer.save_pretrained(tmp_path / "old")
+    source = resolve_model(classifier.model.get_base_model().encoder.name_or_path)
+    entries = {"method": "prompt_tuning", "label_names": LABELS, "max_length": 59}
+    save_info(tmp_path / "old", source, **entries, pooling="mean")
+    again = load_classifier(tmp_path / "old").predict_proba(PAIRS)
+    assert np.abs(again - classifier.predict_proba(PAIRS)).max() < 1e-6
 
 
 def test_an_adapter_is_not_a_base_model(train_tiny: Callable[..., Any], tiny_bert: str) -> None:
