@@ -13,6 +13,7 @@ from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.interop.peft_internals import oft_layer_values
 from peft_mrpc.methods.target_modules import set_default_targets, validate_module_names
 from peft_mrpc.models.architecture import encoder_layers
+from peft_mrpc.models.sources import ModelSource
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +66,11 @@ def targets_linear_in_some_layers(options: Mapping[str, Any]) -> bool:
     return all_linear and options.get("layers_to_transform") is not None
 
 
-def set_tokenizer(options: Any, location: str) -> None:
-    """Let PEFT encode the initial text of a prompt with the tokenizer at this location."""
+def set_tokenizer(options: Any, source: ModelSource) -> None:
+    """Let PEFT encode the initial text of a prompt with the tokenizer of the base model."""
     if getattr(options, "prompt_tuning_init", None) == "TEXT":
-        options.tokenizer_name_or_path = location
+        options.tokenizer_name_or_path = source.location
+        options.tokenizer_kwargs = {"trust_remote_code": source.trust.remote_code}
 
 
 def _linear_names(layers: nn.Module) -> set[str]:

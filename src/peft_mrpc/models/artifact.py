@@ -123,12 +123,18 @@ def save_classifier(
         prompt_position=getattr(classifier.model.config, "prompt_position", "before"),
         quantization=classifier.quantization,
     )
-    adapter_config = folder / ADAPTER_FILE
-    if adapter_config.is_file() and source.hub_id:
-        # PEFT writes the path that the base model was loaded from, which exists here only.
-        config = read_json(adapter_config)
-        config |= {name: source.hub_id for name in PLACES[:2] if config.get(name)}
-        write_json(adapter_config, config)
+    if (folder / ADAPTER_FILE).is_file():
+        config = read_json(folder / ADAPTER_FILE)
+        config |= {name: _base_name(source) for name in PLACES[:2] if config.get(name)}
+        write_json(folder / ADAPTER_FILE, config)
+
+
+def _base_name(source: ModelSource) -> str:
+    """Where other libraries find the base model, also without a network; `push` writes its Hub id.
+
+    A Hub model may have been loaded from the cache, by a path.
+    """
+    return source.name if source.name == source.hub_id else source.location
 
 
 def _has_labels_of_base(base_config: PretrainedConfig, label_names: Sequence[str]) -> bool:
@@ -157,11 +163,12 @@ def _with_code(
         if name not in PLACES
     }
     if adapter.get("prompt_tuning_init") == "TEXT":  # needs a tokenizer; the weights replace it
-        adapter |= {"prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None}
+        names = ("prompt_tuning_init_text", "tokenizer_kwargs")
+        adapter |= {"prompt_tuning_init": "RANDOM", **dict.fromkeys(names)}
     weights = weight_options(classifier.quantization, torch.float32)
     quantization = weights.get("quantization_config")
     values |= {
-        "base_model_name_or_path": source.hub_id or source.location,
+        "base_model_name_or_path": _base_name(source),
         "adapter": adapter,
         "quantization": quantization and quantization.to_dict(),
     }

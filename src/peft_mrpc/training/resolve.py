@@ -39,7 +39,7 @@ from peft_mrpc.models.loading import (
     load_tokenizer,
     position_limit,
 )
-from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS
+from peft_mrpc.models.modeling_sentence_pair import ALIGNED_POOLINGS, SentencePairConfig
 from peft_mrpc.models.modeling_sentence_pair_adapter import SentencePairAdapterConfig
 from peft_mrpc.models.sources import ModelSource, Trust, resolve_model
 from peft_mrpc.options import option_types
@@ -107,11 +107,11 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
     method, explicit = find_method(job.config.method), job.explicit
     recipe = load_default_recipe(job.config.method, explicit)
     config = _merge_config(job, recipe)
-    if has_custom_code(base.config):
+    if has_custom_code(base.config) or isinstance(base.config, SentencePairConfig):
         if job.config.pooling not in (None, "auto", "native"):
             raise UserError(
-                f"pooling: got {config.pooling}, but {base.source.name} has code of its own; "
-                "expected native."
+                f"pooling: got {config.pooling}, but {base.source.name} keeps the head that its "
+                "code defines; expected native."
             )
         config = dataclasses.replace(config, pooling="native", head_layer="last")
     elif config.pooling == "auto":
@@ -130,7 +130,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
     faults: list[str] = []
     try:
         options = method.build_options(explicit_options)
-        set_tokenizer(options, source.location)
+        set_tokenizer(options, source)
     except UserError as error:
         faults += error.faults
     try:

@@ -254,6 +254,16 @@ def test_an_adapter_with_our_head_of_an_earlier_version_is_still_read(
     assert np.abs(again - classifier.predict_proba(PAIRS)).max() < 1e-6
 
 
+def test_a_model_with_our_head_keeps_it_as_a_base_model(train_tiny: Callable[..., Any]) -> None:
+    base = str(train_tiny("full", "base", pooling="mean", max_steps=1).artifact)
+    run = train_tiny("lora", "again", model=base, max_steps=1)
+    assert run.record["config"]["pooling"] == "native"
+    probabilities = load_classifier(run).predict_proba(PAIRS)
+    assert np.abs(probabilities - run.predictions("validation").probabilities).max() < 1e-6
+    with pytest.raises(UserError, match=r"pooling: got cls, .* keeps the head .* expected native"):
+        train_tiny("lora", "other", model=base, pooling="cls")
+
+
 def test_an_adapter_is_not_a_base_model(train_tiny: Callable[..., Any], tiny_bert: str) -> None:
     run = train_tiny("lora", pooling="mean", max_steps=1)
     with pytest.raises(UserError, match=f"an adapter; expected its base model, {tiny_bert}"):
