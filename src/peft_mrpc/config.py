@@ -116,16 +116,13 @@ class TrainConfig:
     )
     pooling: str | None = option(
         None,
-        "input of the head: native (the architecture's own head), or our head over cls, first, "
-        "mean, last, segments (means of both sentences, their difference and product), aligned "
-        "(each token with its most similar token in the other sentence) or weighted (aligned, with "
-        "a learned weight per token); auto: aligned or weighted, by the method (last for a "
-        "tokenizer without segments)",
+        "input of the head: native (the architecture's own head), cls, first, mean, last, "
+        "segments, aligned, weighted, or auto (aligned or weighted, by the method)",
     )
     head_layer: str | None = option(
         None,
-        "encoder layer that the head reads; higher layers are removed: a number, last, or auto "
-        "(two thirds of the depth for aligned and weighted heads)",
+        "layer that the head reads, without those above it: a number, last, or auto (two thirds of "
+        "the depth for aligned and weighted)",
     )
     prompt_position: str = option(
         "before", "position of virtual tokens with our heads: before [CLS], or after it"
@@ -134,12 +131,10 @@ class TrainConfig:
         None, "learning rate of the head (default: learning_rate)"
     )
     layer_decay: float | None = option(
-        None, "layer-wise learning rate decay: the rate of a layer over that of the layer above it"
+        None, "learning rate of a layer, divided by that of the layer above it"
     )
     sam_rho: float | None = option(
-        None,
-        "radius of sharpness-aware minimization, such as 0.05; needs a second forward and backward "
-        "pass per step (0: off)",
+        None, "radius of sharpness-aware minimization (0: off), which doubles the time of a step"
     )
     quantization: str = option(
         "none", "quantize the base model: none, nf4, fp4 or int8", common=True
@@ -149,13 +144,13 @@ class TrainConfig:
     )
     attention: str | None = option(
         "auto",
-        "attention implementation while training: eager, sdpa or another of transformers'; auto: "
-        "the model's, but eager on a CPU with bf16",
+        "attention implementation while training: eager, sdpa, ..., or auto (the model's; eager "
+        "on a CPU in bf16)",
     )
     swap_sentences: str | None = option(
         None,
-        "sentence-swap augmentation, true or false: swap the sentences of a training example with "
-        "probability 0.5; auto: if the label names are symmetric (equivalent, duplicate, similar)",
+        "swap the sentences of a training example with probability 0.5: true, false, or auto (if "
+        "the label names are symmetric, such as equivalent or duplicate)",
     )
     selection_fraction: float = option(
         0.1, "fraction of train that becomes the validation split for model selection"
@@ -179,8 +174,7 @@ class TrainConfig:
     )
     activation_cache: str = option(
         "auto",
-        "run frozen first layers once for each example and train on their activations: auto, on "
-        "or off",
+        "run frozen first layers once per example, and train on their activations: auto, on, off",
     )
     seeds: tuple[int, ...] | None = option(
         None, "train once per seed (1,2,3); report mean and standard deviation", common=True
