@@ -1,7 +1,7 @@
 """The metrics as a module of the `evaluate` library; loading it needs no network.
 
-evaluate.load(evaluate_module.__file__)           # every metric
-evaluate.load(evaluate_module.__file__, "brier")  # one metric
+`evaluate.load(evaluate_module.__file__)` loads all metrics, and
+`evaluate.load(evaluate_module.__file__, "brier")` a single one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +56,7 @@ class ClassificationMetrics(evaluate.Metric):  # type: ignore[misc]
         labels, values = np.asarray(references), {}
         if predictions is not None:
             predicted = np.asarray(predictions)
-            names = label_names or [str(n) for n in range(1 + max(*labels, *predicted))]
+            names = label_names or [str(n) for n in range(1 + max(labels.max(), predicted.max()))]
             values = {name: f(labels, predicted, names) for name, f in self._of(LABEL_METRICS)}
         if prediction_scores is not None:
             scores = np.asarray(prediction_scores)
