@@ -185,7 +185,7 @@ def compare_templates(study: Study) -> list[Row]:
         if template.direction == "direct":
             empty = [Example(n, text, text) for n, text in enumerate(CONTENT_FREE_TEXTS)]
             content_free = stack_label_scores(study.score([template], empty))
-            fitted = contextual(scores.labels[None], content_free)
+            fitted = contextual(content_free)
             row["contextual"] = study.evaluate(fitted, [scores])
         labels = on_train.labels[None]
         row["train"] = summarize(no_calibration(labels).probabilities(labels), references)

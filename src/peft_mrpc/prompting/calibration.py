@@ -57,20 +57,25 @@ def stack_features(scores: Sequence[TemplateScores]) -> Array:
 class Calibration:
     """Offsets and weights of label scores; linear in the scores.
 
+    An affine calibration weights the features of all templates instead of their centred label
+    scores: T is then their number V.
+
     Attributes:
         kind: One of `CALIBRATIONS`.
         offsets: Added to the scores of each template, [T, C].
         weights: Weight of each template's score of each label in each label's logit, [T, C, C].
         bias: Added to the logits, [C].
-        uses_features: Whether the inputs are the templates' features instead of their centred
-            label scores; T is then the number of features of all templates.
     """
 
     kind: str
     offsets: Array
     weights: Array
     bias: Array
-    uses_features: bool = False
+
+    @property
+    def uses_features(self) -> bool:
+        """Whether the inputs are the templates' features instead of their label scores."""
+        return self.kind == "affine"
 
     def logits(self, scores: Array) -> Array:
         """Unnormalized log-probabilities of the labels, [T, N, C] -> [N, C]."""
@@ -97,18 +102,13 @@ class Calibration:
         """The content of `from_dict`, ready for JSON."""
         arrays = {"offsets": self.offsets, "weights": self.weights, "bias": self.bias}
         lists = {name: array.tolist() for name, array in arrays.items()}
-        return {"kind": self.kind, "reads_evidence": self.uses_features, **lists}
+        return {"kind": self.kind, **lists}
 
     @staticmethod
     def from_dict(record: Mapping[str, Any]) -> "Calibration":
         """Read the result of `to_dict`."""
-        return Calibration(
-            record["kind"],
-            np.array(record["offsets"], float),
-            np.array(record["weights"], float),
-            np.array(record["bias"], float),
-            bool(record.get("reads_evidence", False)),
-        )
+        arrays = (np.array(record[name], float) for name in ("offsets", "weights", "bias"))
+        return Calibration(record["kind"], *arrays)
 
 
 def fit_calibration(
@@ -127,34 +127,32 @@ def fit_calibration(
     """
     if kind == "contextual":
         assert content_free is not None
-        calibration = contextual(scores, content_free)
+        calibration = contextual(content_free)
     else:
         calibration = batch(scores) if kind == "batch" else no_calibration(scores)
     return calibration if prior is None else calibration.with_prior(scores, prior)
 
 
-def _average(scores: Array, kind: str, offsets: Array, scales: Array) -> Calibration:
-    """Mean over the templates, each multiplied by its scale, [T]."""
-    templates, _, labels = scores.shape
-    weights = np.stack([np.eye(labels) * scale for scale in scales]) / templates
+def _average(kind: str, offsets: Array, scales: Array | None = None) -> Calibration:
+    """Mean over the templates after the offsets, [T, C], each multiplied by its scale, [T]."""
+    templates, labels = offsets.shape
+    scales = np.ones(templates) if scales is None else scales
+    weights = scales[:, None, None] * np.eye(labels) / templates
     return Calibration(kind, offsets, weights, np.zeros(labels))
 
 
 def no_calibration(scores: Array) -> Calibration:
     """The raw scores; the mean of several templates."""
-    templates, _, labels = scores.shape
-    return _average(scores, "none", np.zeros((templates, labels)), np.ones(templates))
+    return _average("none", np.zeros_like(scores[:, 0]))
 
 
-def contextual(scores: Array, content_free: Array) -> Calibration:
+def contextual(content_free: Array) -> Calibration:
     """Divide by the probabilities of examples without content (arXiv:2102.09690, section 5).
 
     Args:
-        scores: [T, N, C].
         content_free: Scores of K examples without content, [T, K, C].
     """
-    offsets = -np.log(softmax(content_free).mean(axis=1))
-    return _average(scores, "contextual", offsets, np.ones(len(scores)))
+    return _average("contextual", -np.log(softmax(content_free).mean(axis=1)))
 
 
 def batch(scores: Array) -> Calibration:
@@ -164,12 +162,12 @@ def batch(scores: Array) -> Calibration:
     its confidence alone.
     """
     offsets = -np.log(softmax(scores).mean(axis=1))
-    scales = np.ones(len(scores))
-    if len(scores) > 1:
-        spread = centred(scores).std(axis=1).mean(axis=-1)  # [T]
-        # A template with equal scores for all examples has no information.
-        scales = np.where(spread > MIN_SPREAD, 1 / np.maximum(spread, MIN_SPREAD), 0.0)
-    return _average(scores, "batch", offsets, scales)
+    if len(scores) == 1:
+        return _average("batch", offsets)
+    spread = centred(scores).std(axis=1).mean(axis=-1)  # [T]
+    # A template with equal scores for all examples has no information.
+    scales = np.where(spread > MIN_SPREAD, 1 / np.maximum(spread, MIN_SPREAD), 0.0)
+    return _average("batch", offsets, scales)
 
 
 def affine(features: Array, references: NDArray[np.int64], seed: int = 0) -> Calibration:
@@ -205,7 +203,7 @@ def affine(features: Array, references: NDArray[np.int64], seed: int = 0) -> Cal
         coefficients = np.stack([-coefficients[0] / 2, coefficients[0] / 2])
         bias = np.array([-bias[0] / 2, bias[0] / 2])
     weights = coefficients.T.reshape(num_features, labels, labels)
-    return Calibration("affine", np.zeros((num_features, labels)), weights, bias, True)
+    return Calibration("affine", np.zeros((num_features, labels)), weights, bias)
 
 
 def match_prior(logits: Array, prior: Array) -> Array:

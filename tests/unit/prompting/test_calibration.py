@@ -26,11 +26,11 @@ def test_without_calibration_scores_are_log_probabilities() -> None:
 def test_contextual_divides_by_the_scores_of_content_free_examples() -> None:
     scores = np.log([[[0.2, 0.8]]])
     free = np.log([[[0.1, 0.9], [0.3, 0.7]]])  # on average .2 and .8
-    probabilities = contextual(scores, free).probabilities(scores)
+    probabilities = contextual(free).probabilities(scores)
     assert np.allclose(probabilities, [[0.5, 0.5]])
     # Scores of .4/.6 become .4/.2 to .6/.8: 2 to .75.
     other = np.log([[[0.4, 0.6]]])
-    assert np.allclose(contextual(other, free).probabilities(other), [[2 / 2.75, 0.75 / 2.75]])
+    assert np.allclose(contextual(free).probabilities(other), [[2 / 2.75, 0.75 / 2.75]])
 
 
 def test_batch_divides_by_the_mean_over_the_examples() -> None:
@@ -92,9 +92,6 @@ def test_a_calibration_is_restored_from_json() -> None:
     logits = np.einsum("vnc,vcd->nd", [*scores, centred(scores[1])], fit.weights) + fit.bias
     assert np.allclose(fit.predict_proba(scored), softmax(logits))
     assert np.array_equal(batch(scores).predict_proba(scored), batch(scores).probabilities(scores))
-    # Old files have no features.
-    old = {key: value for key, value in fit.to_dict().items() if key != "reads_evidence"}
-    assert not Calibration.from_dict(old).uses_features
 
 
 def test_softmax_survives_large_scores() -> None:
@@ -132,6 +129,6 @@ def test_a_prior_is_matched_after_the_calibration() -> None:
     matched = fit_calibration("batch", scores, prior=[0.25, 0.75])
     assert (matched.probabilities(scores).argmax(axis=1) == 0).sum() == 10
     content_free = scores[:, :3]
-    expected = contextual(scores, content_free).probabilities(scores)
+    expected = contextual(content_free).probabilities(scores)
     fit = fit_calibration("contextual", scores, content_free)
     assert np.array_equal(fit.probabilities(scores), expected)
