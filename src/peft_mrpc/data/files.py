@@ -289,6 +289,8 @@ def _serialize_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]
         values = [row.get(name) for row in rows]
         try:
             arrays[name] = pyarrow.array(values)
+            if pyarrow.types.is_nested(arrays[name].type):  # parquet has no empty objects
+                pyarrow.parquet.write_table(pyarrow.table({name: arrays[name]}), io.BytesIO())
         # Values of several types, numbers of more than 64 bits, lone surrogates.
         except (pyarrow.ArrowException, OverflowError, UnicodeError):
             logger.warning("output: column %r has no single parquet type; written as text", name)

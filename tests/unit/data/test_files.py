@@ -52,6 +52,7 @@ def test_formats_csv_with_quotes_where_needed() -> None:
         ([10**30, 1], [str(10**30), "1"]),
         (["a \ud800", "b"], [r"a \ud800", "b"]),
         ([[1], {"a": "é"}], ["[1]", '{"a": "é"}']),
+        ([{}], ["{}"]),
     ],
 )
 def test_a_parquet_column_of_several_types_is_written_as_text(
