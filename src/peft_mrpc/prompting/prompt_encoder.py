@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import combinations, groupby
 from textwrap import indent
 from typing import Any
 
@@ -239,29 +239,32 @@ class PromptEncoder:
         if not any(before):
             bos = self.tokenizer.bos_token_id
             start = self.tokenizer.eos_token_id if bos is None else bos
-            first = np.array([start], np.int32)
+            if start is None:
+                raise UserError(
+                    f"template: {template.name!r} has a label without words, which needs a BOS or "
+                    "EOS token, and this model has neither; use another template."
+                )
+            context = np.array([start], np.int32)
             texts = self._tokenize(template, [text.strip() for text in after], is_prompt=False)
-            return [Continuation(first, tuple(ids)) for ids in texts]
+            return [Continuation(context, tuple(ids)) for ids in texts]
         contexts = self._tokenize(template, before)
         joint = self._tokenize(template, [f"{a} {b}" for a, b in zip(before, after, strict=True)])
         continuations = []
-        for context, ids in zip(contexts, joint, strict=True):
-            num_changed, (tokens,) = split_answers(context, [ids])
-            same = np.array(context[: len(context) - num_changed], np.int32)
-            continuations.append(Continuation(same, tokens))
+        for before_ids, ids in zip(contexts, joint, strict=True):
+            num_changed, (tokens,) = split_answers(before_ids, [ids])
+            context = np.array(before_ids[: len(before_ids) - num_changed], np.int32)
+            continuations.append(Continuation(context, tokens))
         return continuations
 
     def _check_answers(self, template: Template, row: Sequence[Continuation]) -> None:
         """Refuse label words that are token prefixes of others: they are always as likely."""
-        words = self._words(template)
-        answers = [(*option.context, *option.tokens) for option in row]
+        answers = zip(self._words(template), [option.tokens for option in row], strict=True)
         raise_faults(
             [
-                f"template: {template.name!r}: label words {words[a]!r} and {words[b]!r}: one is a "
-                "token prefix of the other; choose different label words."
-                for a in range(len(words))
-                for b in range(a + 1, len(words))
-                if answers[a][: len(answers[b])] == answers[b][: len(answers[a])]
+                f"template: {template.name!r}: label words {word!r} and {other!r}: one is a token "
+                "prefix of the other; choose different label words."
+                for (word, tokens), (other, other_tokens) in combinations(answers, 2)
+                if tokens[: len(other_tokens)] == other_tokens[: len(tokens)]
             ]
         )
 

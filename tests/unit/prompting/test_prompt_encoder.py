@@ -86,6 +86,14 @@ def test_the_channel_scores_sentence_2_after_sentence_1_in_both_orders(
     assert np.allclose(scores.labels, [[-1, -1]])  # the second order favours `equivalent` less
 
 
+def test_a_label_without_words_needs_a_first_token(
+    tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    tokenizer.bos_token = tokenizer.eos_token = None
+    with pytest.raises(UserError, match="needs a BOS or EOS token, and this model has neither"):
+        encode(tokenizer, "channel_that_is", EXAMPLE)
+
+
 def test_the_score_of_a_label_is_that_of_all_its_words(tokenizer: PreTrainedTokenizerBase) -> None:
     batch = encode(tokenizer, "paraphrase_true", EXAMPLE)
     scores = batch.template_scores(np.log([[0.1, 0.2, 0.3, 0.1]]))
