@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 
 from peft_mrpc.data.encoding import add_labels
 from peft_mrpc.data.examples import DataSplits, Example, label_counts
+from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError, one_line
 from peft_mrpc.methods.layer_freeze import describe_schedule, warn_layers_never_unfrozen
 from peft_mrpc.methods.peft_adapters import init_from_shapes_only
@@ -27,7 +29,8 @@ from peft_mrpc.models.loading import init_classifier, load_classification_model
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback, check_cacheable
 from peft_mrpc.training.activation_cache.store import ActivationCache, CachedCollator
 from peft_mrpc.training.callbacks import (
-    AttentionCallback,
+    ContextCallback,
+    attention_implementation,
     log_instead_of_printing,
     tensorboard_logs,
     validate_attention,
@@ -37,7 +40,7 @@ from peft_mrpc.training.checkpoints import (
     RelocateBestCheckpoint,
     training_fingerprint,
 )
-from peft_mrpc.training.first_token import FirstTokenCallback
+from peft_mrpc.training.first_token import first_token_only
 from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.losses import build_class_weights, build_loss
 from peft_mrpc.training.model_selection import SELECTION, compute_eval_metrics
@@ -247,11 +250,13 @@ def _warn_low_learning_rate(resolved: ResolvedJob) -> None:
 def _standard_callbacks(
     resolved: ResolvedJob, fingerprint: Callable[[], dict[str, Any]]
 ) -> list[TrainerCallback]:
-    config = resolved.config
+    config, args = resolved.config, resolved.training_args
     callbacks: list[TrainerCallback] = [RelocateBestCheckpoint(), CheckpointMetadata(fingerprint)]
     if config.early_stopping_patience is not None:
         callbacks.append(EarlyStoppingCallback(config.early_stopping_patience))
+    contexts: list[Callable[[Any], AbstractContextManager[None]]] = []
     if config.attention is not None:
-        callbacks.append(AttentionCallback(config.attention))
-    callbacks.append(FirstTokenCallback())
-    return callbacks
+        contexts.append(partial(attention_implementation, name=config.attention))
+    if not (is_sharded(args) or args.torch_compile):
+        contexts.append(first_token_only)
+    return [*callbacks, ContextCallback(contexts)]

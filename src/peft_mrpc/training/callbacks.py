@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,30 +27,33 @@ logger = logging.getLogger(__name__)
 LOGGING_DIR = "TENSORBOARD_LOGGING_DIR"
 
 
-class AttentionCallback(TrainerCallback):
-    """Train with another attention implementation than the model's own.
+class ContextCallback(TrainerCallback):
+    """Train within context managers that change how the model computes.
 
-    The first evaluation is part of the training: frozen layers, training steps and evaluations
-    compute the same. `restore` sets the model's own implementation before it is scored.
+    Evaluations during the training are part of it: frozen layers, training steps and evaluations
+    compute the same.
 
     Args:
-        name: An implementation of transformers (`eager`, `sdpa`, ...).
+        contexts: Return a context manager for the model each.
     """
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self._restore = contextlib.ExitStack()
+    def __init__(
+        self, contexts: Sequence[Callable[[Any], contextlib.AbstractContextManager[None]]]
+    ) -> None:
+        self.contexts = contexts
+        self._entered = contextlib.ExitStack()
 
-    def on_train_begin(self, *args: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
         self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
-        self._restore.enter_context(attention_implementation(model, self.name))
+        for enter in self.contexts:
+            self._entered.enter_context(enter(kwargs["model"]))
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> None:
         self.restore()
 
     def restore(self) -> None:
-        """Set the implementation that the model had before the training."""
-        self._restore.close()
+        """Compute as before the training."""
+        self._entered.close()
 
 
 class LogMetricsCallback(TrainerCallback):

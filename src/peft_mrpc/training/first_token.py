@@ -7,7 +7,7 @@ Shapes: B batch, T tokens, H hidden.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,13 +15,8 @@ from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     PreTrainedModel,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 
-from peft_mrpc.distributed import is_sharded
 from peft_mrpc.interop.transformers_internals import (
     BERT_ATTENTIONS,
     attn_implementation,
@@ -42,35 +37,6 @@ BERT_FAMILY = ("bert", "camembert", "electra", "roberta", "xlm-roberta")
 
 # Inputs of a layer that need all of it: the keys and values of a prefix, or cross-attention.
 OTHER_INPUTS = ("past_key_values", "cache", "encoder_hidden_states")
-
-
-class FirstTokenCallback(TrainerCallback):
-    """Train with the last layer run for the first token only, where that is exact.
-
-    `restore` sets the layer's own forward before the model is scored.
-    """
-
-    def __init__(self) -> None:
-        self._restore = ExitStack()
-
-    def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        **kwargs: Any,
-    ) -> None:
-        self.restore()  # the Trainer begins again with smaller batches (auto_find_batch_size)
-        if not (is_sharded(args) or args.torch_compile):
-            self._restore.enter_context(first_token_only(model))
-
-    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
-        self.restore()
-
-    def restore(self) -> None:
-        """Run the last layer for all tokens again."""
-        self._restore.close()
 
 
 def reads_first_token(model: nn.Module) -> bool:

@@ -21,9 +21,8 @@ from peft_mrpc.models.architecture import (
     trainable_names,
 )
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
-from peft_mrpc.training.callbacks import AttentionCallback
+from peft_mrpc.training.callbacks import ContextCallback
 from peft_mrpc.training.checkpoints import load_trained, save_trained
-from peft_mrpc.training.first_token import FirstTokenCallback
 from peft_mrpc.training.samplers import (
     EpochSeeded,
     ResumableLengthGroupedSampler,
@@ -32,7 +31,7 @@ from peft_mrpc.training.samplers import (
 )
 
 # Callbacks that change the model's forward pass while it trains.
-RESTORING = (ActivationCacheCallback, AttentionCallback, FirstTokenCallback)
+RESTORING = (ActivationCacheCallback, ContextCallback)
 
 
 class ClassificationTrainer(Trainer):
