@@ -328,7 +328,9 @@ def test_a_loaded_classifier_gives_the_probabilities_of_its_run(
     run = evaluate(config, data_with_train, max_length=2048, **options)
     rows = run.predictions("validation")
     examples = load_data(data_with_train).splits["validation"]
-    again = load_classifier(run).predict_proba(examples, 4)
+    classifier = load_classifier(run)
+    assert classifier.predict_proba([]).shape == (0, 2) and classifier.predict([]) == []
+    again = classifier.predict_proba(examples, 4)
     assert np.abs(again - rows.probabilities).max() < 1e-6
     assert bool(run.record["uses_labels"]["for"]) == (options.get("calibration") != "batch")
 

@@ -70,7 +70,10 @@ class PromptClassifier:
 
     def predict_proba(self, inputs: Inputs, batch_size: int = 32) -> NDArray[np.float64]:
         """Probabilities of the labels, [N, C], columns in the order of `labels`."""
-        scores = self.score(as_examples(inputs), batch_size)
+        examples = as_examples(inputs)
+        if not examples:
+            return np.zeros((0, len(self.labels)))
+        scores = self.score(examples, batch_size)
         calibration = self.calibration or no_calibration(stack_label_scores(scores))
         return calibration.predict_proba(scores)
 
