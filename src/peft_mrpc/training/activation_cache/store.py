@@ -33,7 +33,7 @@ from peft_mrpc.training.activation_cache.bypass import (
 # Batches of the frozen layers: there is no backward pass, so that they can be large.
 FILL_BATCH, FILL_TOKENS = 32, 8192
 # Space that the temporary file leaves free on its file system.
-SPARE_BYTES = 1 << 30
+SPARE_BYTES = 256 << 20
 PREFIX = "peft-mrpc-activations-"
 
 Collate = Callable[[list[Any]], Any]
@@ -185,7 +185,7 @@ def _create_file(stack: ExitStack, size: int) -> str:
             with Path(path).open("wb") as file:
                 file.truncate(size)
         except OSError as error:
-            problem = f"no file can be created in {tempfile.gettempdir()}: {one_line(error)}"
+            problem = f"no temporary file can be created (TMPDIR): {one_line(error)}"
     raise_on_all(problem)
     # The processes of a host have consecutive indices.
     return str(gather_object([path])[state.process_index - state.local_process_index])
