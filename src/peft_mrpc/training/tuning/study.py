@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ import optuna
 from optuna.trial import TrialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 
+from peft_mrpc import __version__
 from peft_mrpc.config import DataConfig, TuneConfig, default_output_dir, record_key
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
@@ -125,7 +125,7 @@ class Search:
             "data": describe_data(self.data, list(self.data.splits)),
             "search_space": describe_space(self.space),
             "objective": self.config.objective,
-            "version": version("peft-mrpc"),
+            "version": __version__,
         }
         return dict(json.loads(json.dumps(record, default=str)))
 
