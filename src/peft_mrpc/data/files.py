@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from peft_mrpc.errors import UserError, one_line, raise_faults
@@ -273,11 +274,12 @@ def serialize_table(
     if suffix == ".tsv":  # unquoted, as it is read: no field may contain a tab or a line break
         lines = [columns, *([_flat(row.get(name)) for name in columns] for row in rows)]
         return encode_text("".join("\t".join(line) + "\n" for line in lines))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return encode_text(buffer.getvalue())
+    records: list[str] = []
+    # The default end of a record, \r\n: csv quotes only the line breaks that occur in it.
+    writer = csv.writer(SimpleNamespace(write=records.append))
+    writer.writerow(columns)
+    writer.writerows([row.get(name) for name in columns] for row in rows)
+    return encode_text("".join(record.removesuffix("\r\n") + "\n" for record in records))
 
 
 def _serialize_parquet(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> bytes:

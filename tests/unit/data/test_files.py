@@ -23,6 +23,13 @@ def test_a_written_table_is_read_back(suffix: str, tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("text", ["a\rb", "a\nb", "a\r\nb", "a\r", '"', ",", " a "])
+def test_csv_keeps_line_breaks_and_quotes_inside_a_field(text: str, tmp_path: Path) -> None:
+    write_table(tmp_path / "t.csv", COLUMNS, [{"sentence1": text, "note": text}])
+    assert read_table(tmp_path / "t.csv").rows == [{"sentence1": text, "note": text}]
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"sentence1,note\n")
+
+
 def test_tsv_fields_contain_no_tabs_and_line_breaks(tmp_path: Path) -> None:
     write_table(tmp_path / "t.tsv", ["text", "number"], [{"text": "a\tb\r\nc", "number": None}])
     assert (tmp_path / "t.tsv").read_text() == "text\tnumber\na b  c\t\n"
