@@ -15,7 +15,7 @@ from conftest import ROWS, run_command, write_csv
 from tiny_models import write_tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
-from peft_mrpc import UserError, load_classifier, load_run
+from peft_mrpc import DataConfig, UserError, compare_runs, load_classifier, load_run
 from peft_mrpc.predict import main
 from peft_mrpc.train import main as train_main
 
@@ -84,12 +84,29 @@ def test_every_output_type_has_the_same_content(
 
 def test_standard_input_to_standard_output(trained_run: Path) -> None:
     done = run_command(
-        "predict", str(trained_run), "--input", "-", stdin="sentence1,sentence2\na cat,the cat\n"
+        *("predict", str(trained_run), "--input", "-"),
+        stdin="sentence1,sentence2\na cat,不同\n",
+        env={"PYTHONIOENCODING": "cp1252"},  # as on Windows; the output is UTF-8 all the same
     )
     assert done.returncode == 0, done.stderr
     (row,) = csv.DictReader(io.StringIO(done.stdout))
-    assert list(row) == ["sentence1", "sentence2", *ADDED]
+    assert list(row) == ["sentence1", "sentence2", *ADDED] and row["sentence2"] == "不同"
     assert row["prediction"] in ("equivalent", "not_equivalent")
+
+
+def test_a_run_records_dropped_rows(train_tiny: Callable[..., Any], tmp_path: Path) -> None:
+    header = ("sentence1", "sentence2", "label")
+    rows = [ROWS[0], ("", "b", "equivalent"), ("a", "b", "-"), *ROWS[1:]]
+    path = str(write_csv(tmp_path / "t.csv", rows, header))
+    files = {"train_file": path, "validation_file": path}
+    run = train_tiny("full", data=DataConfig(**files, drop_invalid_rows=True), max_steps=1)
+    splits = run.record["data"]["splits"]
+    assert splits["train"]["dropped"] == {"an empty 'sentence1'": 1, "no label": 1}
+    assert splits["validation"]["dropped"] == {"an empty 'sentence1'": 1}
+    assert run.record["config"]["drop_invalid_rows"] is True
+    predictions = load_run(run.path).predictions("validation")
+    assert predictions.references.tolist().count(-1) == 1 and len(predictions.idx) == len(rows) - 1
+    assert compare_runs([run]).metrics
 
 
 def test_rejects_a_model_without_a_trained_head(

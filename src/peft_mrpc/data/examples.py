@@ -36,7 +36,7 @@ class Example:
     """One row of a data set.
 
     Attributes:
-        idx: Row number in its split, from 0; dropped rows count.
+        idx: Number of the example in its split, from 0; dropped rows do not count.
         sentence1: First sentence.
         sentence2: Second sentence, if the data has two.
         label: Index into the label names; -1 if unknown.
@@ -367,7 +367,7 @@ def _convert_rows(
         if text and text not in lookup:
             unknown[text].append(number)
         label = lookup.get(text, UNKNOWN_LABEL)
-        examples.append(Example(number, row[columns[0]], row[columns[1]], label))
+        examples.append(Example(len(examples), row[columns[0]], row[columns[1]], label))
     raise_faults(
         [
             f"{table.where}: got label {text[:100]!r} in {_format_rows(numbers)}; expected one of "

@@ -66,8 +66,9 @@ def test_rows_become_examples_or_faults(drops: bool, rows: list[tuple[Any, Any, 
         return
     num_dropped = sum(data.dropped.get("train", {}).values())
     assert len(data.splits["train"]) + num_dropped == len(rows)
-    for row in data.splits["train"]:
-        assert (row.sentence1, row.sentence2) == rows[row.idx][:2]
+    pairs = iter(row[:2] for row in rows)
+    for number, row in enumerate(data.splits["train"]):
+        assert row.idx == number and (row.sentence1, row.sentence2) in pairs  # in this order
         assert 0 <= row.label < len(data.label_names) <= len(rows)
     assert data.fingerprint("train")
 

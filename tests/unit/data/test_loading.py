@@ -451,7 +451,7 @@ def test_training_rows_without_a_label_are_dropped_on_request(
     files = {"train_file": str(path), "validation_file": str(path)}
     data = load_data(DataConfig(**files, drop_invalid_rows=True))
     assert data.label_names == ("x", "y")
-    assert [(e.idx, e.label) for e in data.splits["train"]] == [(0, 0), (2, 1)]
+    assert [(e.idx, e.label) for e in data.splits["train"]] == [(0, 0), (1, 1)]
     assert [e.label for e in data.splits["validation"]] == [0, -1, 1]
     assert data.dropped == {"train": {"no label": 1}}
     assert "train: dropped 1 of 3 rows: 1 with no label" in caplog.messages
