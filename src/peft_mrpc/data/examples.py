@@ -358,7 +358,7 @@ def _convert_rows(
     Raises:
         UserError: With each unknown label.
     """
-    examples = []
+    examples: list[Example] = []
     unknown: defaultdict[str, list[int]] = defaultdict(list)
     for number, row in enumerate(table.rows):
         if number in skipped:
