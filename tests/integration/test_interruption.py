@@ -85,13 +85,27 @@ def test_the_newest_whole_checkpoint_is_used(
     weights = staging / "checkpoints" / "checkpoint-4" / "trained.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     caplog.set_level(logging.INFO, "peft_mrpc")
-    run = train_tiny("lora", "run", **SAVING)
+    run = train_tiny("lora", "run", resume_from_checkpoint="auto", **SAVING)
     assert f"checkpoint-6: which has no {STATE_FILE}; removed" in caplog.text
     assert "checkpoint-4: whose trained.safetensors is damaged" in caplog.text
     assert "continuing the interrupted training at checkpoint-2" in caplog.text
     assert (run.path / PREDICTIONS).read_bytes() == (whole.path / PREDICTIONS).read_bytes()
     assert len(list(run.path.glob("checkpoints/checkpoint-*"))) == 3
     assert not unfinished(tmp_path)
+
+
+def test_a_training_that_keeps_its_best_checkpoint_continues(
+    interrupt: Any, train_tiny: Callable[..., Run], tmp_path: Path, caplog: Any
+) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "load_best_model_at_end": True}
+    options |= {"save_total_limit": 1, "learning_rate": 0.5}
+    whole = train_tiny("lora", "whole", **{**SAVING, **options})
+    interrupt("lora", "run", **options)
+    caplog.set_level(logging.INFO, "peft_mrpc")
+    run = train_tiny("lora", "run", **{**SAVING, **options})
+    assert "continuing the interrupted training at checkpoint-6" in caplog.text
+    assert run.record["selection"] == whole.record["selection"]
+    assert (run.path / PREDICTIONS).read_bytes() == (whole.path / PREDICTIONS).read_bytes()
 
 
 def test_the_checkpoints_of_another_job_are_named_and_neither_used_nor_deleted(

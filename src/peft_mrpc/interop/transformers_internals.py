@@ -142,6 +142,15 @@ def early_stopping_patience(trainer_state: Mapping[str, Any]) -> int | None:
     return patience
 
 
+def training_has_ended(trainer_state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is the last one of its training: all steps, or early stopping.
+
+    Uses `stateful_callbacks` of the file `trainer_state.json`.
+    """
+    control = trainer_state.get("stateful_callbacks", {}).get("TrainerControl", {})
+    return bool(control.get("args", {}).get("should_training_stop", False))
+
+
 def length_grouped_order(
     lengths: Sequence[int], batch_size: int, generator: torch.Generator
 ) -> list[int]:

@@ -23,7 +23,10 @@ from peft_mrpc.config import config_record
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError, one_line
-from peft_mrpc.interop.transformers_internals import early_stopping_patience
+from peft_mrpc.interop.transformers_internals import (
+    early_stopping_patience,
+    training_has_ended,
+)
 from peft_mrpc.training.job import ResolvedJob
 
 logger = logging.getLogger(__name__)
@@ -100,6 +103,11 @@ def newest_checkpoint(folder: Path, is_sharded: bool) -> Path | None:
         else:
             complete.append(path)
     return max(complete, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def is_last_checkpoint(folder: str | Path) -> bool:
+    """Return whether the training that wrote a complete checkpoint ended with it."""
+    return training_has_ended(json.loads((Path(folder) / STATE_FILE).read_text("utf-8")))
 
 
 def checkpoint_epoch(folder: str | Path) -> float:

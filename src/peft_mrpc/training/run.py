@@ -24,7 +24,7 @@ from peft_mrpc.data.loading import (
     warn_train_test_overlap,
     warn_unknown_labels,
 )
-from peft_mrpc.distributed import prepare_processes, process_state
+from peft_mrpc.distributed import is_sharded, prepare_processes, process_state
 from peft_mrpc.errors import UserError
 from peft_mrpc.models.architecture import describe_parameters
 from peft_mrpc.models.artifact import save_classifier, save_threshold
@@ -44,6 +44,7 @@ from peft_mrpc.training.build import (
 )
 from peft_mrpc.training.checkpoints import (
     checkpoint_epoch,
+    is_last_checkpoint,
     unfinished_checkpoint,
     warn_other_trainings,
 )
@@ -257,7 +258,10 @@ def _train_into(
     )
     first_epoch = checkpoint_epoch(checkpoint) if checkpoint else 0
     started = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    if holder[1] and is_last_checkpoint(holder[1]) and not is_sharded(args):
+        trainer.load_result(holder[1])
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
     train_seconds = time.perf_counter() - started
     selection = describe_selection(resolved.config, args, data, trainer.state)
     log_best_checkpoint(selection)

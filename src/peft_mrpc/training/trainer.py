@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import SchedulerType, Trainer
+from transformers import SchedulerType, Trainer, TrainerState
 from transformers.training_args import OptimizerNames
 
 from peft_mrpc.errors import UserError, one_line
@@ -22,7 +22,7 @@ from peft_mrpc.models.architecture import (
 )
 from peft_mrpc.training.activation_cache.callback import ActivationCacheCallback
 from peft_mrpc.training.callbacks import ContextCallback
-from peft_mrpc.training.checkpoints import load_trained, save_trained
+from peft_mrpc.training.checkpoints import STATE_FILE, load_trained, save_trained
 from peft_mrpc.training.samplers import (
     EpochSeeded,
     ResumableLengthGroupedSampler,
@@ -81,6 +81,15 @@ class ClassificationTrainer(Trainer):
             for callback in self.callback_handler.callbacks:
                 if isinstance(callback, RESTORING):
                     callback.restore()
+
+    def load_result(self, checkpoint: str) -> None:
+        """Load the result of a training that has ended, from its last checkpoint.
+
+        Resumed there within an epoch, the Trainer takes one step too many (transformers 5.23).
+        """
+        self.state = TrainerState.load_from_json(str(Path(checkpoint) / STATE_FILE))
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_trained(best or checkpoint)
 
     def _broadcast_trained(self) -> None:
         """Copy the first process's parameters: other machines may not see its checkpoints."""

@@ -15,6 +15,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    TrainerControl,
     TrainerState,
     TrainingArguments,
 )
@@ -34,6 +35,7 @@ from peft_mrpc.interop.transformers_internals import (
     keep_4bit_weights_trainable,
     length_grouped_order,
     mark_dequantized,
+    training_has_ended,
     use_one_gpu,
 )
 
@@ -159,3 +161,13 @@ def test_an_optimizer_factory_builds_its_own_groups() -> None:
         return torch.optim.SGD(model.parameters())
 
     assert builds_parameter_groups(build, {})
+
+
+def test_the_last_checkpoint_records_that_the_training_ended(tmp_path: Path) -> None:
+    control = TrainerControl()
+    state = TrainerState(stateful_callbacks=[control])
+    for has_ended in (False, True):
+        control.should_training_stop = has_ended
+        state.stateful_callbacks["TrainerControl"] = control.state()
+        state.save_to_json(str(tmp_path / "state.json"))
+        assert training_has_ended(json.loads((tmp_path / "state.json").read_text())) is has_ended
