@@ -146,8 +146,13 @@ def label_lookup(
 ) -> dict[str, int]:
     """The index of each label of a table in the label names.
 
-    A ClassLabel column that has other names than these is renamed, if it has as many names.
+    A ClassLabel column is renamed by position if its names are as many and all different.
 
+    Args:
+        table: The table.
+        column: Its label column.
+        label_names: Names by index.
+        has_indices: Whether a number is an index into the label names.
     Raises:
         UserError: If the names of a ClassLabel column do not correspond to the label names.
     """
@@ -156,7 +161,8 @@ def label_lookup(
         names = table.class_labels[column]
         if set(names) <= set(label_names):
             return index
-        if set(names) & set(label_names) or len(names) != len(label_names):
+        is_renamed = has_indices and len(names) == len(label_names)
+        if not is_renamed or set(names) & set(label_names):
             raise UserError(
                 f"{table.where}: got the label names {_listed(names)}; expected those of "
                 f"class_names or of the first split, {_listed(label_names)}."

@@ -248,8 +248,8 @@ def build_splits(
             labelled, label_columns, names, config.class_names
         )
         for split, table in tables.items():
-            lookup = label_lookup(table, label_columns[split], label_names, has_indices)
             with collect_faults(faults):
+                lookup = label_lookup(table, label_columns[split], label_names, has_indices)
                 splits[split] = _convert_rows(
                     table, columns[split], lookup, label_names, invalid[split]
                 )

@@ -432,6 +432,15 @@ def test_rejects_class_names_that_do_not_fit_a_class_label(
     assert "some/nli train: got the label names no, maybe, yes; expected those" in fault
 
 
+def test_splits_with_other_class_label_names_are_refused(hub: dict[str, Any]) -> None:
+    hub["train"] = class_label_dataset(["no", "yes"], [0, 1])
+    hub["validation"] = class_label_dataset(["0", "1"], [0, 1])
+    (fault,) = faults_of(DataConfig(dataset="some/set"))
+    assert fault.startswith("some/set validation: got the label names 0, 1; expected those")
+    data = load_data(DataConfig(dataset="some/set", class_names="a,b"))
+    assert [example.label for example in data.splits["validation"]] == [0, 1]
+
+
 @pytest.mark.parametrize("names", ["a,-", "a,-1,b", "nan,b"])
 def test_class_names_are_not_spellings_of_no_label(names: str) -> None:
     (fault,) = faults_of(DataConfig(class_names=names))
