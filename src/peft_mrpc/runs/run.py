@@ -32,6 +32,8 @@ CONSTRAINTS = {
     "minItems": "at least {} values",
     "uniqueItems": "different values",
     "pattern": "a file inside of the folder that is not hidden",
+    "enum": "one of {}",
+    "additionalProperties": "no other keys",
 }
 RUN_FILE, METRICS_FILE, CARD_FILE = "run.json", "metrics.json", "README.md"
 ARTIFACT_FILE = "peft_mrpc.json"
@@ -258,7 +260,35 @@ def read_artifact_record(folder: Path) -> dict[str, Any]:
     info: dict[str, Any] = read_valid_json(folder / ARTIFACT_FILE, "artifact")
     missing = [name for name in info.get("files", ()) if not (folder / name).is_file()]
     raise_faults([f"{folder}: damaged: {name} is missing." for name in missing])
+    raise_faults([f"{folder / ARTIFACT_FILE}: damaged: {fault}." for fault in _prompt_faults(info)])
     return info
+
+
+def _prompt_faults(info: Mapping[str, Any]) -> list[str]:
+    """Parts of a hard prompt's record that do not fit its labels and templates."""
+    label_names = info["label_names"]
+    shots = (info.get("demonstrations") or {"shown": ()})["shown"]
+    faults = [
+        f"demonstrations has the label {shot['label']!r}; expected one of {', '.join(label_names)}"
+        for shot in shots
+        if shot["label"] not in label_names
+    ]
+    if calibration := info.get("calibration"):
+        size, count = len(label_names), len(info.get("templates", ()))
+        if calibration["kind"] == "affine":  # of the templates' features
+            count = len(calibration["offsets"])
+        square = [[size] * size] * count
+        sizes = {
+            "offsets": ([len(row) for row in calibration["offsets"]], [size] * count),
+            "weights": ([[len(r) for r in matrix] for matrix in calibration["weights"]], square),
+            "bias": (len(calibration["bias"]), size),
+        }
+        faults += [
+            f"calibration.{name} has another size than {count} templates or {size} labels"
+            for name, (actual, expected) in sizes.items()
+            if actual != expected
+        ]
+    return faults
 
 
 def read_valid_json(path: Path, part: str) -> Any:

@@ -11,7 +11,7 @@ from example_runs import SCORES, build_run
 
 from peft_mrpc.errors import UserError
 from peft_mrpc.report.comparison import build_comparison
-from peft_mrpc.runs.run import load_run, read_artifact_record, schema_faults
+from peft_mrpc.runs.run import CONSTRAINTS, load_run, read_artifact_record, schema_faults
 from peft_mrpc.serialization import read_asset
 
 
@@ -189,3 +189,61 @@ def test_a_damaged_description_of_a_model_is_refused(
         read_artifact_record(tmp_path)
     (line,) = caught.value.lines()
     assert message in line and str(tmp_path) in line
+
+
+SHOT = {"sentence1": "a", "sentence2": "b", "label": "yes"}
+CALIBRATION = {
+    **{"kind": "batch", "offsets": [[0.1, 0.2]], "bias": [0.0, 0.0]},
+    "weights": [[[1.0, 0.0], [0.0, 1.0]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("shot", {"label": "maybe"}, "demonstrations has the label 'maybe'; expected one of no"),
+        ("shot", {"label": []}, "demonstrations.shown.0.label is []; expected string"),
+        ("shot", {"more": 1}, "expected no other keys"),
+        ("calibration", {"offsets": [[float("nan"), 0]]}, "calibration.offsets.0.0 is NaN"),
+        ("calibration", {"offsets": [[0.1]]}, "calibration.offsets has another size than 1 temp"),
+        ("calibration", {"offsets": []}, "calibration.offsets has another size"),
+        ("calibration", {"weights": [[[1.0, 0.0]]]}, "calibration.weights has another size"),
+        ("calibration", {"bias": "x"}, 'calibration.bias is "x"; expected array'),
+        ("calibration", {"bias": [0.0]}, "calibration.bias has another size"),
+        ("demonstrations", {"how": "best"}, 'demonstrations.how is "best"; expected one of'),
+    ],
+)
+def test_a_damaged_hard_prompt_is_refused(
+    part: str, change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    parts: dict[str, dict[str, Any]] = {"shot": SHOT, "calibration": CALIBRATION}
+    parts["demonstrations"] = {"count": 1, "how": "first"}
+
+    def write() -> None:
+        content = {**ARTIFACT, "files": [], "templates": [{}], "calibration": parts["calibration"]}
+        content["demonstrations"] = {**parts["demonstrations"], "shown": [parts["shot"]]}
+        (tmp_path / "peft_mrpc.json").write_text(json.dumps(content))
+
+    write()
+    assert read_artifact_record(tmp_path)["calibration"] == CALIBRATION
+    parts[part] = {**parts[part], **change}
+    write()
+    with pytest.raises(UserError) as caught:
+        read_artifact_record(tmp_path)
+    (line,) = caught.value.lines()
+    assert message in line
+
+
+def test_every_constraint_of_the_schema_has_a_text() -> None:
+    texts = {"type", "required", *CONSTRAINTS}
+    annotations = {"title", "description", "properties", "items"}
+
+    def check(schema: dict[str, Any]) -> None:
+        assert schema.keys() <= {*texts, *annotations}
+        parts = [*schema.get("properties", {}).values(), schema.get("items")]
+        for part in [*parts, schema.get("additionalProperties")]:
+            if isinstance(part, dict):
+                check(part)
+
+    for definition in json.loads(read_asset("assets/run.schema.json"))["$defs"].values():
+        check(definition)
