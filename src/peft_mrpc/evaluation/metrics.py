@@ -65,8 +65,6 @@ REPORTED_METRICS = tuple(metric for metric in METRICS.values() if metric.is_repo
 SCALAR_METRICS = tuple(metric for metric in REPORTED_METRICS if not metric.per_label)
 # Names accepted by `metric_for_best_model`, with the registered metric that each stands for.
 SELECTION_METRICS = {"loss": "loss", "accuracy": "accuracy", "f1": "macro_f1", "roc_auc": "roc_auc"}
-# Metrics that a decision threshold can be tuned for; `f1` is macro F1.
-THRESHOLD_METRICS = ("accuracy", "f1")
 # F1 of one label, as in `f1.equivalent`.
 F1_OF_LABEL = "f1."
 

@@ -59,7 +59,7 @@ def tune_threshold(
     Args:
         references: True labels, 0 or 1, [N].
         scores: Probabilities of label 1, [N].
-        metric: One of `metrics.THRESHOLD_METRICS`; `f1` is the mean of both classes' F1.
+        metric: `accuracy`, or `f1` for the mean of both classes' F1.
     """
     values, inverse = np.unique(scores, return_inverse=True)  # [V], [N]
     counts = np.zeros((2, len(values) + 1))
