@@ -15,6 +15,7 @@ from peft_mrpc.models.architecture import base_classifier
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.models.external import (
     ADAPTER_FILE,
+    read_adapter_weights,
     read_external_adapter,
     read_external_model,
     tokenizer_source,
@@ -265,16 +266,20 @@ def load_fine_tuned(folder: Path, info: Mapping[str, Any], trust: Trust = NO_TRU
         UserError: If the base model is missing or the weights do not load.
     """
     if (folder / ADAPTER_FILE).is_file():
-        return _load_adapter(folder, info, base_model_source(info, trust))
+        weights = read_adapter_weights(folder, trust)
+        return _load_adapter(folder, info, base_model_source(info, trust), list(weights))
     config = read_json(folder / CONFIG_FILE)
     if config.get("model_type") == SentencePairAdapterConfig.model_type:
+        read_adapter_weights(folder, trust)
         name = config.get("base_model_name_or_path")
         base = base_model_source({"model": name, "base_model_id": None, **info}, trust)
         return _load_adapter_with_code(folder, info, base)
     return _load_model(folder, info, trust)
 
 
-def _load_adapter(folder: Path, info: Mapping[str, Any], base_source: ModelSource) -> Classifier:
+def _load_adapter(
+    folder: Path, info: Mapping[str, Any], base_source: ModelSource, weight_names: Sequence[str]
+) -> Classifier:
     """Load an adapter that PEFT saved; earlier versions saved those with our heads so, too."""
     source = replace(base_source, head_layer=info.get("head_layer"))
     config = load_config(source)
@@ -287,8 +292,8 @@ def _load_adapter(folder: Path, info: Mapping[str, Any], base_source: ModelSourc
         info["label_names"],
         tokenizer,
         info.get("pooling", "native"),
-        trained="weights" in info,
-        in_adapter=info.get("weights", ()),
+        trained=True,
+        in_adapter=weight_names,
         quantization=info.get("quantization", "none"),
         prompt_position=info.get("prompt_position", "before"),
     )

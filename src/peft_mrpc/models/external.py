@@ -65,9 +65,9 @@ def read_external_adapter(folder: Path, trust: Trust) -> dict[str, Any]:
     Raises:
         UserError: If it is not a classifier's, is damaged, or its base model cannot be loaded.
     """
-    adapter = _read_adapter(folder, trust.pickle)
+    adapter = _read_adapter(folder)
+    weights = read_adapter_weights(folder, trust)
     source, config = _find_base(folder, adapter, trust)
-    weights = _read_weights(folder)
     outputs = [weights[name] for name in output_names(config, source.name) if name in weights]
     if outputs:
         names = [f"LABEL_{number}" for number in range(len(outputs[0]))]
@@ -97,7 +97,6 @@ def read_external_adapter(folder: Path, trust: Trust) -> dict[str, Any]:
         "base_model_id": None,
         "label_names": names,
         "max_length": min(MAX_LENGTH, position_limit(config, tokenizer) - num_virtual),
-        "weights": sorted(weights),
         "num_embeddings": num_embeddings,
     }
 
@@ -110,7 +109,7 @@ def _num_embeddings(config: PretrainedConfig, weights: Mapping[str, torch.Tensor
     return next((len(weights[name]) for name in names if name in weights), None)
 
 
-def _read_adapter(folder: Path, allow_pickle: bool) -> dict[str, Any]:
+def _read_adapter(folder: Path) -> dict[str, Any]:
     where = folder / ADAPTER_FILE
     adapter: dict[str, Any] = read_json(where)
     faults = []
@@ -118,14 +117,6 @@ def _read_adapter(folder: Path, allow_pickle: bool) -> dict[str, Any]:
         faults.append(f"{where}: got no base_model_name_or_path; expected that of the training.")
     if (task := adapter.get("task_type")) not in (None, "SEQ_CLS"):
         faults.append(f"{where}: got task_type {task!r}; expected SEQ_CLS.")
-    safe, pickled = ((folder / name).is_file() for name in WEIGHT_FILES)
-    if not (safe or pickled):
-        faults.append(f"{folder}: damaged: {WEIGHT_FILES[0]} is missing.")
-    elif not safe and not allow_pickle:
-        faults.append(
-            f"{folder}: got {WEIGHT_FILES[1]}; expected {WEIGHT_FILES[0]}. Pickle files can "
-            "execute code: if you trust it, set allow_pickle."
-        )
     raise_faults(faults)
     return adapter
 
@@ -147,8 +138,20 @@ def tokenizer_source(folder: Path, base: ModelSource) -> ModelSource:
     return replace(base, name=str(folder), location=str(folder)) if is_here else base
 
 
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Load the weights of an adapter; those of the base model have the base model's names."""
+def read_adapter_weights(folder: Path, trust: Trust) -> dict[str, torch.Tensor]:
+    """Load the weights of an adapter; those of the base model have the base model's names.
+
+    Raises:
+        UserError: If they are missing, damaged, or in a pickle file that is not allowed.
+    """
+    safe, pickled = ((folder / name).is_file() for name in WEIGHT_FILES)
+    if not (safe or pickled):
+        raise UserError(f"{folder}: damaged: {WEIGHT_FILES[0]} is missing.")
+    if not safe and not trust.pickle:
+        raise UserError(
+            f"{folder}: got {WEIGHT_FILES[1]}; expected {WEIGHT_FILES[0]}. Pickle files can "
+            "execute code: if you trust it, set allow_pickle."
+        )
     try:
         weights = load_peft_weights(str(folder), device="cpu")
     except Exception as error:  # the errors of safetensors and pickle have no common base

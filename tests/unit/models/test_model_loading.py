@@ -337,3 +337,15 @@ def test_pickle_files_are_loaded_only_if_they_are_allowed(
     with pytest.raises(UserError, match=r"got adapter_model.bin; expected adapter_model.safetens"):
         load_classifier(adapter)
     assert len(load_classifier(adapter, allow_pickle=True).predict(PAIRS)) == len(PAIRS)
+
+
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+def test_an_adapter_of_ours_is_not_read_from_a_pickle_file(
+    pooling: str, train_tiny: Callable[..., Any]
+) -> None:
+    folder = train_tiny("lora", pooling=pooling, max_steps=1).artifact
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    info = json.loads((folder / "peft_mrpc.json").read_text())
+    change(folder / "peft_mrpc.json", files=[f for f in info["files"] if "adapter_model" not in f])
+    with pytest.raises(UserError, match=r"got adapter_model.bin; expected adapter_model.safetens"):
+        load_classifier(folder)
