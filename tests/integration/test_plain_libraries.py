@@ -117,8 +117,8 @@ def run_plainly(jobs: list[tuple[str, Path, str, list[str], bool]], folder: Path
 
 
 def table() -> dict[str, dict[str, str]]:
-    """The table of the page: folder -> library -> yes, with code or error."""
-    text = PAGE.read_text("utf-8").split("## What loads where")[1].split("\n\n")[2]
+    """The first table of the page: folder -> library -> yes, with code or error."""
+    text = next(part for part in PAGE.read_text("utf-8").split("\n\n") if part.startswith("|"))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     libraries = [name.strip("`") for name in rows[0][1:]]
     return {row[0]: dict(zip(libraries, row[1:], strict=True)) for row in rows[2:]}
