@@ -384,16 +384,6 @@ def config_dict(config: PretrainedConfig) -> dict[str, Any]:
     return {k: v for k, v in config.to_dict().items() if k not in dropped}
 
 
-def load_encoder(source: ModelSource) -> PreTrainedModel:
-    """Load an encoder without a head, in fp32 and in eval mode.
-
-    Raises:
-        UserError: If the weights do not load.
-    """
-    model: PreTrainedModel = load_pretrained(AutoModel, source, dtype=torch.float32)
-    return model.eval()
-
-
 def load_causal_lm(
     source: ModelSource, quantization: str, device_map: str = "replica"
 ) -> PreTrainedModel:
