@@ -218,7 +218,7 @@ def log_best_checkpoint(selection: Mapping[str, Any] | None) -> None:
     if selection is None or selection["best_step"] is None:
         return
     logger.info(
-        "best checkpoint: step %d of %d, %s %.4f on %d held-out examples%s",
+        "best checkpoint: step %d of %d, %s %.4f on %d examples carved from train%s",
         selection["best_step"],
         selection["last_step"],
         selection["metric"].removeprefix("eval_"),
@@ -240,6 +240,7 @@ def select_threshold(args: TrainingArguments, data: DataSplits, classifier: Clas
     labels = np.array([example.label for example in examples])
     threshold = tune_threshold(labels, scores, metric)
     logger.info(
-        "threshold: %.4f, the best %s on %d held-out examples", threshold, metric, len(examples)
+        "threshold: %.4f, the best %s on %d examples carved from train",
+        *(threshold, metric, len(examples)),
     )
     return threshold
