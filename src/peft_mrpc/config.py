@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 DEFAULT_CLASSIFIER = "bert-base-uncased"
+DEFAULT_CAUSAL_LM = "meta-llama/Llama-3.1-8B-Instruct"
 # Name of data that is passed as objects, in `run.json`.
 IN_MEMORY = "in_memory"
-DEFAULT_CAUSAL_LM = "meta-llama/Llama-3.1-8B-Instruct"
+# NumPy's generators accept seeds up to this one.
+MAX_SEED = (1 << 32) - 1
 
 # Fields of TrainConfig that a method's recipe may set, with the value where neither the user nor
 # the recipe sets them.

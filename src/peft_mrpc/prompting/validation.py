@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from peft_mrpc.config import PromptConfig
+from peft_mrpc.config import MAX_SEED, PromptConfig
 from peft_mrpc.data.examples import UNKNOWN_LABEL, DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import choice_faults, raise_faults
@@ -26,7 +26,6 @@ MINIMUM = {
     "num_demonstrations": 0,
     "num_calibration_pairs": 4,
 }
-MAX_SEED = (1 << 32) - 1
 # Options of a model in this process, without effect on one behind an API.
 LOCAL_OPTIONS = ("quantization", "device_map", "share_prefix", "batch_tokens")
 # Fewer examples have no meaningful label frequencies.

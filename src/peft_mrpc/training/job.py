@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_mrpc.config import DataConfig, TrainConfig
+from peft_mrpc.config import MAX_SEED, DataConfig, TrainConfig
 from peft_mrpc.errors import raise_faults
 from peft_mrpc.options import Argument, convert_arguments, option_types
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from peft_mrpc.methods.registry import Method
     from peft_mrpc.models.sources import ModelSource
-
-MAX_SEED = (1 << 32) - 1
 
 
 @dataclass(frozen=True)

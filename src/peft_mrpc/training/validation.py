@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from peft_mrpc.config import MAX_SEED
 from peft_mrpc.data.examples import DataSplits, label_counts
 from peft_mrpc.errors import raise_faults, unknown_name
 from peft_mrpc.evaluation.thresholds import threshold_faults
@@ -19,7 +20,7 @@ from peft_mrpc.methods.compatibility import validate_compatibility
 from peft_mrpc.models.loading import QUANTIZATIONS
 from peft_mrpc.models.modeling_sentence_pair import POOLINGS, PROMPT_POSITIONS
 from peft_mrpc.training.checkpoints import checkpoint_faults, resume_faults
-from peft_mrpc.training.job import MAX_SEED, ResolvedJob
+from peft_mrpc.training.job import ResolvedJob
 from peft_mrpc.training.losses import class_weight_faults, loss_faults
 from peft_mrpc.training.model_selection import (
     carve_selection_split,
