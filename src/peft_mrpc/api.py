@@ -116,6 +116,8 @@ def evaluate_prompt(
     """
     from peft_mrpc.prompting.run import run_prompting
 
+    if config.dry_run:
+        raise UserError("dry_run: got true; expected false, the command line prints the prompts.")
     # None in other processes of a distributed job than the first.
     return run_prompting(config, DataConfig() if data is None else data)  # type: ignore[return-value]
 

@@ -43,6 +43,15 @@ def test_the_library_does_not_print(train_tiny, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == ""
 
 
+def test_a_dry_run_is_for_the_command_line_only() -> None:
+    from peft_mrpc import PromptConfig, TrainConfig, UserError, evaluate_prompt, train_classifier
+
+    with pytest.raises(UserError, match="dry_run: got true; expected false"):
+        train_classifier(TrainConfig(dry_run=True))
+    with pytest.raises(UserError, match="dry_run: got true; expected false"):
+        evaluate_prompt(PromptConfig(dry_run=True))
+
+
 @pytest.mark.slow
 def test_the_example_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
