@@ -1,4 +1,4 @@
-"""Compare Runs on the same examples: `peft-mrpc compare RUN... --output_dir DIR`."""
+"""The command `compare`: compare Runs on the same examples and write a report."""
 
 import sys
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ DESCRIPTION = "Compare Runs on the same examples: peft-mrpc compare RUN... --out
 
 
 def main(argv: Sequence[str]) -> None:
+    """Parse the command line, write the report, print its summary, and apply the quality gate."""
     positional = Positional("RUN", "directories of Runs", is_list=True)
     (config,), names = parse_command("compare", DESCRIPTION, argv, (CompareConfig,), positional)
 

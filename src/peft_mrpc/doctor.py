@@ -1,4 +1,4 @@
-"""Print what is installed, which methods work on which models, and the cost of a training."""
+"""The command `doctor`: print what is installed, what works on what, and what a training costs."""
 
 import sys
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from peft_mrpc.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
+    """Parse the command line, and print the environment, the matrix or the cost estimate."""
     job, (config,) = parse_command_with_job(argv, "doctor", (DoctorConfig,))
 
     from peft_mrpc.distributed import prepare_processes

@@ -12,7 +12,7 @@ DESCRIPTION = "Publish a Run on the Hub: peft-mrpc push RUN --repo_id owner/name
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
+    """Parse the command line, and upload the files of the Run or list them."""
     positional = Positional("RUN", "the directory of a Run")
     (config,), (name,) = parse_command("push", DESCRIPTION, argv, (PushConfig,), positional)
 

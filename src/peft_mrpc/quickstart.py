@@ -1,4 +1,4 @@
-"""All three strategies on the built-in examples with the built-in models, then the comparison."""
+"""The command `quickstart`: run all strategies on the built-in examples, and compare them."""
 
 import sys
 import time
@@ -42,6 +42,7 @@ def run_step(name: str, path: Path) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Write a Run of each strategy and the report, and print the report's summary."""
     (config,), _ = parse_command("quickstart", DESCRIPTION, argv, (QuickstartConfig,))
     folder, started = Path(config.output_dir), time.perf_counter()
     for number, (name, description) in enumerate(STEPS.items(), start=1):

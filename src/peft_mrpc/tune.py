@@ -1,4 +1,4 @@
-"""Search for a method's options, and write the best as a recipe for `train`."""
+"""The command `tune`: search a method's options, write the best as a file for `train`."""
 
 import sys
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from peft_mrpc.errors import UserError
 
 
 def main(argv: Sequence[str]) -> None:
+    """Parse the command line, search, and print the best trial or the plan of a dry run."""
     job, (config,) = parse_command_with_job(argv, "tune", (TuneConfig,))
     try:
         import optuna  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "tune: needs Optuna, which is not installed. Next: pip install 'peft-mrpc[tune]'"
+            "tune: needs Optuna, which is not installed. Run: pip install 'peft-mrpc[tune]'"
         ) from error
     from peft_mrpc.distributed import prepare_processes
     from peft_mrpc.training.tuning.study import prepare_search, run_search

@@ -329,7 +329,7 @@ def test_a_missing_optuna_is_one_line(
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     message = fails(main, "--model", tiny_bert)
-    assert message.endswith("Next: pip install 'peft-mrpc[tune]'")
+    assert message.endswith("Run: pip install 'peft-mrpc[tune]'")
     assert len(message.splitlines()) == 1
 
 
