@@ -27,7 +27,7 @@ class UserError(Exception):
         """The first faults, one line each, and the number of the others."""
         shown = [" ".join(fault.split()) for fault in self.faults[:MAX_FAULTS_SHOWN]]
         rest = len(self.faults) - len(shown)
-        return [*shown, f"... and {rest} more faults of this kind."] if rest else shown
+        return [*shown, f"... and {rest} more faults."] if rest else shown
 
 
 class QualityGateFailed(UserError):
