@@ -20,8 +20,8 @@ _MODULES = {
 }
 __all__ = sorted(_MODULES)
 
-# bitsandbytes reports an optional CPU kernel as an error each time it is imported; it is no
-# error of the user's, and would be the first line they see.
+# bitsandbytes reports a missing optional CPU kernel as an error each time it is imported. Users
+# cannot act on it, and it would be the first line that they see.
 logging.getLogger("bitsandbytes").setLevel(logging.CRITICAL)
 
 

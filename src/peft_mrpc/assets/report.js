@@ -35,7 +35,7 @@ function makeSortable(table) {
       const sign = order === "ascending" ? 1 : -1;
       const rows = [...body.rows].sort((a, b) => {
         const [left, right] = [value(a, column), value(b, column)];
-        // Missing numbers stay last in either order.
+        // Missing numbers stay last, ascending or descending.
         if (typeof left !== typeof right) return typeof left === "number" ? -1 : 1;
         return sign * (typeof left === "number" ? left - right : left.localeCompare(right));
       });

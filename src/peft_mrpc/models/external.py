@@ -39,7 +39,7 @@ def read_external_model(folder: Path) -> dict[str, Any]:
     A model with one output is a binary classifier: `outputs` holds the name of its output.
 
     Raises:
-        UserError: If the model is no classifier with one label for each example.
+        UserError: If the model is not a classifier with one label for each example.
     """
     where = folder / "config.json"
     config = read_json(where)

@@ -98,7 +98,7 @@ def sample_demonstrations(
 def _unscored_examples(
     config: PromptConfig, data: DataSplits, splits: Sequence[str]
 ) -> list[Example]:
-    """The labelled training examples that no split to score contains, in either order."""
+    """The labelled training examples that no split to score contains, swapped or not."""
     labelled = [ex for ex in data.splits["train"] if ex.label != UNKNOWN_LABEL]
     scored = {_sentences(example) for split in splits for example in data.splits[split]}
     unscored = [example for example in labelled if _sentences(example) not in scored]

@@ -66,7 +66,7 @@ def is_equivalent(difference: Mapping[str, Any]) -> bool:
 
 
 def find_difference(first: str, second: str, analysis: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The difference of two Runs, in either order."""
+    """The difference of two Runs, whichever of them is the first."""
     difference: Mapping[str, Any] = next(
         entry
         for entry in analysis["differences"]

@@ -37,7 +37,7 @@ METHOD_DESCRIPTIONS = {
 
 @dataclass(frozen=True)
 class SummaryTile:
-    """One key figure: its name, value and explanation."""
+    """One key value: its name, the value as text, and an explanation."""
 
     name: str
     value: str
@@ -51,7 +51,7 @@ class Summary:
     Attributes:
         headline: The best Run, in one sentence.
         text: Baseline, significance, costs and warnings, in a few sentences.
-        tiles: Key figures.
+        tiles: Key values.
     """
 
     headline: str

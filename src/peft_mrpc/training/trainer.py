@@ -306,7 +306,7 @@ def split_groups(
 def isolated_gradients(parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Within the block parameters have no gradients yet; the earlier ones are restored after it.
 
-    The gradients of earlier batches of an accumulated step are no part of the SAM perturbation.
+    The gradients of earlier batches of an accumulated step do not belong to the SAM perturbation.
     """
     saved = [(parameter, parameter.grad) for parameter in parameters]
     for parameter, _ in saved:
