@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Inputs:
+class JobInputs:
     """What a job names: the base model without its weights, and the data.
 
     Attributes:
@@ -152,7 +152,7 @@ def run_training(
     return run
 
 
-def load_inputs(job: TrainJob) -> Inputs:
+def load_inputs(job: TrainJob) -> JobInputs:
     """Load the base model's configuration and tokenizer, and the data.
 
     Raises:
@@ -161,10 +161,10 @@ def load_inputs(job: TrainJob) -> Inputs:
     base = load_base_model(job.config)
     data = load_data(job.data, job.seed)
     split = getattr(job.data, "split", None)
-    return Inputs(base, data, reported_splits(data, split))
+    return JobInputs(base, data, reported_splits(data, split))
 
 
-def prepare_training(job: TrainJob, inputs: Inputs) -> Training:
+def prepare_training(job: TrainJob, inputs: JobInputs) -> Training:
     """Resolve a job for its inputs, check it, and carve the selection split.
 
     Raises:

@@ -33,7 +33,7 @@ from peft_mrpc.training.callbacks import package_log_level
 from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import SELECTION
 from peft_mrpc.training.resolve import BaseModel, resolve
-from peft_mrpc.training.run import Inputs, load_inputs
+from peft_mrpc.training.run import JobInputs, load_inputs
 from peft_mrpc.training.tuning.outcome import (
     BEST_FILE,
     FAILURE,
@@ -395,7 +395,7 @@ def _option_values(resolved: ResolvedJob) -> dict[str, Any]:
 
 
 def _space_faults(
-    job: TrainJob, config: TuneConfig, inputs: Inputs, space: SearchSpace
+    job: TrainJob, config: TuneConfig, inputs: JobInputs, space: SearchSpace
 ) -> list[str]:
     """Validate the job with the ends of every range and with every choice, without weights."""
     faults: list[str] = []
