@@ -111,7 +111,7 @@ def select_splits(source: Mapping[str, Source], where: str) -> dict[str, tuple[s
             "%s: the validation split is %r; %s is not used",
             *(where, present["validation"][0], ", ".join(others)),
         )
-    return {split: (found[0], source[found[0]]) for split, found in present.items() if found}
+    return {split: (names[0], source[names[0]]) for split, names in present.items() if names}
 
 
 def _validate_data_config(config: DataConfig) -> None:
