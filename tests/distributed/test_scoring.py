@@ -46,9 +46,9 @@ def test_results_are_in_row_order_for_any_number_of_processes(
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
-    assert len(said) == processes and said[0].startswith(f"rank 0 of {processes}")
-    assert sum(int(line.split()[-1]) for line in said) == rows
+    lines = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    assert len(lines) == processes and lines[0].startswith(f"rank 0 of {processes}")
+    assert sum(int(line.split()[-1]) for line in lines) == rows
 
 
 def test_two_processes_predict_as_one(

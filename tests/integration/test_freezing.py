@@ -124,7 +124,7 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         (["--unfrozen_modules", "embedings"], "Did you mean 'embeddings'?"),
         (["--frozen_modules", "encoder.layer.9"], "--frozen_modules: got 'encoder.layer.9'"),
@@ -160,7 +160,7 @@ def test_the_rest_trains_where_modules_are_frozen() -> None:
 )
 def test_bad_options_end_in_one_line_before_anything_is_written(
     flags: list[str],
-    said: str,
+    fault: str,
     tiny_bert: str,
     data_flags: list[str],
     tmp_path: Path,
@@ -169,7 +169,7 @@ def test_bad_options_end_in_one_line_before_anything_is_written(
     message = fails(
         main, "--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "out"), *flags
     )
-    assert said in message
+    assert fault in message
     assert len(message.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -252,8 +252,8 @@ def test_layers_are_unfrozen_from_the_top_and_untouched_before(
         trainer.train()
     assert recorder.changed == recorder.remembered == BY_TURNS
     assert modes == {"embeddings": {False}, "top": {False, True}}
-    said = [r.getMessage() for r in caplog.records if ": epoch " in r.getMessage()]
-    assert said == [
+    messages = [r.getMessage() for r in caplog.records if ": epoch " in r.getMessage()]
+    assert messages == [
         "layer_freeze: epoch 1.00, the last layer unfrozen",
         "layer_freeze: epoch 2.00, the last 2 layers unfrozen",
     ]
@@ -278,7 +278,7 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
 
 
 @pytest.mark.parametrize(
-    ("every", "epochs", "said"),
+    ("every", "epochs", "warning"),
     [
         *(("0.5", "1", "1 of 2"), ("1", "1", "0 of 2"), ("0.5", "1.5", "")),
         *(("1", "2.5", ""), ("1", "3", ""), ("1", "2", "1 of 2")),
@@ -287,7 +287,7 @@ def test_layers_that_wait_are_as_frozen_as_frozen_ones(
 def test_layers_that_the_epochs_do_not_come_to_are_foretold(
     every: str,
     epochs: str,
-    said: str,
+    warning: str,
     tiny_bert: str,
     data_flags: list[str],
     tmp_path: Path,
@@ -295,13 +295,13 @@ def test_layers_that_the_epochs_do_not_come_to_are_foretold(
 ) -> None:
     flags = ["--unfreeze_every", every, "--num_train_epochs", epochs, "--sam_rho", "0"]
     main(["--model", tiny_bert, *data_flags, *flags, "--dry_run"])
-    assert ("lower it" in caplog.text) == bool(said) and said in caplog.text
+    assert ("lower it" in caplog.text) == bool(warning) and warning in caplog.text
     # As many as the training itself comes to.
     trainer = prepare(tiny_bert, data_flags, tmp_path, *flags)
     with caplog.at_level("INFO", "peft_mrpc"):
         trainer.train()
-    found = sum(": epoch " in record.getMessage() for record in caplog.records)
-    assert found == (int(said[0]) if said else 2)
+    num_steps = sum(": epoch " in record.getMessage() for record in caplog.records)
+    assert num_steps == (int(warning[0]) if warning else 2)
 
 
 def test_layers_that_wait_are_checkpointed(
@@ -371,9 +371,9 @@ def test_plan_doctor_and_record_agree_on_what_trains(
     doctor([*flags, *options])
     assert f"layer_freeze: works; {trained:,} of " in capsys.readouterr().out
     main([*run, "--dry_run"])
-    said = capsys.readouterr().out
-    assert f"trainable: {trained:,} of " in said
-    assert "bert.encoder.layer.1, bert.pooler.dense, classifier" in said
+    output = capsys.readouterr().out
+    assert f"trainable: {trained:,} of " in output
+    assert "bert.encoder.layer.1, bert.pooler.dense, classifier" in output
     assert not (tmp_path / "run").exists()
     main(run)
     record = load_run(tmp_path / "run").record

@@ -114,8 +114,8 @@ def test_rejects_a_model_without_a_trained_head(
 ) -> None:
     AutoModel.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
     AutoTokenizer.from_pretrained(tiny_bert).save_pretrained(tmp_path / "base")
-    said = fails(main, str(tmp_path / "base"), "--input", pair_files["unlabelled"])
-    assert "lacks the weights classifier.bias" in said and "expected a trained classifier" in said
+    fault = fails(main, str(tmp_path / "base"), "--input", pair_files["unlabelled"])
+    assert "lacks the weights classifier.bias" in fault and "expected a trained classifier" in fault
 
 
 def test_rejects_a_run_with_a_missing_file(
@@ -123,8 +123,8 @@ def test_rejects_a_run_with_a_missing_file(
 ) -> None:
     shutil.copytree(trained_run, tmp_path / "run")
     (tmp_path / "run" / "model" / "tokenizer.json").unlink()
-    said = fails(main, str(tmp_path / "run"), "--input", pair_files["unlabelled"])
-    assert "damaged: tokenizer.json is missing" in said
+    message = fails(main, str(tmp_path / "run"), "--input", pair_files["unlabelled"])
+    assert "damaged: tokenizer.json is missing" in message
 
 
 def test_labels_with_a_model_of_another_tool(
@@ -169,15 +169,15 @@ def probabilities_by_peft(base: Path, folder: Path) -> list[list[float]]:
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.eos_token_id
     model = PeftModel.from_pretrained(model, folder).eval()
-    found = []
+    probabilities = []
     for one, other, _ in ROWS:
         texts = (
             (one, other) if tokenizer.sep_token else (f"Sentence 1: {one}\nSentence 2: {other}",)
         )
         with torch.no_grad():
             logits = model(**tokenizer(*texts, return_tensors="pt")).logits
-        found.append(logits.softmax(-1)[0].tolist())
-    return found
+        probabilities.append(logits.softmax(-1)[0].tolist())
+    return probabilities
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_rejects_incomplete_external_adapters(
 ) -> None:
     flags = ["--input", pair_files["unlabelled"]]
 
-    def said(folder: Path, *more: str) -> str:
+    def fault(folder: Path, *more: str) -> str:
         text = fails(main, str(folder), *flags, *more)
         assert len(text.splitlines()) == 1
         return text
@@ -244,31 +244,31 @@ def test_rejects_incomplete_external_adapters(
         return tmp_path / name
 
     whole = save_by_peft(tmp_path / "bert", tmp_path / "whole", "bert", "lora")
-    assert "got 2 names; expected 3, the number of labels" in said(whole, "--class_names", "a,b")
-    assert "two or more different names" in said(whole, "--class_names", "a,a,b")
-    assert "has its own label names (not_eq" in said(trained_run, "--class_names", "a,b")
-    assert "got no base_model_name_or_path" in said(changed("0", base_model_name_or_path=None))
-    gone = said(changed("1", base_model_name_or_path="/gone/model"))
+    assert "got 2 names; expected 3, the number of labels" in fault(whole, "--class_names", "a,b")
+    assert "two or more different names" in fault(whole, "--class_names", "a,a,b")
+    assert "has its own label names (not_eq" in fault(trained_run, "--class_names", "a,b")
+    assert "got no base_model_name_or_path" in fault(changed("0", base_model_name_or_path=None))
+    gone = fault(changed("1", base_model_name_or_path="/gone/model"))
     assert "adapter_config.json: base_model_name_or_path: got '/gone/model'" in gone
-    assert "got task_type 'CAUSAL_LM'; expected" in said(changed("2", task_type="CAUSAL_LM"))
+    assert "got task_type 'CAUSAL_LM'; expected" in fault(changed("2", task_type="CAUSAL_LM"))
     (changed("3") / "adapter_model.safetensors").write_bytes(b"half")
-    assert "damaged: its weights: " in said(tmp_path / "3")
+    assert "damaged: its weights: " in fault(tmp_path / "3")
     (tmp_path / "3" / "adapter_model.safetensors").unlink()
-    assert "damaged: adapter_model.safetensors is missing" in said(tmp_path / "3")
+    assert "damaged: adapter_model.safetensors is missing" in fault(tmp_path / "3")
     # Its pooler was drawn at random, stayed as it was, and is nowhere.
     deberta = save_by_peft(tmp_path / "deberta", tmp_path / "4", "deberta-v2", "lora")
     lost = "lacks the weights pooler.dense.bias, pooler.dense.weight, and so does the adapter"
-    assert lost in said(deberta) and "PEFT's modules_to_save" in said(deberta)
+    assert lost in fault(deberta) and "PEFT's modules_to_save" in fault(deberta)
     headless = save_by_peft(tmp_path / "bert2", tmp_path / "5", "bert", "lora", task_type=None)
-    assert "lacks the weights classifier.bias" in said(headless)
+    assert "lacks the weights classifier.bias" in fault(headless)
     score = save_by_peft(tmp_path / "bert3", tmp_path / "7", "bert", "lora", num_labels=1)
-    assert "got a head with one output; expected" in said(score)
+    assert "got a head with one output; expected" in fault(score)
     llama = save_by_peft(tmp_path / "llama", tmp_path / "6", "llama", "prompt_tuning")
-    assert "got PROMPT_TUNING for llama, whose head reads a padding token" in said(llama)
+    assert "got PROMPT_TUNING for llama, whose head reads a padding token" in fault(llama)
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         ([], "--input: got none"),
         (["--input", "gone.csv"], "gone.csv: no such file."),
@@ -283,7 +283,7 @@ def test_rejects_incomplete_external_adapters(
 )
 def test_invalid_input_is_reported_in_one_line(
     flags: list[str],
-    said: str,
+    fault: str,
     trained_run: Path,
     pair_files: dict[str, str],
     tmp_path: Path,
@@ -297,7 +297,7 @@ def test_invalid_input_is_reported_in_one_line(
         "empty": write_csv(tmp_path / "e.csv", [("a", " ")], ("sentence1", "sentence2")),
     }
     message = fails(main, str(trained_run), *(flag.format(**files) for flag in flags))
-    assert said in message and len(message.splitlines()) == 1
+    assert fault in message and len(message.splitlines()) == 1
 
 
 def test_rejects_a_directory_that_is_not_a_run(

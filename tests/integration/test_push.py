@@ -158,12 +158,12 @@ def test_pushing_a_run_again_changes_nothing(
 def test_dry_run_lists_the_files_and_uploads_nothing(
     hub: HubServer, trained_run: Path, tmp_path: Path
 ) -> None:
-    asked = len(hub.requests)
+    num_requests = len(hub.requests)
     env = hub.environment(tmp_path)
     done = run_command("push", str(trained_run), "--repo_id", "owner/dry", "--dry_run", env=env)
     assert done.returncode == 0, done.stderr
     assert "model.safetensors" in done.stdout and "nothing was uploaded" in done.stdout
-    assert len(hub.requests) == asked and "owner/dry" not in hub.repositories
+    assert len(hub.requests) == num_requests and "owner/dry" not in hub.repositories
 
 
 def test_reports_an_impossible_push_in_one_line(

@@ -47,7 +47,7 @@ def resume(checkpoint: Path, output_dir: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         (["--learning_rate", "1e-7"], "--learning_rate: got 1e-07, but {} was trained with 0.0005"),
         (["--head_learning_rate", "0.1"], "--head_learning_rate: got 0.1, but {}"),
@@ -65,7 +65,7 @@ def resume(checkpoint: Path, output_dir: Path) -> list[str]:
 @pytest.mark.parametrize("more", [[], ["--dry_run"]], ids=["train", "dry_run"])
 def test_what_another_training_wrote_is_refused(
     flags: list[str],
-    said: str,
+    fault: str,
     more: list[str],
     words: list[str],
     checkpoint: Path,
@@ -73,7 +73,7 @@ def test_what_another_training_wrote_is_refused(
     fails: Fails,
 ) -> None:
     message = fails(main, *words, *flags, *more, *resume(checkpoint, tmp_path / "on"))
-    assert said.format(checkpoint) in message
+    assert fault.format(checkpoint) in message
     assert not (tmp_path / "on").exists()
 
 

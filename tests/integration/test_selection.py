@@ -162,9 +162,9 @@ def test_early_stopping_counts_steps_and_keeps_requested_checkpoints(
     run = train("lora", eval_strategy="steps", eval_steps=4, **options)
     record = run.record["selection"]
     assert record["stopped_early"] and record["last_step"] == record["best_step"] + 8
-    kept = train("lora", "kept", save_strategy="epoch", save_total_limit=2, **options)
-    names = {path.name for path in (kept.path / "checkpoints").iterdir()}
-    record = kept.record["selection"]
+    saved = train("lora", "saved", save_strategy="epoch", save_total_limit=2, **options)
+    names = {path.name for path in (saved.path / "checkpoints").iterdir()}
+    record = saved.record["selection"]
     assert names == {f"checkpoint-{record[name]}" for name in ("best_step", "last_step")}
     last = train("lora", "last", load_best_model_at_end=False, **options)
     assert last.record["selection"]["best_step"] is None

@@ -164,7 +164,7 @@ def test_the_saved_position_changes_the_probabilities(after_run: Path, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("method", "architecture", "pooling", "said"),
+    ("method", "architecture", "pooling", "fault"),
     [
         ("lora", "bert", "aligned", "lora has no virtual tokens"),
         ("linear_probe", "bert", "aligned", "linear_probe has no virtual tokens"),
@@ -178,7 +178,7 @@ def test_rejects_unsupported_positions_before_loading_weights(
     method: str,
     architecture: str,
     pooling: str,
-    said: str,
+    fault: str,
     models: dict[str, str],
     data_flags: list[str],
     tmp_path: Path,
@@ -190,7 +190,7 @@ def test_rejects_unsupported_positions_before_loading_weights(
     )  # calling it would fail
     flags = ["--method", method, "--model", models[architecture], *AFTER, pooling]
     message = fails(main, *flags, *data_flags, "--output_dir", str(tmp_path / "run"))
-    assert message.startswith("peft-mrpc: --prompt_position: got after, but") and said in message
+    assert message.startswith("peft-mrpc: --prompt_position: got after, but") and fault in message
     assert len(message.splitlines()) == 1 and not list(tmp_path.iterdir())
     assert fails(doctor.main, *flags) == message
 
@@ -250,7 +250,7 @@ def test_doctor_accepts_a_prompt_from_text(
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         (["--prompt_position", "afer"], "Did you mean 'after'?"),
         (["--prompt_tuning_init", "TEXT"], "PromptTuningConfig: When prompt_tuning_init='TEXT'"),
@@ -261,11 +261,11 @@ def test_doctor_accepts_a_prompt_from_text(
 )
 def test_rejects_invalid_prompt_options(
     flags: list[str],
-    said: str,
+    fault: str,
     models: dict[str, str],
     data_flags: list[str],
     fails: Callable[..., str],
 ) -> None:
     base = ["--method", "prompt_tuning", "--model", models["bert"], *data_flags]
     message = fails(main, *base, *flags)
-    assert said in message and len(message.splitlines()) == 1
+    assert fault in message and len(message.splitlines()) == 1

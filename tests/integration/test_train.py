@@ -60,13 +60,13 @@ TRAINED = {
 
 
 def expected_count(method: str, pooling: str) -> int | None:
-    own = TRAINED[method]
-    if own is None:
+    count = TRAINED[method]
+    if count is None:
         return None
     # BERT's pooler stands after the layers: layer_freeze trains it, bitfit its bias, LoRA takes it
     # for one projection more; our head does without.
     pooler = {"layer_freeze": POOLER, "bitfit": H, "lora": 4 * (H + H), "dora": 4 * (H + H) + H}
-    return own + (pooler.get(method, 0) if pooling == "native" else 0) + HEADS[pooling]
+    return count + (pooler.get(method, 0) if pooling == "native" else 0) + HEADS[pooling]
 
 
 def test_the_contract_covers_every_method() -> None:
@@ -444,9 +444,9 @@ def test_an_interrupted_run_leaves_nothing_half_written(
         time.sleep(0.1)
     time.sleep(1)
     process.send_signal(number)
-    said = process.communicate(timeout=60)[1]
+    text = process.communicate(timeout=60)[1]
     assert process.returncode == (130 if number == signal.SIGINT else 143)
-    assert "peft-mrpc: interrupted. Nothing was written." in said
+    assert "peft-mrpc: interrupted. Nothing was written." in text
     assert list(tmp_path.iterdir()) == []
 
 
@@ -467,8 +467,8 @@ def test_disable_tqdm_hides_all_progress_bars(
     main([*flags, "true", "--output_dir", str(tmp_path / "silent")])
     assert "%|" not in capsys.readouterr().err
     main([*flags, "false", "--output_dir", str(tmp_path / "shown")])
-    said = capsys.readouterr().err
-    assert "scoring: 100%|" in said
+    text = capsys.readouterr().err
+    assert "scoring: 100%|" in text
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(
@@ -476,9 +476,9 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
 ) -> None:
     out = tmp_path / "out"
     main(["--model", tiny_bert, *data_flags, "--output_dir", str(out), "--dry_run"])
-    said = capsys.readouterr().out
+    text = capsys.readouterr().out
     assert (
-        "train 18" in said and "layer_freeze" in said and "nothing was trained or written" in said
+        "train 18" in text and "layer_freeze" in text and "nothing was trained or written" in text
     )
     assert not out.exists()
 

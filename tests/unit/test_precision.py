@@ -82,8 +82,8 @@ def test_a_gpu_without_units_for_bf16_does_not_emulate_it(
     monkeypatch.setattr("peft_mrpc.precision.cpu_bf16_units", lambda: "AMX")
     assert compute_dtype(torch.device("cuda")) == dtype
     assert precision_defaults({}) == ({"bf16": True} if dtype == torch.bfloat16 else {})
-    for asked in ({"fp16": True}, {"tf32": "true"}, {"bf16": False}):
-        assert precision_defaults(asked) == {}
+    for options in ({"fp16": True}, {"tf32": "true"}, {"bf16": False}):
+        assert precision_defaults(options) == {}
     assert precision_defaults({"use_cpu": "true"}) == {"bf16": True}
 
 

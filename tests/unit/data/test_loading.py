@@ -93,7 +93,7 @@ def test_rejects_a_label_that_train_does_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dataset", "said"),
+    ("dataset", "fault"),
     [
         ("mprc", "Did you mean 'mrpc'?"),
         ("builtin:pair", "Did you mean 'builtin:pairs'?"),
@@ -101,8 +101,8 @@ def test_rejects_a_label_that_train_does_not_have(tmp_path: Path) -> None:
         ("files", "without a file. Set train_file"),
     ],
 )
-def test_rejects_unknown_data_sets(dataset: str, said: str) -> None:
-    assert said in faults_of(DataConfig(dataset=dataset))[0]
+def test_rejects_unknown_data_sets(dataset: str, fault: str) -> None:
+    assert fault in faults_of(DataConfig(dataset=dataset))[0]
 
 
 def test_rejects_missing_empty_and_malformed_files(tmp_path: Path) -> None:
@@ -111,16 +111,16 @@ def test_rejects_missing_empty_and_malformed_files(tmp_path: Path) -> None:
     (tmp_path / "wide.csv").write_text("sentence1,sentence2,label\na,b,1\na,b,1,c\n")
     (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "broken.jsonl").write_text('{"sentence1": "a"}\n{oops\n')
-    said = {
+    messages = {
         name: faults_of(DataConfig(train_file=str(tmp_path / name)))[0]
         for name in ("no.csv", "empty.csv", "header.csv", "wide.csv", "binary.csv", "broken.jsonl")
     }
-    assert said["no.csv"].endswith("no such file.")
-    assert "got an empty file" in said["empty.csv"]
-    assert "header.csv: got a header and no row; expected" in said["header.csv"]
-    assert "row 2: got 4 fields; expected 3" in said["wide.csv"]
-    assert "is not UTF-8 text" in said["binary.csv"]
-    assert "line 2: not valid JSON" in said["broken.jsonl"]
+    assert messages["no.csv"].endswith("no such file.")
+    assert "got an empty file" in messages["empty.csv"]
+    assert "header.csv: got a header and no row; expected" in messages["header.csv"]
+    assert "row 2: got 4 fields; expected 3" in messages["wide.csv"]
+    assert "is not UTF-8 text" in messages["binary.csv"]
+    assert "line 2: not valid JSON" in messages["broken.jsonl"]
 
 
 def test_columns_can_be_named(tmp_path: Path) -> None:
@@ -180,8 +180,8 @@ def test_reports_the_row_of_a_missing_label(missing: str, tmp_path: Path) -> Non
     rows = [("a", "b", "yes"), ("c", "d", "no"), ("e", "f", missing)]
     train = str(write_csv(tmp_path / "train.csv", rows, HEADER))
     (fault,) = faults_of(DataConfig(train_file=train))
-    said = f"{train}: got no label in row 3; expected a label in each training row."
-    assert fault == said + DROP
+    expected = f"{train}: got no label in row 3; expected a label in each training row."
+    assert fault == expected + DROP
 
 
 def test_warns_of_missing_and_conflicting_labels(
@@ -455,8 +455,8 @@ def test_training_rows_without_a_label_are_dropped_on_request(
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     (fault,) = faults_of(DataConfig(train_file=str(path)))
-    said = f"{path}: got no label in row 2; expected a label in each training row."
-    assert fault == said + DROP
+    expected = f"{path}: got no label in row 2; expected a label in each training row."
+    assert fault == expected + DROP
     files = {"train_file": str(path), "validation_file": str(path)}
     data = load_data(DataConfig(**files, drop_invalid_rows=True))
     assert data.label_names == ("x", "y")
@@ -488,16 +488,16 @@ def test_invalid_rows_of_every_split_are_dropped_and_counted(tmp_path: Path) -> 
 def test_a_lone_surrogate_is_refused_or_dropped(kind: str, place: int, tmp_path: Path) -> None:
     bad = tuple("a \ud800" if column == place else "no" for column in range(3))
     rows = [("a", "b", "no"), ("c", "d", "yes"), bad]
-    said = f"got a lone surrogate in {HEADER[place]!r} in row 3; expected Unicode text."
+    expected = f"got a lone surrogate in {HEADER[place]!r} in row 3; expected Unicode text."
     if kind != "file":
         frame = pandas.DataFrame(rows, columns=list(HEADER), dtype=object)
         with pytest.raises(UserError) as caught:
             load_data({"train": rows if kind == "tuples" else frame})
-        assert caught.value.faults == (f"data['train']: {said}",)
+        assert caught.value.faults == (f"data['train']: {expected}",)
         return
     path = tmp_path / "t.jsonl"
     path.write_text("\n".join(json.dumps(dict(zip(HEADER, row, strict=True))) for row in rows))
-    assert faults_of(DataConfig(train_file=str(path))) == (f"{path}: {said}{DROP}",)
+    assert faults_of(DataConfig(train_file=str(path))) == (f"{path}: {expected}{DROP}",)
     data = load_data(DataConfig(train_file=str(path), drop_invalid_rows=True))
     assert len(data.splits["train"]) == 2
 

@@ -44,7 +44,7 @@ def test_a_value_is_converted_to_the_type_of_its_option(
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "words", "said"),
+    ("kind", "name", "words", "fault"),
     [
         (LoraConfig, "r", ["many"], "got 'many'; expected a valid integer."),
         (LoraConfig, "r", [], "got nothing; expected a valid integer."),
@@ -76,9 +76,9 @@ def test_a_value_is_converted_to_the_type_of_its_option(
     ],
 )
 def test_another_value_is_refused_with_the_expected_type(
-    kind: type, name: str, words: list[str], said: str
+    kind: type, name: str, words: list[str], fault: str
 ) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
+    with pytest.raises(ValueError, match=re.escape(fault)):
         parse_option(words, option_types(kind)[name])
 
 
@@ -112,20 +112,20 @@ def test_every_option_refuses_a_value_of_another_type(method: str) -> None:
 def test_options_of_lora_train_and_come_back_from_disk(
     flags: str, tiny_bert: str, data_flags: list[str], tmp_path: Path
 ) -> None:
-    given = [word.replace(":", ": ") for word in flags.split()]
-    classifier, pairs = train_two_steps("lora", tiny_bert, data_flags, tmp_path, *given)
+    arguments = [word.replace(":", ": ") for word in flags.split()]
+    classifier, pairs = train_two_steps("lora", tiny_bert, data_flags, tmp_path, *arguments)
     assert reload_drift(classifier, pairs, tiny_bert, "lora", tmp_path / "saved") < 1e-5
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         ("prompt_tuning --neftune_noise_alpha 5", "--neftune_noise_alpha: got 5, but"),
     ],
 )
 def test_what_could_not_be_loaded_or_would_not_run_is_refused(
     flags: str,
-    said: str,
+    fault: str,
     tiny_bert: str,
     data_flags: list[str],
     tmp_path: Path,
@@ -133,12 +133,12 @@ def test_what_could_not_be_loaded_or_would_not_run_is_refused(
 ) -> None:
     out = tmp_path / "no"
     base = ["--model", tiny_bert, *data_flags, "--output_dir", str(out)]
-    assert said in fails(main, *base, "--method", *flags.split())
+    assert fault in fails(main, *base, "--method", *flags.split())
     assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "fault"),
     [
         ("lora --r 0", "--r: got 0; expected at least 1."),
         ("vera --r 0", "--r: got 0; expected at least 1."),
@@ -159,12 +159,12 @@ def test_what_could_not_be_loaded_or_would_not_run_is_refused(
     ],
 )
 def test_options_that_cannot_be_are_refused(
-    flags: str, said: str, tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
+    flags: str, fault: str, tiny_bert: str, data_flags: list[str], tmp_path: Path, fails: Any
 ) -> None:
     command = ["--model", tiny_bert, *data_flags, "--output_dir", str(tmp_path / "run")]
     words = [word.replace("\xa0", " ") for word in flags.split(" ")]
     message = fails(main, "--method", *words, *command, "--pooling", "native")
-    assert said in message and len(message.splitlines()) == 1
+    assert fault in message and len(message.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 

@@ -147,8 +147,8 @@ def test_dropout_applies_to_encoder_and_head(tiny_bert: str) -> None:
     for pooling in ("native", "aligned"):
         model = load_classification_model(source, LABELS, tokenizer, pooling, dropout=0.0).train()
         assert torch.equal(model(**batch).logits, model(**batch).logits)
-        own = load_classification_model(source, LABELS, tokenizer, pooling).train()
-        assert not torch.equal(own(**batch).logits, own(**batch).logits)
+        default = load_classification_model(source, LABELS, tokenizer, pooling).train()
+        assert not torch.equal(default(**batch).logits, default(**batch).logits)
 
 
 @pytest.mark.parametrize("name", ENCODERS)

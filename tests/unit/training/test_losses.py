@@ -44,8 +44,8 @@ def test_weights_have_mean_one_over_the_pairs() -> None:
     assert build_class_weights("none", {"no": 1, "yes": 1}) is None
     balanced = build_class_weights("balanced", {"no": 1, "yes": 3})
     assert balanced is not None and balanced.tolist() == pytest.approx([2.0, 2 / 3])
-    given = build_class_weights("1,3", {"no": 3, "yes": 1})
-    assert given is not None and given.tolist() == pytest.approx([4 / 6, 12 / 6])
+    weights = build_class_weights("1,3", {"no": 3, "yes": 1})
+    assert weights is not None and weights.tolist() == pytest.approx([4 / 6, 12 / 6])
 
 
 @pytest.mark.parametrize("wanted", ["x", "1,-1", "0,1", "nan,1", "inf,1", ""])
