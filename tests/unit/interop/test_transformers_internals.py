@@ -1,6 +1,8 @@
 """A release of transformers that changes one of these private parts fails here first."""
 
+import inspect
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from transformers import (
     MistralConfig,
     PretrainedConfig,
     PreTrainedModel,
+    Trainer,
     TrainerControl,
     TrainerState,
     TrainingArguments,
@@ -38,6 +41,7 @@ from peft_mrpc.interop.transformers_internals import (
     training_has_ended,
     use_one_gpu,
 )
+from peft_mrpc.training.trainer import ClassificationTrainer
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES |= {"num_key_value_heads": 2, "intermediate_size": 8}
@@ -171,3 +175,17 @@ def test_the_last_checkpoint_records_that_the_training_ended(tmp_path: Path) -> 
         state.stateful_callbacks["TrainerControl"] = control.state()
         state.save_to_json(str(tmp_path / "state.json"))
         assert training_has_ended(json.loads((tmp_path / "state.json").read_text())) is has_ended
+
+
+def test_the_trainer_calls_its_private_methods_that_ours_overrides() -> None:
+    private = [name for name in vars(ClassificationTrainer) if re.match("_[a-z]", name)]
+    overridden = [name for name in private if hasattr(Trainer, name)]
+    assert overridden == [
+        "_prepare_for_training",
+        "_save",
+        "_load_from_checkpoint",
+        "_load_best_model",
+        "_get_train_sampler",
+    ]
+    source = inspect.getsource(Trainer)
+    assert [name for name in overridden if f"self.{name}" not in source] == []
