@@ -24,11 +24,7 @@ from peft_mrpc.distributed import is_sharded
 from peft_mrpc.errors import UserError, one_line, raise_faults
 from peft_mrpc.interop.transformers_internals import use_one_gpu
 from peft_mrpc.methods.peft_adapters import set_tokenizer
-from peft_mrpc.methods.registry import (
-    find_method,
-    load_default_recipe,
-    scale_learning_rates,
-)
+from peft_mrpc.methods.registry import find_method, load_default_recipe, scale_learning_rates
 from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.loading import (
     auto_pooling,
@@ -50,10 +46,7 @@ from peft_mrpc.precision import (
     trainer_precision,
 )
 from peft_mrpc.serialization import user_path
-from peft_mrpc.training.job import (
-    ResolvedJob,
-    TrainJob,
-)
+from peft_mrpc.training.job import ResolvedJob, TrainJob
 from peft_mrpc.training.model_selection import implied_training_arguments
 
 logger = logging.getLogger(__name__)
@@ -146,9 +139,7 @@ def resolve(job: TrainJob, base: BaseModel, label_names: Sequence[str]) -> Resol
         sam_rho=_resolve_sam_rho(job, config, training_args),
         swap_sentences=_resolve_swap(config.swap_sentences, label_names),
         attention=_resolve_attention(config.attention, training_args),
-        pad_to_multiple_of=config.pad_to_multiple_of
-        if config.pad_to_multiple_of is not None
-        else padding_step(trainer_precision(training_args)),
+        pad_to_multiple_of=_resolve_padding(config.pad_to_multiple_of, training_args),
     )
     return ResolvedJob(
         job=job,
@@ -352,6 +343,10 @@ def _resolve_attention(attention: str | None, args: TrainingArguments) -> str | 
         return attention
     is_slow = args.device.type == "cpu" and trainer_precision(args) == "bf16"
     return "eager" if is_slow else None
+
+
+def _resolve_padding(multiple: int | None, args: TrainingArguments) -> int:
+    return padding_step(trainer_precision(args)) if multiple is None else multiple
 
 
 def _resolve_swap(swap_sentences: str | None, label_names: Sequence[str]) -> str:
