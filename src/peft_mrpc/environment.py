@@ -12,6 +12,7 @@ import psutil
 
 from peft_mrpc import __version__
 
+# Packages whose versions a Run records, and those that every installation has.
 RECORDED_PACKAGES = (
     "torch",
     "transformers",
@@ -23,8 +24,6 @@ RECORDED_PACKAGES = (
     "scikit-learn",
     "numpy",
 )
-
-
 CORE_PACKAGES = ("torch", "transformers", "peft", "accelerate", "datasets", "evaluate")
 # Optional packages, with their use.
 OPTIONAL_PACKAGES = {
