@@ -122,24 +122,6 @@ def evaluate_prompt(
     return run_prompting(config, DataConfig() if data is None else data)  # type: ignore[return-value]
 
 
-def preview_prompts(
-    config: PromptConfig, data: "DataConfig | Mapping[str, Any] | None" = None
-) -> list[str]:
-    """Check a hard prompt and describe its data and prompts, without loading the model's weights.
-
-    Args:
-        config: As for `evaluate_prompt`.
-        data: As for `evaluate_prompt`.
-    Returns:
-        Lines of text.
-    Raises:
-        UserError: As `evaluate_prompt`.
-    """
-    from peft_mrpc.prompting.run import preview_prompts as preview
-
-    return preview(config, DataConfig() if data is None else data)
-
-
 def compare_runs(runs: "Sequence[Run | Path | str]", **options: Any) -> "Report":
     """Compare Runs on the same examples.
 

@@ -15,8 +15,9 @@ def main(argv: Sequence[str]) -> None:
     configs = (PromptConfig, DataConfig)
     (config, data), _ = parse_command("hard_prompt", DESCRIPTION, argv, configs)
 
-    from peft_mrpc.api import evaluate_prompt, preview_prompts
+    from peft_mrpc.api import evaluate_prompt
     from peft_mrpc.distributed import process_state
+    from peft_mrpc.prompting.run import preview_prompts
     from peft_mrpc.runs.summary import summary
 
     if config.dry_run:

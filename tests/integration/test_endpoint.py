@@ -13,11 +13,11 @@ from conftest import ROWS
 from endpoint_server import EndpointServer
 
 from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
-from peft_mrpc.api import preview_prompts
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.predict import main as predict
 from peft_mrpc.prompting import endpoint
 from peft_mrpc.prompting.endpoint import match_tokens
+from peft_mrpc.prompting.run import preview_prompts
 from peft_mrpc.prompting.templates import load_template
 
 WORDS = [("No", "no"), ("Yes",)]

@@ -14,7 +14,6 @@ import torch
 from conftest import ROWS, write_csv
 
 from peft_mrpc import DataConfig, PromptConfig, UserError, evaluate_prompt, load_classifier
-from peft_mrpc.api import preview_prompts
 from peft_mrpc.data.loading import load_data
 from peft_mrpc.hard_prompt import main
 from peft_mrpc.models.loading import load_causal_lm, load_tokenizer
@@ -22,6 +21,7 @@ from peft_mrpc.models.sources import ModelSource, resolve_model
 from peft_mrpc.prompting.classifier import PromptClassifier
 from peft_mrpc.prompting.loglikelihood import LocalEngine
 from peft_mrpc.prompting.prompt_encoder import PromptEncoder
+from peft_mrpc.prompting.run import preview_prompts
 from peft_mrpc.prompting.score_cache import FileScoreCache
 from peft_mrpc.prompting.templates import load_template
 from peft_mrpc.runs.run import Run, load_run

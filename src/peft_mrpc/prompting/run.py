@@ -253,8 +253,13 @@ def encode_examples(
 
 
 def preview_prompts(config: PromptConfig, data: DataConfig | Mapping[str, Any]) -> list[str]:
-    """The data, the prompts and their lengths, without loading the model's weights.
+    """Check a hard prompt and describe its data and prompts, without the model's weights.
 
+    Args:
+        config: Options of the prompt.
+        data: Options of the data, or the examples of each split.
+    Returns:
+        Lines of text: the data, the model, the lengths of the prompts, and the first prompts.
     Raises:
         UserError: Naming every fault.
     """
