@@ -20,7 +20,7 @@ from peft_mrpc.serialization import load_yaml, read_json
 from peft_mrpc.training.job import TrainJob
 from peft_mrpc.training.model_selection import SELECTION
 from peft_mrpc.training.run import run_training
-from peft_mrpc.training.tuning.study import hide_login, prepare_search, run_search
+from peft_mrpc.training.tuning.study import prepare_search, run_search
 from peft_mrpc.tune import main
 
 SPACE = """
@@ -331,8 +331,3 @@ def test_a_missing_optuna_is_one_line(
     message = fails(main, "--model", tiny_bert)
     assert message.endswith("Run: pip install 'peft-mrpc[tune]'")
     assert len(message.splitlines()) == 1
-
-
-def test_a_password_is_not_shown() -> None:
-    assert hide_login("postgresql://me:se@cret@host/db") == "postgresql://host/db"
-    assert hide_login("sqlite:////tmp/a.db") == "sqlite:////tmp/a.db"

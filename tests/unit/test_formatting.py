@@ -6,6 +6,7 @@ from peft_mrpc.formatting import (
     format_p_value,
     format_rate,
     format_share,
+    mask_credentials,
     shorten,
 )
 
@@ -32,3 +33,17 @@ def test_a_long_name_keeps_both_ends(max_length: int) -> None:
     short = shorten("layer_freeze · A-Very-Long-Model-Name-v0.1", max_length)
     assert len(short) == max_length and short.startswith("layer_") and short.endswith("0.1")
     assert shorten("lora", max_length) == "lora"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("http://host:8000/v1", "http://host:8000/v1"),
+        ("http://host/v1?key=secret", "http://host/v1?***"),
+        ("postgresql://me:se@cret@host/db", "postgresql://***@host/db"),
+        ("postgresql://host/db?password=secret", "postgresql://host/db?***"),
+        ("sqlite:////tmp/a.db", "sqlite:////tmp/a.db"),
+    ],
+)
+def test_credentials_of_a_url_are_masked(url: str, shown: str) -> None:
+    assert mask_credentials(url) == shown

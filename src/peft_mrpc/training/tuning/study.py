@@ -4,7 +4,6 @@ import gc
 import json
 import logging
 import math
-import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -20,6 +19,7 @@ from peft_mrpc.config import DataConfig, TuneConfig, default_output_dir, record_
 from peft_mrpc.data.examples import DataSplits
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import TrainingDiverged, UserError, choice_faults, one_line, raise_faults
+from peft_mrpc.formatting import mask_credentials
 from peft_mrpc.runs.staging import DirectoryKind, check_output_dir
 from peft_mrpc.runs.writer import describe_data
 from peft_mrpc.serialization import read_json, user_path, write_json
@@ -166,7 +166,7 @@ def run_search(job: TrainJob, config: TuneConfig) -> SearchOutcome:
         run_trials(search, study)
     except KeyboardInterrupt as error:
         error.add_note(
-            f"Finished trials are in {hide_login(search.storage)}: the same command continues."
+            f"Finished trials are in {mask_credentials(search.storage)}: the same command continues."
         )
         raise
     evaluated_on = f"{len(search.data.splits[SELECTION])} examples carved from train"
@@ -263,7 +263,7 @@ def begin_search(search: Search) -> optuna.Study:
         )
     except Exception as error:  # SQLAlchemy and the drivers have no common error type
         raise UserError(
-            f"storage: got {hide_login(search.storage)!r}, which cannot be opened: "
+            f"storage: got {mask_credentials(search.storage)!r}, which cannot be opened: "
             f"{one_line(error)[:200]}. Expected a URL such as sqlite:///trials.db or "
             "postgresql://host/name, with its driver installed."
         ) from error
@@ -274,14 +274,9 @@ def begin_search(search: Search) -> optuna.Study:
         "; ".join(describe_space(search.space)),
         len(finished_trials(study)),
         search.config.num_trials,
-        hide_login(search.storage),
+        mask_credentials(search.storage),
     )
     return study
-
-
-def hide_login(url: str) -> str:
-    """Return a URL without user and password."""
-    return re.sub(r"//[^/]*@", "//", url)
 
 
 def run_trials(search: Search, study: optuna.Study) -> None:
