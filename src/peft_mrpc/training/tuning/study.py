@@ -166,7 +166,8 @@ def run_search(job: TrainJob, config: TuneConfig) -> SearchOutcome:
         run_trials(search, study)
     except KeyboardInterrupt as error:
         error.add_note(
-            f"Finished trials are in {mask_credentials(search.storage)}: the same command continues."
+            f"Finished trials are in {mask_credentials(search.storage)}: the same command "
+            "continues."
         )
         raise
     evaluated_on = f"{len(search.data.splits[SELECTION])} examples carved from train"
