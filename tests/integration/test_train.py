@@ -460,8 +460,13 @@ def test_a_diverged_training_leaves_nothing(
 
 
 def test_disable_tqdm_hides_all_progress_bars(
-    tiny_bert: str, data_flags: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bert: str,
+    data_flags: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", "peft_mrpc")  # as the command line sets it
     flags = ["--model", tiny_bert, *data_flags, "--num_unfrozen_layers", "1"]
     flags += ["--num_train_epochs", "3", "--activation_cache", "on", "--disable_tqdm"]
     main([*flags, "true", "--output_dir", str(tmp_path / "silent")])
