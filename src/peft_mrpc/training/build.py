@@ -10,12 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    EarlyStoppingCallback,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-)
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from peft_mrpc.data.encoding import add_labels
 from peft_mrpc.data.examples import DataSplits, Example, label_counts
@@ -135,26 +131,13 @@ def build_trainer(
     Raises:
         UserError: If the Trainer rejects its arguments.
     """
-    config, train = resolved.config, data.splits["train"]
+    config = resolved.config
     training_args = copy.copy(resolved.training_args)
     training_args.output_dir = f"{folder}/checkpoints"
     training_args.resume_from_checkpoint = checkpoint
     _warn_low_learning_rate(resolved)
-    encoded, num_truncated = classifier.encode(train)
-    if num_truncated:
-        logger.info(
-            "%d of %d training examples (%.1f%%) are longer than %d tokens and were truncated",
-            num_truncated,
-            len(train),
-            100 * num_truncated / len(train),
-            resolved.max_length,
-        )
-    train_dataset = add_labels(encoded, train)
-    datasets = [train_dataset]
-    if config.swap_sentences == "true":
-        swapped, _ = classifier.encode([_swap(example) for example in train])
-        datasets.append(add_labels(swapped, train))
-        logger.info("the sentences of each training example are swapped with probability 0.5")
+    is_swapped = config.swap_sentences == "true"
+    datasets, num_truncated = _encode_train(data.splits["train"], classifier, is_swapped)
     eval_dataset = None
     if SELECTION in data.splits:
         encoded, _ = classifier.encode(data.splits[SELECTION])
@@ -188,7 +171,7 @@ def build_trainer(
         model=classifier.model,
         args=training_args,
         data_collator=collator,
-        train_dataset=train_dataset
+        train_dataset=datasets[0]
         if len(datasets) == 1
         else RandomSwapDataset(datasets[0], datasets[1], training_args.seed),
         eval_dataset=eval_dataset,
@@ -210,6 +193,31 @@ def unwrap_trained_model(trainer: Trainer) -> Any:
     return trainer.accelerator.unwrap_model(
         trainer.model_wrapped, keep_fp32_wrapper=False, keep_torch_compile=False
     )
+
+
+def _encode_train(
+    examples: Sequence[Example], classifier: Classifier, is_swapped: bool
+) -> tuple[list[Dataset], int]:
+    """Encode the training examples, also with swapped sentences if they are augmented so.
+
+    Returns:
+        The examples with their labels, once or in both orders; and how many were truncated.
+    """
+    encoded, num_truncated = classifier.encode(examples)
+    datasets = [add_labels(encoded, examples)]
+    if num_truncated:
+        logger.info(
+            "%d of %d training examples (%.1f%%) are longer than %d tokens and were truncated",
+            num_truncated,
+            len(examples),
+            100 * num_truncated / len(examples),
+            classifier.max_length,
+        )
+    if is_swapped:
+        swapped, _ = classifier.encode([_swap(example) for example in examples])
+        datasets.append(add_labels(swapped, examples))
+        logger.info("the sentences of each training example are swapped with probability 0.5")
+    return datasets, num_truncated
 
 
 def _build(resolved: ResolvedJob, **arguments: Any) -> ClassificationTrainer:
