@@ -1,11 +1,11 @@
-"""The Python API. The commands are thin callers of these functions; no function here prints."""
+"""The Python API. The commands run the same library functions; no function here prints."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_mrpc.config import DataConfig, PromptConfig, TrainConfig
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, raise_faults
 
 if TYPE_CHECKING:
     from peft_mrpc.models.classifier import Classifier
@@ -39,8 +39,7 @@ def train_classifier(
     from peft_mrpc.training.job import TrainJob, convert_options
     from peft_mrpc.training.run import run_training
 
-    if config.dry_run:
-        raise UserError("dry_run: got true; expected false, the command line prints the plan.")
+    _check_command_options(config)
     job = TrainJob(
         config,
         DataConfig() if data is None else data,
@@ -116,8 +115,7 @@ def evaluate_prompt(
     """
     from peft_mrpc.prompting.run import run_prompting
 
-    if config.dry_run:
-        raise UserError("dry_run: got true; expected false, the command line prints the prompts.")
+    _check_command_options(config)
     # None in other processes of a distributed job than the first.
     return run_prompting(config, DataConfig() if data is None else data)  # type: ignore[return-value]
 
@@ -139,3 +137,15 @@ def compare_runs(runs: "Sequence[Run | Path | str]", **options: Any) -> "Report"
     from peft_mrpc.report.build import build_report
 
     return build_report(runs, CompareConfig(**options))
+
+
+def _check_command_options(config: TrainConfig | PromptConfig) -> None:
+    """Refuse the options that have an effect on the command line only."""
+    faults = []
+    if config.dry_run:
+        faults.append("dry_run: got true; expected false, the command line prints the plan.")
+    if config.config is not None:
+        faults.append(
+            f"config: got {config.config!r}; expected none, the command line reads the file."
+        )
+    raise_faults(faults)

@@ -15,15 +15,14 @@ def main(argv: Sequence[str]) -> None:
     configs = (PromptConfig, DataConfig)
     (config, data), _ = parse_command("hard_prompt", DESCRIPTION, argv, configs)
 
-    from peft_mrpc.api import evaluate_prompt
     from peft_mrpc.distributed import process_state
-    from peft_mrpc.prompting.run import preview_prompts
+    from peft_mrpc.prompting.run import preview_prompts, run_prompting
     from peft_mrpc.runs.summary import summary
 
     if config.dry_run:
         lines = preview_prompts(config, data)
     else:
-        run = evaluate_prompt(config, data)
+        run = run_prompting(config, data)
         if run is None:  # another process of the job
             return
         lines = [summary(run)]

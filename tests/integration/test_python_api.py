@@ -43,13 +43,17 @@ def test_the_library_does_not_print(train_tiny, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == ""
 
 
-def test_a_dry_run_is_for_the_command_line_only() -> None:
+def test_options_of_the_command_line_only_are_refused() -> None:
     from peft_mrpc import PromptConfig, TrainConfig, UserError, evaluate_prompt, train_classifier
 
     with pytest.raises(UserError, match="dry_run: got true; expected false"):
         train_classifier(TrainConfig(dry_run=True))
     with pytest.raises(UserError, match="dry_run: got true; expected false"):
         evaluate_prompt(PromptConfig(dry_run=True))
+    with pytest.raises(UserError, match="config: got 'options.yaml'; expected none"):
+        train_classifier(TrainConfig(config="options.yaml"))
+    with pytest.raises(UserError, match="config: got 'options.yaml'; expected none"):
+        evaluate_prompt(PromptConfig(config="options.yaml"))
 
 
 @pytest.mark.slow
