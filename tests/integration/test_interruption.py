@@ -85,7 +85,8 @@ def test_the_newest_whole_checkpoint_is_used(
     weights = staging / "checkpoints" / "checkpoint-4" / "trained.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     caplog.set_level(logging.INFO, "peft_mrpc")
-    run = train_tiny("lora", "run", resume_from_checkpoint="auto", **SAVING)
+    reporting = {"logging_steps": 1, "disable_tqdm": True, "run_name": "again"}
+    run = train_tiny("lora", "run", resume_from_checkpoint="auto", **SAVING, **reporting)
     assert f"checkpoint-6: which has no {STATE_FILE}; removed" in caplog.text
     assert "checkpoint-4: whose trained.safetensors is damaged" in caplog.text
     assert "continuing the interrupted training at checkpoint-2" in caplog.text

@@ -47,11 +47,14 @@ RUN_CONTENTS = frozenset(
     | {SEED_FOLDER.format("*")}
     | set(ARTIFACT_FOLDERS)
 )
-# Options in which the Runs of one multi-seed Run may differ: they do not affect what is learned.
-SEED_INDEPENDENT_OPTIONS = frozenset(
-    {"seed", "data_seed", "seeds", "run_name", "disable_tqdm", "report_to", "logging_steps"}
-    | {"resume_from_checkpoint", "push_to_hub", "hub_model_id", "hub_private_repo", "local_rank"}
+# Options that do not affect what is learned.
+REPORTING_OPTIONS = frozenset(
+    {"run_name", "disable_tqdm", "report_to", "resume_from_checkpoint", "local_rank"}
+    | {"log_level", "logging_steps", "logging_strategy", "logging_first_step"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo"}
 )
+# Options in which the Runs of one multi-seed Run may differ.
+SEED_INDEPENDENT_OPTIONS = REPORTING_OPTIONS | {"seed", "data_seed", "seeds"}
 
 
 @dataclass(frozen=True)

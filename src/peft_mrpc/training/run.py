@@ -31,7 +31,7 @@ from peft_mrpc.models.artifact import save_classifier, save_threshold
 from peft_mrpc.models.classifier import Classifier
 from peft_mrpc.precision import trainer_precision, warn_slow_bf16
 from peft_mrpc.runs.publishing import check_access, check_base, publish
-from peft_mrpc.runs.run import Run, load_run
+from peft_mrpc.runs.run import REPORTING_OPTIONS, Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, staged_directory
 from peft_mrpc.runs.summary import data_line
 from peft_mrpc.runs.writer import describe_data, write_run
@@ -208,7 +208,7 @@ def train_once(training: Training, activation_cache: ActivationCache | None = No
         The Run, on the main process.
     """
     resolved, state = training.resolved, process_state()
-    output_dir, key = resolved.output_dir, record_key(job_record(training))
+    output_dir, key = resolved.output_dir, job_key(training)
     staging = staged_directory(output_dir, resolved.config.overwrite, key=key)
     with staging if state.is_main_process else contextlib.nullcontext() as folder:
         if folder is not None:
@@ -321,6 +321,13 @@ def describe_training(
         "log_history": trainer.state.log_history,
         **job_record(training),
     }
+
+
+def job_key(training: Training) -> str:
+    """Identify the trainings that may continue each other: equal but for reporting options."""
+    record = job_record(training)
+    config = {k: v for k, v in record["config"].items() if k not in REPORTING_OPTIONS}
+    return record_key(record | {"config": config})
 
 
 def job_record(training: Training) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from accelerate.utils import broadcast_object_list
 from peft_mrpc.distributed import process_state
 from peft_mrpc.environment import reset_peak_memory
 from peft_mrpc.errors import UserError
-from peft_mrpc.runs.run import RUN_FILE, SEED_FOLDER, Run, load_run
+from peft_mrpc.runs.run import REPORTING_OPTIONS, RUN_FILE, SEED_FOLDER, Run, load_run
 from peft_mrpc.runs.staging import check_output_dir, exclusive
 from peft_mrpc.serialization import read_json
 from peft_mrpc.training.job import ResolvedJob, TrainJob
@@ -135,7 +135,8 @@ def _differences(stored: Mapping[str, Any], record: Mapping[str, Any], seed: int
     for entry, value in expected.items():
         if entry in ("config", "method_options"):
             other = stored[entry]
-            differences += [n for n in {*value, *other} if value.get(n) != other.get(n)]
+            names = {*value, *other} - REPORTING_OPTIONS
+            differences += [name for name in names if value.get(name) != other.get(name)]
         elif entry == "data":
             differences += [] if _comparable(value) == _comparable(stored[entry]) else [entry]
         elif value != stored[entry]:
