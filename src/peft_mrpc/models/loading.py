@@ -50,6 +50,8 @@ HEAD_DROPOUT = 0.1
 PER_LAYER_OPTIONS = ("layer_types", "mlp_layer_types", "attention_window")
 # A number of labels that no dimension of a model equals: it identifies the head's output.
 MARKER_NUM_LABELS = 7919
+# Weights of one of several layers; transformers initializes those that are missing at random.
+LAYER_WEIGHT = re.compile(r"\.\d+\.")
 # Label names of a configuration that has none of its own.
 DEFAULT_LABEL = re.compile(r"LABEL_\d+")
 # Other tokens that serve for padding, which is masked. Tokenizers with separators have one of the
@@ -224,7 +226,7 @@ def load_classification_model(
     else:
         _check_pooling(source, tokenizer, pooling, prompt_position)
         weights |= _layer_options(source, base_config)
-        encoder = load_pretrained(AutoModel, source, **weights)
+        encoder, _ = load_model(AutoModel, source, **weights)
         special_ids = sorted({i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id})
         config = SentencePairConfig(
             config_dict(encoder.config),
@@ -250,9 +252,7 @@ def _load_native(
     """Load the architecture's own classifier; if it is trained, no weights may be missing."""
     if in_adapter or not trained:  # the head of the base model may have another number of labels
         options["ignore_mismatched_sizes"] = True
-    model, report = load_pretrained(
-        AutoModelForSequenceClassification, source, output_loading_info=True, **options
-    )
+    model, report = load_model(AutoModelForSequenceClassification, source, **options)
     mismatched = {key for key, *_ in report["mismatched_keys"]}
     missing = {*report["missing_keys"], *mismatched}
     if trained and (missing := missing - set(in_adapter)):
@@ -411,7 +411,7 @@ def load_causal_lm(
     else:
         options = weight_options(quantization, compute_dtype(device))
     options["device_map"] = "auto" if device_map == "auto" else {"": device}
-    model: PreTrainedModel = load_pretrained(AutoModelForCausalLM, source, **options)
+    model, _ = load_model(AutoModelForCausalLM, source, **options)
     return model.eval()
 
 
@@ -428,6 +428,29 @@ def check_causal_lm(source: ModelSource) -> PretrainedConfig:
             f"model: got {source.name!r}, a {architectures[0]}; expected a causal language model."
         )
     return config
+
+
+def load_model(
+    loader: Any, source: ModelSource, **options: Any
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load a model whose layers are whole; heads and poolers may lack weights.
+
+    Args:
+        loader: An AutoModel class.
+        source: What to load.
+        options: More arguments.
+    Returns:
+        The model, and transformers' report of missing and other weights.
+    Raises:
+        UserError: If it cannot be loaded, or a layer lacks a weight.
+    """
+    model, report = load_pretrained(loader, source, output_loading_info=True, **options)
+    if missing := sorted(filter(LAYER_WEIGHT.search, report["missing_keys"])):
+        raise UserError(
+            f"model: got {source.name!r}, which lacks the weights {', '.join(missing[:3])}; "
+            "expected a model with all of its layers."
+        )
+    return model, report
 
 
 def load_pretrained(loader: Any, source: ModelSource, **options: Any) -> Any:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROWS, build_tokenizer
+from safetensors.torch import load_file, save_file
 from tiny_models import tiny_config, write_tiny_model
 from transformers import (
     AutoModel,
@@ -337,6 +338,16 @@ def test_pickle_files_are_loaded_only_if_they_are_allowed(
     with pytest.raises(UserError, match=r"got adapter_model.bin; expected adapter_model.safetens"):
         load_classifier(adapter)
     assert len(load_classifier(adapter, allow_pickle=True).predict(PAIRS)) == len(PAIRS)
+
+
+@pytest.mark.parametrize("pooling", ["native", "mean"])
+def test_a_model_without_the_weights_of_a_layer_is_refused(bert: Path, pooling: str) -> None:
+    weights = load_file(bert / "model.safetensors")
+    others = {name: weights[name] for name in weights if ".layer.1." not in name}
+    save_file(others, bert / "model.safetensors", {"format": "pt"})
+    source = resolve_model(str(bert))
+    with pytest.raises(UserError, match=r"which lacks the weights .*layer\.1\."):
+        load_classification_model(source, LABELS, load_tokenizer(source), pooling)
 
 
 @pytest.mark.parametrize("pooling", ["native", "mean"])
