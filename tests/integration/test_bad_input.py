@@ -318,6 +318,15 @@ def damaged(command: str, file: str, path: str, value: object, words: str) -> Ba
 COMPARE, NAN, INF = "compare r --output_dir runs", float("nan"), float("inf")
 LABEL = "predict r --input good.csv --output runs.csv"
 PUSH = "push r --repo_id me/x --dry_run"
+
+
+def labels_of_another_tool(labels: object, words: str) -> BadInput:
+    """A classifier of another tool whose configuration has wrong labels."""
+    content = json.dumps({"model_type": "bert", "id2label": labels})
+    command = "predict m --input good.csv --output runs.csv"
+    return BadInput(f"labels {labels}", command, (words,), {"m/config.json": content})
+
+
 RUN_FILES = [
     BadInput("compare nothing", "compare", ("compare: got no RUN; expected directories of Runs.",)),
     BadInput("no Run", "compare gone", ("RUN: got 'gone', which is not a directory; expected",)),

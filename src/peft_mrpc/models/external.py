@@ -39,21 +39,51 @@ def read_external_model(folder: Path) -> dict[str, Any]:
     A model with one output is a binary classifier: `outputs` holds the name of its output.
 
     Raises:
-        UserError: If the model is not a classifier with one label for each example.
+        UserError: If the model is not a classifier with one label for each example, or its labels
+            have no names of their own.
     """
     where = folder / "config.json"
-    config = read_json(where)
+    config = _read_object(where)
     problem = config.get("problem_type")
     if problem not in (None, "single_label_classification"):
         raise UserError(
             f"{where}: got problem_type {problem!r}; expected single_label_classification: one of "
             "the labels for each example."
         )
-    names = config_label_names(config)
+    names = _read_label_names(config, where)
     if len(names) == 1:
         logger.info("%s: one output; the probability of label 1 is its sigmoid", folder)
         return {"label_names": BINARY_LABELS, "outputs": names, "max_length": MAX_LENGTH}
     return {"label_names": names, "max_length": MAX_LENGTH}
+
+
+def _read_object(where: Path) -> dict[str, Any]:
+    """Read a file with a JSON object.
+
+    Raises:
+        UserError: If it is missing or is not a JSON object.
+    """
+    content = read_json(where)
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: got {str(content)[:40]}; expected a JSON object.")
+    return content
+
+
+def _read_label_names(config: Mapping[str, Any] | PretrainedConfig, where: Path) -> list[str]:
+    """The label names of a configuration, by index.
+
+    Raises:
+        UserError: If they are not different names of the positions from 0 on.
+    """
+    labels = (config if isinstance(config, Mapping) else config.to_dict()).get("id2label") or {}
+    positions = {*map(str, labels)} if isinstance(labels, dict) else {""}
+    names = {*map(str, labels.values())} if isinstance(labels, dict) else {""}
+    if positions != {*map(str, range(len(labels)))} or len(names) < len(labels):
+        raise UserError(
+            f"{where}: got id2label {str(labels)[:200]}; expected different names of the positions "
+            "from 0 on."
+        )
+    return config_label_names(config)
 
 
 def read_external_adapter(folder: Path, trust: Trust) -> dict[str, Any]:
@@ -72,7 +102,7 @@ def read_external_adapter(folder: Path, trust: Trust) -> dict[str, Any]:
     if outputs:
         names = [f"LABEL_{number}" for number in range(len(outputs[0]))]
     else:  # the adapter has no head: the base model is a classifier
-        names = config_label_names(config)
+        names = _read_label_names(config, folder)
     if len(names) < 2:
         raise UserError(f"{folder}: got a head with one output; expected one output per label.")
     num_virtual = int(adapter.get("num_virtual_tokens") or 0)
@@ -111,7 +141,7 @@ def _num_embeddings(config: PretrainedConfig, weights: Mapping[str, torch.Tensor
 
 def _read_adapter(folder: Path) -> dict[str, Any]:
     where = folder / ADAPTER_FILE
-    adapter: dict[str, Any] = read_json(where)
+    adapter = _read_object(where)
     faults = []
     if not adapter.get("base_model_name_or_path"):
         faults.append(f"{where}: got no base_model_name_or_path; expected that of the training.")
