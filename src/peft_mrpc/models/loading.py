@@ -45,6 +45,8 @@ logger = logging.getLogger(__name__)
 
 QUANTIZATIONS = ("none", "nf4", "fp4", "int8")
 NO_LIMIT = 1 << 30
+# An example needs as many tokens besides virtual tokens.
+MIN_LENGTH = 8
 HEAD_DROPOUT = 0.1
 # Configuration entries with one element per layer (ModernBERT, Longformer, decoders).
 PER_LAYER_OPTIONS = ("layer_types", "mlp_layer_types", "attention_window")
@@ -136,7 +138,8 @@ def check_tokenizer(
         config: The model's configuration.
         tokenizer: Gets another padding token, and loses its token types, where the model needs it.
     Raises:
-        UserError: If the tokenizer has no vocabulary, or more tokens than the model has embeddings.
+        UserError: If the tokenizer has no vocabulary, has more tokens than the model has
+            embeddings, or truncates every example to nothing.
     """
     if isinstance(config, SentencePairConfig):
         config = config.encoder_config()
@@ -153,6 +156,12 @@ def check_tokenizer(
         raise UserError(
             f"model: got {name!r}, whose tokenizer has the id {vocabulary[last]} ({last!r}), but "
             f"the model has {rows} token embeddings; expected the tokenizer of this model."
+        )
+    length: Any = tokenizer.model_max_length
+    if not isinstance(length, int | float) or not length >= MIN_LENGTH:
+        raise UserError(
+            f"model: got {name!r}, whose tokenizer has model_max_length {length!r:.40}; expected "
+            f"at least {MIN_LENGTH} tokens."
         )
     if tokenizer.pad_token is None:
         tokens = [getattr(tokenizer, token, None) for token in PADDING_TOKENS]

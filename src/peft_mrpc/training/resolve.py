@@ -27,6 +27,7 @@ from peft_mrpc.methods.peft_adapters import set_tokenizer
 from peft_mrpc.methods.registry import find_method, load_default_recipe, scale_learning_rates
 from peft_mrpc.models.architecture import has_layers
 from peft_mrpc.models.loading import (
+    MIN_LENGTH,
     auto_pooling,
     has_custom_code,
     init_classifier,
@@ -55,8 +56,6 @@ logger = logging.getLogger(__name__)
 SYMMETRIC_WORDS = ("duplicate", "equivalent", "paraphrase", "same", "similar")
 # Parts of the names of optimizers that step within the backward pass.
 IN_BACKWARD = ("lomo", "layerwise")
-# An example needs as many tokens besides virtual tokens.
-MIN_LENGTH = 8
 
 
 @dataclass(frozen=True)

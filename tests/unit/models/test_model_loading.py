@@ -340,6 +340,13 @@ def test_pickle_files_are_loaded_only_if_they_are_allowed(
     assert len(load_classifier(adapter, allow_pickle=True).predict(PAIRS)) == len(PAIRS)
 
 
+@pytest.mark.parametrize("length", ["many", 0, -5])
+def test_a_tokenizer_that_truncates_everything_is_refused(bert: Path, length: object) -> None:
+    change(bert / "tokenizer_config.json", model_max_length=length)
+    with pytest.raises(UserError, match=f"model_max_length {length!r}; expected at least 8"):
+        load_tokenizer(resolve_model(str(bert)))
+
+
 @pytest.mark.parametrize("pooling", ["native", "mean"])
 def test_a_model_without_the_weights_of_a_layer_is_refused(bert: Path, pooling: str) -> None:
     weights = load_file(bert / "model.safetensors")
