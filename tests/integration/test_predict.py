@@ -12,6 +12,7 @@ import pandas
 import pytest
 import torch
 from conftest import ROWS, run_command, write_csv
+from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_model
 from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -255,6 +256,14 @@ def test_rejects_incomplete_external_adapters(
     assert "damaged: its weights: " in fault(tmp_path / "3")
     (tmp_path / "3" / "adapter_model.safetensors").unlink()
     assert "damaged: adapter_model.safetensors is missing" in fault(tmp_path / "3")
+    assert "8: damaged: `r` should be a positive integer" in fault(changed("8", r=-1))
+    assert "9: damaged: " in fault(changed("9", r=3))
+    assert "10: damaged: " in fault(changed("10", target_modules=["gone"]))
+    assert "11: damaged: 'GONE'" in fault(changed("11", peft_type="GONE"))
+    weights = load_file(changed("12") / "adapter_model.safetensors")
+    others = {name: weights[name] for name in weights if ".layer.1." not in name}
+    save_file(others, tmp_path / "12" / "adapter_model.safetensors")
+    assert "12: damaged: Found missing adapter keys while" in fault(tmp_path / "12")
     # Its pooler was drawn at random, stayed as it was, and is nowhere.
     deberta = save_by_peft(tmp_path / "deberta", tmp_path / "4", "deberta-v2", "lora")
     lost = "lacks the weights pooler.dense.bias, pooler.dense.weight, and so does the adapter"

@@ -1,6 +1,7 @@
 """The directory of a fine-tuned classifier: a model or an adapter, and how to classify with it."""
 
 import logging
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -299,7 +300,12 @@ def _load_adapter(
     )
     if num_embeddings is not None:
         base.resize_token_embeddings(num_embeddings, mean_resizing=False)
-    model = PeftModel.from_pretrained(base, str(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model = PeftModel.from_pretrained(base, str(folder))
+    except Exception as error:  # PEFT checks few values of the file, and torch the shapes
+        raise UserError(f"{folder}: damaged: {one_line(error)[:300]}") from error
     return _pair_classifier(model, tokenizer, info)
 
 
