@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from peft_mrpc.cli.app import print_text, run_cli
 from peft_mrpc.cli.train_arguments import parse_command_with_job
 from peft_mrpc.config import DoctorConfig
-from peft_mrpc.errors import UserError
+from peft_mrpc.errors import UserError, raise_faults
 
 
 def main(argv: Sequence[str]) -> None:
@@ -29,6 +29,13 @@ def main(argv: Sequence[str]) -> None:
         names = ", ".join(job.method_options)
         raise UserError(f"doctor: got {names}, options of some methods only. Add --method.")
     size = {"num_examples": config.num_examples, "mean_tokens": config.mean_tokens}
+    raise_faults(
+        [
+            f"{name}: got {value}; expected at least 1."
+            for name, value in size.items()
+            if value is not None and value < 1
+        ]
+    )
     if any(size.values()) and not (has_method and has_model):
         raise UserError("doctor: got the size of a training set. Add --method and --model.")
     methods = [job.config.method] if has_method else list(METHODS)

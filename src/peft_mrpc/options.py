@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -155,6 +156,8 @@ def convert(value: Any, annotation: Any, forms: Sequence[Any] | None = None) -> 
             else:
                 if isinstance(result, int) and abs(result) > MAX_INTEGER:
                     raise ValueError(f"got {_shown(result)}; expected an integer of 64 bits.")
+                if isinstance(result, float) and math.isnan(result):
+                    raise ValueError("got nan; expected a number.")
                 is_plain = isinstance(candidate, list | dict | str) and type(result) is not tuple
                 return candidate if is_plain else result
     shown = "nothing" if value is True else _shown(parse_scalar(value) if forms else value)

@@ -54,6 +54,9 @@ def _config_faults(config: PredictConfig) -> list[str]:
         faults.append(f"batch_size: got {config.batch_size}; expected at least 1.")
     if config.output != "-":
         faults += output_file_faults(config.output, config.overwrite)
+        is_input = os.path.realpath(config.output) == os.path.realpath(config.input or "")
+        if config.overwrite and is_input:
+            faults.append(f"output: got {config.output!r}, which is the input; expected another.")
     return faults
 
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
             print_text(f"{size / 1e6:10.3f} MB  {file}")
         print_text(f"dry run: nothing was uploaded to {config.repo_id}")
         return
-    publishing.check_access(config.repo_id)
+    publishing.check_access(config.repo_id, "repo_id")
     print_text(publishing.publish(run, config.repo_id, config.private))
 
 

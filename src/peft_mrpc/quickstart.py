@@ -45,6 +45,11 @@ def main(argv: Sequence[str]) -> None:
     """Write a Run of each strategy and the report, and print the report's summary."""
     (config,), _ = parse_command("quickstart", DESCRIPTION, argv, (QuickstartConfig,))
     folder, started = Path(config.output_dir), time.perf_counter()
+    from peft_mrpc.runs.staging import DirectoryKind, check_output_dir
+
+    # Hidden names are the locks and the unfinished Runs of an interrupted quickstart.
+    contents = frozenset({*STEPS, "comparison", ".*"})
+    check_output_dir(folder, True, DirectoryKind("quickstart", contents, Path.iterdir))
     for number, (name, description) in enumerate(STEPS.items(), start=1):
         sys.stderr.write(f"\n== {number}/{len(STEPS)} {name}: {description}\n")
         run_step(name, folder / name)

@@ -20,6 +20,7 @@ from ruamel.yaml.error import MarkedYAMLError
 
 from peft_mrpc.errors import UserError, one_line
 
+LONE_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
 DUPLICATE_KEY = re.compile(r'found duplicate key "(.*?)" with value')
 TRUE_WORDS = ("true", "yes", "t", "y", "1")
 FALSE_WORDS = ("false", "no", "f", "n", "0")
@@ -133,6 +134,8 @@ def load_yaml(text: str) -> Any:
     """
     if len(text) > MAX_YAML_CHARACTERS:
         raise ValueError(f"more than {MAX_YAML_CHARACTERS:,} characters")
+    if LONE_SURROGATE.search(text):  # no tokenizer and no file encodes it
+        raise ValueError("got a lone surrogate, such as \\ud800")
     try:
         content = YAML(typ="safe", pure=True).load(text)
     except MarkedYAMLError as error:

@@ -502,7 +502,296 @@ NAMES = [
     ),
     BadInput("file of a server", f"{SERVED} file:///etc/hosts", ("expected http://HOST:PORT/v1.",)),
 ]
-ROWS = [*FILES, *DATA, *OPTIONS, *HOMES, *OUTPUTS, *RUN_FILES, *DIRECTORIES, *NAMES]
+MANY = HEADER + "the cat sat,a cat ran,yes\nthe dog ran,the mat sat,no\n" * 6
+TRAIN_MANY = "train --model {bert} --train_file many.csv --validation_file good.csv"
+VALUES = [
+    BadInput(f"train {words}", f"{TRAIN_MANY} {words}", (message,), {"many.csv": MANY})
+    for words, message in {
+        "--learning_rate nan": "--learning_rate: got nan; expected a number.",
+        "--learning_rate 1e400": "--learning_rate: got inf; expected a number above 0.",
+        "--weight_decay nan": "--weight_decay: got nan; expected a number.",
+        "--num_train_epochs -1": "--num_train_epochs: got -1.0; expected a number above 0.",
+        "--per_device_train_batch_size 0": "--per_device_train_batch_size: got 0; expected at",
+        "--max_length -1": "--max_length: got -1 tokens; expected at least 8.",
+        "--max_train_samples 0": "--max_train_samples: got 0; expected at least 1.",
+        "--selection_fraction 1": "--selection_fraction: got 1.0; expected a number between 0 and",
+        "--threshold nan": "--threshold: got 'nan'; expected auto or a number between 0 and 1.",
+        "--class_weights nan,1": "--class_weights: got 'nan,1'; expected none, balanced, or",
+        "--class_weights 1,2,3": "--class_weights: got 3 numbers; expected 2, for no, yes.",
+        "--dropout 1.5": "--dropout: got 1.5; expected 0 or more and below 1.",
+        "--swap_sentences foo": "--swap_sentences: got 'foo'; expected one of auto, false, true.",
+        "--head_layer 99": "--head_layer: got '99'; expected 1 to 2 (the layers of",
+        "--seed abc": "--seed: got 'abc'; expected a valid integer.",
+        "--seed -1": "--seed: got -1; expected 0 to 4294967295.",
+        "--seeds 1,1": "--seeds: got 1 twice; expected different seeds.",
+        "--seeds -1": "--seeds: got -1; expected integers from 0 to 4294967295, such as 1,2,3.",
+        "--seeds a,b": "--seeds: got 'a,b'; expected a valid array.",
+        "--seeds 1,2 --seed 3": "--seeds: got seed as well. Remove one of the two.",
+        "--split nonsense": "--split: got 'nonsense'; files has train, validation.",
+        "--class_names a,a": "--class_names: got 'a,a'; expected two or more different names",
+        "--method lora --r 0": "--r: got 0; expected at least 1.",
+        "--method lora --lora_dropout nan": "--lora_dropout: got nan; expected",
+        "--method lora --target_modules [ --dry_run": "--target_modules: got '['; expected a valid",
+        "--method prompt_tuning --num_virtual_tokens 64": "expected at most 56.",
+        "--push_to_hub --hub_model_id 'a b'": "--hub_model_id: got 'a b'; expected owner/name.",
+        "--resume_from_checkpoint good.csv": "which has no trainer_state.json; expected a",
+    }.items()
+]
+LABELS = [
+    BadInput(f"labels: {name}", f"{TRAIN} t.csv", (message,), {"t.csv": content})
+    for name, content, message in (
+        (
+            "differing in case",
+            HEADER + "a,b,yes\nc,d,Yes\n",
+            "t.csv: column 'label': got 'Yes' and 'yes', which differ only in case; expected one",
+        ),
+        (
+            "one",
+            HEADER + "a,b,yes\nc,d,yes\n",
+            "t.csv: column 'label': got 'yes'; expected at least two classes",
+        ),
+        (
+            "too many",
+            HEADER + "".join(f"a,b,l{n}\n" for n in range(3000)),
+            "got 3000 different values (l0, l1, l10, ...); expected the names of a few classes.",
+        ),
+        (
+            "of single sentences",
+            "sentence1,label\na,yes\nb,no\n",
+            "got the columns sentence1, label; expected one of the usual pairs of sentence columns",
+        ),
+    )
+]
+CONFIGS = [
+    BadInput(f"config {name}", "train --config c.yaml", (message,), {"c.yaml": content})
+    for name, content, message in (
+        ("empty", "", "c.yaml: expected `name: value` lines, one for each option."),
+        ("list", "- model: x\n", "c.yaml: expected `name: value` lines, one for each option."),
+        ("number as a key", "1: 2\n", "c.yaml: expected `name: value` lines"),
+        ("unknown key", "nonsense: 1\n", "c.yaml: nonsense: got an unknown option."),
+        ("key of a peer", "method: lora\nlora_r: 8\n", "c.yaml: lora_r: got an unknown option. Us"),
+        ("key twice", "seed: 1\nseed: 2\n", "not valid YAML: got the key 'seed' twice, line 2"),
+        ("syntax", "a: b: c\n", "c.yaml: not valid YAML: mapping values are not allowed here, lin"),
+        ("Python tag", "model: !!python/object/apply:os.system [ls]\n", "could not determine a"),
+        ("lone surrogate", 'model: "\\ud800"\n', "c.yaml: not valid YAML: got a lone surrogate"),
+        ("another file", "config: d.yaml\n", "a file of options cannot name another one"),
+        ("list for a text", "model: [a]\n", "c.yaml: model: got ['a']; expected a valid string."),
+        ("text for a number", "num_train_epochs: many\n", "got 'many'; expected a valid number."),
+        ("fraction", "seed: 1.5\n", "c.yaml: seed: got 1.5; expected a valid integer."),
+        ("not a boolean", "overwrite: maybe\n", "got 'maybe'; expected a valid boolean."),
+        ("NaN", "weight_decay: .nan\n", "c.yaml: weight_decay: got nan; expected a number."),
+        ("mapping of seeds", "seeds: {a: 1}\n", "c.yaml: seeds: got {'a': 1}; expected a valid"),
+    )
+]
+SEARCH = "tune --model {bert} --train_file many.csv --validation_file good.csv --method lora"
+SPACES = [
+    BadInput(
+        f"search space {name}",
+        f"{SEARCH} --search_space s.yaml",
+        (message,),
+        {"s.yaml": content, "many.csv": MANY},
+    )
+    for name, content, message in (
+        ("empty", "", "s.yaml: expected lines `name: {low: 1e-5, high: 1e-3, log: true}`."),
+        ("list", "[]", "s.yaml: expected lines `name: {low: 1e-5, high: 1e-3, log: true}`."),
+        ("number", "r: 5", "s.yaml: r: got 5; expected {low, high}, {factor} or {choices}, with"),
+        ("without choices", "r: {choices: []}", "s.yaml: r: got {'choices': []}; expected"),
+        ("nested choices", "r: {choices: [[1]]}", "got [[1]]; expected numbers, words, true or f"),
+        ("unknown", "learning_rat: {low: 1, high: 2}", "is not an option of lora. Did you mean"),
+        ("reversed", "r: {low: 8, high: 1}", "expected finite numbers, low < high, log true or"),
+        ("NaN", "r: {low: .nan, high: 1}", "expected finite numbers, low < high, log true or"),
+        ("zero step", "r: {low: 1, high: 4, step: 0}", "`step > 0` must hold, but got step=0."),
+        ("large step", "r: {low: 1, high: 4, step: 9}", "expected a step of at most high - low."),
+        (
+            "log of a negative",
+            "r: {low: -1, high: 4, log: true}",
+            "s.yaml: r: `low >= 1` must hold",
+        ),
+        ("small factor", "learning_rate: {factor: 0.5}", "expected a factor above 1 for a value"),
+        ("seed", "seed: {choices: [1, 2]}", "s.yaml: seed: must be the same in all trials; remo"),
+        ("key twice", "r: {choices: [4]}\nr: {choices: [8]}", "got the key 'r' twice, line 2"),
+        ("word", "r: {choices: [x]}", "r in the search space: r: got 'x'; expected a valid integ"),
+        ("end", "learning_rate: {choices: [-1, 0.1]}", "got -1.0; expected a number above 0."),
+        ("large", f"r: {{low: 1, high: {LARGE}}}", f"got {LARGE}; expected an integer of 64 bits."),
+    )
+]
+SEARCHES = [
+    BadInput(f"tune {words}", f"{SEARCH} {words}", (message,), {**PROJECT, "many.csv": MANY})
+    for words, message in {
+        "--search_space no.yaml": "--search_space: got 'no.yaml'; expected a readable YAML file.",
+        "--objective foo": "--objective: got 'foo'; expected one of accuracy, loss, macro_f1,",
+        "--pruner foo": "--pruner: got 'foo'; expected one of median, none.",
+        "--num_trials 0": "--num_trials: got 0; expected at least 1.",
+        "--num_trials 1.5": "--num_trials: got 1.5; expected a valid integer.",
+        "--seeds 1,2": "--seeds: a search has one seed; train the best recipe with seeds;",
+        "--output_dir p": "which holds files that do not belong to a search (README.md, model);",
+        "--output_dir good.csv": "--output_dir: got 'good.csv', a file; expected a directory.",
+        "--storage nonsense": "--storage: got 'nonsense', which cannot be opened: Could not parse",
+        "--storage foo://u:secret@x/y": "--storage: got 'foo://***@x/y', which cannot be opened:",
+        "--storage sqlite:////no/x.db": "--storage: got 'sqlite:////no/x.db', which cannot be",
+    }.items()
+]
+TEXT = "name: t\ntext: '{sentence1} {sentence2}?'\n"
+WORDS = "label_words: {yes: 'Yes', no: 'No'}\n"
+TEMPLATES = [
+    BadInput(
+        f"template {name}", f"{PROMPT} --template t.yaml --dry_run", (message,), {"t.yaml": content}
+    )
+    for name, content, message in (
+        ("list", "[]", "t.yaml: got no mapping; expected the keys text and label_words."),
+        ("without text", f"name: t\n{WORDS}", "t.yaml: key text is missing."),
+        ("without words", TEXT, "t.yaml: key label_words is missing."),
+        ("unknown key", f"{TEXT}{WORDS}x: 1\n", "t.yaml: got an unknown key 'x'."),
+        (
+            "key twice",
+            f"name: t\n{TEXT}{WORDS}",
+            "not valid YAML: got the key 'name' twice, line 2",
+        ),
+        ("style", f"{TEXT}{WORDS}style: foo\n", "key style: got 'foo'; expected 'auto', 'chat' or"),
+        (
+            "field",
+            f"name: t\ntext: '{{x}}'\n{WORDS}",
+            "key text: got the fields {x}; expected {sen",
+        ),
+        ("brace", f"name: t\ntext: '{{sentence1'\n{WORDS}", "Write a literal brace twice."),
+        ("format", f"name: t\ntext: '{{sentence1:>9}}'\n{WORDS}", "got a field with `:` or `!`;"),
+        ("same words", f"{TEXT}label_words: {{yes: A, no: A}}\n", "got 'A' more than once; expect"),
+        ("one label", f"{TEXT}label_words: {{yes: A}}\n", "expected two or more labels."),
+        ("number", f"{TEXT}label_words: {{yes: 1, no: A}}\n", "yes.0: got 1; expected text in quo"),
+        ("other labels", f"{TEXT}label_words: {{a: A, b: B}}\n", "but the data's labels are no, y"),
+        ("prefix", f"{TEXT}label_words: {{yes: A, no: A B}}\n", "one is a token prefix of the oth"),
+        (
+            "lone surrogate",
+            f'{TEXT}{WORDS}system: "\\ud800"\n',
+            "not valid YAML: got a lone surrog",
+        ),
+    )
+]
+PROMPTS = [
+    BadInput(
+        f"hard_prompt {words}",
+        f"{PROMPT} --template t.yaml {words}",
+        (message,),
+        {"t.yaml": TEXT + WORDS},
+    )
+    for words, message in {
+        "--template no.yaml": "--template: got 'no.yaml'; expected a readable file.",
+        "--template nonsense": "--template: got 'nonsense'; expected a YAML file, a directory of",
+        "--template t.yaml,t.yaml": "--template: got 't' twice; name each template once.",
+        "--calibration foo": "--calibration: got 'foo'; expected one of affine, batch, contextual",
+        "--calibration affine": "calibration affine: needs training examples; set train_file.",
+        "--calibration batch": "a calibration on the scored examples needs at least 8.",
+        "--num_demonstrations -1": "--num_demonstrations: got -1; expected at least 0.",
+        "--num_demonstrations 1.5": "--num_demonstrations: got 1.5; expected a valid integer.",
+        "--num_demonstrations 1": "num_demonstrations 1: needs training examples; set train_file.",
+        "--device_map foo": "--device_map: got 'foo'; expected one of auto, replica.",
+        "--batch_size 0": "--batch_size: got 0; expected at least 1.",
+        "--model {bert}": "a BertForSequenceClassification; expected a causal language model.",
+        "--model good.csv": "--model: got 'good.csv', which is not a directory; expected a model.",
+        "--push_to_hub": "--push_to_hub: got no hub_model_id; expected owner/name.",
+        "--method lora": "--method: got an unknown option.",
+    }.items()
+]
+PROMPTS.append(
+    BadInput(
+        "prompts longer than the model's positions",
+        f"{PROMPT} --template t.yaml",
+        ("validation, row 1, t: its prompt has", "expected at most 256"),
+        {"t.yaml": TEXT + WORDS, "good.csv": HEADER + "the cat " * 200 + ",a,yes\na,b,no\n"},
+    )
+)
+GATES = [
+    BadInput(f"compare {words}", f"compare r {words}", (message,), run_files(), 2, ("comparison",))
+    for words, message in {
+        "r": "RUN: got r twice; name each Run once.",
+        "./r": "RUN: got r twice; name each Run once.",
+        "good.csv": "RUN: got 'good.csv', which is not a directory; expected a Run.",
+        "--fail_under nonsense=1": "--fail_under: got 'nonsense'; expected one of accuracy,",
+        "--fail_under accuracy": "--fail_under: got 'accuracy'; expected METRIC=NUMBER, 0 to 1.",
+        "--fail_under accuracy=nan": "--fail_under: got 'accuracy=nan'; expected METRIC=NUMBER,",
+        "--fail_under f1.maybe=0.5": "--fail_under: got 'f1.maybe'; expected one of f1.no, f1.yes",
+        "--baseline nope": "--baseline: got 'nope'; expected one of the compared Runs: r.",
+        "--no_worse_than 0.1": "--no_worse_than: needs a baseline; set baseline to one of the",
+        "--baseline r --no_worse_than nan": "--no_worse_than: got 'nan'; expected METRIC=NUMBER",
+        "--split nonsense": "r: has no labelled split 'nonsense'; it has test.",
+        "--equivalence_margin nan": "--equivalence_margin: got nan; expected a number",
+        "--max_examples -1": "--max_examples: got -1; expected 0 or more.",
+        "--output_dir good.csv": "--output_dir: got 'good.csv', a file; expected a directory.",
+        "--output_dir r": "which holds files that do not belong to a report (metrics.json, model",
+    }.items()
+]
+OTHER_DATA = run_files("run.json", "data.splits.test.fingerprint", "1" * 64)
+GATES.append(
+    BadInput(
+        "compare Runs of other examples",
+        "compare r q",
+        ("q: was scored on other examples of 'test' than r",),
+        run_files() | {path.replace("r/", "q/", 1): text for path, text in OTHER_DATA.items()},
+        must_not_exist=("comparison",),
+    )
+)
+SCORED = '{"sentence1": 5, "sentence2": "b"}\n'
+PREDICTIONS = [
+    BadInput(f"predict {words}: {message}", f"predict {words}", (message,), files)
+    for words, message, files in (
+        ("", "predict: got no RUN; expected a Run, a directory, or owner/name on the Hub.", {}),
+        ("{run}", "--input: got none; expected a file, or - for standard input.", {}),
+        ("{run} r --input good.csv", "expected one RUN.", {}),
+        ("{run} --input d", "d: got a directory; expected .csv, .tsv, .jsonl", {"d/x": ""}),
+        ("gone --input good.csv", "got 'gone', which is not a directory; expected a Run,", {}),
+        ("d --input good.csv", "got 'd', which contains no peft_mrpc.json, adapter", {"d/x": ""}),
+        ("d --input good.csv", "cannot be read as JSON: not valid JSON", {"d/config.json": "{o"}),
+        ("d --input good.csv", "got []; expected a JSON", {"d/adapter_config.json": "[]"}),
+        ("{run} --input good.csv --output ./good.csv --overwrite", "which is the input; exp", {}),
+        ("{run} --input good.csv --class_names a,b", "has its own label names", {}),
+        ("{bert} --input good.csv --class_names a,b,c", "got 3 names; expected 2, the number", {}),
+        ("{run} --input good.csv --class_names a", "expected two or more different names, ", {}),
+        ("{run} --input t.csv", "t.csv: got the columns a, b; expected", {"t.csv": "a,b\n1,2\n"}),
+        ("{run} --input good.csv --sentence1_column x", "got 'x'; good.csv has sentence1,", {}),
+        ("{run} --input t.jsonl", "of type int in 'sentence1' in row 1", {"t.jsonl": SCORED}),
+        ("{run} --input good.csv --batch_size 0", "--batch_size: got 0; expected at least 1.", {}),
+        ("{run} --input good.csv --endpoint http://x/v1", "uses no served model; expected", {}),
+        ("{llama} --input good.csv", "lacks the weights score.weight; expected a trained", {}),
+        (
+            "{run} --input t.csv --output o.csv",
+            "t.csv: already has the columns prediction. Rename them.",
+            {"t.csv": "sentence1,sentence2,prediction\na,b,c\n"},
+        ),
+    )
+]
+OTHERS = [
+    BadInput(command, command, (message,), files)
+    for command, message, files in (
+        ("push", "push: got no RUN; expected the directory of a Run.", {}),
+        ("push gone --repo_id a/b", "RUN: got 'gone', which is not a directory; expected", {}),
+        ("push d --repo_id a/b", "RUN: got 'd', which has no run.json; expected", {"d/x": ""}),
+        ("push r q --repo_id a/b", "push: got r q; expected one RUN.", run_files()),
+        ("push r --repo_id a/b/c", "--repo_id: got 'a/b/c'; expected owner/name.", run_files()),
+        ("push r --repo_id ../x", "--repo_id: got '../x'; expected owner/name.", run_files()),
+        (f"{PUSH} --base_model_id ../x", "--base_model_id: got '../x'; expected", run_files()),
+        ("doctor --nonsense", "--nonsense: got an unknown option.", {}),
+        ("doctor x", "got 'x'; expected an option (--name value).", {}),
+        ("doctor --method foo", "--method: got 'foo'; expected one of bitfit, dora, full,", {}),
+        ("doctor --num_examples 5", "got the size of a training set. Add --method and", {}),
+        ("doctor --method lora --model d", "which contains no config.json; expect", {"d/x": ""}),
+        ("doctor --num_examples 0", "--num_examples: got 0; expected at least 1.", {}),
+        ("doctor --mean_tokens -1", "--mean_tokens: got -1; expected at least 1.", {}),
+        ("doctor --num_examples nan", "--num_examples: got nan; expected a valid integer.", {}),
+        ("quickstart x", "got 'x'; expected an option (--name value).", {}),
+        ("quickstart --overwrite", "--overwrite: got an unknown option.", {}),
+        ("quickstart --output_dir", "--output_dir: got 0 words; expected one text", {}),
+        ("quickstart --output_dir good.csv", "'good.csv', a file; expected a directory.", {}),
+        ("quickstart --output_dir good.csv/q", "cannot write in", {}),
+        ("quickstart --output_dir p", "that do not belong to a quickstart (README.md,", PROJECT),
+        ("quickstart --output_dir r", "do not belong to a quickstart (metrics", run_files()),
+        ("quickstart --output_dir .", "do not belong to a quickstart (good.csv)", {}),
+    )
+]
+ROWS = [
+    *(*FILES, *DATA, *LABELS, *OPTIONS, *VALUES, *CONFIGS, *HOMES, *OUTPUTS, *RUN_FILES),
+    *(*DIRECTORIES, *NAMES, *SPACES, *SEARCHES, *TEMPLATES, *PROMPTS, *GATES, *PREDICTIONS),
+    *OTHERS,
+]
 
 
 def test_the_rows_have_different_names() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 import re
 import sys
 import tempfile
@@ -59,9 +60,9 @@ def read_table(path: Path | str) -> Table:
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in FILE_TYPES:
-        raise UserError(
-            f"{path}: got a {suffix or 'nameless'} file; expected {', '.join(FILE_TYPES)}."
-        )
+        # Path.is_dir raises for a name that is too long.
+        kind = "directory" if os.path.isdir(path) else f"{suffix or 'nameless'} file"  # noqa: PTH112
+        raise UserError(f"{path}: got a {kind}; expected {', '.join(FILE_TYPES)}.")
     try:
         content = path.read_bytes()
     except FileNotFoundError as error:

@@ -39,32 +39,35 @@ PRIVATE_KEYS = (
 )
 
 
-def check_repo_id(repo_id: str | None) -> None:
+def check_repo_id(repo_id: str | None, argument: str = "repo_id") -> None:
     """Check the name of a repository.
 
+    Args:
+        repo_id: The name.
+        argument: The argument that holds it, for the message.
     Raises:
         UserError: If it is not `owner/name` in the characters that the Hub allows.
     """
     if not repo_id:
-        raise UserError("repo_id: got none; expected owner/name.")
+        raise UserError(f"{argument}: got none; expected owner/name.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise UserError(
-            f"repo_id: got {repo_id!r}; expected owner/name. {one_line(error)}"
+            f"{argument}: got {repo_id!r}; expected owner/name. {one_line(error)}"
         ) from error
     if "/" not in repo_id:
-        raise UserError(f"repo_id: got {repo_id!r}; expected owner/name.")
+        raise UserError(f"{argument}: got {repo_id!r}; expected owner/name.")
 
 
-def check_access(repo_id: str) -> None:
+def check_access(repo_id: str, argument: str = "hub_model_id") -> None:
     """Check before a long training that its result can be uploaded. Nothing is created.
 
     Raises:
         UserError: If the name is invalid, there is no token, the Hub rejects it, or it cannot write
             the repository.
     """
-    check_repo_id(repo_id)
+    check_repo_id(repo_id, argument)
     if get_token() is None:
         raise UserError("push: got no Hub token. Log in with `hf auth login` or set HF_TOKEN.")
     api = HfApi()
@@ -137,7 +140,7 @@ def with_base_model(run: Run, base_model_id: str | None) -> Run:
     """
     if not base_model_id:
         return run
-    check_repo_id(base_model_id)
+    check_repo_id(base_model_id, "base_model_id")
     return replace(run, record={**run.record, "base_model_id": base_model_id})
 
 

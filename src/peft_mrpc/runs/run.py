@@ -199,7 +199,7 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        siblings = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        siblings = [p.name for p in path.parent.glob("*/")] if path.parent.is_dir() else []
         raise UserError(
             f"RUN: got {str(path)!r}, which is not a directory; expected a Run."
             f"{closest(path.name, siblings)}"

@@ -92,7 +92,7 @@ def limit_faults(values: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     for name, choices in CHOICES.items():
         if (value := values.get(name)) is not None and value not in (*choices, "auto"):
-            faults += unknown_name(name, str(value), choices).faults
+            faults += unknown_name(name, str(value), (*choices, "auto")).faults
     for name, (is_valid, expected) in LIMITS.items():
         if (value := values.get(name)) is not None and not is_valid(value):
             faults.append(f"{name}: got {value}; expected {expected}.")

@@ -116,8 +116,9 @@ def _write_plots(study: optuna.Study, directory: Path, objective: str) -> None:
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for name, plot in PLOTS.items():
-            # The importances of few or equal trials cannot be computed.
-            with suppress(ValueError, RuntimeError), staged_file(directory / name) as path:
+            # The importances of few or equal trials cannot be computed, or have no bars to draw.
+            failures = (ValueError, RuntimeError, ZeroDivisionError)
+            with suppress(*failures), staged_file(directory / name) as path:
                 figure = np.ravel(plot(study, target_name=objective))[0].figure
                 figure.set_layout_engine("constrained")
                 save_figure(figure, path)

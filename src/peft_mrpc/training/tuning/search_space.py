@@ -100,6 +100,8 @@ def build_distribution(spec: Any, value: Any) -> BaseDistribution:
     numbers = [low, high] if step is None else [low, high, step]
     if not all(map(_is_number, numbers)) or not low < high or not isinstance(log, bool):
         raise ValueError(f"got {spec!r}; expected finite numbers, low < high, log true or false.")
+    if step is not None and step > high - low:
+        raise ValueError(f"got {spec!r}; expected a step of at most high - low.")
     if all(isinstance(number, int) for number in numbers):
         return IntDistribution(low, high, log=log, step=1 if step is None else step)
     return FloatDistribution(low, high, log=log, step=step)
