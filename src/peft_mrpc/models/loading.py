@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, one_line, unknown_name
@@ -40,6 +42,7 @@ from peft_mrpc.models.modeling_sentence_pair_adapter import (
 )
 from peft_mrpc.models.sources import ModelSource, quiet_transformers
 from peft_mrpc.precision import compute_dtype
+from peft_mrpc.serialization import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -477,6 +480,8 @@ def load_pretrained(loader: Any, source: ModelSource, **options: Any) -> Any:
     if loader not in (AutoConfig, AutoTokenizer):
         # None: safetensors are preferred.
         options["use_safetensors"] = None if source.trust.pickle else True
+        if not source.trust.pickle and _has_index_of_other_files(source):
+            raise _pickle_error(source)
     try:
         with quiet_transformers():
             return loader.from_pretrained(
@@ -484,6 +489,18 @@ def load_pretrained(loader: Any, source: ModelSource, **options: Any) -> Any:
             )
     except Exception as error:  # the errors of transformers' and other libraries' files are many
         raise _load_error(loader, source, one_line(error)) from error
+
+
+def _has_index_of_other_files(source: ModelSource) -> bool:
+    """Whether the index of safetensors files names others; transformers would load them too."""
+    try:
+        index = cached_file(source.location, SAFE_WEIGHTS_INDEX_NAME)
+    except OSError:  # there is none
+        return False
+    content = read_json(Path(index))
+    weights = content.get("weight_map") if isinstance(content, dict) else None
+    names = {*map(str, weights.values())} if isinstance(weights, dict) else {""}
+    return not all(name.endswith(".safetensors") for name in names)
 
 
 def _load_error(loader: Any, source: ModelSource, message: str) -> UserError:

@@ -328,6 +328,12 @@ def test_pickle_files_are_loaded_only_if_they_are_allowed(
     message = fails(predict.main, str(bert), "--input", pair_files["unlabelled"])
     assert "no weights in safetensors" in message and "set allow_pickle" in message
     assert len(load_classifier(bert, allow_pickle=True).predict(PAIRS)) == len(PAIRS)
+    files = dict.fromkeys(model.state_dict(), "pytorch_model.bin")
+    index = bert / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    with pytest.raises(UserError, match="no weights in safetensors"):
+        load_classifier(bert)
+    index.unlink()
     source = resolve_model(str(bert), trust=Trust(pickle=True))
     load_classification_model(source, LABELS, load_tokenizer(source), "mean")
 
