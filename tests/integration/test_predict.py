@@ -119,6 +119,18 @@ def test_rejects_a_model_without_a_trained_head(
     assert "lacks the weights classifier.bias" in fault and "expected a trained classifier" in fault
 
 
+@pytest.mark.parametrize("names", [["equivalent", "not_equivalent"], ["a", "b", "c"]])
+def test_rejects_label_names_that_are_not_those_of_the_model(
+    names: list[str], trained_run: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(trained_run, folder)
+    (path,) = folder.glob("*/peft_mrpc.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "label_names": names}))
+    with pytest.raises(UserError, match="damaged: label_names differ from id2label in config"):
+        load_classifier(folder)
+
+
 def test_rejects_a_run_with_a_missing_file(
     trained_run: Path, pair_files: dict[str, str], tmp_path: Path, fails: Callable[..., str]
 ) -> None:

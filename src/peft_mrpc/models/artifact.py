@@ -270,6 +270,10 @@ def load_fine_tuned(folder: Path, info: Mapping[str, Any], trust: Trust = NO_TRU
         weights = read_adapter_weights(folder, trust)
         return _load_adapter(folder, info, base_model_source(info, trust), list(weights))
     config = read_json(folder / CONFIG_FILE)
+    if (folder / ARTIFACT_FILE).is_file() and config_label_names(config) != info["label_names"]:
+        raise UserError(
+            f"{folder / ARTIFACT_FILE}: damaged: label_names differ from id2label in {CONFIG_FILE}."
+        )
     if config.get("model_type") == SentencePairAdapterConfig.model_type:
         read_adapter_weights(folder, trust)
         name = config.get("base_model_name_or_path")
