@@ -11,15 +11,22 @@ import numpy as np
 import pandas
 import pytest
 import torch
-from conftest import ROWS, run_command, write_csv
+from conftest import ROWS, build_tokenizer, run_command, write_csv
 from safetensors.torch import load_file, save_file
 from tiny_models import write_tiny_model
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 from peft_mrpc import DataConfig, UserError, compare_runs, load_classifier, load_run
 from peft_mrpc.predict import main
 from peft_mrpc.train import main as train_main
 
+PAIRS = [row[:2] for row in ROWS]
 ADDED = ["prediction", "probability_not_equivalent", "probability_equivalent"]
 
 
@@ -238,6 +245,32 @@ def test_an_adapter_over_a_trained_classifier_has_its_labels(
     with output.open(newline="") as file:
         header = next(csv.reader(file))
     assert header[-2:] == ["probability_no", "probability_yes"]
+
+
+def test_a_model_counts_positions_from_its_own_padding_id(
+    train_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    """RoBERTa's ids of positions depend on the id of padding, here not the tokenizer's."""
+    folder = tmp_path / "roberta"
+    tokenizer = build_tokenizer()
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=66,
+        pad_token_id=1,
+        initializer_range=0.5,
+    )
+    RobertaForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    long = [("the cat " * 300, "a dog " * 300)]
+    assert len(load_classifier(folder).predict(long)) == 1
+    run = train_tiny("full", model=str(folder), pooling="native", max_steps=2)
+    expected = run.predictions("validation").probabilities
+    np.testing.assert_allclose(load_classifier(run).predict_proba(PAIRS), expected, atol=1e-5)
 
 
 def test_rejects_incomplete_external_adapters(

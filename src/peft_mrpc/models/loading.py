@@ -171,6 +171,11 @@ def check_tokenizer(
         # Without special tokens: the last token, the rarest of byte-pair encodings.
         tokenizer.pad_token = next((token for token in tokens if token is not None), last)
         logger.info("%s: no padding token, %r is used", name, tokenizer.pad_token)
+    padding = getattr(config, "pad_token_id", None)
+    if padding not in (None, tokenizer.pad_token_id) and _position_offset(config):
+        # RoBERTa counts positions from this id on, whatever the tokenizer pads with.
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding) or tokenizer.pad_token
+        logger.info("%s: %r is used for padding, as in the model", name, tokenizer.pad_token)
     types = getattr(config, "type_vocab_size", None)
     if types is not None and max(tokenizer("a", "b").get("token_type_ids", [0])) >= max(types, 1):
         tokenizer.model_input_names = [
