@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils.hub import cached_file
 
 from peft_mrpc.distributed import process_state
 from peft_mrpc.errors import UserError, one_line, unknown_name
@@ -55,8 +56,8 @@ HEAD_DROPOUT = 0.1
 PER_LAYER_OPTIONS = ("layer_types", "mlp_layer_types", "attention_window")
 # A number of labels that no dimension of a model equals: it identifies the head's output.
 MARKER_NUM_LABELS = 7919
-# Weights of one of several layers; transformers initializes those that are missing at random.
-LAYER_WEIGHT = re.compile(r"\.\d+\.")
+# Weights of layers and embeddings; transformers initializes those that are missing at random.
+LAYER_WEIGHT = re.compile(r"\.\d+\.|embed")
 # Label names of a configuration that has none of its own.
 DEFAULT_LABEL = re.compile(r"LABEL_\d+")
 # Other tokens that serve for padding, which is masked. Tokenizers with separators have one of the
@@ -450,7 +451,7 @@ def check_causal_lm(source: ModelSource) -> PretrainedConfig:
 def load_model(
     loader: Any, source: ModelSource, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a model whose layers are whole; heads and poolers may lack weights.
+    """Load a model whose layers and embeddings are whole; a causal LM lacks no weight.
 
     Args:
         loader: An AutoModel class.
@@ -459,13 +460,16 @@ def load_model(
     Returns:
         The model, and transformers' report of missing and other weights.
     Raises:
-        UserError: If it cannot be loaded, or a layer lacks a weight.
+        UserError: If it cannot be loaded, or lacks a weight other than those of a classification
+            head or a pooler.
     """
     model, report = load_pretrained(loader, source, output_loading_info=True, **options)
-    if missing := sorted(filter(LAYER_WEIGHT.search, report["missing_keys"])):
+    is_whole = loader is AutoModelForCausalLM
+    missing = sorted(k for k in report["missing_keys"] if is_whole or LAYER_WEIGHT.search(k))
+    if missing:
         raise UserError(
             f"model: got {source.name!r}, which lacks the weights {', '.join(missing[:3])}; "
-            "expected a model with all of its layers."
+            "expected a model with all of its layers and embeddings."
         )
     return model, report
 
@@ -499,7 +503,7 @@ def load_pretrained(loader: Any, source: ModelSource, **options: Any) -> Any:
 def _has_index_of_other_files(source: ModelSource) -> bool:
     """Whether the index of safetensors files names others; transformers would load them too."""
     try:
-        index = cached_file(source.location, SAFE_WEIGHTS_INDEX_NAME)
+        index = str(cached_file(source.location, SAFE_WEIGHTS_INDEX_NAME))
     except OSError:  # there is none
         return False
     content = read_json(Path(index))

@@ -23,6 +23,7 @@ from peft_mrpc import UserError, doctor, load_classifier, predict
 from peft_mrpc import train as train_command
 from peft_mrpc.models.artifact import save_info
 from peft_mrpc.models.loading import (
+    load_causal_lm,
     load_classification_model,
     load_config,
     load_tokenizer,
@@ -42,6 +43,13 @@ def change(path: Path, **values: Any) -> None:
 def bert(tiny_bert: str, tmp_path: Path) -> Path:
     """A copy of the tiny BERT."""
     return Path(shutil.copytree(tiny_bert, tmp_path / "bert"))
+
+
+def remove_weights(folder: Path, part: str) -> None:
+    """Remove the weights whose names contain a text."""
+    weights = load_file(folder / "model.safetensors")
+    others = {name: weights[name] for name in weights if part not in name}
+    save_file(others, folder / "model.safetensors", {"format": "pt"})
 
 
 def write_custom_model(folder: Path, executed: Path) -> None:
@@ -346,6 +354,16 @@ def test_pickle_files_are_loaded_only_if_they_are_allowed(
     assert len(load_classifier(adapter, allow_pickle=True).predict(PAIRS)) == len(PAIRS)
 
 
+@pytest.mark.parametrize("part", ["layers.1.", "embed_tokens", "model.norm", "lm_head"])
+def test_a_causal_lm_without_a_weight_is_refused(
+    tiny_llama: str, tmp_path: Path, part: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama, tmp_path / "llama"))
+    remove_weights(folder, part)
+    with pytest.raises(UserError, match=f"which lacks the weights .*{part}"):
+        load_causal_lm(resolve_model(str(folder)), "none")
+
+
 @pytest.mark.parametrize("length", ["many", 0, -5])
 def test_a_tokenizer_that_truncates_everything_is_refused(bert: Path, length: object) -> None:
     change(bert / "tokenizer_config.json", model_max_length=length)
@@ -354,12 +372,13 @@ def test_a_tokenizer_that_truncates_everything_is_refused(bert: Path, length: ob
 
 
 @pytest.mark.parametrize("pooling", ["native", "mean"])
-def test_a_model_without_the_weights_of_a_layer_is_refused(bert: Path, pooling: str) -> None:
-    weights = load_file(bert / "model.safetensors")
-    others = {name: weights[name] for name in weights if ".layer.1." not in name}
-    save_file(others, bert / "model.safetensors", {"format": "pt"})
+@pytest.mark.parametrize("part", ["layer.1.", "embeddings.LayerNorm.bias"])
+def test_a_model_without_weights_of_its_body_is_refused(
+    bert: Path, pooling: str, part: str
+) -> None:
+    remove_weights(bert, part)
     source = resolve_model(str(bert))
-    with pytest.raises(UserError, match=r"which lacks the weights .*layer\.1\."):
+    with pytest.raises(UserError, match=f"which lacks the weights .*{part}"):
         load_classification_model(source, LABELS, load_tokenizer(source), pooling)
 
 
