@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import ANY_TEXT, SETTINGS, STRUCTURE, VALUES
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from peft_mrpc.config import DataConfig
@@ -12,18 +13,6 @@ from peft_mrpc.data.examples import Table, build_splits
 from peft_mrpc.data.files import read_table, write_table
 from peft_mrpc.errors import UserError
 from peft_mrpc.serialization import load_json, load_yaml
-
-SETTINGS = settings(
-    max_examples=50,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],  # one folder for all examples
-)
-# Lone surrogates included. A file with NUL characters is refused.
-ANY_TEXT = st.text(st.characters(exclude_categories=(), exclude_characters="\0"))
-STRUCTURE = st.text('{}[]",:;|\n\r\t \\0a1-*&!?%#\ufeff\x00é', max_size=60)
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | ANY_TEXT
-VALUES = st.recursive(SCALARS, lambda v: st.lists(v) | st.dictionaries(ANY_TEXT, v), max_leaves=4)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl", "parquet"])
