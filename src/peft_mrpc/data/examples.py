@@ -180,20 +180,37 @@ def as_table(inputs: Inputs, where: str) -> Table:
 
 
 def _table_of_dataset(dataset: Any, where: str) -> Table:
-    """The rows of a `datasets.Dataset`, with the names of ClassLabel columns for their positions.
-
-    A name that means no label, such as `-`, becomes None.
-    """
     features = dataset.features.items()
     names = {column: kind.names for column, kind in features if getattr(kind, "names", None)}
-    rows = dataset.to_list()
-    for column, labels in names.items():
+    return name_class_labels(Table(where, list(dataset.column_names), dataset.to_list(), names))
+
+
+def name_class_labels(table: Table) -> Table:
+    """Replace the positions in ClassLabel columns by the label names.
+
+    A name that means no label, such as `-`, becomes None.
+
+    Raises:
+        UserError: With every position that has no name.
+    """
+    rows, faults = table.rows, []
+    for column, labels in table.class_labels.items():
         texts = [label if label_text(label) else None for label in labels]
-        for row in rows:
-            position = row[column]
-            row[column] = None if position is None or position < 0 else texts[position]
-    class_labels = {column: tuple(filter(label_text, labels)) for column, labels in names.items()}
-    return Table(where, list(dataset.column_names), rows, class_labels)
+        for number, row in enumerate(rows, start=1):
+            position = row.get(column)
+            if not isinstance(position, int):
+                continue
+            if position >= len(texts):
+                faults.append(
+                    f"{table.where} row {number}: got {position} in {column!r}; expected at most "
+                    f"{len(texts) - 1}, the position of a label name."
+                )
+            else:
+                row[column] = None if position < 0 else texts[position]
+    raise_faults(faults)
+    names = table.class_labels.items()
+    class_labels = {column: tuple(filter(label_text, labels)) for column, labels in names}
+    return replace(table, class_labels=class_labels)
 
 
 def build_splits(

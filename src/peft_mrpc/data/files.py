@@ -34,7 +34,8 @@ class Table:
         where: Names the source in error messages.
         columns: Column names.
         rows: Values by column; text in csv and tsv files.
-        class_labels: The label names of each column with a fixed list of them (a ClassLabel).
+        class_labels: The label names of each column with a fixed list of them (a ClassLabel), in
+            the order of the positions that `datasets` stores for them.
     """
 
     where: str
@@ -109,7 +110,22 @@ def _parse_parquet(content: bytes, where: str) -> Table:
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise UserError(f"{where}: cannot be read as parquet: {one_line(error)[:200]}") from error
     _check_columns(table.column_names, where)
-    return Table(where, table.column_names, rows)
+    class_labels = _stored_class_labels(table.schema.metadata or {})
+    return Table(where, table.column_names, rows, class_labels)
+
+
+def _stored_class_labels(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:
+    """The label names of ClassLabel columns that `datasets.Dataset.to_parquet` stores."""
+    try:
+        features = load_json(metadata[b"huggingface"].decode())["info"]["features"]
+        names = {column: kind.get("names") for column, kind in features.items()}
+    except (KeyError, TypeError, ValueError, AttributeError):  # none, or of another tool
+        return {}
+    return {
+        column: labels
+        for column, labels in names.items()
+        if isinstance(labels, list) and labels and all(isinstance(name, str) for name in labels)
+    }
 
 
 def parse_jsonl(text: str, where: str) -> Table:

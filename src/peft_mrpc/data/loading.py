@@ -23,6 +23,7 @@ from peft_mrpc.data.examples import (
     Inputs,
     as_table,
     build_splits,
+    name_class_labels,
     normalized_texts,
 )
 from peft_mrpc.data.files import Table, parse_jsonl, read_table
@@ -72,7 +73,7 @@ def _build_from_files(name: str, files: Mapping[str, Path], config: DataConfig) 
     faults: list[str] = []
     for split, path in files.items():
         with collect_faults(faults):
-            tables[split] = read_table(path)
+            tables[split] = name_class_labels(read_table(path))
     return build_splits(name, tables, None, config, faults)
 
 

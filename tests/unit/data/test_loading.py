@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas
+import pyarrow
+import pyarrow.parquet
 import pytest
 from conftest import MRPC, ROWS, requires_mrpc, write_csv
 
@@ -374,6 +376,37 @@ def class_label_dataset(names: list[str], positions: list[int]) -> Any:
     texts = [f"position {position}" for position in positions]
     columns = {"sentence1": texts, "sentence2": texts, "label": positions}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def test_parquet_files_of_datasets_keep_their_label_names(tmp_path: Path) -> None:
+    paths = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "validation")}
+    class_label_dataset(["1", "0"], [0, 1, 1]).to_parquet(paths["train"])
+    class_label_dataset(["0", "1"], [0, 1, -1]).to_parquet(paths["validation"])  # another order
+    config = DataConfig(train_file=paths["train"], validation_file=paths["validation"])
+    data = load_data(config)
+    assert data.label_names == ("1", "0")
+    assert [example.label for example in data.splits["train"]] == [0, 1, 1]
+    assert [example.label for example in data.splits["validation"]] == [1, 0, -1]
+
+
+def test_a_position_without_a_name_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    class_label_dataset(["no", "yes"], [0, 1]).to_parquet(path)
+    table = pyarrow.parquet.read_table(path)
+    columns = [*(table.column(name) for name in ("sentence1", "sentence2")), pyarrow.array([0, 2])]
+    schema = table.schema  # with the names
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=schema), path)
+    with pytest.raises(UserError, match=r"row 2: got 2 in 'label'; expected at most 1"):
+        load_data(DataConfig(train_file=str(path), validation_file=str(path)))
+
+
+@pytest.mark.parametrize("text", [b"{", b"[]", b'{"info": 1}', b'{"info": {"features": {"a": 1}}}'])
+def test_other_metadata_of_parquet_files_is_ignored(text: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "train.parquet"
+    table = pyarrow.table({"sentence1": ["a", "b"], "sentence2": ["c", "d"], "label": ["x", "y"]})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": text}), path)
+    data = load_data(DataConfig(train_file=str(path), validation_file=str(path)))
+    assert data.label_names == ("x", "y")
 
 
 @pytest.fixture
