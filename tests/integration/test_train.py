@@ -295,7 +295,7 @@ def test_virtual_tokens_reduce_the_maximum_length(build_tiny: Callable[..., Any]
         ({"method": "loar"}, "method: got 'loar'"),
         ({"num_unfrozen_layers": 9}, "bert here has 2 layers; expected 0 to 2"),
         ({"method": "lora", "target_modules": "nothing"}, "target_modules: got 'nothing'"),
-        ({"learning_rate": float("nan")}, "learning_rate: got nan; expected a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: got nan; expected a number."),
         ({"num_train_epochs": -1}, "num_train_epochs: got -1.0; expected a number above 0"),
         ({"per_device_eval_batch_size": 0}, "got 0; expected at least 1"),
         ({"seed": -1}, "seed: got -1; expected 0 to 4294967295"),
