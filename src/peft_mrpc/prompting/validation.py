@@ -22,7 +22,7 @@ CHOICES = {
 MINIMUM = {
     "batch_size": 1,
     "batch_tokens": 1,
-    "max_length": 1,
+    "max_length": 8,
     "num_demonstrations": 0,
     "num_calibration_pairs": 4,
 }

@@ -166,7 +166,7 @@ ARTIFACT = {
         ({"threshold": 2}, "threshold is 2; expected at most 1"),
         ({"label_names": ["yes", "yes"]}, "expected different values"),
         ({"label_names": ["yes"]}, "expected at least 2 values"),
-        ({"max_length": 0}, "max_length is 0; expected at least 1"),
+        ({"max_length": 7}, "max_length is 7; expected at least 8"),
         ({"max_length": "128"}, 'max_length is "128"; expected integer'),
         ({"max_length": 10**30}, "max_length is 1000000000"),
         ({"files": ["gone.bin"]}, "gone.bin is missing"),
